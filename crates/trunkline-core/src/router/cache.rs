@@ -1,0 +1,113 @@
+//! Answers kept: one private cache a publisher, one shared cache a router.
+
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+
+use super::{MatchSet, Router, hash_of};
+
+/// Most answers a publisher keeps. Past it the cache starts over: subjects that matter are back after one message.
+const PRIVATE_ENTRIES_MAX: usize = 1024;
+/// Most answers a shard of the shared cache keeps.
+const SHARED_ENTRIES_MAX: usize = 1024;
+
+pub(super) struct Stamped<T> {
+    pub(super) stamp: u64,
+    pub(super) part: u8,
+    pub(super) set: Arc<MatchSet<T>>,
+}
+
+impl<T> Clone for Stamped<T> {
+    fn clone(&self) -> Self {
+        Self { stamp: self.stamp, part: self.part, set: self.set.clone() }
+    }
+}
+
+struct Slot<T> {
+    hash: u64,
+    subject: Box<[u8]>,
+    answer: Stamped<T>,
+}
+
+/// Answers of one publisher; not shared between threads at a time, so it takes no lock on a hit.
+/// An empty one allocates nothing. It keeps at most 1024 subjects.
+pub struct MatchCache<T> {
+    slots: HashTable<Slot<T>>,
+    /// Lookups answered here since the start; the owner adds them to its statistics.
+    pub hits: u64,
+}
+
+impl<T> Default for MatchCache<T> {
+    fn default() -> Self {
+        Self { slots: HashTable::new(), hits: 0 }
+    }
+}
+
+impl<T> std::fmt::Debug for MatchCache<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MatchCache").field("subjects", &self.slots.len()).finish_non_exhaustive()
+    }
+}
+
+impl<T: Clone> MatchCache<T> {
+    #[inline]
+    pub(super) fn get_or_insert(&mut self, subject: &[u8], router: &Router<T>) -> &Arc<MatchSet<T>> {
+        let hash = hash_of(subject);
+        let slots = &mut self.slots;
+        if slots.len() >= PRIVATE_ENTRIES_MAX && slots.find(hash, |slot| *slot.subject == *subject).is_none()
+        {
+            slots.clear();
+        }
+        let slot = match slots.entry(hash, |slot| *slot.subject == *subject, |slot| slot.hash) {
+            hashbrown::hash_table::Entry::Occupied(found) => {
+                let slot = found.into_mut();
+                if slot.answer.stamp == router.stamp(slot.answer.part) {
+                    self.hits += 1;
+                } else {
+                    slot.answer = router.shared_lookup(subject);
+                }
+                slot
+            }
+            hashbrown::hash_table::Entry::Vacant(vacant) => {
+                let answer = router.shared_lookup(subject);
+                vacant.insert(Slot { hash, subject: subject.into(), answer }).into_mut()
+            }
+        };
+        &slot.answer.set
+    }
+
+    /// Forgets every answer, and with them the targets they hold.
+    pub fn clear(&mut self) {
+        self.slots = HashTable::new();
+    }
+}
+
+pub(super) struct Shared<T> {
+    slots: HashTable<Slot<T>>,
+}
+
+impl<T> Shared<T> {
+    pub(super) fn new() -> Self {
+        Self { slots: HashTable::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn get(&self, hash: u64, subject: &[u8], stamp: u64) -> Option<Stamped<T>> {
+        let slot = self.slots.find(hash, |slot| *slot.subject == *subject)?;
+        (slot.answer.stamp == stamp).then(|| slot.answer.clone())
+    }
+
+    pub(super) fn insert(&mut self, hash: u64, subject: &[u8], answer: Stamped<T>) {
+        if let Some(slot) = self.slots.find_mut(hash, |slot| *slot.subject == *subject) {
+            slot.answer = answer;
+            return;
+        }
+        if self.slots.len() >= SHARED_ENTRIES_MAX {
+            self.slots.clear();
+        }
+        self.slots.insert_unique(hash, Slot { hash, subject: subject.into(), answer }, |slot| slot.hash);
+    }
+}

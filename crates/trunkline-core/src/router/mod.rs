@@ -1,0 +1,265 @@
+//! The routing table: which targets a literal subject reaches.
+//!
+//! Subscriptions live in a trie of tokens. A publisher asks through a [`MatchCache`] of its own, whose entries
+//! are stamped with the generation of the part of the table they came from: a hit costs one hash and one
+//! comparison, and a change of one first token leaves the answers for all others valid. Behind the private
+//! caches stands one shared, bounded cache, so that many publishers of one subject share one answer.
+
+mod cache;
+mod trie;
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytestring::ByteString;
+use foldhash::fast::FixedState;
+use parking_lot::{Mutex, RwLock};
+
+pub use cache::MatchCache;
+use cache::{Shared, Stamped};
+use trie::{Entry, Trie};
+
+use crate::subject::Pattern;
+
+/// Parts of the table that are stamped apart, chosen by the first token.
+const GENERATIONS: usize = 256;
+/// Shards of the shared cache, so that publishers on several threads rarely meet.
+const SHARDS: usize = 16;
+
+/// Names a subscription in a router; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SubscriptionId(u64);
+
+/// What a target is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// Gets every matching message.
+    Subscriber,
+    /// Shares matching messages with the other members of the queue group: one of them gets each.
+    QueueMember(ByteString),
+    /// Stores every matching message; does not count as somebody listening.
+    Store,
+    /// Looks on; does not count as somebody listening, so that it never changes what a client sees.
+    Tap,
+}
+
+/// The targets one subject reaches.
+#[derive(Debug)]
+pub struct MatchSet<T> {
+    /// Each gets the message.
+    pub subscribers: Vec<T>,
+    /// Of each group one member gets the message.
+    pub queues: Vec<QueueMatch<T>>,
+    /// Each stores the message.
+    pub stores: Vec<T>,
+    /// Each sees the message.
+    pub taps: Vec<T>,
+}
+
+/// The members of one queue group whose patterns match; never empty.
+#[derive(Debug)]
+pub struct QueueMatch<T> {
+    /// Name of the group.
+    pub group: ByteString,
+    /// Its members.
+    pub members: Vec<T>,
+}
+
+impl<T> Default for MatchSet<T> {
+    fn default() -> Self {
+        Self { subscribers: Vec::new(), queues: Vec::new(), stores: Vec::new(), taps: Vec::new() }
+    }
+}
+
+impl<T> MatchSet<T> {
+    /// Whether nobody listens: no subscriber and no queue group. Stores and taps do not listen.
+    pub fn nobody_listens(&self) -> bool {
+        self.subscribers.is_empty() && self.queues.is_empty()
+    }
+
+    /// Whether nothing at all happens with a message.
+    pub fn is_empty(&self) -> bool {
+        self.nobody_listens() && self.stores.is_empty() && self.taps.is_empty()
+    }
+}
+
+impl<T: Clone> MatchSet<T> {
+    fn add(&mut self, entry: &Entry<T>) {
+        let target = entry.target.clone();
+        match &entry.role {
+            Role::Subscriber => self.subscribers.push(target),
+            Role::Store => self.stores.push(target),
+            Role::Tap => self.taps.push(target),
+            Role::QueueMember(group) => match self.queues.iter_mut().find(|queue| queue.group == *group) {
+                Some(queue) => queue.members.push(target),
+                None => self.queues.push(QueueMatch { group: group.clone(), members: vec![target] }),
+            },
+        }
+    }
+}
+
+/// Counters of a router, as `/subsz` shows them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RouterStats {
+    /// Subscriptions in the table now.
+    pub subscriptions: u64,
+    /// Answers in the shared cache now.
+    pub cached: u64,
+    /// Subscriptions added since the start.
+    pub inserts: u64,
+    /// Subscriptions removed since the start.
+    pub removes: u64,
+    /// Lookups that the private caches could not answer.
+    pub matches: u64,
+    /// Of those, answered by the shared cache.
+    pub shared_hits: u64,
+}
+
+/// The routing table, shared by all publishers and subscribers of a process.
+///
+/// Locks: `table` before a shard of `shared`; never the other way round, and neither is held while a target is used.
+pub struct Router<T> {
+    /// Guards the trie. Held for the walk only.
+    table: RwLock<Trie<T>>,
+    /// Bumped inside the write lock after a change under that first token.
+    generations: Box<[AtomicU64]>,
+    /// Bumped when a pattern that starts with a wildcard changes: it concerns every subject.
+    wildcard_generation: AtomicU64,
+    /// Answers shared by all publishers; each shard's lock guards one small map.
+    shared: Box<[Mutex<Shared<T>>]>,
+    next_id: AtomicU64,
+    removes: AtomicU64,
+    matches: AtomicU64,
+    shared_hits: AtomicU64,
+}
+
+impl<T: Clone> Default for Router<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T: Clone> Router<T> {
+    /// An empty table.
+    pub fn new() -> Self {
+        Self {
+            table: RwLock::new(Trie::new()),
+            generations: (0..GENERATIONS).map(|_| AtomicU64::new(0)).collect(),
+            wildcard_generation: AtomicU64::new(0),
+            shared: (0..SHARDS).map(|_| Mutex::new(Shared::new())).collect(),
+            next_id: AtomicU64::new(1),
+            removes: AtomicU64::new(0),
+            matches: AtomicU64::new(0),
+            shared_hits: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds a target. Every lookup that starts after this returns sees it.
+    pub fn insert(&self, pattern: &Pattern, role: Role, target: T) -> SubscriptionId {
+        let id = SubscriptionId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let mut table = self.table.write();
+        table.insert(pattern, Entry { id, role, target });
+        self.bump(pattern);
+        id
+    }
+
+    /// Removes a target; `false` when it is not there (any more). Every lookup that starts after this returns
+    /// does without it; one under way may still use it.
+    pub fn remove(&self, pattern: &Pattern, id: SubscriptionId) -> bool {
+        let removed = {
+            let mut table = self.table.write();
+            let removed = table.remove(pattern, id);
+            if removed.is_some() {
+                self.bump(pattern);
+            }
+            removed
+        };
+        // The target is dropped outside the lock: its destructor may be anything.
+        if removed.is_some() {
+            self.removes.fetch_add(1, Ordering::Relaxed);
+        }
+        removed.is_some()
+    }
+
+    /// The targets of `subject`, through the publisher's own cache.
+    #[inline]
+    pub fn lookup<'c>(&self, cache: &'c mut MatchCache<T>, subject: &[u8]) -> &'c Arc<MatchSet<T>> {
+        cache.get_or_insert(subject, self)
+    }
+
+    /// The targets of `subject`, through the shared cache.
+    pub fn matches(&self, subject: &[u8]) -> Arc<MatchSet<T>> {
+        self.shared_lookup(subject).set
+    }
+
+    /// Counters for monitoring.
+    pub fn stats(&self) -> RouterStats {
+        let removes = self.removes.load(Ordering::Relaxed);
+        RouterStats {
+            subscriptions: self.table.read().len() as u64,
+            cached: self.shared.iter().map(|shard| shard.lock().len() as u64).sum(),
+            inserts: self.next_id.load(Ordering::Relaxed) - 1,
+            removes,
+            matches: self.matches.load(Ordering::Relaxed),
+            shared_hits: self.shared_hits.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The number that tells whether an answer for this part of the table is still good. Both counters only
+    /// grow, so their sum is unchanged only if both are.
+    #[inline]
+    fn stamp(&self, part: u8) -> u64 {
+        self.generations[part as usize].load(Ordering::Acquire)
+            + self.wildcard_generation.load(Ordering::Acquire)
+    }
+
+    fn bump(&self, pattern: &Pattern) {
+        let first = pattern.tokens().next().unwrap_or_default();
+        match first {
+            "*" | ">" => self.wildcard_generation.fetch_add(1, Ordering::Release),
+            token => self.generations[part_of(token.as_bytes()) as usize].fetch_add(1, Ordering::Release),
+        };
+    }
+
+    fn shared_lookup(&self, subject: &[u8]) -> Stamped<T> {
+        self.matches.fetch_add(1, Ordering::Relaxed);
+        let hash = hash_of(subject);
+        // The high bits choose the shard: the map inside uses the low ones.
+        let shard = &self.shared[(hash >> 60) as usize % SHARDS];
+        let part = part_of(first_token(subject));
+        // Read before the table: a change in between leaves an old stamp on a new answer, which is merely looked up again.
+        let stamp = self.stamp(part);
+        if let Some(found) = shard.lock().get(hash, subject, stamp) {
+            self.shared_hits.fetch_add(1, Ordering::Relaxed);
+            return found;
+        }
+        let mut set = MatchSet::default();
+        self.table.read().collect(subject, &mut |entry| set.add(entry));
+        let answer = Stamped { stamp, part, set: Arc::new(set) };
+        shard.lock().insert(hash, subject, answer.clone());
+        answer
+    }
+}
+
+impl<T> std::fmt::Debug for Router<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Router").field("subscriptions", &self.table.read().len()).finish_non_exhaustive()
+    }
+}
+
+#[inline]
+fn hash_of(bytes: &[u8]) -> u64 {
+    FixedState::with_seed(0).hash_one(bytes)
+}
+
+fn first_token(subject: &[u8]) -> &[u8] {
+    &subject[..memchr::memchr(b'.', subject).unwrap_or(subject.len())]
+}
+
+fn part_of(first_token: &[u8]) -> u8 {
+    (hash_of(first_token) >> 32) as u8
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+use super::*;
+use crate::subject::Subject;
+use proptest::prelude::*;
+
+fn pattern(text: &str) -> Pattern {
+    Pattern::new(text).unwrap()
+}
+
+fn sorted(mut targets: Vec<u32>) -> Vec<u32> {
+    targets.sort_unstable();
+    targets
+}
+
+#[test]
+fn literal_and_wildcard_patterns_all_match() {
+    let router = Router::new();
+    for (n, p) in ["a.b", "a.*", "*.b", "a.>", ">", "a.b.c", "*"].into_iter().enumerate() {
+        router.insert(&pattern(p), Role::Subscriber, n as u32);
+    }
+    let mut cache = MatchCache::default();
+    assert_eq!(sorted(router.lookup(&mut cache, b"a.b").subscribers.clone()), [0, 1, 2, 3, 4]);
+    assert_eq!(sorted(router.lookup(&mut cache, b"a").subscribers.clone()), [4, 6]);
+    assert_eq!(sorted(router.matches(b"a.b.c").subscribers.clone()), [3, 4, 5]);
+}
+
+#[test]
+fn queue_groups_merge_across_patterns_and_stores_and_taps_do_not_listen() {
+    let router = Router::new();
+    router.insert(&pattern("a.*"), Role::QueueMember("q".into()), 1u32);
+    router.insert(&pattern("a.b"), Role::QueueMember("q".into()), 2);
+    router.insert(&pattern("a.b"), Role::QueueMember("other".into()), 3);
+    router.insert(&pattern("c"), Role::Store, 4);
+    router.insert(&pattern(">"), Role::Tap, 5);
+    let set = router.matches(b"a.b");
+    assert_eq!(set.queues.len(), 2);
+    let q = set.queues.iter().find(|queue| queue.group == "q").unwrap();
+    assert_eq!(sorted(q.members.clone()), [1, 2]);
+    let set = router.matches(b"c");
+    assert!(set.nobody_listens() && !set.is_empty());
+    assert_eq!((set.stores.as_slice(), set.taps.as_slice()), (&[4][..], &[5][..]));
+}
+
+#[test]
+fn a_change_is_seen_by_the_next_lookup_and_leaves_other_first_tokens_cached() {
+    let router = Router::new();
+    let mut cache = MatchCache::default();
+    assert!(router.lookup(&mut cache, b"a.b").is_empty());
+    assert!(router.lookup(&mut cache, b"other").is_empty());
+    let id = router.insert(&pattern("a.*"), Role::Subscriber, 1u32);
+    assert_eq!(router.lookup(&mut cache, b"a.b").subscribers, [1]);
+    let before = router.stats().matches;
+    router.lookup(&mut cache, b"other");
+    assert_eq!(router.stats().matches, before, "the answer for another first token stayed valid");
+    assert!(router.remove(&pattern("a.*"), id));
+    assert!(!router.remove(&pattern("a.*"), id));
+    assert!(router.lookup(&mut cache, b"a.b").is_empty());
+    assert_eq!(router.stats().subscriptions, 0);
+}
+
+#[test]
+fn caches_are_bounded() {
+    let router = Router::new();
+    router.insert(&pattern(">"), Role::Subscriber, 1u32);
+    let mut cache = MatchCache::default();
+    for n in 0..100_000u32 {
+        assert_eq!(router.lookup(&mut cache, format!("s.{n}").as_bytes()).subscribers, [1]);
+    }
+    assert!(router.stats().cached <= 16 * 1024);
+    assert!(format!("{cache:?}").contains("subjects"));
+}
+
+fn token() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("a"), Just("b"), Just("c")]
+}
+
+fn any_pattern() -> impl Strategy<Value = String> {
+    let part = prop_oneof![3 => token(), 1 => Just("*")];
+    (prop::collection::vec(part, 1..4), any::<bool>())
+        .prop_map(|(tokens, tail)| tokens.join(".") + if tail { ".>" } else { "" })
+}
+
+proptest! {
+    #[test]
+    fn the_router_agrees_with_matching_one_by_one(
+        operations in prop::collection::vec((any_pattern(), any::<bool>()), 1..40),
+        subjects in prop::collection::vec(prop::collection::vec(token(), 1..5), 1..10),
+    ) {
+        let router = Router::new();
+        let mut cache = MatchCache::default();
+        let mut live: Vec<(Pattern, SubscriptionId, u32)> = Vec::new();
+        for (n, (text, remove)) in operations.into_iter().enumerate() {
+            if remove && !live.is_empty() {
+                let (p, id, _) = live.swap_remove(n % live.len());
+                prop_assert!(router.remove(&p, id));
+            } else {
+                let p = pattern(&text);
+                let id = router.insert(&p, Role::Subscriber, n as u32);
+                live.push((p, id, n as u32));
+            }
+            for tokens in &subjects {
+                let subject = Subject::new(tokens.join(".")).unwrap();
+                let expected = live.iter().filter(|(p, ..)| p.matches(&subject)).map(|(.., n)| *n).collect();
+                let found = router.lookup(&mut cache, subject.as_bytes()).subscribers.clone();
+                prop_assert_eq!(sorted(found), sorted(expected));
+            }
+        }
+    }
+}

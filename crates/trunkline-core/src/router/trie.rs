@@ -1,0 +1,138 @@
+//! The trie of tokens under the routing table.
+
+use bytestring::ByteString;
+use hashbrown::HashMap;
+
+use super::{Role, SubscriptionId};
+use crate::subject::Pattern;
+
+pub(super) struct Entry<T> {
+    pub(super) id: SubscriptionId,
+    pub(super) role: Role,
+    pub(super) target: T,
+}
+
+pub(super) struct Trie<T> {
+    root: Node<T>,
+    len: usize,
+}
+
+struct Node<T> {
+    literal: Option<Box<HashMap<ByteString, Node<T>, foldhash::fast::RandomState>>>,
+    star: Option<Box<Node<T>>>,
+    /// Entries whose pattern ends here.
+    here: Vec<Entry<T>>,
+    /// Entries whose pattern goes on with `>`.
+    tail: Vec<Entry<T>>,
+}
+
+impl<T> Node<T> {
+    const fn new() -> Self {
+        Self { literal: None, star: None, here: Vec::new(), tail: Vec::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.literal.is_none() && self.star.is_none() && self.here.is_empty() && self.tail.is_empty()
+    }
+}
+
+impl<T> Trie<T> {
+    pub(super) const fn new() -> Self {
+        Self { root: Node::new(), len: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn insert(&mut self, pattern: &Pattern, entry: Entry<T>) {
+        let mut node = &mut self.root;
+        self.len += 1;
+        for token in pattern.tokens() {
+            node = match token {
+                ">" => return node.tail.push(entry),
+                "*" => node.star.get_or_insert_with(|| Box::new(Node::new())),
+                literal => {
+                    let children = node.literal.get_or_insert_with(Default::default);
+                    if !children.contains_key(literal) {
+                        children.insert(literal.into(), Node::new());
+                    }
+                    children.get_mut(literal).expect("inserted above when missing")
+                }
+            };
+        }
+        node.here.push(entry);
+    }
+
+    pub(super) fn remove(&mut self, pattern: &Pattern, id: SubscriptionId) -> Option<Entry<T>> {
+        let removed = remove_below(&mut self.root, &mut pattern.tokens(), id);
+        self.len -= usize::from(removed.is_some());
+        removed
+    }
+
+    /// Calls `found` with every entry whose pattern matches the literal subject.
+    pub(super) fn collect<'t>(&'t self, subject: &[u8], found: &mut impl FnMut(&'t Entry<T>)) {
+        // Subjects are UTF-8; bytes that are not match nothing but wildcards would, so they match nothing at all.
+        if let Ok(subject) = std::str::from_utf8(subject) {
+            walk(&self.root, Some(subject), found);
+        }
+    }
+}
+
+/// Recursion is as deep as the subject has tokens, at most half of `SUBJECT_BYTES_MAX`.
+fn walk<'t, T>(node: &'t Node<T>, rest: Option<&str>, found: &mut impl FnMut(&'t Entry<T>)) {
+    let Some(rest) = rest else {
+        return node.here.iter().for_each(found);
+    };
+    node.tail.iter().for_each(&mut *found);
+    let (token, rest) = match rest.split_once('.') {
+        Some((token, rest)) => (token, Some(rest)),
+        None => (rest, None),
+    };
+    if let Some(child) = node.literal.as_ref().and_then(|children| children.get(token)) {
+        walk(child, rest, found);
+    }
+    if let Some(star) = &node.star {
+        walk(star, rest, found);
+    }
+}
+
+fn remove_below<'a, T>(
+    node: &mut Node<T>,
+    tokens: &mut impl Iterator<Item = &'a str>,
+    id: SubscriptionId,
+) -> Option<Entry<T>> {
+    match tokens.next() {
+        None => take(&mut node.here, id),
+        Some(">") => take(&mut node.tail, id),
+        Some("*") => {
+            let star = node.star.as_mut()?;
+            let removed = remove_below(star, tokens, id);
+            if star.is_empty() {
+                node.star = None;
+            }
+            removed
+        }
+        Some(literal) => {
+            let children = node.literal.as_mut()?;
+            let child = children.get_mut(literal)?;
+            let removed = remove_below(child, tokens, id);
+            if child.is_empty() {
+                children.remove(literal);
+                if children.is_empty() {
+                    node.literal = None;
+                }
+            }
+            removed
+        }
+    }
+}
+
+fn take<T>(entries: &mut Vec<Entry<T>>, id: SubscriptionId) -> Option<Entry<T>> {
+    let at = entries.iter().position(|entry| entry.id == id)?;
+    let entry = entries.swap_remove(at);
+    if entries.capacity() > 64 && entries.len() < entries.capacity() / 4 {
+        entries.shrink_to(entries.len() * 2);
+    }
+    Some(entry)
+}
