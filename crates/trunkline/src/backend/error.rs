@@ -1,0 +1,237 @@
+//! What the operations of a backend can fail with.
+
+use std::time::Duration;
+
+use trunkline_core::{Pattern, StreamOffset, Subject};
+
+use crate::config::Backend as BackendKind;
+
+/// An operation that this backend cannot do at all; asking again will not help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{operation} is not supported by backend {backend}")]
+pub struct Unsupported {
+    /// What was asked for.
+    pub operation: &'static str,
+    /// Of which backend.
+    pub backend: BackendKind,
+}
+
+impl Unsupported {
+    /// What the operator can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self.backend {
+            BackendKind::Nats => "start the NATS server with JetStream, or use backend in_memory or redis",
+            BackendKind::InMemory | BackendKind::Redis => "see the table of guarantees on `Backend`",
+        }
+    }
+}
+
+/// Why a message was not published, or not surely.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// There is no connection and nothing has left: the message was not published.
+    #[error("not connected to {server}: {reason}")]
+    NotConnected {
+        /// Which server, without credentials.
+        server: String,
+        /// Why there is no connection.
+        reason: String,
+    },
+    /// The message may or may not have been published.
+    #[error(
+        "no confirmation from {server} within {waited:?}, the message may or may not have been published"
+    )]
+    OutcomeUnknown {
+        /// Which server, without credentials.
+        server: String,
+        /// How long was waited (`messaging.publish_timeout`).
+        waited: Duration,
+    },
+    /// The message is too large.
+    #[error("payload is {size} bytes, limit is {limit} (server.limits.max_payload)")]
+    TooLarge {
+        /// Bytes of headers and payload.
+        size: usize,
+        /// The limit in force.
+        limit: usize,
+    },
+    /// Only the bus itself publishes here.
+    #[error("subject {0} is reserved: only the bus publishes dead letters")]
+    Reserved(Subject),
+    /// The server's permissions do not allow it.
+    #[error("publishing to {subject} was denied: {reason}")]
+    Denied {
+        /// Where to.
+        subject: Subject,
+        /// What the server said.
+        reason: String,
+    },
+    /// The bus is draining or closed.
+    #[error("the bus is closed")]
+    Closed,
+    /// The backend cannot do what the options ask for.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+}
+
+impl PublishError {
+    /// Whether the same publish may succeed later. `OutcomeUnknown` is: with a deduplication id, or where twice does no harm.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NotConnected { .. } | Self::OutcomeUnknown { .. })
+    }
+}
+
+/// Why a subscription did not start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscribeError {
+    /// There is no connection.
+    #[error("not connected to {server}: {reason}")]
+    NotConnected {
+        /// Which server, without credentials.
+        server: String,
+        /// Why there is no connection.
+        reason: String,
+    },
+    /// The server's permissions do not allow it.
+    #[error("subscribing to {pattern} was denied: {reason}")]
+    Denied {
+        /// What to.
+        pattern: Pattern,
+        /// What the server said.
+        reason: String,
+    },
+    /// The start offset is of another backend's form.
+    #[error("offset {0} is not one of this backend")]
+    ForeignOffset(StreamOffset),
+    /// A start in the past was asked for, and no stream covers the pattern.
+    #[error("no stream stores {0}, so a subscription cannot start in its past")]
+    NotStored(Pattern),
+    /// The bus is draining or closed.
+    #[error("the bus is closed")]
+    Closed,
+    /// The backend cannot do what the options ask for.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+}
+
+impl SubscribeError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NotConnected { .. })
+    }
+}
+
+/// Why an operation on streams failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// There is no connection, or no answer in time.
+    #[error("not connected to {server}: {reason}")]
+    NotConnected {
+        /// Which server, without credentials.
+        server: String,
+        /// Why there is no connection.
+        reason: String,
+    },
+    /// There is no such stream.
+    #[error("no stream named {0:?}")]
+    NoStream(String),
+    /// A name with other characters than letters, digits, `_` and `-`, or empty, or over 64 bytes.
+    #[error("{0:?} is no name of a stream or consumer, expected [A-Za-z0-9_-]+ of at most 64 bytes")]
+    BadName(String),
+    /// A stream without subjects stores nothing.
+    #[error("stream {0:?} has no subjects")]
+    NoSubjects(String),
+    /// Two streams would store the same message.
+    #[error("pattern {pattern} of stream {stream:?} overlaps {other_pattern} of stream {other:?}")]
+    Overlap {
+        /// The new stream.
+        stream: String,
+        /// Its pattern.
+        pattern: Pattern,
+        /// The stream that is there.
+        other: String,
+        /// Its pattern.
+        other_pattern: Pattern,
+    },
+    /// What is there cannot be changed into what was asked for.
+    #[error("{what} exists with {found}, and cannot be changed to {wanted}")]
+    Conflict {
+        /// Stream or consumer, by name.
+        what: String,
+        /// What is there.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// The offset is of another backend's form.
+    #[error("offset {0} is not one of this backend")]
+    ForeignOffset(StreamOffset),
+    /// The bus is draining or closed.
+    #[error("the bus is closed")]
+    Closed,
+    /// The backend has no streams.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+}
+
+impl StreamError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NotConnected { .. })
+    }
+}
+
+/// Why a member could not fetch or settle.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsumeError {
+    /// There is no connection, or no answer in time.
+    #[error("not connected to {server}: {reason}")]
+    NotConnected {
+        /// Which server, without credentials.
+        server: String,
+        /// Why there is no connection.
+        reason: String,
+    },
+    /// The stream or the consumer was removed.
+    #[error("consumer {consumer:?} of stream {stream:?} is gone")]
+    Gone {
+        /// The stream.
+        stream: String,
+        /// The consumer.
+        consumer: String,
+    },
+    /// The bus is draining or closed, or the member has left.
+    #[error("the bus is closed")]
+    Closed,
+}
+
+impl ConsumeError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NotConnected { .. })
+    }
+}
+
+/// Why a drain did not finish.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DrainError {
+    /// The deadline passed first.
+    #[error("deadline passed with {left} messages or handlers unfinished")]
+    Deadline {
+        /// How much was left.
+        left: u64,
+    },
+    /// The server could not be reached to finish.
+    #[error("not connected to {server}: {reason}")]
+    NotConnected {
+        /// Which server, without credentials.
+        server: String,
+        /// Why there is no connection.
+        reason: String,
+    },
+}

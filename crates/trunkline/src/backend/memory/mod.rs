@@ -1,0 +1,1 @@
+//! The `in_memory` backend: everything in this process, nothing past it.

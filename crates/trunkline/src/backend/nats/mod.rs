@@ -1,0 +1,1 @@
+//! The `nats` backend: core NATS through the client library.
