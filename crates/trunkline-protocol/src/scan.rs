@@ -1,0 +1,329 @@
+//! The scanning that both directions of the protocol share: lines, arguments, numbers, payloads.
+//!
+//! Everything here runs once or more per message, so it borrows, does not allocate, and keeps what builds an error
+//! out of line.
+
+use memchr::memchr;
+
+use crate::error::{Problem, ProtocolError, Snippet};
+use crate::parse::Limits;
+
+/// The rest of a control line behind its verb.
+pub(crate) struct Line<'a> {
+    /// From the byte behind the verb up to the line end, which is not included.
+    pub(crate) text: &'a [u8],
+    /// Where the byte behind the line end is, counted from the start of the buffer.
+    pub(crate) next: usize,
+}
+
+/// Finds the end of the control line whose verb ends at `from`; `None` when it has not arrived.
+///
+/// `from` is at most `buf.len()`. nats-server measures the arguments alone, without verb, separator and line end;
+/// the same lines must pass here.
+#[inline(always)]
+pub(crate) fn line<'a>(
+    buf: &'a [u8],
+    from: usize,
+    limits: &Limits,
+) -> Result<Option<Line<'a>>, ProtocolError> {
+    let longest = limits.max_control_line.saturating_add(1);
+    let window_max = longest.saturating_add(2);
+    let rest = &buf[from..];
+    let window = &rest[..rest.len().min(window_max)];
+    let Some(end) = memchr(b'\n', window) else {
+        return if window.len() == window_max {
+            Err(too_long(window.len(), limits))
+        } else {
+            Ok(None)
+        };
+    };
+    let text = &window[..end];
+    let text = text.strip_suffix(b"\r").unwrap_or(text);
+    if text.len() > longest {
+        return Err(too_long(text.len(), limits));
+    }
+    Ok(Some(Line {
+        text,
+        next: from + end + 1,
+    }))
+}
+
+#[cold]
+fn too_long(text: usize, limits: &Limits) -> ProtocolError {
+    ProtocolError::ControlLine {
+        seen: text.saturating_sub(1),
+        limit: limits.max_control_line,
+    }
+}
+
+/// Whether `byte` separates arguments.
+#[inline(always)]
+pub(crate) fn is_separator(byte: u8) -> bool {
+    byte == b' ' || byte == b'\t'
+}
+
+/// `text` without the separators at its start.
+#[inline(always)]
+pub(crate) fn trim_start(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = text {
+        text = rest;
+    }
+    text
+}
+
+/// The arguments of one operation: at most `N`, none of them empty.
+pub(crate) struct Arguments<'a, const N: usize> {
+    args: [&'a [u8]; N],
+    len: usize,
+    verb: &'static str,
+    expected: &'static str,
+}
+
+impl<'a, const N: usize> Arguments<'a, N> {
+    /// Splits `text` at runs of separators.
+    #[inline(always)]
+    pub(crate) fn split(
+        text: &'a [u8],
+        verb: &'static str,
+        expected: &'static str,
+    ) -> Result<Self, ProtocolError> {
+        let mut split = Self {
+            args: [&[]; N],
+            len: 0,
+            verb,
+            expected,
+        };
+        let mut rest = trim_start(text);
+        while !rest.is_empty() {
+            if split.len == N {
+                return Err(split.count_error());
+            }
+            let end = token_end(rest).ok_or_else(|| carriage_return(verb))?;
+            split.args[split.len] = &rest[..end];
+            split.len += 1;
+            rest = trim_start(&rest[end..]);
+        }
+        Ok(split)
+    }
+
+    /// The arguments found.
+    #[inline(always)]
+    pub(crate) fn as_slice(&self) -> &[&'a [u8]] {
+        &self.args[..self.len]
+    }
+
+    /// The error to give when [`as_slice`](Self::as_slice) has not the right length.
+    #[cold]
+    pub(crate) fn count_error(&self) -> ProtocolError {
+        let problem = Problem::ArgumentCount {
+            expected: self.expected,
+        };
+        ProtocolError::Parser {
+            verb: self.verb,
+            problem,
+        }
+    }
+}
+
+/// Where the argument at the start of `text` ends, or `None` when a carriage return is in it.
+#[inline(always)]
+fn token_end(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    // One comparison settles nearly every byte: separators and CR are the rare ones below `!`.
+    while at < text.len() {
+        let byte = text[at];
+        if byte <= b' ' {
+            if is_separator(byte) {
+                return Some(at);
+            }
+            if byte == b'\r' {
+                return None;
+            }
+        }
+        at += 1;
+    }
+    Some(at)
+}
+
+#[cold]
+fn carriage_return(verb: &'static str) -> ProtocolError {
+    ProtocolError::Parser {
+        verb,
+        problem: Problem::CarriageReturn,
+    }
+}
+
+/// Reads a decimal number of 1 to 19 digits, so that it always fits.
+#[inline(always)]
+pub(crate) fn number(digits: &[u8], verb: &'static str) -> Result<u64, ProtocolError> {
+    if digits.is_empty() || digits.len() > 19 {
+        return Err(not_a_number(digits, verb));
+    }
+    let mut value = 0_u64;
+    for &digit in digits {
+        let digit = digit.wrapping_sub(b'0');
+        if digit > 9 {
+            return Err(not_a_number(digits, verb));
+        }
+        value = value * 10 + u64::from(digit);
+    }
+    Ok(value)
+}
+
+#[cold]
+fn not_a_number(seen: &[u8], verb: &'static str) -> ProtocolError {
+    ProtocolError::Parser {
+        verb,
+        problem: Problem::Number {
+            seen: Snippet::new(seen),
+        },
+    }
+}
+
+/// A message behind its control line: header block, payload, and where the next operation begins.
+pub(crate) struct Body<'a> {
+    pub(crate) header: Option<&'a [u8]>,
+    pub(crate) payload: &'a [u8],
+    pub(crate) next: usize,
+}
+
+/// The sizes that a control line announces.
+#[derive(Clone, Copy)]
+pub(crate) struct Sizes {
+    /// Bytes of the header block; 0 without one.
+    pub(crate) header: usize,
+    /// Bytes of header block and payload.
+    pub(crate) total: usize,
+}
+
+impl Sizes {
+    /// Checks what was announced against `limits` before any of it has to be there.
+    #[inline(always)]
+    pub(crate) fn new(
+        header: u64,
+        total: u64,
+        limits: &Limits,
+        verb: &'static str,
+    ) -> Result<Self, ProtocolError> {
+        if header > total {
+            return Err(header_size(header, total, verb));
+        }
+        match usize::try_from(total) {
+            // The header is not larger, so it fits as well.
+            Ok(bytes) if bytes <= limits.max_payload => Ok(Self {
+                header: header as usize,
+                total: bytes,
+            }),
+            _ => Err(max_payload(total, limits)),
+        }
+    }
+}
+
+#[cold]
+fn header_size(header: u64, total: u64, verb: &'static str) -> ProtocolError {
+    ProtocolError::Parser {
+        verb,
+        problem: Problem::HeaderSize { header, total },
+    }
+}
+
+#[cold]
+fn max_payload(size: u64, limits: &Limits) -> ProtocolError {
+    ProtocolError::MaxPayload {
+        size,
+        limit: limits.max_payload,
+    }
+}
+
+/// Takes the message that starts at `start`. The inner error is the number of bytes that `buf` must hold first.
+#[inline(always)]
+pub(crate) fn body(
+    buf: &[u8],
+    start: usize,
+    sizes: Sizes,
+) -> Result<Result<Body<'_>, usize>, ProtocolError> {
+    let rest = &buf[start..];
+    // The comparison in this form cannot overflow, whatever limit was configured.
+    if rest.len() < 2 || rest.len() - 2 < sizes.total {
+        return body_missing(buf, start, sizes);
+    }
+    let (message, behind) = rest.split_at(sizes.total);
+    if behind[..2] != *b"\r\n" {
+        return Err(payload_end(sizes));
+    }
+    let (header, payload) = message.split_at(sizes.header);
+    let header = if sizes.header == 0 {
+        None
+    } else {
+        Some(header)
+    };
+    Ok(Ok(Body {
+        header,
+        payload,
+        next: start + sizes.total + 2,
+    }))
+}
+
+#[cold]
+fn body_missing(
+    buf: &[u8],
+    start: usize,
+    sizes: Sizes,
+) -> Result<Result<Body<'_>, usize>, ProtocolError> {
+    // Enough may be there to see that the size was wrong; a peer that then waits for an answer gets one.
+    match buf[start..].get(sizes.total) {
+        Some(b'\r') | None => Ok(Err(start.saturating_add(sizes.total).saturating_add(2))),
+        Some(_) => Err(payload_end(sizes)),
+    }
+}
+
+#[cold]
+fn payload_end(sizes: Sizes) -> ProtocolError {
+    ProtocolError::PayloadEnd { size: sizes.total }
+}
+
+/// Three or four bytes as a number, letters in capitals, to compare a verb at once.
+///
+/// Clearing bit 5 maps only `x` and `X` to `X`, so nothing but letters compares equal to a letter.
+pub(crate) const fn verb4(text: [u8; 4]) -> u32 {
+    u32::from_le_bytes(text) & CAPITALS4
+}
+
+/// See [`verb4`].
+pub(crate) const fn verb3(text: [u8; 4]) -> u32 {
+    u32::from_le_bytes(text) & CAPITALS3
+}
+
+const CAPITALS4: u32 = 0xdfdf_dfdf;
+const CAPITALS3: u32 = 0x00df_dfdf;
+
+/// How the start of a buffer compares with a verb.
+#[derive(PartialEq, Eq)]
+pub(crate) enum Start {
+    /// It begins with the verb.
+    Whole,
+    /// It is shorter than the verb and agrees so far.
+    Part,
+    /// It is something else.
+    Other,
+}
+
+/// Compares the start of `buf` with `verb`, in any case.
+pub(crate) fn starts(buf: &[u8], verb: &[u8]) -> Start {
+    let shared = buf.len().min(verb.len());
+    if !buf[..shared].eq_ignore_ascii_case(&verb[..shared]) {
+        Start::Other
+    } else if shared == verb.len() {
+        Start::Whole
+    } else {
+        Start::Part
+    }
+}
+
+/// The error for a line that begins with no known verb.
+#[cold]
+pub(crate) fn unknown(buf: &[u8]) -> ProtocolError {
+    ProtocolError::UnknownOperation {
+        seen: Snippet::new(buf),
+    }
+}
