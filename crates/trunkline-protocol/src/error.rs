@@ -30,13 +30,9 @@ pub enum ProtocolError {
         /// Bytes allowed.
         limit: usize,
     },
-    /// A control line is longer than allowed.
-    #[error(
-        "control line is at least {seen} bytes, limit is {limit} (server.limits.max_control_line)"
-    )]
+    /// The arguments of a control line are longer than allowed; known before the line has ended.
+    #[error("control line is longer than {limit} bytes (server.limits.max_control_line)")]
     ControlLine {
-        /// Bytes of arguments seen, the line end not counted.
-        seen: usize,
         /// Bytes allowed.
         limit: usize,
     },
@@ -173,11 +169,8 @@ mod tests {
             "Maximum Payload Violation",
         );
         check(
-            ProtocolError::ControlLine {
-                seen: 4098,
-                limit: 4096,
-            },
-            "control line is at least 4098 bytes, limit is 4096 (server.limits.max_control_line)",
+            ProtocolError::ControlLine { limit: 4096 },
+            "control line is longer than 4096 bytes (server.limits.max_control_line)",
             "maximum control line exceeded",
         );
         check(

@@ -32,7 +32,7 @@ pub(crate) fn line<'a>(
     let window = &rest[..rest.len().min(window_max)];
     let Some(end) = memchr(b'\n', window) else {
         return if window.len() == window_max {
-            Err(too_long(window.len(), limits))
+            Err(too_long(limits))
         } else {
             Ok(None)
         };
@@ -40,7 +40,7 @@ pub(crate) fn line<'a>(
     let text = &window[..end];
     let text = text.strip_suffix(b"\r").unwrap_or(text);
     if text.len() > longest {
-        return Err(too_long(text.len(), limits));
+        return Err(too_long(limits));
     }
     Ok(Some(Line {
         text,
@@ -49,9 +49,8 @@ pub(crate) fn line<'a>(
 }
 
 #[cold]
-fn too_long(text: usize, limits: &Limits) -> ProtocolError {
+fn too_long(limits: &Limits) -> ProtocolError {
     ProtocolError::ControlLine {
-        seen: text.saturating_sub(1),
         limit: limits.max_control_line,
     }
 }
