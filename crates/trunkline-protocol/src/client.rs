@@ -1,14 +1,15 @@
 //! The same protocol seen from a client: what servers send is parsed, what clients send is written.
 //!
-//! Small on purpose: load generators and tests need it, and it keeps both directions honest, because what one
-//! side writes the other must read.
+//! Small on purpose: load generators and tests need it, and it keeps both directions honest,
+//! because what one side writes the other must read.
 
 use crate::connect::ConnectOptions;
 use crate::error::ProtocolError;
 use crate::parse::{Limits, Progress};
 use crate::scan::{self, Arguments, Body, Sizes, Start, is_separator, verb3, verb4};
 
-/// Bounds for a client, wide enough for any server: `INFO` may list many servers, and payloads may be large.
+/// Bounds for a client, wide enough for any server: `INFO` may list many servers, and payloads may
+/// be large.
 pub const LIMITS: Limits = Limits {
     max_control_line: 256 * 1024,
     max_payload: 64 * 1024 * 1024,
@@ -68,17 +69,18 @@ pub fn parse_server<'a>(buf: &'a [u8], limits: &Limits) -> Result<ServerParsed<'
 
 #[inline(always)]
 fn message<'a>(buf: &'a [u8], limits: &Limits) -> Result<ServerParsed<'a>, ProtocolError> {
-    let Some(line) = scan::line(buf, 3, limits)? else {
+    let Some((args, next)) =
+        Arguments::<4>::read(buf, 3, limits, "MSG", "subject sid [reply] size")?
+    else {
         return Ok(one_more(buf));
     };
-    let args = Arguments::<4>::split(line.text, "MSG", "subject sid [reply] size")?;
     let (subject, sid, reply, size) = match *args.as_slice() {
         [subject, sid, size] => (subject, sid, None, size),
         [subject, sid, reply, size] => (subject, sid, Some(reply), size),
         _ => return Err(args.count_error()),
     };
     let sizes = Sizes::new(0, scan::number(size, "MSG")?, limits, "MSG")?;
-    Ok(match scan::body(buf, line.next, sizes)? {
+    Ok(match scan::body(buf, next, sizes)? {
         Ok(Body {
             header,
             payload,
@@ -101,14 +103,16 @@ fn message_with_header<'a>(
     buf: &'a [u8],
     limits: &Limits,
 ) -> Result<ServerParsed<'a>, ProtocolError> {
-    let Some(line) = scan::line(buf, 4, limits)? else {
-        return Ok(one_more(buf));
-    };
-    let args = Arguments::<5>::split(
-        line.text,
+    let Some((args, next)) = Arguments::<5>::read(
+        buf,
+        4,
+        limits,
         "HMSG",
         "subject sid [reply] header-size total-size",
-    )?;
+    )?
+    else {
+        return Ok(one_more(buf));
+    };
     let (subject, sid, reply, header, total) = match *args.as_slice() {
         [subject, sid, header, total] => (subject, sid, None, header, total),
         [subject, sid, reply, header, total] => (subject, sid, Some(reply), header, total),
@@ -120,7 +124,7 @@ fn message_with_header<'a>(
         limits,
         "HMSG",
     )?;
-    Ok(match scan::body(buf, line.next, sizes)? {
+    Ok(match scan::body(buf, next, sizes)? {
         Ok(Body {
             header,
             payload,

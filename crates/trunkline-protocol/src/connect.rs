@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 /// What a client says about itself and asks for.
 ///
-/// `Default` is what nats-server assumes for fields that are missing (or null): `verbose`, `pedantic` and `echo` true,
-/// the rest false, 0 or absent. Unknown fields are ignored. `Debug` shows secrets as `***`.
+/// `Default` is what nats-server assumes for fields that are missing (or null): `verbose`,
+/// `pedantic` and `echo` true, the rest false, 0 or absent. Unknown fields are ignored. `Debug`
+/// shows secrets as `***`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Received")]
 pub struct ConnectOptions {
@@ -100,8 +101,9 @@ impl fmt::Debug for ConnectOptions {
 #[error("CONNECT is not the JSON object it should be")]
 pub struct ConnectError(#[source] serde_json::Error);
 
-/// The object as received. Some client libraries write null for what they do not set, which nats-server takes as
-/// missing; so every field may be null here, and defaults are applied afterwards.
+/// The object as received. Some client libraries write null for what they do not set, which
+/// nats-server takes as missing; so every field may be null here, and defaults are applied
+/// afterwards.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Received {

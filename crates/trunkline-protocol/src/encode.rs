@@ -1,11 +1,12 @@
 //! What a server sends, appended to an output buffer.
 //!
-//! Writers reserve once and then only copy. Arguments are written as given: who calls them has parsed them, so they
-//! hold no separator and no line end.
+//! Writers reserve once and then only copy. Arguments are written as given: who calls them has
+//! parsed them, so they hold no separator and no line end.
 
 use crate::ServerInfo;
 
-/// More than the verb, the separators, two sizes of 20 digits and the line ends of one message take together.
+/// More than the verb, the separators, two sizes of 20 digits and the line ends of one message take
+/// together.
 const FRAME_MAX: usize = 64;
 
 /// Appends a message: `MSG`, or `HMSG` when there is a header block.
@@ -24,7 +25,8 @@ pub fn msg(
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends a message up to its payload of `payload_len` bytes, which the caller sends after it, and CRLF behind.
+/// Appends a message up to its payload of `payload_len` bytes, which the caller sends after it, and
+/// CRLF behind.
 #[inline]
 pub fn msg_head(
     out: &mut Vec<u8>,
@@ -97,7 +99,8 @@ fn after_sid(out: &mut Vec<u8>, reply: Option<&[u8]>, header: Option<&[u8]>, pay
     }
 }
 
-/// One message for many receivers: everything but the sid is made once, so that each receiver costs three copies.
+/// One message for many receivers: everything but the sid is made once, so that each receiver costs
+/// three copies.
 ///
 /// It keeps its buffer from message to message; one per worker is enough.
 ///
@@ -187,8 +190,8 @@ impl MsgTemplate {
     }
 }
 
-/// Appends the answer to a request that nobody receives: an empty message with status 503 to the requester's
-/// subscription `sid`, which matches `reply_subject`.
+/// Appends the answer to a request that nobody receives: an empty message with status 503 to the
+/// requester's subscription `sid`, which matches `reply_subject`.
 pub fn no_responders(out: &mut Vec<u8>, reply_subject: &[u8], sid: &[u8]) {
     msg(
         out,

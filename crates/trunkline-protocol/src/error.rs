@@ -4,7 +4,8 @@ use std::fmt;
 
 /// Why bytes are not the protocol.
 ///
-/// [`wire`](Self::wire) is what the peer is told; `Display` is for logs, and names the limit and its setting.
+/// [`wire`](Self::wire) is what the peer is told; `Display` is for logs, and names the limit and
+/// its setting.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
@@ -22,7 +23,8 @@ pub enum ProtocolError {
         /// What is wrong with the arguments.
         problem: Problem,
     },
-    /// A payload (header block included) is bigger than allowed; known before the payload has arrived.
+    /// A payload (header block included) is bigger than allowed; known before the payload has
+    /// arrived.
     #[error("payload is {size} bytes, limit is {limit} (server.limits.max_payload)")]
     MaxPayload {
         /// Size in bytes that the control line announced.
@@ -94,7 +96,8 @@ pub enum Problem {
         /// Bytes of header block and payload.
         total: u64,
     },
-    /// A carriage return stands inside the line; passed on, it would break the lines of whoever receives it.
+    /// A carriage return stands inside the line; passed on, it would break the lines of whoever
+    /// receives it.
     #[error("carriage return inside the line")]
     CarriageReturn,
 }

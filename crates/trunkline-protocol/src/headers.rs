@@ -1,8 +1,9 @@
-//! Header blocks: `NATS/1.0`, an optional status on the same line, `Name: value` lines, an empty line.
+//! Header blocks: `NATS/1.0`, an optional status on the same line, `Name: value` lines, an empty
+//! line.
 //!
-//! A block is read in place and written straight into a buffer; there is no collection of headers here. Rules:
-//! ADR-4 of <https://github.com/nats-io/nats-architecture-and-design>. Reading is lenient where peers differ (any name
-//! that a colon ends, any bytes as value), writing is strict.
+//! A block is read in place and written straight into a buffer; there is no collection of headers
+//! here. Rules: ADR-4 of <https://github.com/nats-io/nats-architecture-and-design>. Reading is
+//! lenient where peers differ (any name that a colon ends, any bytes as value), writing is strict.
 
 use memchr::{memchr, memmem};
 
@@ -75,13 +76,15 @@ pub fn header_lines(block: &[u8]) -> Result<HeaderLines<'_>, HeaderError> {
     Ok(lines)
 }
 
-/// What is left of a message, sent as header block and payload in one piece, without its header block.
+/// What is left of a message, sent as header block and payload in one piece, without its header
+/// block.
 ///
 /// This is what a receiver gets that does not understand headers.
 ///
 /// # Errors
 ///
-/// [`HeaderError::Version`] or [`HeaderError::End`] when the message does not begin with a whole header block.
+/// [`HeaderError::Version`] or [`HeaderError::End`] when the message does not begin with a whole
+/// header block.
 pub fn strip_headers(message: &[u8]) -> Result<&[u8], HeaderError> {
     if !message.starts_with(VERSION) {
         return Err(HeaderError::Version);
@@ -128,7 +131,8 @@ type Header<'a> = (&'a [u8], &'a [u8]);
 fn take_header(block: &[u8]) -> Option<(Header<'_>, &[u8])> {
     let (line, rest) = take_line(block)?;
     let (name, value) = line.split_at(memchr(b':', line)?);
-    // A line that begins with white space would continue the one before it, a form that no client writes.
+    // A line that begins with white space would continue the one before it, a form that no client
+    // writes.
     match name.first() {
         None | Some(b' ' | b'\t') => None,
         Some(_) => Some(((name, value[1..].trim_ascii()), rest)),
@@ -145,7 +149,8 @@ fn take_line(block: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((line, &block[end + 1..]))
 }
 
-/// Reads what follows the version: nothing, or ` 503`, or ` 503 No Responders`. Some clients write no space.
+/// Reads what follows the version: nothing, or ` 503`, or ` 503 No Responders`. Some clients write
+/// no space.
 fn status(text: &[u8]) -> Result<(Option<u16>, Option<&[u8]>), HeaderError> {
     let text = text.trim_ascii();
     if text.is_empty() {
@@ -203,8 +208,8 @@ impl<'a> HeaderBlock<'a> {
     ///
     /// # Errors
     ///
-    /// [`HeaderError::Status`] when `status` has not three digits, [`HeaderError::Value`] when `description` has a
-    /// line end in it; nothing was written then.
+    /// [`HeaderError::Status`] when `status` has not three digits, [`HeaderError::Value`] when
+    /// `description` has a line end in it; nothing was written then.
     pub fn with_status(
         out: &'a mut Vec<u8>,
         status: u16,
@@ -229,8 +234,8 @@ impl<'a> HeaderBlock<'a> {
     ///
     /// # Errors
     ///
-    /// [`HeaderError::Name`] or [`HeaderError::Value`] when it cannot be written as one line; nothing was added then,
-    /// and the block can go on.
+    /// [`HeaderError::Name`] or [`HeaderError::Value`] when it cannot be written as one line;
+    /// nothing was added then, and the block can go on.
     pub fn append(&mut self, name: &[u8], value: &[u8]) -> Result<&mut Self, HeaderError> {
         if name.is_empty()
             || !name

@@ -1,10 +1,11 @@
 //! What clients send: the parser on the server's hottest path.
 //!
-//! It follows nats-server's rules for connections of kind CLIENT. Commands in any case; arguments separated by runs
-//! of spaces and tabs; a control line ends in CRLF or in a bare LF, a payload in CRLF only; whatever follows `PING`,
-//! `PONG` or `+OK` up to the line end is ignored; `INFO`, `+OK` and `-ERR` are understood. It differs where nats-server
-//! would guess: a size of more than 9 digits is read rather than refused (and then exceeds the limit), a count that
-//! is not a number is an error rather than "now", and so is a carriage return inside a line.
+//! It follows nats-server's rules for connections of kind CLIENT. Commands in any case; arguments
+//! separated by runs of spaces and tabs; a control line ends in CRLF or in a bare LF, a payload in
+//! CRLF only; whatever follows `PING`, `PONG` or `+OK` up to the line end is ignored; `INFO`, `+OK`
+//! and `-ERR` are understood. It differs where nats-server would guess: a size of more than 9
+//! digits is read rather than refused (and then exceeds the limit), a count that is not a number is
+//! an error rather than "now", and so is a carriage return inside a line.
 
 use crate::error::ProtocolError;
 use crate::scan::{self, Arguments, Body, Sizes, Start, is_separator, verb3, verb4};
@@ -12,10 +13,11 @@ use crate::scan::{self, Arguments, Body, Sizes, Start, is_separator, verb3, verb
 /// Bounds on what one operation may occupy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Most bytes of a control line's arguments; verb, first separator and line end are not counted. Default 4096.
-    /// Key `server.limits.max_control_line`.
+    /// Most bytes of a control line's arguments; verb, first separator and line end are not
+    /// counted. Default 4096. Key `server.limits.max_control_line`.
     pub max_control_line: usize,
-    /// Most bytes of header block and payload together. Default 1 MiB. Key `server.limits.max_payload`.
+    /// Most bytes of header block and payload together. Default 1 MiB. Key
+    /// `server.limits.max_payload`.
     pub max_payload: usize,
 }
 
@@ -35,8 +37,9 @@ pub enum Progress<Op> {
     Op(Op, usize),
     /// The beginning of an operation.
     Incomplete {
-        /// How many bytes the buffer must hold, counted from its start, before it is worth asking again: at least one
-        /// more than it holds, and exactly the end of the operation once its control line was seen.
+        /// How many bytes the buffer must hold, counted from its start, before it is worth asking
+        /// again: at least one more than it holds, and exactly the end of the operation once its
+        /// control line was seen.
         need: usize,
     },
 }
@@ -44,8 +47,8 @@ pub enum Progress<Op> {
 /// The answer of [`parse`].
 pub type Parsed<'a> = Progress<ClientOp<'a>>;
 
-/// One operation of a client. Slices borrow from the parsed buffer; subjects and sids are not empty, contain no space,
-/// tab, CR or LF, and are not checked further.
+/// One operation of a client. Slices borrow from the parsed buffer; subjects and sids are not
+/// empty, contain no space, tab, CR or LF, and are not checked further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientOp<'a> {
     /// `CONNECT`, with its JSON text.
@@ -60,7 +63,8 @@ pub enum ClientOp<'a> {
         subject: &'a [u8],
         /// Where answers should go.
         reply: Option<&'a [u8]>,
-        /// The header block as sent, from `NATS/1.0` to the empty line; `None` for `PUB`, and for `HPUB` with size 0.
+        /// The header block as sent, from `NATS/1.0` to the empty line; `None` for `PUB`, and for
+        /// `HPUB` with size 0.
         header: Option<&'a [u8]>,
         /// The bytes.
         payload: &'a [u8],
@@ -93,8 +97,8 @@ pub enum ClientOp<'a> {
 ///
 /// # Errors
 ///
-/// As soon as the bytes so far cannot become an operation; in particular [`ProtocolError::MaxPayload`] comes before
-/// the payload does.
+/// As soon as the bytes so far cannot become an operation; in particular
+/// [`ProtocolError::MaxPayload`] comes before the payload does.
 #[inline]
 pub fn parse<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolError> {
     const PUB: u32 = verb3(*b"PUB\0");
@@ -117,24 +121,30 @@ pub fn parse<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolE
 
 #[inline(always)]
 fn publish<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolError> {
-    let Some(line) = scan::line(buf, 3, limits)? else {
+    let Some((args, next)) = Arguments::<3>::read(buf, 3, limits, "PUB", "subject [reply] size")?
+    else {
         return Ok(one_more(buf));
     };
-    let args = Arguments::<3>::split(line.text, "PUB", "subject [reply] size")?;
     let (subject, reply, size) = match *args.as_slice() {
         [subject, size] => (subject, None, size),
         [subject, reply, size] => (subject, Some(reply), size),
         _ => return Err(args.count_error()),
     };
     let sizes = Sizes::new(0, scan::number(size, "PUB")?, limits, "PUB")?;
-    with_body(buf, line.next, sizes, subject, reply)
+    with_body(buf, next, sizes, subject, reply)
 }
 
 fn publish_with_header<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolError> {
-    let Some(line) = scan::line(buf, 4, limits)? else {
+    let Some((args, next)) = Arguments::<4>::read(
+        buf,
+        4,
+        limits,
+        "HPUB",
+        "subject [reply] header-size total-size",
+    )?
+    else {
         return Ok(one_more(buf));
     };
-    let args = Arguments::<4>::split(line.text, "HPUB", "subject [reply] header-size total-size")?;
     let (subject, reply, header, total) = match *args.as_slice() {
         [subject, header, total] => (subject, None, header, total),
         [subject, reply, header, total] => (subject, Some(reply), header, total),
@@ -146,7 +156,7 @@ fn publish_with_header<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>,
         limits,
         "HPUB",
     )?;
-    with_body(buf, line.next, sizes, subject, reply)
+    with_body(buf, next, sizes, subject, reply)
 }
 
 #[inline(always)]
@@ -176,10 +186,10 @@ fn with_body<'a>(
 }
 
 fn subscribe<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolError> {
-    let Some(line) = scan::line(buf, 3, limits)? else {
+    let Some((args, next)) = Arguments::<3>::read(buf, 3, limits, "SUB", "subject [queue] sid")?
+    else {
         return Ok(one_more(buf));
     };
-    let args = Arguments::<3>::split(line.text, "SUB", "subject [queue] sid")?;
     let (subject, queue, sid) = match *args.as_slice() {
         [subject, sid] => (subject, None, sid),
         [subject, queue, sid] => (subject, Some(queue), sid),
@@ -191,15 +201,14 @@ fn subscribe<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolE
             queue,
             sid,
         },
-        line.next,
+        next,
     ))
 }
 
 fn unsubscribe<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolError> {
-    let Some(line) = scan::line(buf, 5, limits)? else {
+    let Some((args, next)) = Arguments::<2>::read(buf, 5, limits, "UNSUB", "sid [max]")? else {
         return Ok(one_more(buf));
     };
-    let args = Arguments::<2>::split(line.text, "UNSUB", "sid [max]")?;
     let (sid, max) = match *args.as_slice() {
         [sid] => (sid, None),
         [sid, max] => (
@@ -208,10 +217,11 @@ fn unsubscribe<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Protoco
         ),
         _ => return Err(args.count_error()),
     };
-    Ok(Progress::Op(ClientOp::Unsub { sid, max }, line.next))
+    Ok(Progress::Op(ClientOp::Unsub { sid, max }, next))
 }
 
-/// Everything but a publish or a subscribe that has more than four bytes: the other verbs, and short buffers.
+/// Everything but a publish or a subscribe that has more than four bytes: the other verbs, and
+/// short buffers.
 #[inline(never)]
 fn seldom<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolError> {
     /// The verbs, and whether a separator must follow at once.

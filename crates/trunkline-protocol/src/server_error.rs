@@ -3,8 +3,8 @@
 use std::fmt;
 use std::io::Write as _;
 
-/// An error of a session, as clients are told it. `Display` is the exact text between the quotes of `-ERR '…'`, on
-/// which clients match.
+/// An error of a session, as clients are told it. `Display` is the exact text between the quotes of
+/// `-ERR '…'`, on which clients match.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ServerError<'a> {
@@ -52,7 +52,8 @@ pub enum ServerError<'a> {
     /// Too many PINGs went unanswered.
     #[error("Stale Connection")]
     StaleConnection,
-    /// The client reads more slowly than messages for it arrive, and the bound on what is kept for it was reached.
+    /// The client reads more slowly than messages for it arrive, and the bound on what is kept for
+    /// it was reached.
     #[error("Slow Consumer")]
     SlowConsumer,
     /// The server wants TLS and the client did not start it.

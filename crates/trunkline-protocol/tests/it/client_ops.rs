@@ -31,7 +31,8 @@ fn unsub(sid: &str, max: Option<u64>) -> ClientOp<'_> {
     }
 }
 
-/// `text` is one whole operation: alone, with another behind it, and only when its last byte is there.
+/// `text` is one whole operation: alone, with another behind it, and only when its last byte is
+/// there.
 fn check(text: &str, expected: ClientOp<'_>) {
     let limits = Limits::default();
     let whole = text.as_bytes();
@@ -40,7 +41,8 @@ fn check(text: &str, expected: ClientOp<'_>) {
         Ok(Parsed::Op(expected, whole.len())),
         "{text:?}"
     );
-    let followed = [whole, b"PUB next 1\r\n"].concat();
+    // Much behind it takes another path through the parser than little does.
+    let followed = [whole, b"PUB next 200\r\n", &[b'x'; 200]].concat();
     assert_eq!(
         parse(&followed, &limits),
         Ok(Parsed::Op(expected, whole.len())),
@@ -67,6 +69,11 @@ fn refuse(text: &str, wire: &str, display: &str) {
             assert_eq!(error.to_string(), display, "{text:?}");
         }
         Ok(parsed) => panic!("{text:?}: {parsed:?}"),
+    }
+    if text.ends_with('\n') {
+        let followed = format!("{text}{}", "PING\r\n".repeat(20));
+        let error = parse(followed.as_bytes(), &Limits::default()).expect_err(text);
+        assert_eq!(error.wire(), wire, "{text:?} and more");
     }
 }
 
@@ -96,6 +103,29 @@ fn publishes_are_read_in_every_spelling() {
         "PUB fo\u{1}å.* 1\r\n1\r\n",
         msg("fo\u{1}å.*", None, None, "1"),
     );
+}
+
+#[test]
+fn arguments_may_begin_and_end_at_any_byte_of_the_line() {
+    for len in 1..140 {
+        let (subject, reply) = ("s".repeat(len), "r".repeat(140 - len));
+        check(
+            &format!("PUB {subject} 1\r\nx\r\n"),
+            msg(&subject, None, None, "x"),
+        );
+        check(
+            &format!("PUB\t{subject}\t{reply} 1\n1\r\n"),
+            msg(&subject, Some(&reply), None, "1"),
+        );
+        check(
+            &format!("SUB {}{subject}  q\t1\r\n", " ".repeat(len)),
+            sub(&subject, Some("q"), "1"),
+        );
+        check(
+            &format!("HPUB {subject} {reply} 1 2\r\nhp\r\n"),
+            msg(&subject, Some(&reply), Some("h"), "p"),
+        );
+    }
 }
 
 #[test]
@@ -371,15 +401,13 @@ fn a_control_line_over_the_limit_is_refused_whether_or_not_it_ends() {
         let (verb, args) = line.split_once(' ').expect("a verb and its arguments");
         let args = args.replace('#', &"x".repeat(len + 1 - args.trim_end().len()));
         let line = format!("{verb} {args}");
-        let parsed = parse(line.as_bytes(), &limits);
-        if refused {
-            assert_eq!(
-                parsed,
-                Err(ProtocolError::ControlLine { limit: 32 }),
-                "{line:?}"
-            );
-        } else {
-            assert!(parsed.is_ok(), "{line:?}: {parsed:?}");
+        // With much behind it, a line takes another path through the parser.
+        let behind = if line.ends_with('\n') { 100 } else { 0 };
+        let followed = format!("{line}{}", " ".repeat(behind));
+        for text in [line, followed] {
+            let parsed = parse(text.as_bytes(), &limits);
+            let too_long = parsed == Err(ProtocolError::ControlLine { limit: 32 });
+            assert_eq!(too_long, refused, "{text:?}: {parsed:?}");
         }
     }
     for verb in [

@@ -1,4 +1,5 @@
-//! What must hold for any input: splits change nothing, garbage is survived, what is written is read back.
+//! What must hold for any input: splits change nothing, garbage is survived, what is written is
+//! read back.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -171,7 +172,8 @@ fn token() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// The start of a header block is not looked at by the parsers, so any bytes will do; but it is not empty.
+/// The start of a header block is not looked at by the parsers, so any bytes will do; but it is not
+/// empty.
 fn header() -> impl Strategy<Value = Option<Vec<u8>>> {
     option::of(vec(any::<u8>(), 1..60))
 }
@@ -244,8 +246,9 @@ fn from_server(buf: &[u8]) -> Result<Progress<Owned>, ProtocolError> {
     })
 }
 
-/// Feeds `bytes` as reads of the given sizes, the way a connection does: it keeps the unparsed rest, and asks again
-/// only when `need` is met. Gives the operations found and the bytes left over, or the first error.
+/// Feeds `bytes` as reads of the given sizes, the way a connection does: it keeps the unparsed
+/// rest, and asks again only when `need` is met. Gives the operations found and the bytes left
+/// over, or the first error.
 fn feed(
     parser: Parser,
     bytes: &[u8],
