@@ -282,7 +282,7 @@ mod tests {
             "Hello World",
             "MSG FOO.BAR 9 INBOX.34 11\r\nHello World\r\n",
         );
-        check("a", "1", None, None, "", "MSG a 1 0\r\n\r\n");
+        check("a", "4711", None, None, "", "MSG a 4711 0\r\n\r\n");
         let header = "NATS/1.0\r\nFoodGroup: vegetable\r\n\r\n";
         check(
             "FOO.BAR",
