@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::error::ConfigError;
+use super::error::{ConfigError, StreamPattern};
 use super::settings::Place;
 use super::tree::{Node, Origin};
 use super::values::is_name;
@@ -50,32 +50,28 @@ impl Check<'_> {
                     first: self.origin(&first),
                 });
             }
-            for (earlier_index, earlier) in streams[..index].iter().enumerate() {
-                self.overlap((index, stream), (earlier_index, earlier), errors);
+            for earlier in 0..index {
+                self.overlap(index, earlier, errors);
             }
         }
     }
 
     /// One error for two streams is enough, however many of their patterns overlap.
-    fn overlap(
-        &self,
-        (index, stream): (usize, &super::Stream),
-        (earlier_index, earlier): (usize, &super::Stream),
-        errors: &mut Vec<ConfigError>,
-    ) {
-        let subject = |stream: usize, pattern: usize| {
-            self.origin(&format!("messaging.streams[{stream}].subjects[{pattern}]"))
+    fn overlap(&self, index: usize, earlier_index: usize, errors: &mut Vec<ConfigError>) {
+        let streams = &self.config.messaging.streams;
+        let described = |stream: usize, pattern: usize| {
+            Box::new(StreamPattern {
+                stream: streams[stream].name.clone(),
+                pattern: streams[stream].subjects[pattern].to_string(),
+                origin: self.origin(&format!("messaging.streams[{stream}].subjects[{pattern}]")),
+            })
         };
-        for (i, pattern) in stream.subjects.iter().enumerate() {
-            for (j, other) in earlier.subjects.iter().enumerate() {
+        for (i, pattern) in streams[index].subjects.iter().enumerate() {
+            for (j, other) in streams[earlier_index].subjects.iter().enumerate() {
                 if pattern.overlaps(other) {
                     errors.push(ConfigError::Overlap {
-                        origin: subject(index, i),
-                        stream: stream.name.clone(),
-                        pattern: pattern.to_string(),
-                        other_stream: earlier.name.clone(),
-                        other_pattern: other.to_string(),
-                        other: subject(earlier_index, j),
+                        later: described(index, i),
+                        earlier: described(earlier_index, j),
                     });
                     return;
                 }

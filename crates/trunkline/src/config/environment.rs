@@ -130,18 +130,19 @@ impl Environment {
     /// They are set for all sorts of programs; one that cannot be used is a mistake only if `backend` needs it.
     pub(super) fn well_known(&self, backend: &str, warnings: &mut Vec<ConfigWarning>) -> Node {
         let mut layer = Node::empty_map(Origin::Default);
-        let redis_fault = |url: &str| RedisUrl::parse(url).err();
-        let nats_fault = |url: &str| NatsUrl::parse(url).err();
-        let variables: [(&'static str, &str, &str, &dyn Fn(&str) -> Option<String>); 2] = [
-            ("REDIS_URL", "messaging.redis_url", Backend::Redis.as_str(), &redis_fault),
-            ("NATS_URL", "messaging.nats_url", Backend::Nats.as_str(), &nats_fault),
-        ];
-        for (name, path, needed_by, fault) in variables {
+        for (name, path, needed_by) in [
+            ("REDIS_URL", "messaging.redis_url", Backend::Redis),
+            ("NATS_URL", "messaging.nats_url", Backend::Nats),
+        ] {
             let Some(url) = self.get(name) else {
                 continue;
             };
-            match fault(url) {
-                Some(reason) if backend != needed_by => {
+            let fault = match needed_by {
+                Backend::Redis => RedisUrl::parse(url).err(),
+                _ => NatsUrl::parse(url).err(),
+            };
+            match fault {
+                Some(reason) if backend != needed_by.as_str() => {
                     warnings.push(ConfigWarning::UnusedUrl { name, reason });
                 }
                 _ => layer.overlay(Node::text(url, env_origin(name)).nested(path), &super::SHAPE),

@@ -1,6 +1,7 @@
 //! What can be wrong with a configuration, each mistake with its origin. Secrets never get into these texts: whoever
 //! makes an error about a value describes the value through `settings::describe`, which knows what is secret.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use super::tree::Origin;
@@ -134,23 +135,12 @@ pub enum ConfigError {
         first: Origin,
     },
     /// Patterns of two streams match a common subject, so that a message would belong to both.
-    #[error(
-        "{origin}: pattern \"{pattern}\" of stream \"{stream}\" overlaps \
-         \"{other_pattern}\" of stream \"{other_stream}\" at {other}"
-    )]
+    #[error("{}: pattern {later} overlaps {earlier} at {}", later.origin, earlier.origin)]
     Overlap {
-        /// Where the later pattern stands.
-        origin: Origin,
-        /// The stream of the later pattern.
-        stream: String,
-        /// The later pattern.
-        pattern: String,
-        /// The stream of the earlier pattern.
-        other_stream: String,
-        /// The earlier pattern.
-        other_pattern: String,
-        /// Where the earlier pattern stands.
-        other: Origin,
+        /// The pattern that stands later.
+        later: Box<StreamPattern>,
+        /// The pattern that stands earlier.
+        earlier: Box<StreamPattern>,
     },
     /// A component waits for one that does not exist.
     #[error(
@@ -191,6 +181,23 @@ pub enum ConfigError {
         /// The mistakes.
         errors: Vec<ConfigError>,
     },
+}
+
+/// A pattern of a stream and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamPattern {
+    /// Name of the stream.
+    pub stream: String,
+    /// The pattern.
+    pub pattern: String,
+    /// Where the pattern stands.
+    pub origin: Origin,
+}
+
+impl fmt::Display for StreamPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\" of stream \"{}\"", self.pattern, self.stream)
+    }
 }
 
 impl ConfigError {

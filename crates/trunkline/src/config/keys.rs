@@ -2,8 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::Config;
-use super::settings::{Field, Setting, Shape};
+use super::settings::{Field, Shape};
 
 /// What all variables of Trunkline begin with.
 pub(crate) const ENV_PREFIX: &str = "TRUNKLINE_";
@@ -41,8 +40,8 @@ impl Key {
 
 static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     let mut keys = Vec::new();
-    if let Shape::Section(fields) = &Config::SHAPE {
-        list(fields, "", true, &mut keys);
+    if let Shape::Section(section) = &super::SHAPE {
+        list(section.fields, "", true, &mut keys);
     }
     keys
 });
@@ -142,6 +141,6 @@ fn descend(shape: &'static Shape, path: &str, outside: bool, keys: &mut Vec<Key>
         Shape::Leaf { .. } => {}
         Shape::List(item) => descend(item, &format!("{path}[]"), false, keys),
         Shape::Map(item) => descend(item, &format!("{path}.{{name}}"), false, keys),
-        Shape::Section(fields) => list(fields, &format!("{path}."), outside, keys),
+        Shape::Section(section) => list(section.fields, &format!("{path}."), outside, keys),
     }
 }

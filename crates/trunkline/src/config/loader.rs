@@ -142,7 +142,10 @@ impl Loader {
         let url = environment.url_layer(&mut errors);
         warnings.extend(self.overridden(url.as_ref()));
 
-        let mut tree = file_node.unwrap_or_else(|| Node::empty_map(Origin::Default));
+        let mut tree = Node::empty_map(Origin::Default);
+        if let Some(file_node) = file_node {
+            tree.overlay(file_node, &SHAPE);
+        }
         tree.overlay(environment.layer(&SHAPE, &mut errors, &mut warnings), &SHAPE);
         tree.overlay(flags, &SHAPE);
         if let Some(url) = url {

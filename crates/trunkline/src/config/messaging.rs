@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
-use super::settings::{Fault, Format, Leaf, Rule, choices, settings};
+use super::declare::{choices, settings};
+use super::settings::{Fault, Format, Leaf, Rule};
 use super::subjects::Pattern;
 use super::urls::{NatsUrl, RedisUrl};
 

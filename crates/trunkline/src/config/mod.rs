@@ -18,9 +18,10 @@
 //! a variable or flag, a list, map or section is inline YAML or JSON. An empty value is the same as none.
 //!
 //! Mistakes are reported all at once, each with its file, line and column, variable or flag. How a key is declared
-//! stands in `settings`; nothing outside of this module reads files or variables for configuration.
+//! stands in `declare`; nothing outside of this module reads files or variables for configuration.
 
 mod check;
+mod declare;
 mod environment;
 mod error;
 mod keys;
@@ -40,7 +41,7 @@ mod yaml;
 
 use std::collections::BTreeMap;
 
-pub use error::{ConfigError, ConfigWarning};
+pub use error::{ConfigError, ConfigWarning, StreamPattern};
 pub use keys::{Key, env_name, keys};
 pub use loader::{Entry, Loaded, Loader};
 pub use messaging::{Backend, Consumer, Fallback, InitialStreamId, Messaging, Stream};
@@ -53,7 +54,8 @@ pub use tree::Origin;
 pub use urls::{NatsUrl, RedisTopology, RedisUrl};
 pub use values::Secret;
 
-use settings::{Place, Rule, Setting, Shape, settings};
+use declare::settings;
+use settings::{Place, Rule, Setting, Shape};
 use tree::Node;
 
 settings! {
@@ -70,7 +72,8 @@ settings! {
     }
 }
 
-const SHAPE: Shape = Config::SHAPE;
+/// The whole schema.
+static SHAPE: Shape = Config::SHAPE;
 
 impl Config {
     /// Reads the configuration of this process: its environment, and the file of its working directory if there is one.

@@ -7,8 +7,9 @@ use std::fmt;
 use serde_json::Value as Json;
 use url::Url;
 
+use super::declare::{choices, settings};
 use super::error::ConfigError;
-use super::settings::{Fault, Format, Leaf, Place, Rule, Setting, Shape, choices, settings};
+use super::settings::{Fault, Format, Leaf, Place, Rule, Setting, Shape};
 use super::tree::Value;
 use super::{Entry, subjects};
 

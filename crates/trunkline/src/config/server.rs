@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
-use super::settings::{Fault, Format, Leaf, Rule, settings};
+use super::declare::settings;
+use super::settings::{Fault, Format, Leaf, Rule};
 use super::subjects::SubjectRule;
 use super::tree::{Name, Node, Value};
 use super::values::{Secret, parse_duration, render_duration};

@@ -1,8 +1,7 @@
-//! The schema: what a key is, and the `settings!` macro by which a section declares its keys.
+//! The schema: what a key is, and how a value of each shape is read, checked and shown.
 //!
-//! A key is added in one place, the `settings!` block of its section. The block yields the struct field with its rustdoc,
-//! the entry of the schema that file, environment and flags are looked up in, the parsing with its checks, and the line
-//! of `config show`. What a type accepts stands in `values` and `urls`; what several keys must fulfil together, in `check`.
+//! Sections declare their keys with the macros of `declare`. What a type accepts stands in `values` and `urls`; what
+//! several keys must fulfil together, in `check`.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -22,7 +21,21 @@ pub(crate) enum Shape {
     Leaf { secret: bool },
     List(&'static Shape),
     Map(&'static Shape),
-    Section(&'static [Field]),
+    Section(Section),
+}
+
+/// A fixed set of keys.
+#[derive(Debug)]
+pub(crate) struct Section {
+    pub(crate) fields: &'static [Field],
+    /// Writes a short form out, `None` if the value is not one: `publish: a.>` for `publish: {allow: [a.>]}`.
+    pub(crate) shorthand: Option<fn(&Node) -> Option<Node>>,
+}
+
+impl Section {
+    pub(crate) fn field(&self, name: &str) -> Option<&'static Field> {
+        self.fields.iter().find(|field| field.name == name)
+    }
 }
 
 /// A key in its section.
@@ -145,7 +158,10 @@ impl<'a> Place<'a> {
     pub(crate) fn unexpected(&self, node: &Node, secret: bool, expected: impl Into<String>) -> ConfigError {
         ConfigError::Value {
             origin: node.origin.clone(),
-            key: self.key.clone(),
+            key: match self.key.as_str() {
+                "" => "the configuration".to_owned(),
+                key => key.to_owned(),
+            },
             value: describe(node, secret),
             expected: expected.into(),
         }
@@ -393,150 +409,3 @@ pub(crate) fn check_section(
     }
     true
 }
-
-/// Declares a section: a struct whose fields are keys. After each type stand the key's rules, methods of [`Rule`].
-macro_rules! settings {
-    (
-        $(#[doc = $struct_doc:literal])+
-        pub struct $name:ident in $section:literal $(, shorthand $shorthand:path)? {
-            $(
-                $(#[doc = $doc:literal])+
-                pub $field:ident: $ty:ty $(=> $($rule:ident($($arg:expr),*)),+)?;
-            )+
-        }
-    ) => {
-        $(#[doc = $struct_doc])+
-        #[derive(Debug, Clone, PartialEq)]
-        pub struct $name {
-            $(
-                $(#[doc = $doc])+
-                #[doc = ""]
-                #[doc = concat!(
-                    "Key `", $section, stringify!($field), "`",
-                    $($("; `", stringify!($rule($($arg),*)), "`",)+)?
-                    "."
-                )]
-                pub $field: $ty,
-            )+
-        }
-
-        impl $name {
-            const FIELDS: &'static [$crate::config::settings::Field] = &[$(
-                $crate::config::settings::Field {
-                    name: stringify!($field),
-                    doc: &[$($doc),+],
-                    rule: $crate::config::settings::Rule::new()$($(.$rule($($arg),*))+)?,
-                    shape: <$ty as $crate::config::settings::Setting>::SHAPE,
-                },
-            )+];
-        }
-
-        impl $crate::config::settings::Setting for $name {
-            const SHAPE: $crate::config::settings::Shape =
-                $crate::config::settings::Shape::Section(Self::FIELDS);
-            $(const CAN_BE_OFF: bool = {
-                // A section with a short form is one that can be written as a single word.
-                let _: fn(&$crate::config::tree::Node) -> Option<$crate::config::tree::Node> = $shorthand;
-                true
-            };)?
-
-            fn read(
-                place: &$crate::config::settings::Place<'_>,
-                _: &$crate::config::settings::Rule,
-                errors: &mut Vec<$crate::config::ConfigError>,
-            ) -> Option<Self> {
-                $(
-                    let long = place.given().and_then($shorthand);
-                    let place = match &long {
-                        Some(node) => &place.with(node),
-                        None => place,
-                    };
-                )?
-                if !$crate::config::settings::check_section(place, Self::FIELDS, errors) {
-                    return None;
-                }
-                // All fields are read before the first bad one counts, so that every mistake is reported.
-                $(let $field = <$ty as $crate::config::settings::Setting>::read(
-                    &place.field(stringify!($field)),
-                    &const { $crate::config::settings::Rule::new()$($(.$rule($($arg),*))+)? },
-                    errors,
-                );)+
-                Some($name { $($field: $field?),+ })
-            }
-
-            fn show(
-                &self,
-                place: &$crate::config::settings::Place<'_>,
-                _: &$crate::config::settings::Rule,
-                entries: &mut Vec<$crate::config::Entry>,
-            ) {
-                $(
-                    let long = place.given().and_then($shorthand);
-                    let place = match &long {
-                        Some(node) => &place.with(node),
-                        None => place,
-                    };
-                )?
-                $(<$ty as $crate::config::settings::Setting>::show(
-                    &self.$field,
-                    &place.field(stringify!($field)),
-                    &const { $crate::config::settings::Rule::new()$($(.$rule($($arg),*))+)? },
-                    entries,
-                );)+
-            }
-        }
-    };
-}
-
-/// Declares a choice: an enum written as one of a few words.
-macro_rules! choices {
-    (
-        $(#[doc = $enum_doc:literal])+
-        pub enum $name:ident {
-            $( $(#[doc = $doc:literal])+ $variant:ident = $word:literal, )+
-        }
-    ) => {
-        $(#[doc = $enum_doc])+
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name {
-            $( $(#[doc = $doc])+ $variant, )+
-        }
-
-        impl $name {
-            /// The word that stands for it in a configuration.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $( $name::$variant => $word, )+
-                }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
-        impl $crate::config::settings::Leaf for $name {
-            fn expected(_: &$crate::config::settings::Rule) -> std::borrow::Cow<'static, str> {
-                [$($word),+].join(" or ").into()
-            }
-
-            fn parse(
-                text: &str,
-                _: &$crate::config::settings::Rule,
-            ) -> Result<Self, $crate::config::settings::Fault> {
-                match text {
-                    $( $word => Ok($name::$variant), )+
-                    _ => Err($crate::config::settings::Fault::Type),
-                }
-            }
-
-            fn render(&self, _: &$crate::config::settings::Rule) -> serde_json::Value {
-                self.as_str().into()
-            }
-        }
-    };
-}
-
-pub(crate) use {choices, settings};

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::settings::Shape;
+use super::settings::{Section, Shape};
 
 /// Where a value came from; it stands at the head of every error about the value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,21 +131,49 @@ impl Node {
         })
     }
 
+    /// Writes out every short form that `shape` allows, so that whoever reads the tree meets one form only.
+    fn expand(&mut self, shape: &Shape) {
+        if let Shape::Section(Section { shorthand: Some(shorthand), .. }) = shape
+            && let Some(long) = shorthand(self)
+        {
+            *self = long;
+        }
+        match (&mut self.value, shape) {
+            (Value::Map(pairs), Shape::Section(section)) => {
+                for (name, node) in pairs {
+                    if let Some(field) = section.field(&name.text) {
+                        node.expand(&field.shape);
+                    }
+                }
+            }
+            (Value::Map(pairs), Shape::Map(item)) => pairs.iter_mut().for_each(|(_, node)| node.expand(item)),
+            (Value::List(items), Shape::List(item)) => items.iter_mut().for_each(|node| node.expand(item)),
+            _ => {}
+        }
+    }
+
     /// Lays `over` on top. Sections are joined key by key; everything else, lists and free maps included, is replaced as
     /// a whole, because half a list from one source and half from another is what nobody meant.
-    pub(crate) fn overlay(&mut self, over: Node, shape: &Shape) {
+    pub(crate) fn overlay(&mut self, mut over: Node, shape: &Shape) {
+        over.expand(shape);
+        self.join(over, shape);
+    }
+
+    fn join(&mut self, over: Node, shape: &Shape) {
         match (&mut self.value, over.value, shape) {
             (_, Value::Null, _) => {}
-            (Value::Map(low), Value::Map(high), Shape::Section(fields)) => {
+            (Value::Map(low), Value::Map(high), Shape::Section(section)) => {
                 for (name, node) in high {
-                    let field = fields.iter().find(|field| field.name == name.text);
+                    let field = section.field(&name.text);
                     match (low.iter_mut().find(|(key, _)| key.text == name.text), field) {
-                        (Some((_, existing)), Some(field)) => existing.overlay(node, &field.shape),
+                        (Some((_, existing)), Some(field)) => existing.join(node, &field.shape),
                         // A name the schema does not know stays, so that every source's mistake is reported.
                         _ => low.push((name, node)),
                     }
                 }
             }
+            // What should be a section and is not stays too: keys of another source must not hide the mistake.
+            (Value::Text(_) | Value::List(_), Value::Map(_), Shape::Section(_)) => {}
             (_, value, _) => {
                 *self = Node { value, origin: over.origin };
             }

@@ -248,7 +248,7 @@ pub(crate) fn render_bytes(bytes: u64) -> String {
         ("KB", 1_000),
     ]
     .into_iter()
-    .find(|(_, unit_bytes)| bytes > 0 && bytes % unit_bytes == 0)
+    .find(|(_, unit_bytes)| bytes > 0 && bytes.is_multiple_of(*unit_bytes))
     .map_or_else(
         || bytes.to_string(),
         |(unit, unit_bytes): (&str, u64)| format!("{}{unit}", bytes / unit_bytes),
