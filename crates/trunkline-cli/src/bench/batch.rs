@@ -45,11 +45,10 @@ impl Batch {
         let count = count.min(self.messages());
         let length = count as usize * self.frame_bytes;
         if let Some(at) = self.stamp_at {
-            let mut sequence = first;
-            for frame in self.bytes[..length].chunks_exact_mut(self.frame_bytes) {
+            let frames = self.bytes[..length].chunks_exact_mut(self.frame_bytes);
+            for (sequence, frame) in (first..).zip(frames) {
                 frame[at..at + STAMP_BYTES]
                     .copy_from_slice(&stamp::encode(self.publisher, sequence));
-                sequence += 1;
             }
         }
         &self.bytes[..length]

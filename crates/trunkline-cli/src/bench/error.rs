@@ -107,6 +107,8 @@ pub(crate) enum BenchError {
     },
     #[error("cannot read the use of CPU and memory of process {pid}")]
     Process { pid: i32, source: procfs::ProcError },
+    #[error("cannot read the use of CPU of this process")]
+    OwnUsage { source: nix::Error },
     #[error("{wanted} connections need more open files than the limit of {limit}")]
     OpenFiles { wanted: u64, limit: u64 },
     #[error("cannot listen to signals")]

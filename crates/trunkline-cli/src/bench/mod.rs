@@ -3,12 +3,13 @@
 //! It must cost less than either server it measures: raw blocking sockets, batches encoded once, deliveries checked by
 //! comparison with what must come. A run with a lost, doubled or reordered message is an error and no number. The parts:
 //! `plan` (what to measure), `matrix` (in which order), `load`, `request` and `idle` (one run each, over `connection`),
-//! `server` and `process` (what the server costs), `stats` and `report`. A scenario that needs no socket would be one
+//! `server` and `process` (what the server costs), `stats`, `report` and `table`. A scenario that needs no socket would be one
 //! more module beside `load`, called from `matrix` and returning the same samples.
 
 mod batch;
 mod compare;
 mod connection;
+mod desk;
 mod endpoint;
 mod error;
 mod frames;
@@ -25,6 +26,7 @@ mod request;
 mod server;
 mod stamp;
 mod stats;
+mod table;
 mod tally;
 mod units;
 mod window;

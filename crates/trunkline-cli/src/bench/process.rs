@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use procfs::ProcError;
 use procfs::process::{Process, all_processes};
 
@@ -54,14 +56,15 @@ impl Processes {
     }
 }
 
-/// CPU time of this process.
+/// CPU time of this process, finer than the ticks that `/proc` counts in.
 ///
 /// # Errors
-/// [`BenchError::Process`] when `/proc` cannot be read.
+/// [`BenchError::OwnUsage`] when the system does not tell.
 pub(super) fn own_cpu() -> Result<Duration, BenchError> {
-    let own = Process::myself().and_then(|process| usage_of(&process));
-    own.map(|usage| usage.cpu)
-        .map_err(|source| BenchError::Process { pid: 0, source })
+    let usage =
+        getrusage(UsageWho::RUSAGE_SELF).map_err(|source| BenchError::OwnUsage { source })?;
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Ok(Duration::from_micros(micros.unsigned_abs()))
 }
 
 fn usage_of(process: &Process) -> Result<Usage, ProcError> {

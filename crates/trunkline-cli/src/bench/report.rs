@@ -1,109 +1,108 @@
-//! Results as people and programs read them: medians over the runs, and ratios of medians to the first server.
+//! Results as programs read them: medians over the runs, and ratios of medians to the first server. For people they are
+//! laid out in `table`.
 
-use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::matrix::{Results, Row};
 use super::measure::{Flow, Idle, Sample};
 use super::plan::Scenario;
 use super::stats::{Summary, ratio};
-use super::units;
 
 /// A finished benchmark.
 #[derive(Serialize)]
 pub(super) struct Report<'a> {
-    runs: usize,
+    pub(super) runs: usize,
     /// What the ratios are to; absent where one server was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
-    baseline: Option<&'a str>,
-    servers: Vec<ServerEntry<'a>>,
-    results: Vec<ResultRow<'a>>,
+    pub(super) baseline: Option<&'a str>,
+    pub(super) servers: Vec<ServerEntry<'a>>,
+    pub(super) results: Vec<ResultRow<'a>>,
 }
 
 #[derive(Serialize)]
-struct ServerEntry<'a> {
-    name: &'a str,
+pub(super) struct ServerEntry<'a> {
+    pub(super) name: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<&'a str>,
+    pub(super) version: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    command: Option<&'a str>,
+    pub(super) command: Option<&'a str>,
 }
 
 /// One workload.
 #[derive(Serialize)]
-struct ResultRow<'a> {
-    scenario: Scenario,
-    payload_bytes: usize,
-    shape: String,
-    servers: Vec<Cell<'a>>,
+pub(super) struct ResultRow<'a> {
+    pub(super) scenario: Scenario,
+    pub(super) payload_bytes: usize,
+    pub(super) shape: String,
+    pub(super) servers: Vec<Cell<'a>>,
 }
 
 /// One workload on one server.
 #[derive(Serialize)]
-struct Cell<'a> {
-    name: &'a str,
+pub(super) struct Cell<'a> {
+    pub(super) name: &'a str,
     #[serde(flatten)]
-    values: Values,
+    pub(super) values: Values,
     /// To the baseline; absent for the baseline itself.
     #[serde(skip_serializing_if = "Option::is_none")]
-    ratio: Option<Ratios>,
+    pub(super) ratio: Option<Ratios>,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Values {
+pub(super) enum Values {
     Flow(FlowValues),
     Idle(IdleValues),
 }
 
 #[derive(Serialize)]
-struct FlowValues {
+pub(super) struct FlowValues {
     /// Messages that clients sent in all runs together.
-    published: u64,
+    pub(super) published: u64,
     /// Messages of all runs together, every one of which was checked; what all rates and costs count.
-    messages: u64,
-    messages_per_second: Summary,
+    pub(super) messages: u64,
+    pub(super) messages_per_second: Summary,
     /// Payload alone, in millions of bytes.
-    megabytes_per_second: Summary,
+    pub(super) megabytes_per_second: Summary,
     #[serde(skip_serializing_if = "Option::is_none")]
-    server_cpu_us_per_message: Option<Summary>,
-    load_cpu_us_per_message: Summary,
+    pub(super) server_cpu_us_per_message: Option<Summary>,
+    pub(super) load_cpu_us_per_message: Summary,
     #[serde(skip_serializing_if = "Option::is_none")]
-    server_rss_bytes: Option<Summary>,
+    pub(super) server_rss_bytes: Option<Summary>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    latency_us: Option<LatencyValues>,
+    pub(super) latency_us: Option<LatencyValues>,
 }
 
 #[derive(Serialize)]
-struct LatencyValues {
-    p50: Summary,
-    p90: Summary,
-    p99: Summary,
-    max: Summary,
+pub(super) struct LatencyValues {
+    pub(super) p50: Summary,
+    pub(super) p90: Summary,
+    pub(super) p99: Summary,
+    pub(super) max: Summary,
 }
 
 #[derive(Serialize)]
-struct IdleValues {
-    connections: u64,
-    bytes_per_connection: Summary,
-    server_rss_bytes_before: Summary,
-    server_rss_bytes_after: Summary,
+pub(super) struct IdleValues {
+    pub(super) connections: u64,
+    pub(super) bytes_per_connection: Summary,
+    pub(super) server_rss_bytes_before: Summary,
+    pub(super) server_rss_bytes_after: Summary,
 }
 
 #[derive(Default, Serialize)]
-struct Ratios {
+pub(super) struct Ratios {
     #[serde(skip_serializing_if = "Option::is_none")]
-    messages_per_second: Option<f64>,
+    pub(super) messages_per_second: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    server_cpu_us_per_message: Option<f64>,
+    pub(super) server_cpu_us_per_message: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    server_rss_bytes: Option<f64>,
+    pub(super) server_rss_bytes: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    latency_p50: Option<f64>,
+    pub(super) latency_p50: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    latency_p99: Option<f64>,
+    pub(super) latency_p99: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bytes_per_connection: Option<f64>,
+    pub(super) bytes_per_connection: Option<f64>,
 }
 
 impl<'a> Report<'a> {
@@ -134,156 +133,6 @@ impl<'a> Report<'a> {
     /// One document with everything.
     pub(super) fn json(&self) -> String {
         serde_json::to_string_pretty(self).expect("a report has string keys and finite numbers")
-    }
-
-    /// A table for each kind of result, and a line that says how to read them.
-    pub(super) fn text(&self) -> String {
-        let mut parts = vec![self.flow_table(), self.latency_table(), self.idle_table()];
-        parts.push(Some(self.legend()));
-        parts.into_iter().flatten().collect::<Vec<_>>().join("\n\n")
-    }
-
-    fn flow_table(&self) -> Option<String> {
-        let header = [
-            "scenario",
-            "",
-            "payload",
-            "server",
-            "msg/s",
-            "ratio",
-            "spread",
-            "MB/s",
-            "cpu µs/msg",
-            "ratio",
-            "load µs/msg",
-            "rss MiB",
-        ];
-        self.table(&header, 4, |row, cell| {
-            let Values::Flow(flow) = &cell.values else {
-                return None;
-            };
-            let ratios = cell.ratio.as_ref();
-            Some(vec![
-                row.scenario.name().to_owned(),
-                row.shape.clone(),
-                units::size(row.payload_bytes),
-                cell.name.to_owned(),
-                units::grouped(flow.messages_per_second.median),
-                times(ratios.and_then(|ratios| ratios.messages_per_second)),
-                percent(flow.messages_per_second.spread()),
-                format!("{:.1}", flow.megabytes_per_second.median),
-                decimals(flow.server_cpu_us_per_message),
-                times(ratios.and_then(|ratios| ratios.server_cpu_us_per_message)),
-                decimals(Some(flow.load_cpu_us_per_message)),
-                mebibytes(flow.server_rss_bytes),
-            ])
-        })
-    }
-
-    fn latency_table(&self) -> Option<String> {
-        let header = [
-            "latency", "", "payload", "server", "p50 µs", "ratio", "p90 µs", "p99 µs", "ratio",
-            "max µs",
-        ];
-        self.table(&header, 4, |row, cell| {
-            let Values::Flow(FlowValues {
-                latency_us: Some(latency),
-                ..
-            }) = &cell.values
-            else {
-                return None;
-            };
-            let ratios = cell.ratio.as_ref();
-            let shown = |summary: Summary| format!("{:.1}", summary.median);
-            Some(vec![
-                row.scenario.name().to_owned(),
-                row.shape.clone(),
-                units::size(row.payload_bytes),
-                cell.name.to_owned(),
-                shown(latency.p50),
-                times(ratios.and_then(|ratios| ratios.latency_p50)),
-                shown(latency.p90),
-                shown(latency.p99),
-                times(ratios.and_then(|ratios| ratios.latency_p99)),
-                shown(latency.max),
-            ])
-        })
-    }
-
-    fn idle_table(&self) -> Option<String> {
-        let header = [
-            "memory",
-            "",
-            "server",
-            "KiB/connection",
-            "ratio",
-            "before MiB",
-            "after MiB",
-        ];
-        self.table(&header, 3, |row, cell| {
-            let Values::Idle(idle) = &cell.values else {
-                return None;
-            };
-            Some(vec![
-                row.scenario.name().to_owned(),
-                row.shape.clone(),
-                cell.name.to_owned(),
-                format!("{:.1}", idle.bytes_per_connection.median / 1024.0),
-                times(
-                    cell.ratio
-                        .as_ref()
-                        .and_then(|ratios| ratios.bytes_per_connection),
-                ),
-                mebibytes(Some(idle.server_rss_bytes_before)),
-                mebibytes(Some(idle.server_rss_bytes_after)),
-            ])
-        })
-    }
-
-    /// A table of the cells for which `line` has an answer, `None` if there are none.
-    fn table(
-        &self,
-        header: &[&str],
-        text_columns: usize,
-        line: impl Fn(&ResultRow<'_>, &Cell<'_>) -> Option<Vec<String>>,
-    ) -> Option<String> {
-        let cells = self
-            .results
-            .iter()
-            .flat_map(|row| row.servers.iter().map(move |cell| (row, cell)));
-        let lines: Vec<_> = cells.filter_map(|(row, cell)| line(row, cell)).collect();
-        if lines.is_empty() {
-            return None;
-        }
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header(header);
-        table.add_rows(lines);
-        for column in table.column_iter_mut().skip(text_columns) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        Some(table.trim_fmt())
-    }
-
-    fn legend(&self) -> String {
-        let runs = if self.runs == 1 {
-            "one run".to_owned()
-        } else {
-            format!("medians of {} runs", self.runs)
-        };
-        let servers: Vec<_> = self
-            .servers
-            .iter()
-            .map(|server| match server.version {
-                Some(version) if !version.is_empty() => format!("{} is {version}", server.name),
-                _ => server.name.to_owned(),
-            })
-            .collect();
-        let mut legend = format!("{runs}, every message checked; {}", servers.join(", "));
-        if let Some(baseline) = self.baseline {
-            legend.push_str(&format!("; ratios are to {baseline}"));
-        }
-        legend
     }
 }
 
@@ -403,31 +252,8 @@ impl Ratios {
     }
 }
 
-fn times(ratio: Option<f64>) -> String {
-    ratio
-        .map(|ratio| format!("{ratio:.2}×"))
-        .unwrap_or_default()
-}
-
-fn percent(part: Option<f64>) -> String {
-    part.map(|part| format!("{:.0} %", part * 100.0))
-        .unwrap_or_default()
-}
-
-fn decimals(summary: Option<Summary>) -> String {
-    summary
-        .map(|summary| format!("{:.3}", summary.median))
-        .unwrap_or_default()
-}
-
-fn mebibytes(summary: Option<Summary>) -> String {
-    summary
-        .map(|summary| format!("{:.1}", summary.median / f64::from(1 << 20)))
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
@@ -449,7 +275,7 @@ mod tests {
         })
     }
 
-    fn results() -> Results {
+    pub(in crate::bench) fn results() -> Results {
         let label = |name: &str| ServerLabel {
             name: name.to_owned(),
             version: None,
@@ -506,21 +332,5 @@ mod tests {
             report["results"][1]["servers"][1]["ratio"]["bytes_per_connection"],
             0.5
         );
-    }
-
-    #[test]
-    fn tables_show_what_there_is_and_nothing_else() {
-        let results = results();
-        let text = Report::new(&results, 3).text();
-        for part in [
-            "2 000 000",
-            "2.00×",
-            "1.0",
-            "ratios are to a",
-            "medians of 3 runs",
-        ] {
-            assert!(text.contains(part), "`{part}` is missing in\n{text}");
-        }
-        assert!(!text.contains("p99"), "{text}");
     }
 }

@@ -166,7 +166,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // While the child is not waited for, its id, and so its group's, cannot belong to anybody else.
+        // Group ids are not used again while a member lives, and for a long time after: signalling late is safe.
         let group = Pid::from_raw(self.child.id() as i32);
         let mut signal = Signal::SIGTERM;
         let since = Instant::now();
@@ -201,10 +201,7 @@ mod tests {
 
     fn start(command: &str) -> Result<Server, BenchError> {
         let spec = ServerSpec::parse(command).expect("valid");
-        Server::start(
-            &spec,
-            &Halt::new(&Arc::default(), Duration::from_secs(2)),
-        )
+        Server::start(&spec, &Halt::new(&Arc::default(), Duration::from_secs(2)))
     }
 
     #[test]
