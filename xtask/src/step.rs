@@ -59,11 +59,7 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
         )?,
         // Prints its own time, since its closing line has to be the last.
         Step::Test => {
-            return cargo_test::run(Command::new(cargo()).args([
-                "test",
-                "--workspace",
-                "--no-fail-fast",
-            ]));
+            return cargo_test::run(Command::new(cargo()).args(["test", "--workspace", "--no-fail-fast"]));
         }
     }
     println!("   {}", elapsed(started.elapsed()));
@@ -90,18 +86,8 @@ pub(crate) fn run_command(command: &mut Command) -> Result<(), Error> {
         .current_dir(root())
         .stdin(std::process::Stdio::null())
         .status()
-        .map_err(|source| Error::Start {
-            command: describe(command),
-            source,
-        })?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Error::Failed {
-            command: describe(command),
-            status,
-        })
-    }
+        .map_err(|source| Error::Start { command: describe(command), source })?;
+    if status.success() { Ok(()) } else { Err(Error::Failed { command: describe(command), status }) }
 }
 
 /// The command line as one would type it, less the directory of the program.

@@ -5,5 +5,6 @@ pub mod config;
 pub mod status;
 
 pub use trunkline_core::{
-    HeaderError, Headers, Message, OffsetError, Pattern, StreamOffset, Subject, SubjectError, Token, redelivery,
+    HeaderError, Headers, Message, OffsetError, Pattern, StreamOffset, Subject, SubjectError, Token,
+    redelivery,
 };

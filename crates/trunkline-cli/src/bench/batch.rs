@@ -16,23 +16,13 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Encodes as many frames as fit into the aim, at least one and at most `messages_max`.
-    pub(super) fn new(
-        subject: &str,
-        payload_bytes: usize,
-        publisher: usize,
-        messages_max: usize,
-    ) -> Self {
+    pub(super) fn new(subject: &str, payload_bytes: usize, publisher: usize, messages_max: usize) -> Self {
         let mut frame = format!("PUB {subject} {payload_bytes}\r\n").into_bytes();
         let stamp_at = (payload_bytes >= STAMP_BYTES).then_some(frame.len());
         frame.resize(frame.len() + payload_bytes, b'x');
         frame.extend_from_slice(b"\r\n");
         let messages = (BATCH_BYTES / frame.len()).min(messages_max).max(1);
-        Self {
-            bytes: frame.repeat(messages),
-            frame_bytes: frame.len(),
-            stamp_at,
-            publisher,
-        }
+        Self { bytes: frame.repeat(messages), frame_bytes: frame.len(), stamp_at, publisher }
     }
 
     /// Messages in a full batch.
@@ -47,8 +37,7 @@ impl Batch {
         if let Some(at) = self.stamp_at {
             let frames = self.bytes[..length].chunks_exact_mut(self.frame_bytes);
             for (sequence, frame) in (first..).zip(frames) {
-                frame[at..at + STAMP_BYTES]
-                    .copy_from_slice(&stamp::encode(self.publisher, sequence));
+                frame[at..at + STAMP_BYTES].copy_from_slice(&stamp::encode(self.publisher, sequence));
             }
         }
         &self.bytes[..length]

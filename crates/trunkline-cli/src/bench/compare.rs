@@ -21,40 +21,26 @@ impl ServerSpec {
     /// # Errors
     /// [`BenchError::CompareSpec`] when there is no name, no command, or nowhere to put the port.
     pub(super) fn parse(given: &str) -> Result<Self, BenchError> {
-        let refuse = |reason| BenchError::CompareSpec {
-            given: given.to_owned(),
-            reason,
-        };
-        let (name, command) = given
-            .split_once('=')
-            .ok_or_else(|| refuse("there is no `=`"))?;
+        let refuse = |reason| BenchError::CompareSpec { given: given.to_owned(), reason };
+        let (name, command) = given.split_once('=').ok_or_else(|| refuse("there is no `=`"))?;
         let name = name.trim();
         if name.is_empty() {
             return Err(refuse("the name is empty"));
         }
         let mut words = shlex::split(command).ok_or_else(|| refuse("a quote is not closed"))?;
-        let program = words
-            .first()
-            .ok_or_else(|| refuse("the command is empty"))?;
+        let program = words.first().ok_or_else(|| refuse("the command is empty"))?;
         if !words.iter().any(|word| word.contains(PORT)) {
             let base = Path::new(program).file_name().unwrap_or_default();
             let more: &[&str] = match base.to_str() {
                 Some("nats-server") => &["-p", PORT, "-a", "127.0.0.1"],
-                Some("trunkline") if words.len() == 1 => &[
-                    "up",
-                    "--listen",
-                    "127.0.0.1:{port}",
-                    "--http",
-                    "127.0.0.1:0",
-                ],
+                Some("trunkline") if words.len() == 1 => {
+                    &["up", "--listen", "127.0.0.1:{port}", "--http", "127.0.0.1:0"]
+                }
                 _ => return Err(refuse("the command has no {port}")),
             };
             words.extend(more.iter().map(|&word| word.to_owned()));
         }
-        Ok(Self {
-            name: name.to_owned(),
-            words,
-        })
+        Ok(Self { name: name.to_owned(), words })
     }
 
     /// Program and arguments for `port`.
@@ -84,54 +70,24 @@ mod tests {
 
     #[test]
     fn known_programs_get_their_address_appended() {
-        check(
-            "nats=nats-server",
-            "nats",
-            "nats-server -p 4333 -a 127.0.0.1",
-        );
-        check(
-            "old=/opt/nats-server -D",
-            "old",
-            "/opt/nats-server -D -p 4333 -a 127.0.0.1",
-        );
-        check(
-            "t=./trunkline",
-            "t",
-            "./trunkline up --listen 127.0.0.1:4333 --http 127.0.0.1:0",
-        );
+        check("nats=nats-server", "nats", "nats-server -p 4333 -a 127.0.0.1");
+        check("old=/opt/nats-server -D", "old", "/opt/nats-server -D -p 4333 -a 127.0.0.1");
+        check("t=./trunkline", "t", "./trunkline up --listen 127.0.0.1:4333 --http 127.0.0.1:0");
     }
 
     #[test]
     fn the_port_is_put_where_the_command_says() {
         check("n=nats-server -p {port}", "n", "nats-server -p 4333");
-        check(
-            "t=trunkline up --listen 127.0.0.1:{port}",
-            "t",
-            "trunkline up --listen 127.0.0.1:4333",
-        );
-        check(
-            "s=sh -c 'exec other --listen=:{port}'",
-            "s",
-            "sh -c exec other --listen=:4333",
-        );
+        check("t=trunkline up --listen 127.0.0.1:{port}", "t", "trunkline up --listen 127.0.0.1:4333");
+        check("s=sh -c 'exec other --listen=:{port}'", "s", "sh -c exec other --listen=:4333");
         check("a=b=c {port}", "a", "b=c 4333");
     }
 
     #[test]
     fn what_cannot_be_started_is_refused() {
-        for given in [
-            "nats-server",
-            "=nats-server",
-            "a=",
-            "a='b {port}",
-            "a=other",
-            "t=trunkline up",
-        ] {
+        for given in ["nats-server", "=nats-server", "a=", "a='b {port}", "a=other", "t=trunkline up"] {
             let outcome = ServerSpec::parse(given);
-            assert!(
-                matches!(outcome, Err(BenchError::CompareSpec { .. })),
-                "{given}"
-            );
+            assert!(matches!(outcome, Err(BenchError::CompareSpec { .. })), "{given}");
         }
     }
 }

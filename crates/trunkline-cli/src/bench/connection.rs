@@ -50,20 +50,10 @@ impl Connection {
     ///
     /// # Errors
     /// No connection, no NATS server, TLS wanted, or credentials refused.
-    pub(super) fn open(
-        endpoint: &Endpoint,
-        buffer_bytes: usize,
-        halt: &Halt,
-    ) -> Result<Self, BenchError> {
-        let failed = |source| BenchError::Connect {
-            address: endpoint.address(),
-            source,
-        };
+    pub(super) fn open(endpoint: &Endpoint, buffer_bytes: usize, halt: &Halt) -> Result<Self, BenchError> {
+        let failed = |source| BenchError::Connect { address: endpoint.address(), source };
         let mut stream = Err(std::io::Error::from(ErrorKind::AddrNotAvailable));
-        for address in (endpoint.host.as_str(), endpoint.port)
-            .to_socket_addrs()
-            .map_err(failed)?
-        {
+        for address in (endpoint.host.as_str(), endpoint.port).to_socket_addrs().map_err(failed)? {
             stream = TcpStream::connect_timeout(&address, halt.timeout);
             if stream.is_ok() {
                 break;
@@ -74,13 +64,7 @@ impl Connection {
         stream.set_read_timeout(Some(POLL)).map_err(failed)?;
         stream.set_write_timeout(Some(POLL)).map_err(failed)?;
         let buffer = vec![0; buffer_bytes.max(CONTROL_BUFFER_BYTES)].into();
-        let mut connection = Self {
-            stream,
-            buffer,
-            start: 0,
-            end: 0,
-            info: ServerInfo::default(),
-        };
+        let mut connection = Self { stream, buffer, start: 0, end: 0, info: ServerInfo::default() };
         connection.shake_hands(endpoint, halt)?;
         Ok(connection)
     }
@@ -94,10 +78,9 @@ impl Connection {
     /// [`BenchError::PayloadLimit`] when the server would refuse such payloads.
     pub(super) fn check_payload(&self, payload_bytes: usize) -> Result<(), BenchError> {
         match self.info.max_payload {
-            Some(max_payload) if payload_bytes > max_payload => Err(BenchError::PayloadLimit {
-                payload_bytes,
-                max_payload,
-            }),
+            Some(max_payload) if payload_bytes > max_payload => {
+                Err(BenchError::PayloadLimit { payload_bytes, max_payload })
+            }
             _ => Ok(()),
         }
     }
@@ -130,17 +113,12 @@ impl Connection {
                     return Ok(Fill::Bytes);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-                {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     halt.check()?;
                     return Ok(Fill::Tick);
                 }
                 Err(source) => {
-                    return Err(BenchError::Socket {
-                        doing: "read from the server",
-                        source,
-                    });
+                    return Err(BenchError::Socket { doing: "read from the server", source });
                 }
             }
         }
@@ -160,9 +138,7 @@ impl Connection {
                     stuck_since = None;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-                {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     halt.check()?;
                     let since = *stuck_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= halt.timeout {
@@ -186,10 +162,7 @@ impl Connection {
         let nonblocking = |on, stream: &TcpStream| {
             stream
                 .set_nonblocking(on)
-                .map_err(|source| BenchError::Socket {
-                    doing: "switch the socket's mode",
-                    source,
-                })
+                .map_err(|source| BenchError::Socket { doing: "switch the socket's mode", source })
         };
         nonblocking(true, &self.stream)?;
         let filled = self.fill(halt);
@@ -213,10 +186,7 @@ impl Connection {
                 return Ok(());
             }
             if self.fill(halt)? == Fill::Tick && since.elapsed() >= halt.timeout {
-                return Err(BenchError::Stalled {
-                    role: role.to_owned(),
-                    waited: halt.timeout,
-                });
+                return Err(BenchError::Stalled { role: role.to_owned(), waited: halt.timeout });
             }
         }
     }
@@ -231,26 +201,19 @@ impl Connection {
                     break info;
                 }
                 Some((Frame::Error(text), _)) => {
-                    return Err(BenchError::Refused {
-                        text: frames::shown(text),
-                    });
+                    return Err(BenchError::Refused { text: frames::shown(text) });
                 }
                 Some((_, length)) => self.consume(length),
                 None => {
                     if self.fill(halt)? == Fill::Tick && since.elapsed() >= halt.timeout {
                         let role = "the handshake".to_owned();
-                        return Err(BenchError::Stalled {
-                            role,
-                            waited: halt.timeout,
-                        });
+                        return Err(BenchError::Stalled { role, waited: halt.timeout });
                     }
                 }
             }
         };
         if self.info.tls_required {
-            return Err(BenchError::TlsRequired {
-                address: endpoint.address(),
-            });
+            return Err(BenchError::TlsRequired { address: endpoint.address() });
         }
         self.send(endpoint.connect_line().as_bytes(), halt)?;
         self.round_trip("the handshake", halt)
@@ -269,16 +232,11 @@ impl Connection {
                 Frame::Ping => self.send(b"PONG\r\n", halt)?,
                 Frame::Info(_) | Frame::Ok => {}
                 Frame::Error(text) => {
-                    return Err(BenchError::Refused {
-                        text: frames::shown(text),
-                    });
+                    return Err(BenchError::Refused { text: frames::shown(text) });
                 }
                 Frame::Message(_) => {
                     let line = frames::shown(&pending[..length.min(80)]);
-                    return Err(BenchError::Foreign {
-                        role: "a publisher".to_owned(),
-                        line,
-                    });
+                    return Err(BenchError::Foreign { role: "a publisher".to_owned(), line });
                 }
             }
             self.consume(length);
@@ -313,15 +271,10 @@ impl Connection {
         }
         while let Ok(Some((frame, length))) = frames::next(self.pending()) {
             if let Frame::Error(text) = frame {
-                return BenchError::Refused {
-                    text: frames::shown(text),
-                };
+                return BenchError::Refused { text: frames::shown(text) };
             }
             self.consume(length);
         }
-        BenchError::Socket {
-            doing: "write to the server",
-            source,
-        }
+        BenchError::Socket { doing: "write to the server", source }
     }
 }

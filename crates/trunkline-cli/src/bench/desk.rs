@@ -36,12 +36,7 @@ pub(super) struct Desk {
 impl Desk {
     /// A desk with all slots free.
     pub(super) fn new(index: usize, inbox: &str, workload: &Workload) -> Self {
-        let Workload {
-            subject,
-            payload_bytes,
-            in_flight,
-            ..
-        } = workload;
+        let Workload { subject, payload_bytes, in_flight, .. } = workload;
         let mut template = format!("PUB {subject} {inbox}").into_bytes();
         let token_at = template.len();
         template.extend_from_slice(&[b'0'; TOKEN_BYTES]);
@@ -49,11 +44,7 @@ impl Desk {
         let payload_at = template.len();
         template.resize(payload_at + payload_bytes, b'x');
         template.extend_from_slice(b"\r\n");
-        let slot = Slot {
-            sequence: 0,
-            sent: Instant::now(),
-            free: true,
-        };
+        let slot = Slot { sequence: 0, sent: Instant::now(), free: true };
         Self {
             index,
             inbox: inbox.as_bytes().into(),
@@ -70,15 +61,8 @@ impl Desk {
     /// Writes the next request, which occupies `slot`, to `out`.
     pub(super) fn request(&mut self, slot: usize, now: Instant, out: &mut Vec<u8>) {
         self.sequence = self.sequence.wrapping_add(1);
-        self.slots[slot] = Slot {
-            sequence: self.sequence,
-            sent: now,
-            free: false,
-        };
-        write_hex(
-            slot as u64,
-            &mut self.template[self.token_at..self.token_at + 4],
-        );
+        self.slots[slot] = Slot { sequence: self.sequence, sent: now, free: false };
+        write_hex(slot as u64, &mut self.template[self.token_at..self.token_at + 4]);
         write_hex(
             u64::from(self.sequence),
             &mut self.template[self.token_at + 4..self.token_at + TOKEN_BYTES],
@@ -102,24 +86,16 @@ impl Desk {
     /// Nobody answers requests, or this answers none.
     pub(super) fn settle(&mut self, message: &Message<'_>) -> Result<(usize, Instant), BenchError> {
         if message.headers.starts_with(b"NATS/1.0 503") {
-            return Err(BenchError::NoResponders {
-                subject: self.subject.clone(),
-            });
+            return Err(BenchError::NoResponders { subject: self.subject.clone() });
         }
         let slot = self.slot_of(message.subject).filter(|&(slot, sequence)| {
-            let occupied = self
-                .slots
-                .get(slot)
-                .is_some_and(|slot| !slot.free && slot.sequence == sequence);
+            let occupied = self.slots.get(slot).is_some_and(|slot| !slot.free && slot.sequence == sequence);
             let stamp = stamp::decode(message.payload);
             let stamped = stamp.is_none_or(|stamp| stamp == (self.index, u64::from(sequence)));
             occupied && stamped && message.payload.len() == self.payload_bytes
         });
         let Some((slot, _)) = slot else {
-            let (role, line) = (
-                format!("requester {}", self.index),
-                frames::shown(message.subject),
-            );
+            let (role, line) = (format!("requester {}", self.index), frames::shown(message.subject));
             return Err(BenchError::Foreign { role, line });
         };
         self.slots[slot].free = true;
@@ -128,13 +104,8 @@ impl Desk {
 
     fn slot_of(&self, subject: &[u8]) -> Option<(usize, u32)> {
         let token = subject.strip_prefix(&*self.inbox)?;
-        let token = token
-            .first_chunk::<TOKEN_BYTES>()
-            .filter(|_| token.len() == TOKEN_BYTES)?;
-        Some((
-            read_hex(&token[..4])? as usize,
-            read_hex(&token[4..])? as u32,
-        ))
+        let token = token.first_chunk::<TOKEN_BYTES>().filter(|_| token.len() == TOKEN_BYTES)?;
+        Some((read_hex(&token[..4])? as usize, read_hex(&token[4..])? as u32))
     }
 }
 
@@ -147,9 +118,7 @@ fn write_hex(value: u64, digits: &mut [u8]) {
 }
 
 fn read_hex(digits: &[u8]) -> Option<u64> {
-    digits.iter().try_fold(0, |value, &digit| {
-        Some(value << 4 | u64::from(char::from(digit).to_digit(16)?))
-    })
+    digits.iter().try_fold(0, |value, &digit| Some(value << 4 | u64::from(char::from(digit).to_digit(16)?)))
 }
 
 #[cfg(test)]
@@ -159,22 +128,13 @@ mod tests {
     use crate::bench::plan::Scenario;
 
     fn desk(payload_bytes: usize) -> Desk {
-        let workload = Workload {
-            payload_bytes,
-            in_flight: 2,
-            ..Workload::example(Scenario::Request)
-        };
+        let workload = Workload { payload_bytes, in_flight: 2, ..Workload::example(Scenario::Request) };
         Desk::new(3, "_INBOX.abc.", &workload)
     }
 
     fn reply(token: &str, sequence: u64) -> Vec<u8> {
         let stamp = stamp::encode(3, sequence);
-        [
-            format!("MSG _INBOX.abc.{token} 1 8\r\n").as_bytes(),
-            &stamp,
-            b"\r\n",
-        ]
-        .concat()
+        [format!("MSG _INBOX.abc.{token} 1 8\r\n").as_bytes(), &stamp, b"\r\n"].concat()
     }
 
     fn settle(desk: &mut Desk, bytes: &[u8]) -> Result<usize, BenchError> {
@@ -193,10 +153,7 @@ mod tests {
         assert_eq!(out, [&head[..], &stamp::encode(3, 1), b"\r\n"].concat());
         let answer = reply("000100000001", 1);
         assert_eq!(settle(&mut desk, &answer).expect("the answer"), 1);
-        assert!(
-            matches!(settle(&mut desk, &answer), Err(BenchError::Foreign { .. })),
-            "a second answer"
-        );
+        assert!(matches!(settle(&mut desk, &answer), Err(BenchError::Foreign { .. })), "a second answer");
     }
 
     #[test]
@@ -212,10 +169,7 @@ mod tests {
             ("0000000000010", 1),
         ] {
             let outcome = settle(&mut desk, &reply(token, sequence));
-            assert!(
-                matches!(outcome, Err(BenchError::Foreign { .. })),
-                "{token}"
-            );
+            assert!(matches!(outcome, Err(BenchError::Foreign { .. })), "{token}");
         }
     }
 
@@ -224,9 +178,6 @@ mod tests {
         let mut desk = desk(8);
         desk.request(0, Instant::now(), &mut Vec::new());
         let answer = b"HMSG _INBOX.abc.000000000001 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n";
-        assert!(matches!(
-            settle(&mut desk, answer),
-            Err(BenchError::NoResponders { .. })
-        ));
+        assert!(matches!(settle(&mut desk, answer), Err(BenchError::NoResponders { .. })));
     }
 }

@@ -20,12 +20,7 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// The listener of a server that bench has started.
     pub(super) fn loopback(port: u16) -> Self {
-        Self {
-            host: "127.0.0.1".to_owned(),
-            port,
-            user: None,
-            password: None,
-        }
+        Self { host: "127.0.0.1".to_owned(), port, user: None, password: None }
     }
 
     /// Reads `nats://[USER[:PASSWORD]@]HOST[:PORT]`; without a password the user is a token, as in every NATS client.
@@ -33,39 +28,23 @@ impl Endpoint {
     /// # Errors
     /// [`BenchError::Url`] for another scheme, several servers, or no host.
     pub(super) fn parse(text: &str) -> Result<Self, BenchError> {
-        let refuse = |reason| BenchError::Url {
-            url: without_credentials(text),
-            reason,
-        };
+        let refuse = |reason| BenchError::Url { url: without_credentials(text), reason };
         if text.contains(',') {
             return Err(refuse("one server at a time"));
         }
-        let with_scheme = if text.contains("://") {
-            text.to_owned()
-        } else {
-            format!("nats://{text}")
-        };
+        let with_scheme = if text.contains("://") { text.to_owned() } else { format!("nats://{text}") };
         let url = Url::parse(&with_scheme).map_err(|_| refuse("not a URL"))?;
         match url.scheme() {
             "nats" => {}
             "tls" | "wss" | "ws" => return Err(refuse("bench speaks plain NATS over TCP")),
             _ => return Err(refuse("the scheme is not nats://")),
         }
-        let host = url
-            .host_str()
-            .filter(|host| !host.is_empty())
-            .ok_or_else(|| refuse("no host"))?;
+        let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| refuse("no host"))?;
         let decoded = |part: &str| percent_decoded(part).ok_or_else(|| refuse("a bad %-escape"));
         Ok(Self {
-            host: host
-                .trim_start_matches('[')
-                .trim_end_matches(']')
-                .to_owned(),
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
             port: url.port().unwrap_or(PORT_DEFAULT),
-            user: Some(url.username())
-                .filter(|user| !user.is_empty())
-                .map(decoded)
-                .transpose()?,
+            user: Some(url.username()).filter(|user| !user.is_empty()).map(decoded).transpose()?,
             password: url.password().map(decoded).transpose()?,
         })
     }
@@ -82,19 +61,14 @@ impl Endpoint {
     /// The `CONNECT` line of a client that wants no acknowledgement per line and understands no-responders.
     pub(super) fn connect_line(&self) -> String {
         let mut options = Map::new();
-        for (key, value) in [
-            ("verbose", false),
-            ("pedantic", false),
-            ("headers", true),
-            ("no_responders", true),
-        ] {
+        for (key, value) in
+            [("verbose", false), ("pedantic", false), ("headers", true), ("no_responders", true)]
+        {
             options.insert(key.to_owned(), Value::Bool(value));
         }
-        for (key, value) in [
-            ("name", "trunkline-bench"),
-            ("lang", "rust"),
-            ("version", env!("CARGO_PKG_VERSION")),
-        ] {
+        for (key, value) in
+            [("name", "trunkline-bench"), ("lang", "rust"), ("version", env!("CARGO_PKG_VERSION"))]
+        {
             options.insert(key.to_owned(), value.into());
         }
         options.insert("protocol".to_owned(), 1.into());
@@ -114,10 +88,7 @@ impl Endpoint {
 
 /// The URL as an error may show it.
 fn without_credentials(text: &str) -> String {
-    match (
-        text.find("://").map(|at| at + 3).unwrap_or(0),
-        text.rfind('@'),
-    ) {
+    match (text.find("://").map(|at| at + 3).unwrap_or(0), text.rfind('@')) {
         (start, Some(at)) if at >= start => format!("{}***{}", &text[..start], &text[at..]),
         _ => text.to_owned(),
     }
@@ -157,36 +128,17 @@ mod tests {
 
     #[test]
     fn credentials_go_into_connect() {
-        let with_user = Endpoint::parse("nats://ann:p%40ss@h")
-            .expect("valid")
-            .connect_line();
-        assert!(
-            with_user.contains(r#""user":"ann","pass":"p@ss""#),
-            "{with_user}"
-        );
-        let with_token = Endpoint::parse("nats://s3cret@h")
-            .expect("valid")
-            .connect_line();
-        assert!(
-            with_token.contains(r#""auth_token":"s3cret""#),
-            "{with_token}"
-        );
+        let with_user = Endpoint::parse("nats://ann:p%40ss@h").expect("valid").connect_line();
+        assert!(with_user.contains(r#""user":"ann","pass":"p@ss""#), "{with_user}");
+        let with_token = Endpoint::parse("nats://s3cret@h").expect("valid").connect_line();
+        assert!(with_token.contains(r#""auth_token":"s3cret""#), "{with_token}");
         let anonymous = Endpoint::parse("nats://h").expect("valid").connect_line();
-        assert!(
-            !anonymous.contains("user") && !anonymous.contains("token"),
-            "{anonymous}"
-        );
+        assert!(!anonymous.contains("user") && !anonymous.contains("token"), "{anonymous}");
     }
 
     #[test]
     fn what_bench_cannot_load_is_refused_without_its_password() {
-        for text in [
-            "tls://ann:secret@h",
-            "http://h",
-            "nats://",
-            "nats://a:1,b:2",
-            "nats://u:%zz@h",
-        ] {
+        for text in ["tls://ann:secret@h", "http://h", "nats://", "nats://a:1,b:2", "nats://u:%zz@h"] {
             let error = Endpoint::parse(text).expect_err(text);
             assert!(matches!(error, BenchError::Url { .. }), "{text}");
             assert!(!error.to_string().contains("secret"), "{error}");

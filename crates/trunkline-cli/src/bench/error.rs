@@ -33,57 +33,30 @@ pub(crate) enum BenchError {
     #[error("`{subject}` is not a subject to publish to")]
     Subject { subject: String },
     #[error("{option} is {given}, allowed are {min} to {max}")]
-    Range {
-        option: &'static str,
-        given: u64,
-        min: u64,
-        max: u64,
-    },
+    Range { option: &'static str, given: u64, min: u64, max: u64 },
 
     #[error("cannot connect to {address}")]
     Connect { address: String, source: io::Error },
     #[error("{address} wants TLS, which bench does not speak")]
     TlsRequired { address: String },
     #[error("payload is {payload_bytes} bytes, the limit of the server is {max_payload}")]
-    PayloadLimit {
-        payload_bytes: usize,
-        max_payload: usize,
-    },
+    PayloadLimit { payload_bytes: usize, max_payload: usize },
     #[error("the server answered {text}")]
     Refused { text: String },
     #[error("the server closed the connection")]
     Closed,
     #[error("cannot {doing}")]
-    Socket {
-        doing: &'static str,
-        source: io::Error,
-    },
+    Socket { doing: &'static str, source: io::Error },
     #[error("the server sent something that is not the NATS protocol")]
     Frame(#[from] FrameError),
     #[error("{role} made no progress for {waited:?}: {received} of {expected} messages arrived")]
-    Lost {
-        role: String,
-        received: u64,
-        expected: u64,
-        waited: Duration,
-    },
+    Lost { role: String, received: u64, expected: u64, waited: Duration },
     #[error("{role} made no progress for {waited:?}")]
     Stalled { role: String, waited: Duration },
     #[error("{role} received {received} messages, {expected} were published")]
-    Excess {
-        role: String,
-        received: u64,
-        expected: u64,
-    },
-    #[error(
-        "{role} expected message {expected} of publisher {publisher} and received message {received}"
-    )]
-    Order {
-        role: String,
-        publisher: usize,
-        expected: u64,
-        received: u64,
-    },
+    Excess { role: String, received: u64, expected: u64 },
+    #[error("{role} expected message {expected} of publisher {publisher} and received message {received}")]
+    Order { role: String, publisher: usize, expected: u64, received: u64 },
     #[error("the queue group received some messages twice and others never")]
     Duplicates,
     #[error("{role} received a message that this run did not publish: {line}")]
@@ -93,18 +66,9 @@ pub(crate) enum BenchError {
     #[error("cannot start server `{name}`")]
     Spawn { name: String, source: io::Error },
     #[error("server `{name}` did not accept clients on port {port} within {waited:?}{log}")]
-    NotReady {
-        name: String,
-        port: u16,
-        waited: Duration,
-        log: String,
-    },
+    NotReady { name: String, port: u16, waited: Duration, log: String },
     #[error("server `{name}` exited ({status}){log}")]
-    Exited {
-        name: String,
-        status: String,
-        log: String,
-    },
+    Exited { name: String, status: String, log: String },
     #[error("cannot read the use of CPU and memory of process {pid}")]
     Process { pid: i32, source: procfs::ProcError },
     #[error("cannot read the use of CPU of this process")]
@@ -118,11 +82,7 @@ pub(crate) enum BenchError {
     #[error("interrupted")]
     Interrupted,
     #[error("{scenario} on `{server}` failed")]
-    Run {
-        scenario: String,
-        server: String,
-        source: Box<BenchError>,
-    },
+    Run { scenario: String, server: String, source: Box<BenchError> },
 }
 
 impl BenchError {
@@ -156,9 +116,7 @@ impl BenchError {
             Self::CompareSpec { .. } => Some(
                 "for example --compare 'nats=nats-server' --compare 'other=/path/to/server --port {port}'; {port} becomes a free port",
             ),
-            Self::CompareAlone => {
-                Some("repeat --compare; the first server is the baseline of the ratios")
-            }
+            Self::CompareAlone => Some("repeat --compare; the first server is the baseline of the ratios"),
             Self::IdleWithoutProcess => {
                 Some("add --server-pid PID, or let bench start the servers with --compare")
             }

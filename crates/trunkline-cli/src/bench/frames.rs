@@ -48,11 +48,7 @@ pub(super) struct Message<'a> {
 pub(super) fn next(buf: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     let searched = &buf[..buf.len().min(LINE_BYTES_MAX)];
     let Some(end) = searched.iter().position(|&byte| byte == b'\n') else {
-        return if searched.len() == LINE_BYTES_MAX {
-            Err(FrameError::LineTooLong)
-        } else {
-            Ok(None)
-        };
+        return if searched.len() == LINE_BYTES_MAX { Err(FrameError::LineTooLong) } else { Ok(None) };
     };
     let line = buf[..end].strip_suffix(b"\r").unwrap_or(&buf[..end]);
     let after = end + 1;
@@ -83,10 +79,7 @@ fn message<'a>(
     let malformed = || FrameError::MalformedMessage { line: shown(line) };
     let mut fields: [&[u8]; 5] = [&[]; 5];
     let mut count = 0;
-    for field in rest
-        .split(|&byte| byte == b' ')
-        .filter(|field| !field.is_empty())
-    {
+    for field in rest.split(|&byte| byte == b' ').filter(|field| !field.is_empty()) {
         *fields.get_mut(count).ok_or_else(malformed)? = field;
         count += 1;
     }
@@ -97,11 +90,7 @@ fn message<'a>(
         _ => return Err(malformed()),
     };
     let total = number(fields[count - 1]).ok_or_else(malformed)?;
-    let header_bytes = if with_headers {
-        number(fields[count - 2]).ok_or_else(malformed)?
-    } else {
-        0
-    };
+    let header_bytes = if with_headers { number(fields[count - 2]).ok_or_else(malformed)? } else { 0 };
     if header_bytes > total {
         return Err(malformed());
     }
@@ -112,13 +101,7 @@ fn message<'a>(
         return Err(FrameError::MissingEnd { line: shown(line) });
     }
     let (headers, payload) = body[..total].split_at(header_bytes);
-    let message = Message {
-        subject: fields[0],
-        sid: fields[1],
-        reply,
-        headers,
-        payload,
-    };
+    let message = Message { subject: fields[0], sid: fields[1], reply, headers, payload };
     Ok(Some((Frame::Message(message), line_bytes + total + 2)))
 }
 
@@ -127,11 +110,7 @@ fn number(digits: &[u8]) -> Option<usize> {
     if digits.is_empty() || digits.len() > 9 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    Some(
-        digits
-            .iter()
-            .fold(0, |value, digit| value * 10 + usize::from(digit - b'0')),
-    )
+    Some(digits.iter().fold(0, |value, digit| value * 10 + usize::from(digit - b'0')))
 }
 
 /// Enough of a line for an error message.
@@ -147,11 +126,7 @@ mod tests {
     fn check(bytes: &[u8], frame: Frame<'_>) {
         assert_eq!(next(bytes), Ok(Some((frame, bytes.len()))));
         for cut in 0..bytes.len() {
-            assert_eq!(
-                next(&bytes[..cut]),
-                Ok(None),
-                "{cut} bytes are no frame yet"
-            );
+            assert_eq!(next(&bytes[..cut]), Ok(None), "{cut} bytes are no frame yet");
         }
     }
 
@@ -161,33 +136,12 @@ mod tests {
         check(b"PONG\r\n", Frame::Pong);
         check(b"+OK\r\n", Frame::Ok);
         check(b"INFO {\"a\":1} \r\n", Frame::Info(b"{\"a\":1} "));
-        check(
-            b"-ERR 'Slow Consumer'\r\n",
-            Frame::Error(b"'Slow Consumer'"),
-        );
-        let plain = Message {
-            subject: b"a.b",
-            sid: b"7",
-            reply: None,
-            headers: b"",
-            payload: b"x\r\ny",
-        };
+        check(b"-ERR 'Slow Consumer'\r\n", Frame::Error(b"'Slow Consumer'"));
+        let plain = Message { subject: b"a.b", sid: b"7", reply: None, headers: b"", payload: b"x\r\ny" };
         check(b"MSG a.b 7 4\r\nx\r\ny\r\n", Frame::Message(plain));
-        let reply = Message {
-            subject: b"a",
-            sid: b"1",
-            reply: Some(b"r.1"),
-            headers: b"",
-            payload: b"",
-        };
+        let reply = Message { subject: b"a", sid: b"1", reply: Some(b"r.1"), headers: b"", payload: b"" };
         check(b"MSG a 1 r.1 0\r\n\r\n", Frame::Message(reply));
-        let headers = Message {
-            subject: b"a",
-            sid: b"1",
-            reply: None,
-            headers: b"H\r\n",
-            payload: b"hi",
-        };
+        let headers = Message { subject: b"a", sid: b"1", reply: None, headers: b"H\r\n", payload: b"hi" };
         check(b"HMSG a 1 3 5\r\nH\r\nhi\r\n", Frame::Message(headers));
     }
 
@@ -198,10 +152,7 @@ mod tests {
 
     #[test]
     fn what_can_become_no_frame_is_an_error() {
-        assert!(matches!(
-            next(b"HELLO\r\n"),
-            Err(FrameError::UnknownOperation { .. })
-        ));
+        assert!(matches!(next(b"HELLO\r\n"), Err(FrameError::UnknownOperation { .. })));
         for line in [
             &b"MSG a 1\r\n"[..],
             b"MSG a 1 x\r\n",
@@ -210,19 +161,9 @@ mod tests {
             b"HMSG a 1 5\r\n",
             b"HMSG a 1 6 5\r\n",
         ] {
-            assert!(
-                matches!(next(line), Err(FrameError::MalformedMessage { .. })),
-                "{}",
-                shown(line)
-            );
+            assert!(matches!(next(line), Err(FrameError::MalformedMessage { .. })), "{}", shown(line));
         }
-        assert!(matches!(
-            next(b"MSG a 1 2\r\nabcd"),
-            Err(FrameError::MissingEnd { .. })
-        ));
-        assert_eq!(
-            next(&vec![b'x'; LINE_BYTES_MAX]),
-            Err(FrameError::LineTooLong)
-        );
+        assert!(matches!(next(b"MSG a 1 2\r\nabcd"), Err(FrameError::MissingEnd { .. })));
+        assert_eq!(next(&vec![b'x'; LINE_BYTES_MAX]), Err(FrameError::LineTooLong));
     }
 }

@@ -21,11 +21,7 @@ pub(super) struct Halt {
 impl Halt {
     /// A fresh one for a run; `interrupted` is shared with the signal handler.
     pub(super) fn new(interrupted: &Arc<AtomicBool>, timeout: Duration) -> Self {
-        Self {
-            interrupted: Arc::clone(interrupted),
-            failed: AtomicBool::new(false),
-            timeout,
-        }
+        Self { interrupted: Arc::clone(interrupted), failed: AtomicBool::new(false), timeout }
     }
 
     /// Tells all threads of the run to stop.
@@ -60,9 +56,7 @@ pub(super) fn first_error<T>(results: Vec<Result<T, BenchError>>) -> Result<Vec<
         match result {
             Ok(value) => values.push(value),
             Err(error) => {
-                let better = worst
-                    .as_ref()
-                    .is_none_or(|worst| rank(&error) < rank(worst));
+                let better = worst.as_ref().is_none_or(|worst| rank(&error) < rank(worst));
                 worst = if better { Some(error) } else { worst };
             }
         }
@@ -89,15 +83,10 @@ mod tests {
             Err(BenchError::Interrupted),
             Ok(()),
             Err(BenchError::Closed),
-            Err(BenchError::Refused {
-                text: "'Slow Consumer'".to_owned(),
-            }),
+            Err(BenchError::Refused { text: "'Slow Consumer'".to_owned() }),
             Err(BenchError::Interrupted),
         ];
-        assert!(matches!(
-            first_error(results),
-            Err(BenchError::Refused { .. })
-        ));
+        assert!(matches!(first_error(results), Err(BenchError::Refused { .. })));
         assert_eq!(first_error(vec![Ok(1), Ok(2)]).expect("no error"), [1, 2]);
     }
 

@@ -49,11 +49,7 @@ pub(super) fn run(
     for (index, connection) in connections.iter_mut().enumerate() {
         connection.round_trip(&format!("idle connection {index}"), halt)?;
     }
-    Ok(Idle {
-        connections: connections.len() as u64,
-        rss_bytes_before,
-        rss_bytes_after,
-    })
+    Ok(Idle { connections: connections.len() as u64, rss_bytes_before, rss_bytes_after })
 }
 
 /// The resident memory once it has stopped to change, or after [`SETTLE_MAX`].

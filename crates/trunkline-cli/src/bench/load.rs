@@ -73,11 +73,7 @@ impl Clients {
     fn connect(workload: &Workload, endpoint: &Endpoint, halt: &Halt) -> Result<Self, BenchError> {
         let count = workload.subscribers;
         let buffer_bytes = (READ_BYTES_TOGETHER / count.max(1)).clamp(READ_BYTES_MIN, READ_BYTES);
-        let queue_group = if workload.scenario == Scenario::Queue {
-            " bench"
-        } else {
-            ""
-        };
+        let queue_group = if workload.scenario == Scenario::Queue { " bench" } else { "" };
         let subscribe = format!("SUB {}{queue_group} 1\r\n", workload.subject);
         let mut subscribers = Vec::with_capacity(count);
         for index in 0..count {
@@ -93,10 +89,7 @@ impl Clients {
             connection.check_payload(workload.payload_bytes)?;
             publishers.push(connection);
         }
-        Ok(Self {
-            publishers,
-            subscribers,
-        })
+        Ok(Self { publishers, subscribers })
     }
 }
 
@@ -138,11 +131,7 @@ struct Phase<'a> {
 
 impl<'a> Phase<'a> {
     fn new(workload: &'a Workload, amount: Amount, halt: &'a Halt) -> Self {
-        let expect = if workload.scenario == Scenario::Queue {
-            Expect::Share
-        } else {
-            Expect::Every
-        };
+        let expect = if workload.scenario == Scenario::Queue { Expect::Share } else { Expect::Every };
         let limit = workload.window_messages();
         Self {
             workload,
@@ -176,10 +165,7 @@ impl<'a> Phase<'a> {
                     scope.spawn(move || self.halt.watch(self.publish(index, connection)))
                 })
                 .collect();
-            (
-                publishers.into_iter().map(joined).collect(),
-                subscribers.into_iter().map(joined).collect(),
-            )
+            (publishers.into_iter().map(joined).collect(), subscribers.into_iter().map(joined).collect())
         });
         let received: Result<Vec<Received>, _> = first_error(received);
         let published: Result<Vec<Published>, _> = first_error(published);
@@ -187,9 +173,7 @@ impl<'a> Phase<'a> {
             (Ok(published), Ok(received)) => (published, received),
             (Err(error), Ok(_)) | (Ok(_), Err(error)) => return Err(error),
             (Err(a), Err(b)) => {
-                return Err(first_error::<()>(vec![Err(b), Err(a)])
-                    .err()
-                    .unwrap_or(BenchError::Interrupted));
+                return Err(first_error::<()>(vec![Err(b), Err(a)]).err().unwrap_or(BenchError::Interrupted));
             }
         };
         self.verify(&published, &received)?;
@@ -199,31 +183,16 @@ impl<'a> Phase<'a> {
             Scenario::Pub => published.iter().map(|publisher| publisher.confirmed).max(),
             _ => received.iter().map(|subscriber| subscriber.last).max(),
         };
-        let elapsed = ended
-            .zip(started)
-            .map(|(ended, started)| ended - started)
-            .unwrap_or_default();
+        let elapsed = ended.zip(started).map(|(ended, started)| ended - started).unwrap_or_default();
         let messages = match self.workload.scenario {
             Scenario::Pub => sent,
-            _ => received
-                .iter()
-                .map(|subscriber| subscriber.tally.received())
-                .sum(),
+            _ => received.iter().map(|subscriber| subscriber.tally.received()).sum(),
         };
-        Ok(Done {
-            published: sent,
-            messages,
-            elapsed,
-        })
+        Ok(Done { published: sent, messages, elapsed })
     }
 
     fn publish(&self, index: usize, connection: &mut Connection) -> Result<Published, BenchError> {
-        let Workload {
-            subject,
-            payload_bytes,
-            publishers,
-            ..
-        } = self.workload;
+        let Workload { subject, payload_bytes, publishers, .. } = self.workload;
         let claim_max = Window::claim_max(self.limit, *publishers) as usize;
         let mut batch = Batch::new(subject, *payload_bytes, index, claim_max);
         let role = format!("publisher {index}");
@@ -255,11 +224,7 @@ impl<'a> Phase<'a> {
         self.published.fetch_add(sent, Ordering::Release);
         self.publishing.fetch_sub(1, Ordering::Release);
         connection.round_trip(&role, self.halt)?;
-        Ok(Published {
-            sent,
-            started,
-            confirmed: Instant::now(),
-        })
+        Ok(Published { sent, started, confirmed: Instant::now() })
     }
 
     fn subscribe(&self, index: usize, connection: &mut Connection) -> Result<Received, BenchError> {
@@ -267,12 +232,7 @@ impl<'a> Phase<'a> {
             Expect::Every => format!("subscriber {index}"),
             Expect::Share => format!("the queue group with member {index}"),
         };
-        let Workload {
-            subject,
-            payload_bytes,
-            publishers,
-            ..
-        } = self.workload;
+        let Workload { subject, payload_bytes, publishers, .. } = self.workload;
         let mut tally = Tally::new(role, subject, *payload_bytes, *publishers, self.expect);
         self.begin.wait();
         let mut last = Instant::now();
@@ -334,20 +294,13 @@ impl<'a> Phase<'a> {
     }
 
     /// Whatever the server still has for this subscriber arrives before the PONG: a message too many shows here.
-    fn read_to_pong(
-        &self,
-        connection: &mut Connection,
-        tally: &mut Tally,
-    ) -> Result<(), BenchError> {
+    fn read_to_pong(&self, connection: &mut Connection, tally: &mut Tally) -> Result<(), BenchError> {
         connection.send(b"PING\r\n", self.halt)?;
         let since = Instant::now();
         while !self.take(connection, tally)? {
             if connection.fill(self.halt)? == Fill::Tick && since.elapsed() >= self.halt.timeout {
                 let role = tally.role().to_owned();
-                return Err(BenchError::Stalled {
-                    role,
-                    waited: self.halt.timeout,
-                });
+                return Err(BenchError::Stalled { role, waited: self.halt.timeout });
             }
         }
         Ok(())
@@ -360,25 +313,16 @@ impl<'a> Phase<'a> {
             if received == expected {
                 return Ok(());
             }
-            Err(BenchError::Excess {
-                role: role.to_owned(),
-                received,
-                expected,
-            })
+            Err(BenchError::Excess { role: role.to_owned(), received, expected })
         };
         match self.expect {
-            Expect::Every => received.iter().try_for_each(|subscriber| {
-                check(subscriber.tally.role(), subscriber.tally.received())
-            }),
+            Expect::Every => received
+                .iter()
+                .try_for_each(|subscriber| check(subscriber.tally.role(), subscriber.tally.received())),
             Expect::Share => {
-                check(
-                    "the queue group",
-                    received.iter().map(|member| member.tally.received()).sum(),
-                )?;
+                check("the queue group", received.iter().map(|member| member.tally.received()).sum())?;
                 let sums = received.iter().map(|member| member.tally.sequence_sum());
-                let due = published
-                    .iter()
-                    .map(|publisher| stamp::sum_of(publisher.sent));
+                let due = published.iter().map(|publisher| stamp::sum_of(publisher.sent));
                 let add = |a: u64, b: u64| a.wrapping_add(b);
                 let stamped = self.workload.payload_bytes >= STAMP_BYTES;
                 if stamped && sums.fold(0, add) != due.fold(0, add) {
@@ -392,7 +336,5 @@ impl<'a> Phase<'a> {
 
 /// The result of a thread; its panic goes on in this one.
 pub(super) fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    thread
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

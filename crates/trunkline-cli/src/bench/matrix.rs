@@ -38,14 +38,8 @@ pub(super) struct Row {
 
 /// A server of the matrix.
 enum Target<'a> {
-    Running {
-        endpoint: &'a Endpoint,
-        pid: Option<i32>,
-    },
-    Started {
-        spec: &'a ServerSpec,
-        server: Server,
-    },
+    Running { endpoint: &'a Endpoint, pid: Option<i32> },
+    Started { spec: &'a ServerSpec, server: Server },
 }
 
 /// Runs the plan.
@@ -58,12 +52,7 @@ pub(super) fn run(
     progress: &Progress,
 ) -> Result<Results, BenchError> {
     let halt = || Halt::new(interrupted, plan.timeout);
-    let connections = plan
-        .workloads
-        .iter()
-        .map(|workload| workload.clients)
-        .max()
-        .unwrap_or(0);
+    let connections = plan.workloads.iter().map(|workload| workload.clients).max().unwrap_or(0);
     idle::allow_connections(connections)?;
     let mut targets = targets(&plan.servers, &halt())?;
     let mut rows = Vec::with_capacity(plan.workloads.len());
@@ -72,28 +61,20 @@ pub(super) fn run(
         for run in 0..runs_of(plan, workload) {
             for (target, samples) in targets.iter_mut().zip(&mut samples) {
                 progress.step(workload, target.name(), run);
-                let sample = target
-                    .measure(workload, &halt())
-                    .map_err(|source| match source {
-                        BenchError::Interrupted => source,
-                        source => BenchError::Run {
-                            scenario: workload.title(),
-                            server: target.name().to_owned(),
-                            source: Box::new(source),
-                        },
-                    })?;
+                let sample = target.measure(workload, &halt()).map_err(|source| match source {
+                    BenchError::Interrupted => source,
+                    source => BenchError::Run {
+                        scenario: workload.title(),
+                        server: target.name().to_owned(),
+                        source: Box::new(source),
+                    },
+                })?;
                 samples.push(sample);
             }
         }
-        rows.push(Row {
-            workload: workload.clone(),
-            samples,
-        });
+        rows.push(Row { workload: workload.clone(), samples });
     }
-    Ok(Results {
-        servers: targets.iter().map(Target::label).collect(),
-        rows,
-    })
+    Ok(Results { servers: targets.iter().map(Target::label).collect(), rows })
 }
 
 /// How many samples the plan takes of each server together, for a progress bar.
@@ -102,10 +83,7 @@ pub(super) fn steps(plan: &Plan) -> u64 {
         Servers::Running { .. } => 1,
         Servers::Started(specs) => specs.len(),
     };
-    plan.workloads
-        .iter()
-        .map(|workload| (runs_of(plan, workload) * servers) as u64)
-        .sum()
+    plan.workloads.iter().map(|workload| (runs_of(plan, workload) * servers) as u64).sum()
 }
 
 /// A server that keeps running shows the memory of its idle connections only once: what it has taken, it reuses.
@@ -118,18 +96,10 @@ fn runs_of(plan: &Plan, workload: &Workload) -> usize {
 
 fn targets<'a>(servers: &'a Servers, halt: &Halt) -> Result<Vec<Target<'a>>, BenchError> {
     match servers {
-        Servers::Running { endpoint, pid } => Ok(vec![Target::Running {
-            endpoint,
-            pid: *pid,
-        }]),
+        Servers::Running { endpoint, pid } => Ok(vec![Target::Running { endpoint, pid: *pid }]),
         Servers::Started(specs) => specs
             .iter()
-            .map(|spec| {
-                Ok(Target::Started {
-                    spec,
-                    server: Server::start(spec, halt)?,
-                })
-            })
+            .map(|spec| Ok(Target::Started { spec, server: Server::start(spec, halt)? }))
             .collect(),
     }
 }
@@ -144,11 +114,9 @@ impl Target<'_> {
 
     fn label(&self) -> ServerLabel {
         match self {
-            Self::Running { endpoint, .. } => ServerLabel {
-                name: endpoint.address(),
-                version: None,
-                command: None,
-            },
+            Self::Running { endpoint, .. } => {
+                ServerLabel { name: endpoint.address(), version: None, command: None }
+            }
             Self::Started { spec, server } => ServerLabel {
                 name: spec.name.clone(),
                 version: Some(server.version().to_owned()),

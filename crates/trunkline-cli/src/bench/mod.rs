@@ -163,21 +163,13 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), BenchError> {
     }
 }
 
-fn measure_and_print(
-    plan: &Plan,
-    args: &BenchArgs,
-    interrupted: &Arc<AtomicBool>,
-) -> Result<(), BenchError> {
+fn measure_and_print(plan: &Plan, args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<(), BenchError> {
     let results = {
         let progress = Progress::new(matrix::steps(plan), !args.no_progress);
         matrix::run(plan, interrupted, &progress)?
     };
     let report = report::Report::new(&results, plan.runs);
-    let text = if args.json {
-        report.json()
-    } else {
-        report.text()
-    };
+    let text = if args.json { report.json() } else { report.text() };
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{text}").map_err(|source| BenchError::Print { source })
 }

@@ -70,9 +70,7 @@ impl Amount {
     pub(super) fn share(self, index: usize, clients: usize) -> Self {
         let (index, clients) = (index as u64, clients.max(1) as u64);
         match self {
-            Self::Messages(total) => {
-                Self::Messages(total / clients + u64::from(index < total % clients))
-            }
+            Self::Messages(total) => Self::Messages(total / clients + u64::from(index < total % clients)),
             Self::For(duration) => Self::For(duration),
         }
     }
@@ -107,21 +105,14 @@ impl Workload {
     pub(super) fn window_messages(&self) -> u64 {
         let frame_bytes = (self.payload_bytes + self.subject.len() + LINE_BYTES) as u64;
         let fitting = self.window.bytes / frame_bytes;
-        self.window
-            .messages
-            .min(fitting)
-            .max(4 * self.publishers as u64)
+        self.window.messages.min(fitting).max(4 * self.publishers as u64)
     }
 
     /// Scenario and payload, for people: `sub 16 B`.
     pub(super) fn title(&self) -> String {
         match self.scenario {
             Scenario::Idle => self.scenario.name().to_owned(),
-            _ => format!(
-                "{} {}",
-                self.scenario.name(),
-                units::size(self.payload_bytes)
-            ),
+            _ => format!("{} {}", self.scenario.name(), units::size(self.payload_bytes)),
         }
     }
 
@@ -132,10 +123,9 @@ impl Workload {
             Scenario::Sub | Scenario::Fanout | Scenario::Queue => {
                 format!("{} → {}", self.publishers, self.subscribers)
             }
-            Scenario::Request => format!(
-                "{} ⇄ {}, {} in flight",
-                self.clients, self.subscribers, self.in_flight
-            ),
+            Scenario::Request => {
+                format!("{} ⇄ {}, {} in flight", self.clients, self.subscribers, self.in_flight)
+            }
             Scenario::Idle => format!("{} connections", self.clients),
         }
     }
@@ -152,10 +142,7 @@ impl Workload {
             in_flight: 1,
             amount: Amount::Messages(1),
             warm_up: Duration::ZERO,
-            window: WindowLimit {
-                messages: 65_536,
-                bytes: 16 << 20,
-            },
+            window: WindowLimit { messages: 65_536, bytes: 16 << 20 },
         }
     }
 }
@@ -164,10 +151,7 @@ impl Workload {
 #[derive(Debug)]
 pub(super) enum Servers {
     /// One that runs already; its process, if the user named it.
-    Running {
-        endpoint: Endpoint,
-        pid: Option<i32>,
-    },
+    Running { endpoint: Endpoint, pid: Option<i32> },
     /// Several that bench starts. The first is the baseline.
     Started(Vec<ServerSpec>),
 }
@@ -209,36 +193,20 @@ impl Plan {
         }
         let mut workloads = Vec::new();
         for scenario in scenarios {
-            let payloads: &[usize] = if scenario == Scenario::Idle {
-                &[0]
-            } else {
-                &args.payload
-            };
-            workloads.extend(
-                payloads
-                    .iter()
-                    .map(|&payload| workload(args, &subject, scenario, payload)),
-            );
+            let payloads: &[usize] = if scenario == Scenario::Idle { &[0] } else { &args.payload };
+            workloads.extend(payloads.iter().map(|&payload| workload(args, &subject, scenario, payload)));
         }
         let runs_default = match servers {
             Servers::Running { .. } => RUNS_ALONE,
             Servers::Started(_) => RUNS_COMPARED,
         };
-        Ok(Self {
-            workloads,
-            servers,
-            runs: args.runs.unwrap_or(runs_default),
-            timeout: args.timeout,
-        })
+        Ok(Self { workloads, servers, runs: args.runs.unwrap_or(runs_default), timeout: args.timeout })
     }
 }
 
 fn servers(args: &BenchArgs) -> Result<Servers, BenchError> {
     match args.compare.as_slice() {
-        [] => Ok(Servers::Running {
-            endpoint: Endpoint::parse(&args.url)?,
-            pid: args.server_pid,
-        }),
+        [] => Ok(Servers::Running { endpoint: Endpoint::parse(&args.url)?, pid: args.server_pid }),
         [_] => Err(BenchError::CompareAlone),
         given => {
             let mut specs: Vec<ServerSpec> = Vec::with_capacity(given.len());
@@ -265,16 +233,9 @@ fn workload(args: &BenchArgs, subject: &str, scenario: Scenario, payload_bytes: 
         // What these two are is in their names: more of either end is a fan-out or a queue group.
         Scenario::Sub => (1, 1),
         Scenario::Pub => (args.publishers.unwrap_or(publishers), 0),
-        _ => (
-            args.publishers.unwrap_or(publishers),
-            args.subscribers.unwrap_or(subscribers),
-        ),
+        _ => (args.publishers.unwrap_or(publishers), args.subscribers.unwrap_or(subscribers)),
     };
-    let clients = if scenario == Scenario::Idle {
-        IDLE_CONNECTIONS
-    } else {
-        1
-    };
+    let clients = if scenario == Scenario::Idle { IDLE_CONNECTIONS } else { 1 };
     let amount = match (args.messages, args.duration) {
         (Some(messages), _) => Amount::Messages(messages),
         (None, duration) => Amount::For(duration.unwrap_or(RUN_DURATION)),
@@ -289,61 +250,33 @@ fn workload(args: &BenchArgs, subject: &str, scenario: Scenario, payload_bytes: 
         in_flight: args.in_flight.unwrap_or(IN_FLIGHT),
         amount,
         warm_up: args.warm_up,
-        window: WindowLimit {
-            messages: args.window_messages,
-            bytes: args.window_bytes as u64,
-        },
+        window: WindowLimit { messages: args.window_messages, bytes: args.window_bytes as u64 },
     }
 }
 
 fn check_ranges(args: &BenchArgs) -> Result<(), BenchError> {
     let some = |value: Option<usize>| value.map(|value| value as u64);
     let ranges = [
-        (
-            "--publishers",
-            some(args.publishers),
-            1,
-            PUBLISHERS_MAX.min(1000),
-        ),
+        ("--publishers", some(args.publishers), 1, PUBLISHERS_MAX.min(1000)),
         ("--subscribers", some(args.subscribers), 1, 1000),
         ("--clients", some(args.clients), 1, CONNECTIONS_MAX),
         ("--in-flight", some(args.in_flight), 1, IN_FLIGHT_MAX),
         ("--runs", some(args.runs), 1, 1000),
         ("--messages", args.messages, 1, 1 << 40),
-        (
-            "--duration (ms)",
-            args.duration.map(|duration| duration.as_millis() as u64),
-            1,
-            86_400_000,
-        ),
-        (
-            "--timeout (ms)",
-            Some(args.timeout.as_millis() as u64),
-            100,
-            86_400_000,
-        ),
+        ("--duration (ms)", args.duration.map(|duration| duration.as_millis() as u64), 1, 86_400_000),
+        ("--timeout (ms)", Some(args.timeout.as_millis() as u64), 100, 86_400_000),
         ("--window-messages", Some(args.window_messages), 1, 1 << 40),
         ("--window-bytes", some(Some(args.window_bytes)), 1, 1 << 40),
     ];
     for (option, given, min, max) in ranges {
         if let Some(given) = given.filter(|given| !(min..=max).contains(given)) {
-            return Err(BenchError::Range {
-                option,
-                given,
-                min,
-                max,
-            });
+            return Err(BenchError::Range { option, given, min, max });
         }
     }
     for &payload in &args.payload {
         let (given, max) = (payload as u64, 64 << 20);
         if given > max {
-            return Err(BenchError::Range {
-                option: "--payload",
-                given,
-                min: 0,
-                max,
-            });
+            return Err(BenchError::Range { option: "--payload", given, min: 0, max });
         }
     }
     Ok(())
@@ -359,9 +292,7 @@ fn checked_subject(subject: &str) -> Result<String, BenchError> {
     if subject.len() <= 256 && subject.split('.').all(token) {
         Ok(subject.to_owned())
     } else {
-        Err(BenchError::Subject {
-            subject: subject.to_owned(),
-        })
+        Err(BenchError::Subject { subject: subject.to_owned() })
     }
 }
 
@@ -426,44 +357,24 @@ mod tests {
             &["--duration", "0"],
         ] {
             let error = plan(args).expect_err(&format!("{args:?}"));
-            assert_eq!(
-                (error.kind(), error.exit_code()),
-                (ErrorKind::Usage, 2),
-                "{args:?}: {error}"
-            );
+            assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Usage, 2), "{args:?}: {error}");
         }
     }
 
     #[test]
     fn without_arguments_all_scenarios_run_that_a_url_allows() {
         let plan = plan(&[]).expect("defaults are valid");
-        let names: Vec<_> = plan
-            .workloads
-            .iter()
-            .map(|workload| workload.scenario.name())
-            .collect();
-        let expected = ["pub", "sub", "fanout", "queue", "request"]
-            .map(|name| [name; 4])
-            .concat();
+        let names: Vec<_> = plan.workloads.iter().map(|workload| workload.scenario.name()).collect();
+        let expected = ["pub", "sub", "fanout", "queue", "request"].map(|name| [name; 4]).concat();
         assert_eq!(names, expected);
         assert_eq!(plan.runs, RUNS_ALONE);
     }
 
     #[test]
     fn compared_servers_also_show_their_memory() {
-        let args = [
-            "--compare",
-            "a=nats-server",
-            "--compare",
-            "b=trunkline",
-            "--payload",
-            "8",
-        ];
+        let args = ["--compare", "a=nats-server", "--compare", "b=trunkline", "--payload", "8"];
         let plan = plan(&args).expect("valid");
-        assert_eq!(
-            plan.workloads.last().map(|workload| workload.scenario),
-            Some(Scenario::Idle)
-        );
+        assert_eq!(plan.workloads.last().map(|workload| workload.scenario), Some(Scenario::Idle));
         assert_eq!(plan.runs, RUNS_COMPARED);
     }
 

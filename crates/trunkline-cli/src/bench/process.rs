@@ -33,9 +33,7 @@ impl Processes {
             Self::Unknown => Ok(None),
             Self::One(pid) => {
                 let process = Process::new(pid).map_err(|source| failed(pid, source))?;
-                usage_of(&process)
-                    .map(Some)
-                    .map_err(|source| failed(pid, source))
+                usage_of(&process).map(Some).map_err(|source| failed(pid, source))
             }
             Self::Group(leader) => {
                 let mut sum: Option<Usage> = None;
@@ -61,8 +59,7 @@ impl Processes {
 /// # Errors
 /// [`BenchError::OwnUsage`] when the system does not tell.
 pub(super) fn own_cpu() -> Result<Duration, BenchError> {
-    let usage =
-        getrusage(UsageWho::RUSAGE_SELF).map_err(|source| BenchError::OwnUsage { source })?;
+    let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(|source| BenchError::OwnUsage { source })?;
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     Ok(Duration::from_micros(micros.unsigned_abs()))
 }
@@ -71,19 +68,13 @@ fn usage_of(process: &Process) -> Result<Usage, ProcError> {
     let stat = process.stat()?;
     let ticks = stat.utime + stat.stime;
     let cpu = Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64);
-    Ok(Usage {
-        cpu,
-        rss_bytes: rss_bytes(process).unwrap_or(stat.rss * procfs::page_size()),
-    })
+    Ok(Usage { cpu, rss_bytes: rss_bytes(process).unwrap_or(stat.rss * procfs::page_size()) })
 }
 
 /// Resident memory counted page by page: since Linux 6.2 the cheaper counters lag behind by some pages per CPU.
 fn rss_bytes(process: &Process) -> Option<u64> {
     let rollup = process.smaps_rollup().ok()?;
-    rollup
-        .memory_map_rollup
-        .iter()
-        .find_map(|map| map.extension.map.get("Rss").copied())
+    rollup.memory_map_rollup.iter().find_map(|map| map.extension.map.get("Rss").copied())
 }
 
 #[cfg(test)]
@@ -92,28 +83,14 @@ mod tests {
 
     #[test]
     fn our_own_usage_can_be_read() {
-        let usage = Processes::One(std::process::id() as i32)
-            .usage()
-            .expect("own process")
-            .expect("known");
+        let usage = Processes::One(std::process::id() as i32).usage().expect("own process").expect("known");
         assert!(usage.rss_bytes > 100 * 1024, "{usage:?}");
     }
 
     #[test]
     fn a_process_that_does_not_exist_is_an_error() {
-        assert!(matches!(
-            Processes::One(i32::MAX).usage(),
-            Err(BenchError::Process { .. })
-        ));
-        assert!(matches!(
-            Processes::Group(i32::MAX).usage(),
-            Err(BenchError::Process { .. })
-        ));
-        assert!(
-            Processes::Unknown
-                .usage()
-                .expect("nothing to read")
-                .is_none()
-        );
+        assert!(matches!(Processes::One(i32::MAX).usage(), Err(BenchError::Process { .. })));
+        assert!(matches!(Processes::Group(i32::MAX).usage(), Err(BenchError::Process { .. })));
+        assert!(Processes::Unknown.usage().expect("nothing to read").is_none());
     }
 }

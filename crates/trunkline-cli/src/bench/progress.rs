@@ -13,11 +13,7 @@ impl Progress {
     /// A bar over so many runs.
     pub(super) fn new(steps: u64, wanted: bool) -> Self {
         let visible = wanted && std::io::stderr().is_terminal();
-        let target = if visible {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(steps), target);
         if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}") {
             bar.set_style(style);
@@ -27,8 +23,7 @@ impl Progress {
 
     /// Shows the run that is about to begin.
     pub(super) fn step(&self, workload: &Workload, server: &str, run: usize) {
-        self.0
-            .set_message(format!("{}, {server}, run {}", workload.title(), run + 1));
+        self.0.set_message(format!("{}, {server}, run {}", workload.title(), run + 1));
         self.0.inc(1);
     }
 }

@@ -113,20 +113,12 @@ impl<'a> Report<'a> {
             version: server.version.as_deref(),
             command: server.command.as_deref(),
         });
-        let names: Vec<&str> = results
-            .servers
-            .iter()
-            .map(|server| server.name.as_str())
-            .collect();
+        let names: Vec<&str> = results.servers.iter().map(|server| server.name.as_str()).collect();
         Self {
             runs,
             baseline: names.first().copied().filter(|_| names.len() > 1),
             servers: servers.collect(),
-            results: results
-                .rows
-                .iter()
-                .map(|row| ResultRow::new(row, &names))
-                .collect(),
+            results: results.rows.iter().map(|row| ResultRow::new(row, &names)).collect(),
         }
     }
 
@@ -143,14 +135,8 @@ impl<'a> ResultRow<'a> {
             let Some(values) = Values::of(samples, row.workload.payload_bytes) else {
                 continue;
             };
-            let ratio = servers
-                .first()
-                .map(|baseline| Ratios::new(&values, &baseline.values));
-            servers.push(Cell {
-                name,
-                values,
-                ratio,
-            });
+            let ratio = servers.first().map(|baseline| Ratios::new(&values, &baseline.values));
+            servers.push(Cell { name, values, ratio });
         }
         Self {
             scenario: row.workload.scenario,
@@ -187,8 +173,7 @@ fn flow_values(flows: &[&Flow], payload_bytes: usize) -> Option<FlowValues> {
         let values: Option<Vec<f64>> = flows.iter().map(|flow| value(flow)).collect();
         values.and_then(Summary::of)
     };
-    let quantile =
-        |q: f64| known(&|flow| Some(flow.latency.as_ref()?.value_at_quantile(q) as f64 / 1e3));
+    let quantile = |q: f64| known(&|flow| Some(flow.latency.as_ref()?.value_at_quantile(q) as f64 / 1e3));
     let latency_us = match (quantile(0.5), quantile(0.9), quantile(0.99), quantile(1.0)) {
         (Some(p50), Some(p90), Some(p99), Some(max)) => Some(LatencyValues { p50, p90, p99, max }),
         _ => None,
@@ -217,9 +202,7 @@ fn idle_values(idles: &[&Idle]) -> Option<IdleValues> {
 
 impl Ratios {
     fn new(values: &Values, baseline: &Values) -> Self {
-        let of = |value: Option<Summary>, baseline: Option<Summary>| {
-            ratio(value?.median, baseline?.median)
-        };
+        let of = |value: Option<Summary>, baseline: Option<Summary>| ratio(value?.median, baseline?.median);
         match (values, baseline) {
             (Values::Flow(values), Values::Flow(baseline)) => {
                 let latency = |flow: &FlowValues, pick: fn(&LatencyValues) -> Summary| {
@@ -267,30 +250,16 @@ pub(super) mod tests {
             messages,
             elapsed: Duration::from_secs(1),
             load_cpu: Duration::from_millis(100),
-            server: Some(Usage {
-                cpu: Duration::from_millis(cpu_ms),
-                rss_bytes: 2 << 20,
-            }),
+            server: Some(Usage { cpu: Duration::from_millis(cpu_ms), rss_bytes: 2 << 20 }),
             latency: None,
         })
     }
 
     pub(in crate::bench) fn results() -> Results {
-        let label = |name: &str| ServerLabel {
-            name: name.to_owned(),
-            version: None,
-            command: None,
-        };
-        let row = |scenario, samples| Row {
-            workload: Workload::example(scenario),
-            samples,
-        };
+        let label = |name: &str| ServerLabel { name: name.to_owned(), version: None, command: None };
+        let row = |scenario, samples| Row { workload: Workload::example(scenario), samples };
         let idle = |after| {
-            vec![Sample::Idle(Idle {
-                connections: 10,
-                rss_bytes_before: 1024,
-                rss_bytes_after: after,
-            })]
+            vec![Sample::Idle(Idle { connections: 10, rss_bytes_before: 1024, rss_bytes_after: after })]
         };
         Results {
             servers: vec![label("a"), label("b")],
@@ -298,16 +267,8 @@ pub(super) mod tests {
                 row(
                     Scenario::Sub,
                     vec![
-                        vec![
-                            flow(1_000_000, 500),
-                            flow(3_000_000, 500),
-                            flow(2_000_000, 500),
-                        ],
-                        vec![
-                            flow(5_000_000, 500),
-                            flow(4_000_000, 500),
-                            flow(3_000_000, 500),
-                        ],
+                        vec![flow(1_000_000, 500), flow(3_000_000, 500), flow(2_000_000, 500)],
+                        vec![flow(5_000_000, 500), flow(4_000_000, 500), flow(3_000_000, 500)],
                     ],
                 ),
                 row(Scenario::Idle, vec![idle(11_264), idle(6_144)]),
@@ -328,9 +289,6 @@ pub(super) mod tests {
         assert_eq!(b["ratio"]["messages_per_second"], 2.0);
         assert_eq!(b["ratio"]["server_cpu_us_per_message"], 0.5);
         assert_eq!(b["ratio"]["server_rss_bytes"], 1.0);
-        assert_eq!(
-            report["results"][1]["servers"][1]["ratio"]["bytes_per_connection"],
-            0.5
-        );
+        assert_eq!(report["results"][1]["servers"][1]["ratio"]["bytes_per_connection"], 0.5);
     }
 }

@@ -47,26 +47,14 @@ pub(super) fn run(
     }
     let mut requesters = Vec::with_capacity(workload.clients);
     for index in 0..workload.clients {
-        let inbox: String = std::iter::repeat_with(fastrand::alphanumeric)
-            .take(22)
-            .collect();
+        let inbox: String = std::iter::repeat_with(fastrand::alphanumeric).take(22).collect();
         let mut connection = Connection::open(endpoint, READ_BYTES, halt)?;
         connection.send(format!("SUB _INBOX.{inbox}.* 1\r\n").as_bytes(), halt)?;
         connection.round_trip(&format!("requester {index}"), halt)?;
-        requesters.push(Requester::new(
-            index,
-            connection,
-            &format!("_INBOX.{inbox}."),
-            workload,
-        ));
+        requesters.push(Requester::new(index, connection, &format!("_INBOX.{inbox}."), workload));
     }
     if !workload.warm_up.is_zero() {
-        phase(
-            Amount::For(workload.warm_up),
-            &mut requesters,
-            &mut responders,
-            halt,
-        )?;
+        phase(Amount::For(workload.warm_up), &mut requesters, &mut responders, halt)?;
     }
     let before = (process::own_cpu()?, server.usage()?);
     let done = phase(workload.amount, &mut requesters, &mut responders, halt)?;
@@ -128,10 +116,7 @@ fn phase(
             })
             .collect();
         let answered: Vec<_> = requesters.into_iter().map(joined).collect();
-        (
-            answered,
-            responders.into_iter().map(joined).collect::<Vec<_>>(),
-        )
+        (answered, responders.into_iter().map(joined).collect::<Vec<_>>())
     });
     let answered = match first_error(answered) {
         Err(BenchError::Interrupted) => {
@@ -146,25 +131,13 @@ fn phase(
     let mut latency = histogram();
     for requester in &answered {
         // Same bounds, so that nothing can be out of range.
-        latency
-            .add(&requester.latency)
-            .expect("all histograms have the same bounds");
+        latency.add(&requester.latency).expect("all histograms have the same bounds");
     }
-    Ok(Done {
-        elapsed: last
-            .zip(started)
-            .map(|(last, first)| last - first)
-            .unwrap_or_default(),
-        latency,
-    })
+    Ok(Done { elapsed: last.zip(started).map(|(last, first)| last - first).unwrap_or_default(), latency })
 }
 
 /// Sends every payload back where its message asks for it, until nobody requests any more.
-fn respond(
-    connection: &mut Connection,
-    requesting: &AtomicUsize,
-    halt: &Halt,
-) -> Result<(), BenchError> {
+fn respond(connection: &mut Connection, requesting: &AtomicUsize, halt: &Halt) -> Result<(), BenchError> {
     let mut out = Vec::with_capacity(READ_BYTES);
     while requesting.load(Ordering::Acquire) > 0 {
         if connection.fill(halt)? == Fill::Tick {
@@ -174,10 +147,7 @@ fn respond(
         let consumed = each_message(connection.pending(), &mut out, |message, out| {
             let Some(reply) = message.reply else {
                 let line = frames::shown(message.subject);
-                return Err(BenchError::Foreign {
-                    role: "a responder".to_owned(),
-                    line,
-                });
+                return Err(BenchError::Foreign { role: "a responder".to_owned(), line });
             };
             out.extend_from_slice(b"PUB ");
             out.extend_from_slice(reply);
@@ -207,9 +177,7 @@ fn each_message(
             Frame::Ping => out.extend_from_slice(b"PONG\r\n"),
             Frame::Pong | Frame::Ok | Frame::Info(_) => {}
             Frame::Error(text) => {
-                return Err(BenchError::Refused {
-                    text: frames::shown(text),
-                });
+                return Err(BenchError::Refused { text: frames::shown(text) });
             }
         }
     }
@@ -225,22 +193,14 @@ struct Requester {
 
 impl Requester {
     fn new(index: usize, connection: Connection, inbox: &str, workload: &Workload) -> Self {
-        Self {
-            index,
-            connection,
-            desk: Desk::new(index, inbox, workload),
-        }
+        Self { index, connection, desk: Desk::new(index, inbox, workload) }
     }
 
     fn run(&mut self, share: Amount, halt: &Halt) -> Result<Answered, BenchError> {
         let mut latency = histogram();
         let started = Instant::now();
         let mut last = started;
-        let mut budget = Budget {
-            share,
-            started,
-            requested: 0,
-        };
+        let mut budget = Budget { share, started, requested: 0 };
         let mut answered = 0;
         let mut out = Vec::new();
         for slot in 0..self.desk.slots() {
@@ -277,11 +237,7 @@ impl Requester {
             self.connection.consume(consumed);
             self.connection.send(&out, halt)?;
         }
-        Ok(Answered {
-            started,
-            last,
-            latency,
-        })
+        Ok(Answered { started, last, latency })
     }
 }
 
@@ -314,20 +270,9 @@ mod tests {
     #[test]
     fn a_budget_of_messages_ends() {
         let now = Instant::now();
-        let mut budget = Budget {
-            share: Amount::Messages(2),
-            started: now,
-            requested: 0,
-        };
-        assert_eq!(
-            [budget.take(now), budget.take(now), budget.take(now)],
-            [true, true, false]
-        );
-        let mut timed = Budget {
-            share: Amount::For(Duration::from_secs(1)),
-            started: now,
-            requested: 0,
-        };
+        let mut budget = Budget { share: Amount::Messages(2), started: now, requested: 0 };
+        assert_eq!([budget.take(now), budget.take(now), budget.take(now)], [true, true, false]);
+        let mut timed = Budget { share: Amount::For(Duration::from_secs(1)), started: now, requested: 0 };
         assert!(timed.take(now));
         assert!(!timed.take(now + Duration::from_secs(1)));
     }

@@ -80,10 +80,7 @@ impl Server {
     }
 
     fn start_once(spec: &ServerSpec, halt: &Halt) -> Result<Self, BenchError> {
-        let failed = |source| BenchError::Spawn {
-            name: spec.name.clone(),
-            source,
-        };
+        let failed = |source| BenchError::Spawn { name: spec.name.clone(), source };
         let port = free_port().map_err(failed)?;
         let log = tempfile::tempfile().map_err(failed)?;
         let (program, arguments) = spec.command(port);
@@ -96,13 +93,7 @@ impl Server {
             .process_group(0)
             .spawn()
             .map_err(failed)?;
-        let mut server = Self {
-            name: spec.name.clone(),
-            port,
-            child,
-            log,
-            version: String::new(),
-        };
+        let mut server = Self { name: spec.name.clone(), port, child, log, version: String::new() };
         server.wait_until_ready(halt)?;
         Ok(server)
     }
@@ -121,9 +112,7 @@ impl Server {
                     };
                     return Ok(());
                 }
-                Err(
-                    BenchError::Connect { .. } | BenchError::Closed | BenchError::Socket { .. },
-                ) => {}
+                Err(BenchError::Connect { .. } | BenchError::Closed | BenchError::Socket { .. }) => {}
                 Err(error) => return Err(error),
             }
             halt.check()?;
@@ -132,12 +121,7 @@ impl Server {
             }
             if since.elapsed() >= halt.timeout {
                 let (name, log) = (self.name.clone(), self.log_tail());
-                return Err(BenchError::NotReady {
-                    name,
-                    port: self.port,
-                    waited: halt.timeout,
-                    log,
-                });
+                return Err(BenchError::NotReady { name, port: self.port, waited: halt.timeout, log });
             }
             thread::sleep(STEP);
         }
@@ -146,16 +130,9 @@ impl Server {
     /// The end of what the server printed, ready to follow an error message; empty if it printed nothing.
     fn log_tail(&mut self) -> String {
         let mut tail = Vec::new();
-        let length = self
-            .log
-            .metadata()
-            .map(|metadata| metadata.len())
-            .unwrap_or(0);
+        let length = self.log.metadata().map(|metadata| metadata.len()).unwrap_or(0);
         let from = SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES));
-        let read = self
-            .log
-            .seek(from)
-            .and_then(|_| (&self.log).take(LOG_TAIL_BYTES).read_to_end(&mut tail));
+        let read = self.log.seek(from).and_then(|_| (&self.log).take(LOG_TAIL_BYTES).read_to_end(&mut tail));
         let text = String::from_utf8_lossy(&tail);
         match (read, text.trim()) {
             (Ok(_), text) if !text.is_empty() => format!("; it printed:\n{text}"),
@@ -188,9 +165,7 @@ impl Drop for Server {
 }
 
 fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 #[cfg(test)]
@@ -206,19 +181,14 @@ mod tests {
 
     #[test]
     fn a_server_that_exits_is_reported_with_its_log() {
-        let error = start("a=sh -c 'echo no room on {port}; exit 3'")
-            .err()
-            .expect("it exited");
+        let error = start("a=sh -c 'echo no room on {port}; exit 3'").err().expect("it exited");
         assert!(matches!(error, BenchError::Exited { .. }), "{error}");
         assert!(error.to_string().contains("no room on"), "{error}");
     }
 
     #[test]
     fn a_program_that_does_not_exist_is_reported() {
-        assert!(matches!(
-            start("a=/nonexistent/program {port}"),
-            Err(BenchError::Spawn { .. })
-        ));
+        assert!(matches!(start("a=/nonexistent/program {port}"), Err(BenchError::Spawn { .. })));
     }
 
     #[test]
@@ -226,29 +196,19 @@ mod tests {
         let pids = tempfile::NamedTempFile::new().expect("a file");
         let path = pids.path().display();
         // The inner process ignores SIGTERM, and its parent does not wait for it.
-        let script =
-            format!("(trap \"\" TERM; exec sleep 60) & echo $! > {path}; : {{port}}; wait");
-        let error = start(&format!("a=sh -c '{script}'"))
-            .err()
-            .expect("nobody listens");
+        let script = format!("(trap \"\" TERM; exec sleep 60) & echo $! > {path}; : {{port}}; wait");
+        let error = start(&format!("a=sh -c '{script}'")).err().expect("nobody listens");
         assert!(matches!(error, BenchError::NotReady { .. }), "{error}");
-        let inner: i32 = std::fs::read_to_string(pids.path())
-            .expect("written")
-            .trim()
-            .parse()
-            .expect("a pid");
-        let gone = |pid| match procfs::process::Process::new(pid).and_then(|process| process.stat())
-        {
+        let inner: i32 =
+            std::fs::read_to_string(pids.path()).expect("written").trim().parse().expect("a pid");
+        let gone = |pid| match procfs::process::Process::new(pid).and_then(|process| process.stat()) {
             // Killed and not yet collected by init.
             Ok(stat) => stat.state == 'Z',
             Err(_) => true,
         };
         let since = Instant::now();
         while !gone(inner) {
-            assert!(
-                since.elapsed() < Duration::from_secs(10),
-                "process {inner} is still there"
-            );
+            assert!(since.elapsed() < Duration::from_secs(10), "process {inner} is still there");
             thread::yield_now();
         }
     }

@@ -17,19 +17,13 @@ pub(super) fn encode(publisher: usize, sequence: u64) -> [u8; STAMP_BYTES] {
 /// Publisher and sequence number of the stamp at the start of `payload`, if it is long enough to have one.
 pub(super) fn decode(payload: &[u8]) -> Option<(usize, u64)> {
     let stamp = u64::from_le_bytes(*payload.first_chunk::<STAMP_BYTES>()?);
-    Some((
-        (stamp >> SEQUENCE_BITS) as usize,
-        stamp & ((1 << SEQUENCE_BITS) - 1),
-    ))
+    Some(((stamp >> SEQUENCE_BITS) as usize, stamp & ((1 << SEQUENCE_BITS) - 1)))
 }
 
 /// The sum of the sequence numbers `0..count`, wrapping as the receivers' own sums do.
 pub(super) fn sum_of(count: u64) -> u64 {
-    let (a, b) = if count.is_multiple_of(2) {
-        (count / 2, count.wrapping_sub(1))
-    } else {
-        (count, count / 2)
-    };
+    let (a, b) =
+        if count.is_multiple_of(2) { (count / 2, count.wrapping_sub(1)) } else { (count, count / 2) };
     a.wrapping_mul(b)
 }
 

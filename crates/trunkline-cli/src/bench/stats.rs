@@ -45,18 +45,8 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle_run_or_between_the_two() {
-        assert_eq!(
-            Summary::of([3.0, 1.0, 2.0]),
-            Some(Summary {
-                median: 2.0,
-                min: 1.0,
-                max: 3.0
-            })
-        );
-        assert_eq!(
-            Summary::of([4.0, 1.0, 3.0, 2.0]).map(|s| s.median),
-            Some(2.5)
-        );
+        assert_eq!(Summary::of([3.0, 1.0, 2.0]), Some(Summary { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(Summary::of([4.0, 1.0, 3.0, 2.0]).map(|s| s.median), Some(2.5));
         assert_eq!(Summary::of([7.0]).map(|s| s.median), Some(7.0));
         assert_eq!(Summary::of([]), None);
         assert_eq!(Summary::of([1.0, f64::NAN]), None);

@@ -52,16 +52,10 @@ impl Report<'_> {
     }
 
     fn latency_table(&self) -> Option<String> {
-        let header = [
-            "latency", "", "payload", "server", "p50 µs", "ratio", "p90 µs", "p99 µs", "ratio",
-            "max µs",
-        ];
+        let header =
+            ["latency", "", "payload", "server", "p50 µs", "ratio", "p90 µs", "p99 µs", "ratio", "max µs"];
         self.table(&header, 4, |row, cell| {
-            let Values::Flow(FlowValues {
-                latency_us: Some(latency),
-                ..
-            }) = &cell.values
-            else {
+            let Values::Flow(FlowValues { latency_us: Some(latency), .. }) = &cell.values else {
                 return None;
             };
             let ratios = cell.ratio.as_ref();
@@ -82,15 +76,7 @@ impl Report<'_> {
     }
 
     fn idle_table(&self) -> Option<String> {
-        let header = [
-            "memory",
-            "",
-            "server",
-            "KiB/connection",
-            "ratio",
-            "before MiB",
-            "after MiB",
-        ];
+        let header = ["memory", "", "server", "KiB/connection", "ratio", "before MiB", "after MiB"];
         self.table(&header, 3, |row, cell| {
             let Values::Idle(idle) = &cell.values else {
                 return None;
@@ -100,11 +86,7 @@ impl Report<'_> {
                 row.shape.clone(),
                 cell.name.to_owned(),
                 format!("{:.1}", idle.bytes_per_connection.median / 1024.0),
-                times(
-                    cell.ratio
-                        .as_ref()
-                        .and_then(|ratios| ratios.bytes_per_connection),
-                ),
+                times(cell.ratio.as_ref().and_then(|ratios| ratios.bytes_per_connection)),
                 mebibytes(Some(idle.server_rss_bytes_before)),
                 mebibytes(Some(idle.server_rss_bytes_after)),
             ])
@@ -118,21 +100,14 @@ impl Report<'_> {
         text_columns: usize,
         line: impl Fn(&ResultRow<'_>, &Cell<'_>) -> Option<Vec<String>>,
     ) -> Option<String> {
-        let cells = self
-            .results
-            .iter()
-            .flat_map(|row| row.servers.iter().map(move |cell| (row, cell)));
+        let cells = self.results.iter().flat_map(|row| row.servers.iter().map(move |cell| (row, cell)));
         let lines: Vec<_> = cells.filter_map(|(row, cell)| line(row, cell)).collect();
         if lines.is_empty() {
             return None;
         }
         // A column without a single value, such as ratios of one server, says nothing.
         let used: Vec<usize> = (0..header.len())
-            .filter(|&column| {
-                lines
-                    .iter()
-                    .any(|line| line.get(column).is_some_and(|text| !text.is_empty()))
-            })
+            .filter(|&column| lines.iter().any(|line| line.get(column).is_some_and(|text| !text.is_empty())))
             .collect();
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -140,10 +115,7 @@ impl Report<'_> {
         for line in &lines {
             table.add_row(used.iter().filter_map(|&column| line.get(column)));
         }
-        let numbers = used
-            .iter()
-            .filter(|&&column| column >= text_columns)
-            .count();
+        let numbers = used.iter().filter(|&&column| column >= text_columns).count();
         for column in table.column_iter_mut().skip(used.len() - numbers) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -151,11 +123,8 @@ impl Report<'_> {
     }
 
     fn legend(&self) -> String {
-        let runs = if self.runs == 1 {
-            "one run".to_owned()
-        } else {
-            format!("medians of {} runs", self.runs)
-        };
+        let runs =
+            if self.runs == 1 { "one run".to_owned() } else { format!("medians of {} runs", self.runs) };
         let servers: Vec<_> = self
             .servers
             .iter()
@@ -173,26 +142,19 @@ impl Report<'_> {
 }
 
 fn times(ratio: Option<f64>) -> String {
-    ratio
-        .map(|ratio| format!("{ratio:.2}×"))
-        .unwrap_or_default()
+    ratio.map(|ratio| format!("{ratio:.2}×")).unwrap_or_default()
 }
 
 fn percent(part: Option<f64>) -> String {
-    part.map(|part| format!("{:.0} %", part * 100.0))
-        .unwrap_or_default()
+    part.map(|part| format!("{:.0} %", part * 100.0)).unwrap_or_default()
 }
 
 fn decimals(summary: Option<Summary>) -> String {
-    summary
-        .map(|summary| format!("{:.3}", summary.median))
-        .unwrap_or_default()
+    summary.map(|summary| format!("{:.3}", summary.median)).unwrap_or_default()
 }
 
 fn mebibytes(summary: Option<Summary>) -> String {
-    summary
-        .map(|summary| format!("{:.1}", summary.median / f64::from(1 << 20)))
-        .unwrap_or_default()
+    summary.map(|summary| format!("{:.1}", summary.median / f64::from(1 << 20))).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -204,13 +166,7 @@ mod tests {
     fn tables_show_what_there_is_and_nothing_else() {
         let results = results();
         let text = Report::new(&results, 3).text();
-        for part in [
-            "2 000 000",
-            "2.00×",
-            "1.0",
-            "ratios are to a",
-            "medians of 3 runs",
-        ] {
+        for part in ["2 000 000", "2.00×", "1.0", "ratios are to a", "medians of 3 runs"] {
             assert!(text.contains(part), "`{part}` is missing in\n{text}");
         }
         assert!(!text.contains("p99"), "{text}");

@@ -45,21 +45,10 @@ impl Tally {
         publishers: usize,
         expect: Expect,
     ) -> Self {
-        let header = format!("MSG {subject} 1 {payload_bytes}\r\n")
-            .into_bytes()
-            .into();
+        let header = format!("MSG {subject} 1 {payload_bytes}\r\n").into_bytes().into();
         let next = vec![0; publishers].into();
         let subject = subject.as_bytes().into();
-        Self {
-            role,
-            subject,
-            header,
-            payload_bytes,
-            expect,
-            next,
-            received: 0,
-            sequence_sum: 0,
-        }
+        Self { role, subject, header, payload_bytes, expect, next, received: 0, sequence_sum: 0 }
     }
 
     /// Messages so far.
@@ -98,10 +87,7 @@ impl Tally {
                         && *message.subject == *self.subject;
                     if !ours {
                         let line = frames::shown(&rest[..rest.len().min(80)]);
-                        return Err(BenchError::Foreign {
-                            role: self.role.clone(),
-                            line,
-                        });
+                        return Err(BenchError::Foreign { role: self.role.clone(), line });
                     }
                     self.note(message.payload)?;
                     continue;
@@ -110,9 +96,7 @@ impl Tally {
                 Frame::Pong => Control::Pong,
                 Frame::Info(_) | Frame::Ok => Control::Note,
                 Frame::Error(text) => {
-                    return Err(BenchError::Refused {
-                        text: frames::shown(text),
-                    });
+                    return Err(BenchError::Refused { text: frames::shown(text) });
                 }
             };
             return Ok((consumed, Some(control)));
@@ -142,8 +126,7 @@ impl Tally {
         };
         let in_order = match self.next.get_mut(publisher) {
             Some(next) => {
-                let in_order =
-                    sequence == *next || (self.expect == Expect::Share && sequence > *next);
+                let in_order = sequence == *next || (self.expect == Expect::Share && sequence > *next);
                 *next = if in_order { sequence + 1 } else { *next };
                 in_order
             }
@@ -160,16 +143,8 @@ impl Tally {
     fn disorder(&self, publisher: usize, received: u64) -> BenchError {
         let role = self.role.clone();
         match self.next.get(publisher) {
-            Some(&expected) => BenchError::Order {
-                role,
-                publisher,
-                expected,
-                received,
-            },
-            None => BenchError::Foreign {
-                role,
-                line: format!("a stamp of publisher {publisher}"),
-            },
+            Some(&expected) => BenchError::Order { role, publisher, expected, received },
+            None => BenchError::Foreign { role, line: format!("a stamp of publisher {publisher}") },
         }
     }
 }
@@ -183,12 +158,7 @@ mod tests {
     }
 
     fn message(publisher: usize, sequence: u64) -> Vec<u8> {
-        [
-            b"MSG a.b 1 8\r\n",
-            &stamp::encode(publisher, sequence)[..],
-            b"\r\n",
-        ]
-        .concat()
+        [b"MSG a.b 1 8\r\n", &stamp::encode(publisher, sequence)[..], b"\r\n"].concat()
     }
 
     #[test]
@@ -209,10 +179,7 @@ mod tests {
         let (consumed, control) = tally.scan(&bytes).expect("in order");
         assert_eq!(control, Some(Control::Ping));
         assert_eq!(tally.received(), 1);
-        assert_eq!(
-            tally.scan(&bytes[consumed..]).expect("in order"),
-            (bytes.len() - consumed, None)
-        );
+        assert_eq!(tally.scan(&bytes[consumed..]).expect("in order"), (bytes.len() - consumed, None));
         assert_eq!(tally.received(), 2);
     }
 
@@ -227,21 +194,8 @@ mod tests {
     #[test]
     fn a_gap_is_an_error_for_who_gets_every_message() {
         let bytes = [message(0, 0), message(0, 2)].concat();
-        let error = tally(8, Expect::Every)
-            .scan(&bytes)
-            .expect_err("1 is missing");
-        assert!(
-            matches!(
-                error,
-                BenchError::Order {
-                    publisher: 0,
-                    expected: 1,
-                    received: 2,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        let error = tally(8, Expect::Every).scan(&bytes).expect_err("1 is missing");
+        assert!(matches!(error, BenchError::Order { publisher: 0, expected: 1, received: 2, .. }), "{error}");
         assert!(tally(8, Expect::Share).scan(&bytes).is_ok());
     }
 
@@ -249,10 +203,7 @@ mod tests {
     fn a_message_twice_is_an_error_for_everybody() {
         let bytes = [message(0, 0), message(0, 0)].concat();
         for expect in [Expect::Every, Expect::Share] {
-            assert!(matches!(
-                tally(8, expect).scan(&bytes),
-                Err(BenchError::Order { .. })
-            ));
+            assert!(matches!(tally(8, expect).scan(&bytes), Err(BenchError::Order { .. })));
         }
     }
 
@@ -266,11 +217,7 @@ mod tests {
             b"MSG a.b 1 8\r\n\0\0\0\0\0\0\x02\0\r\n",
         ] {
             let outcome = tally(8, Expect::Every).scan(bytes);
-            assert!(
-                matches!(outcome, Err(BenchError::Foreign { .. })),
-                "{}",
-                frames::shown(bytes)
-            );
+            assert!(matches!(outcome, Err(BenchError::Foreign { .. })), "{}", frames::shown(bytes));
         }
     }
 
@@ -283,12 +230,7 @@ mod tests {
     #[test]
     fn short_payloads_are_counted_without_order() {
         let mut tally = tally(2, Expect::Every);
-        assert_eq!(
-            tally
-                .scan(b"MSG a.b 1 2\r\nxx\r\nMSG a.b 1 2\r\nxx\r\n")
-                .expect("valid"),
-            (34, None)
-        );
+        assert_eq!(tally.scan(b"MSG a.b 1 2\r\nxx\r\nMSG a.b 1 2\r\nxx\r\n").expect("valid"), (34, None));
         assert_eq!(tally.received(), 2);
     }
 }

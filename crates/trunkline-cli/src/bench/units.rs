@@ -14,9 +14,7 @@ pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
         "m" | "mb" | "mib" => 1 << 20,
         "g" | "gb" | "gib" => 1 << 30,
         _ => {
-            return Err(format!(
-                "`{unit}` is not a unit of size; known are B, KiB, MiB, GiB"
-            ));
+            return Err(format!("`{unit}` is not a unit of size; known are B, KiB, MiB, GiB"));
         }
     };
     usize::try_from(number)
@@ -37,9 +35,7 @@ pub(crate) fn parse_count(text: &str) -> Result<u64, String> {
         "m" | "M" => 1_000_000,
         _ => return Err(format!("`{unit}` is not a multiple; known are k and M")),
     };
-    number
-        .checked_mul(factor)
-        .ok_or_else(|| "the count is too large".to_owned())
+    number.checked_mul(factor).ok_or_else(|| "the count is too large".to_owned())
 }
 
 /// Reads a duration: `500ms`, `2s`, `1m`, or bare seconds.
@@ -52,18 +48,14 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         "ms" => Ok(Duration::from_millis(number)),
         "" | "s" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        _ => Err(format!(
-            "`{unit}` is not a unit of time; known are ms, s, m"
-        )),
+        _ => Err(format!("`{unit}` is not a unit of time; known are ms, s, m")),
     }
 }
 
 fn split_unit(text: &str) -> Result<(u64, &str), String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
-    let number = number
-        .parse()
-        .map_err(|_| "expected a whole number, then a unit".to_owned())?;
+    let number = number.parse().map_err(|_| "expected a whole number, then a unit".to_owned())?;
     Ok((number, unit.trim()))
 }
 
@@ -96,14 +88,9 @@ mod tests {
 
     #[test]
     fn sizes_are_powers_of_1024() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("16", 16),
-            ("1k", 1024),
-            ("8KiB", 8192),
-            ("8 kb", 8192),
-            ("2M", 2 << 20),
-        ] {
+        for (text, bytes) in
+            [("0", 0), ("16", 16), ("1k", 1024), ("8KiB", 8192), ("8 kb", 8192), ("2M", 2 << 20)]
+        {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
     }
@@ -123,15 +110,7 @@ mod tests {
 
     #[test]
     fn what_is_no_quantity_is_refused() {
-        for text in [
-            "",
-            "k",
-            "-1",
-            "1.5k",
-            "3 parsecs",
-            "99999999999999999999",
-            "18446744073709551615k",
-        ] {
+        for text in ["", "k", "-1", "1.5k", "3 parsecs", "99999999999999999999", "18446744073709551615k"] {
             assert!(parse_size(text).is_err(), "size {text}");
             assert!(parse_count(text).is_err(), "count {text}");
         }

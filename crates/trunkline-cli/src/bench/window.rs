@@ -74,16 +74,9 @@ impl Window {
             if ahead != seen.0 {
                 seen = (ahead, Instant::now());
             } else if seen.1.elapsed() >= halt.timeout {
-                break Err(BenchError::Stalled {
-                    role: role.to_owned(),
-                    waited: halt.timeout,
-                });
+                break Err(BenchError::Stalled { role: role.to_owned(), waited: halt.timeout });
             }
-            asleep = self
-                .freed
-                .wait_timeout(asleep, POLL)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            asleep = self.freed.wait_timeout(asleep, POLL).unwrap_or_else(PoisonError::into_inner).0;
         };
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         outcome
@@ -106,10 +99,7 @@ impl Window {
 
     /// What the subscribers have together (a share each), or what the slowest of them has (every message each).
     pub(super) fn received(&self) -> u64 {
-        let counts = self
-            .received
-            .iter()
-            .map(|counter| counter.0.load(Ordering::Relaxed));
+        let counts = self.received.iter().map(|counter| counter.0.load(Ordering::Relaxed));
         match self.expect {
             Expect::Share => counts.sum(),
             Expect::Every => counts.min().unwrap_or(0),
@@ -154,9 +144,7 @@ mod tests {
     #[test]
     fn without_subscribers_it_is_never_full() {
         let window = Window::new(1, 0, Expect::Every);
-        window
-            .claim(1000, "publisher 0", &halt(POLL))
-            .expect("open");
+        window.claim(1000, "publisher 0", &halt(POLL)).expect("open");
     }
 
     #[test]
@@ -172,9 +160,7 @@ mod tests {
             for _ in 0..publishers {
                 scope.spawn(|| {
                     for _ in 0..claims {
-                        window
-                            .claim(claim, "publisher", &halt)
-                            .expect("the subscriber moves");
+                        window.claim(claim, "publisher", &halt).expect("the subscriber moves");
                     }
                 });
             }
@@ -189,9 +175,6 @@ mod tests {
             }
         });
         assert_eq!(window.ahead(), 0);
-        assert!(
-            started.elapsed() < Duration::from_secs(30),
-            "publishers slept through wake-ups"
-        );
+        assert!(started.elapsed() < Duration::from_secs(30), "publishers slept through wake-ups");
     }
 }
