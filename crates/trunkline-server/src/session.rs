@@ -76,11 +76,11 @@ impl Session {
                 Err(error) => {
                     tracing::debug!(client = self.client.id, %error, "broken protocol");
                     error.write(staging.line(&self.client));
-                    Err(Closed::Protocol)
+                    Err(Stop::Close(Closed::Protocol))
                 }
             };
-            if let Err(closed) = outcome {
-                fed.close = Some(closed);
+            if let Err(Stop::Close(why)) = outcome {
+                fed.close = Some(why);
                 break;
             }
         }
@@ -114,7 +114,7 @@ impl Session {
         input: &[u8],
         staging: &mut Staging,
         counted: &mut Counted,
-    ) -> Result<(), Closed> {
+    ) -> Result<(), Stop> {
         match op {
             ClientOp::Pub { subject, reply, header, payload } => {
                 // Where the payload lies, to write a large one from the read buffer itself.
@@ -138,7 +138,7 @@ impl Session {
             ClientOp::Connect(json) => self.connect(json, staging)?,
             ClientOp::Err(text) => {
                 tracing::debug!(client = self.client.id, text = %String::from_utf8_lossy(text), "client reports an error");
-                return Err(Closed::ClientError);
+                return Err(Stop::Close(Closed::ClientError));
             }
             ClientOp::Ok | ClientOp::Info => return Ok(()),
         }
@@ -162,13 +162,13 @@ impl Session {
         }
     }
 
-    fn connect(&mut self, json: &[u8], staging: &mut Staging) -> Result<(), Closed> {
+    fn connect(&mut self, json: &[u8], staging: &mut Staging) -> Result<(), Stop> {
         let options = match ConnectOptions::parse(json) {
             Ok(options) => options,
             Err(error) => {
                 tracing::debug!(client = self.client.id, %error, "CONNECT is not understood");
                 staging.line(&self.client).extend_from_slice(b"-ERR 'Parser Error'\r\n");
-                return Err(Closed::Protocol);
+                return Err(Stop::Close(Closed::Protocol));
             }
         };
         if !(0..=PROTOCOL_INFO).contains(&options.protocol) {
@@ -182,11 +182,11 @@ impl Session {
         Ok(())
     }
 
-    fn refuse(&self, error: ServerError<'_>, staging: &mut Staging) -> Result<(), Closed> {
+    fn refuse(&self, error: ServerError<'_>, staging: &mut Staging) -> Result<(), Stop> {
         error.write(staging.line(&self.client));
         match error.closes() {
-            true => Err(Closed::Protocol),
-            false => Ok(()),
+            true => Err(Stop::Close(Closed::Protocol)),
+            false => Err(Stop::Refused),
         }
     }
 
@@ -196,7 +196,7 @@ impl Session {
         queue: Option<&[u8]>,
         sid: &[u8],
         staging: &mut Staging,
-    ) -> Result<(), Closed> {
+    ) -> Result<(), Stop> {
         let pattern = Pattern::from_bytes(subject);
         let queue = queue.map(|queue| std::str::from_utf8(queue).map(bytestring::ByteString::from));
         let (Ok(pattern), Ok(queue)) = (pattern, queue.transpose()) else {
@@ -248,7 +248,7 @@ impl Session {
     }
 
     #[inline]
-    fn publish(&mut self, m: &Outgoing<'_>, input: &[u8], staging: &mut Staging) -> Result<(), Closed> {
+    fn publish(&mut self, m: &Outgoing<'_>, input: &[u8], staging: &mut Staging) -> Result<(), Stop> {
         if m.header.is_some() && !self.options.headers {
             return self.refuse(ServerError::HeadersNotSupported, staging);
         }
@@ -304,6 +304,14 @@ impl Session {
             }
         }
     }
+}
+
+/// Why an operation was not carried out.
+enum Stop {
+    /// The client was told; its `-ERR` stands in place of `+OK`, so that a verbose client is never told both.
+    Refused,
+    /// The connection ends.
+    Close(Closed),
 }
 
 #[derive(Default)]
