@@ -120,7 +120,9 @@ impl Server {
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
             let monitor = Arc::new(Monitor::new(shared.clone(), health, address));
-            tasks.spawn(http::serve(listener, http::router(monitor), stop.clone(), tasks.clone()));
+            let bounds = http::Bounds::of(&shared.limits);
+            let app = http::router(monitor);
+            tasks.spawn(http::serve(listener, app, bounds, stop.clone(), tasks.clone()));
             address
         });
         Ok(Self { shared, http, stop, tasks })
