@@ -205,7 +205,8 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
         tracing::debug!(%address, %error, "connection lost before it was served");
         return;
     }
-    let outbox = Outbox::new(socket, shared.limits.max_pending);
+    let socket = Arc::new(socket);
+    let outbox = Outbox::new(socket.clone(), shared.limits.max_pending);
     let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, shared.hub.clone()));
     client.touch(shared.now_ms());
     if !shared.enter(&client) {
@@ -213,7 +214,7 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
         client.outbox.flush();
         return;
     }
-    tasks.spawn(Connection::new(shared.clone(), client).run());
+    tasks.spawn(Connection::new(shared.clone(), client, socket).run());
 }
 
 /// Owned by the server's tracker; ends by `stop`.

@@ -107,6 +107,11 @@ impl Raw {
         String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned()
     }
 
+    /// Says that nothing more comes; what comes back can still be read.
+    pub(crate) async fn finish_sending(&mut self) {
+        within("shutdown", self.stream.shutdown()).await.expect("the connection stands");
+    }
+
     /// Reads more; `false` when the connection is closed, by a reset too.
     async fn fill(&mut self) -> bool {
         within("read", self.stream.read_buf(&mut self.buffer)).await.is_ok_and(|n| n > 0)

@@ -95,6 +95,22 @@ async fn a_request_that_nobody_listens_for_is_answered_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_hangs_up_is_hung_up_on_although_its_subscription_is_remembered() {
+    let mut fixture = Fixture::start().await;
+    let (mut raw, mut publisher) = (fixture.client().await, fixture.client().await);
+    raw.send("SUB a 1\r\nPING\r\n").await;
+    raw.expect("PONG\r\n").await;
+    // From now on the publisher's cache and the shared one lead to the subscription, until somebody publishes again.
+    publisher.send("PUB a 1\r\nx\r\n").await;
+    publisher.flush().await;
+    raw.expect("MSG a 1 1\r\nx\r\n").await;
+    raw.finish_sending().await;
+    assert_eq!(raw.until_closed().await, "");
+    assert_eq!(publisher.flush().await, "");
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_but_the_bus_publishes_dead_letters() {
     let mut fixture = Fixture::with(|options| options.subject_root = "acme".to_owned()).await;
     let mut raw = fixture.client().await;
