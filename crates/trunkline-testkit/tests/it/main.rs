@@ -5,6 +5,7 @@ mod clients_node;
 mod clients_python;
 mod envelope;
 mod nats_server;
+mod scenario_run;
 mod tcp_proxy;
 
 use trunkline_testkit::clients::{ClientLibrary, check_scenario};
