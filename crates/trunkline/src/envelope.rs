@@ -448,12 +448,18 @@ mod tests {
 
     #[test]
     fn bytes_travel_as_base64_and_bad_base64_stays_visible() {
-        let envelope = Envelope { payload: Payload::Bytes(Bytes::from_static(b"\0\xff[1,2]")), ..Envelope::new("t", Value::Null) };
+        let envelope = Envelope {
+            payload: Payload::Bytes(Bytes::from_static(b"\0\xff[1,2]")),
+            ..Envelope::new("t", Value::Null)
+        };
         assert_eq!(Envelope::from_bytes(&envelope.to_bytes()), Some(envelope));
         let bad = Envelope::from_bytes(br#"{"id":"a","type":"t","payloadBase64":"%%"}"#).unwrap();
         assert_eq!(bad.payload, Payload::Json(Value::Null));
         assert_eq!(bad.extra["payloadBase64"], "%%");
-        let json = Envelope { payload: Payload::Bytes(Bytes::from_static(b"[1,2]")), ..Envelope::new("t", Value::Null) };
+        let json = Envelope {
+            payload: Payload::Bytes(Bytes::from_static(b"[1,2]")),
+            ..Envelope::new("t", Value::Null)
+        };
         assert_eq!(json.decode::<Vec<u8>>().unwrap(), [1, 2]);
     }
 
@@ -476,19 +482,24 @@ mod tests {
 
     fn trace() -> impl Strategy<Value = Trace> {
         let id = || proptest::option::of(any::<String>());
-        (id(), id(), id(), id(), id(), value()).prop_map(|(conversation, persona, tool, skill, cause, extra)| Trace {
-            conversation_id: conversation,
-            persona_id: persona,
-            tool_id: tool,
-            skill_id: skill,
-            causation_id: cause,
-            extra: Map::from_iter([("spanId".to_owned(), extra)]),
-        })
+        (id(), id(), id(), id(), id(), value()).prop_map(
+            |(conversation, persona, tool, skill, cause, extra)| Trace {
+                conversation_id: conversation,
+                persona_id: persona,
+                tool_id: tool,
+                skill_id: skill,
+                causation_id: cause,
+                extra: Map::from_iter([("spanId".to_owned(), extra)]),
+            },
+        )
     }
 
     fn time() -> impl Strategy<Value = Option<Timestamp>> {
         // Years 0001 to 9999, which is what RFC 3339 can say.
-        proptest::option::of((-62_135_596_800_000i64..253_402_207_200_000).prop_map(|ms| Timestamp::from_millisecond(ms).unwrap()))
+        proptest::option::of(
+            (-62_135_596_800_000i64..253_402_207_200_000)
+                .prop_map(|ms| Timestamp::from_millisecond(ms).unwrap()),
+        )
     }
 
     proptest! {
