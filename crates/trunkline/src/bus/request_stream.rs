@@ -409,3 +409,6 @@ impl Drop for RawReplyStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
