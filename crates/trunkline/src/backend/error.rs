@@ -105,6 +105,17 @@ pub enum SubscribeError {
     /// The start offset is of another backend's form.
     #[error("offset {0} is not one of this backend")]
     ForeignOffset(StreamOffset),
+    /// The start offset lies past the newest message: it was saved from another life of the stream, and waiting there
+    /// would skip messages.
+    #[error("offset {offset} is past the end of stream {stream:?}, whose newest message is {last}")]
+    OffsetAhead {
+        /// The stream.
+        stream: String,
+        /// The offset asked for.
+        offset: StreamOffset,
+        /// The newest one stored.
+        last: StreamOffset,
+    },
     /// A start in the past was asked for, and no stream covers the pattern.
     #[error("no stream stores {0}, so a subscription cannot start in its past")]
     NotStored(Pattern),
@@ -169,6 +180,17 @@ pub enum StreamError {
     /// The offset is of another backend's form.
     #[error("offset {0} is not one of this backend")]
     ForeignOffset(StreamOffset),
+    /// The start offset lies past the newest message: it was saved from another life of the stream, and waiting there
+    /// would skip messages.
+    #[error("offset {offset} is past the end of stream {stream:?}, whose newest message is {last}")]
+    OffsetAhead {
+        /// The stream.
+        stream: String,
+        /// The offset asked for.
+        offset: StreamOffset,
+        /// The newest one stored.
+        last: StreamOffset,
+    },
     /// The bus is draining or closed.
     #[error("the bus is closed")]
     Closed,

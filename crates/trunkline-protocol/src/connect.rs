@@ -1,0 +1,220 @@
+//! The JSON object of `CONNECT`: what a client says about itself.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What a client says about itself and asks for.
+///
+/// `Default` is what nats-server assumes for fields that are missing (or null): `verbose`,
+/// `pedantic` and `echo` true, the rest false, 0 or absent. Unknown fields are ignored. `Debug`
+/// shows secrets as `***`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Received")]
+pub struct ConnectOptions {
+    /// Answer each operation with `+OK`.
+    pub verbose: bool,
+    /// Check subjects strictly.
+    pub pedantic: bool,
+    /// Deliver the client's own messages to its own subscriptions.
+    pub echo: bool,
+    /// The client understands `HMSG` and may send `HPUB`.
+    pub headers: bool,
+    /// Answer requests that nobody receives with status 503; needs `headers`.
+    pub no_responders: bool,
+    /// The client wants TLS.
+    pub tls_required: bool,
+    /// 0, or 1 for a client that understands `INFO` at any time.
+    pub protocol: i64,
+    /// The client's name for the connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The language of the client library.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lang: Option<String>,
+    /// The version of the client library.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// User name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass: Option<String>,
+    /// Token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth_token: Option<String>,
+    /// User JWT.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<String>,
+    /// Public NKey.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nkey: Option<String>,
+    /// The server's nonce, signed with the NKey, in URL-safe base64 without padding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sig: Option<String>,
+}
+
+impl ConnectOptions {
+    /// Reads the text of `CONNECT`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] when it is not a JSON object, or a known field has the wrong type.
+    pub fn parse(json: &[u8]) -> Result<Self, ConnectError> {
+        serde_json::from_slice(json).map_err(ConnectError)
+    }
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Received::default().into()
+    }
+}
+
+impl fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secret = |value: &Option<String>| value.as_ref().map(|_| "***");
+        f.debug_struct("ConnectOptions")
+            .field("verbose", &self.verbose)
+            .field("pedantic", &self.pedantic)
+            .field("echo", &self.echo)
+            .field("headers", &self.headers)
+            .field("no_responders", &self.no_responders)
+            .field("tls_required", &self.tls_required)
+            .field("protocol", &self.protocol)
+            .field("name", &self.name)
+            .field("lang", &self.lang)
+            .field("version", &self.version)
+            .field("user", &self.user)
+            .field("pass", &secret(&self.pass))
+            .field("auth_token", &secret(&self.auth_token))
+            .field("jwt", &secret(&self.jwt))
+            .field("nkey", &self.nkey)
+            .field("sig", &secret(&self.sig))
+            .finish()
+    }
+}
+
+/// The text of `CONNECT` is not what it should be.
+#[derive(Debug, thiserror::Error)]
+#[error("CONNECT is not the JSON object it should be")]
+pub struct ConnectError(#[source] serde_json::Error);
+
+/// The object as received. Some client libraries write null for what they do not set, which
+/// nats-server takes as missing; so every field may be null here, and defaults are applied
+/// afterwards.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Received {
+    verbose: Option<bool>,
+    pedantic: Option<bool>,
+    echo: Option<bool>,
+    headers: Option<bool>,
+    no_responders: Option<bool>,
+    tls_required: Option<bool>,
+    protocol: Option<i64>,
+    name: Option<String>,
+    lang: Option<String>,
+    version: Option<String>,
+    user: Option<String>,
+    pass: Option<String>,
+    auth_token: Option<String>,
+    jwt: Option<String>,
+    nkey: Option<String>,
+    sig: Option<String>,
+}
+
+impl From<Received> for ConnectOptions {
+    fn from(received: Received) -> Self {
+        Self {
+            verbose: received.verbose.unwrap_or(true),
+            pedantic: received.pedantic.unwrap_or(true),
+            echo: received.echo.unwrap_or(true),
+            headers: received.headers.unwrap_or(false),
+            no_responders: received.no_responders.unwrap_or(false),
+            tls_required: received.tls_required.unwrap_or(false),
+            protocol: received.protocol.unwrap_or(0),
+            name: received.name,
+            lang: received.lang,
+            version: received.version,
+            user: received.user,
+            pass: received.pass,
+            auth_token: received.auth_token,
+            jwt: received.jwt,
+            nkey: received.nkey,
+            sig: received.sig,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn missing_and_null_fields_take_the_defaults_of_nats_server() {
+        fn check(json: &str, expected: ConnectOptions) {
+            assert_eq!(
+                ConnectOptions::parse(json.as_bytes()).expect(json),
+                expected
+            );
+        }
+        let default = ConnectOptions::default();
+        assert!(default.verbose && default.pedantic && default.echo);
+        assert!(!default.headers && !default.no_responders && default.protocol == 0);
+        check("{}", default.clone());
+        check(
+            r#"{"verbose":null,"name":null,"protocol":null,"pass":null}"#,
+            default.clone(),
+        );
+        check(r#"{"unknown":{"deep":[1,2]},"nonce":7}"#, default.clone());
+        check(
+            r#" {"verbose":false,"pedantic":false,"tls_required":false,"name":"n","lang":"go","version":"1.2",
+                "protocol":1,"echo":false,"headers":true,"no_responders":true} "#,
+            ConnectOptions {
+                verbose: false,
+                pedantic: false,
+                echo: false,
+                headers: true,
+                no_responders: true,
+                protocol: 1,
+                name: Some("n".into()),
+                lang: Some("go".into()),
+                version: Some("1.2".into()),
+                ..default
+            },
+        );
+    }
+
+    #[test]
+    fn bad_json_is_an_error_with_its_cause() {
+        fn check(json: &str) {
+            let error = ConnectOptions::parse(json.as_bytes()).expect_err(json);
+            assert_eq!(
+                error.to_string(),
+                "CONNECT is not the JSON object it should be"
+            );
+            assert!(error.source().is_some());
+        }
+        check("");
+        check("{");
+        check("7");
+        check(r#"{"verbose":"yes"}"#);
+        check(r#"{"user":7}"#);
+        check("{} {}");
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let json = r#"{"user":"ann","pass":"s3cret1","auth_token":"s3cret2","jwt":"s3cret3","sig":"s3cret4"}"#;
+        let debug = format!(
+            "{:?}",
+            ConnectOptions::parse(json.as_bytes()).expect("valid")
+        );
+        assert!(debug.contains("ann") && debug.contains("***"), "{debug}");
+        assert!(!debug.contains("s3cret"), "{debug}");
+    }
+}

@@ -1,0 +1,210 @@
+//! The `-ERR` lines that a session sends for reasons other than broken protocol.
+
+use std::fmt;
+use std::io::Write as _;
+
+/// An error of a session, as clients are told it. `Display` is the exact text between the quotes of
+/// `-ERR '…'`, on which clients match.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ServerError<'a> {
+    /// Wrong credentials, or an operation before credentials were given.
+    #[error("Authorization Violation")]
+    AuthorizationViolation,
+    /// No `CONNECT` with credentials in time.
+    #[error("Authentication Timeout")]
+    AuthenticationTimeout,
+    /// The credentials have ended while the connection lived.
+    #[error("User Authentication Expired")]
+    AuthenticationExpired,
+    /// The user may not publish to the subject.
+    #[error("Permissions Violation for Publish to {}", Quoted(subject))]
+    PublishPermission {
+        /// The subject.
+        subject: &'a [u8],
+    },
+    /// The user may not name this reply subject.
+    #[error("Permissions Violation for Publish with Reply of {}", Quoted(reply))]
+    ReplyPermission {
+        /// The reply subject.
+        reply: &'a [u8],
+    },
+    /// The user may not subscribe to the pattern, or not with this queue group.
+    #[error("Permissions Violation for Subscription to {}{}", Quoted(subject), UsingQueue(*queue))]
+    SubscribePermission {
+        /// The pattern.
+        subject: &'a [u8],
+        /// The queue group, when one was given.
+        queue: Option<&'a [u8]>,
+    },
+    /// A subscription to something that is no pattern.
+    #[error("Invalid Subject")]
+    InvalidSubject,
+    /// A publish to something that is no subject.
+    #[error("Invalid Publish Subject")]
+    InvalidPublishSubject,
+    /// The server has as many connections as it may.
+    #[error("maximum connections exceeded")]
+    MaxConnections,
+    /// The connection has as many subscriptions as it may.
+    #[error("maximum subscriptions exceeded")]
+    MaxSubscriptions,
+    /// Too many PINGs went unanswered.
+    #[error("Stale Connection")]
+    StaleConnection,
+    /// The client reads more slowly than messages for it arrive, and the bound on what is kept for
+    /// it was reached.
+    #[error("Slow Consumer")]
+    SlowConsumer,
+    /// The server wants TLS and the client did not start it.
+    #[error("Secure Connection - TLS Required")]
+    TlsRequired,
+    /// `CONNECT` asks for no-responders answers without supporting the headers they are made of.
+    #[error("no responders requires headers support")]
+    NoRespondersRequiresHeaders,
+    /// `HPUB` from a client whose `CONNECT` did not ask for headers.
+    #[error("message headers not supported")]
+    HeadersNotSupported,
+    /// `CONNECT` names a protocol number that does not exist.
+    #[error("invalid client protocol")]
+    InvalidClientProtocol,
+}
+
+impl ServerError<'_> {
+    /// Whether the server closes the connection after the error was sent.
+    pub fn closes(&self) -> bool {
+        match self {
+            Self::PublishPermission { .. }
+            | Self::ReplyPermission { .. }
+            | Self::SubscribePermission { .. }
+            | Self::InvalidSubject
+            | Self::InvalidPublishSubject
+            | Self::MaxSubscriptions => false,
+            Self::AuthorizationViolation
+            | Self::AuthenticationTimeout
+            | Self::AuthenticationExpired
+            | Self::MaxConnections
+            | Self::StaleConnection
+            | Self::SlowConsumer
+            | Self::TlsRequired
+            | Self::NoRespondersRequiresHeaders
+            | Self::HeadersNotSupported
+            | Self::InvalidClientProtocol => true,
+        }
+    }
+
+    /// Appends the whole `-ERR '…'` line.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        write!(out, "-ERR '{self}'\r\n").expect("writing to a Vec does not fail");
+    }
+}
+
+/// A subject in double quotes, escaped so that the line stays one line.
+struct Quoted<'a>(&'a [u8]);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"")?;
+        for chunk in self.0.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                match c {
+                    '"' | '\\' => write!(f, "\\{c}")?,
+                    c if c.is_control() => write!(f, "\\x{:02x}", u32::from(c))?,
+                    c => fmt::Write::write_char(f, c)?,
+                }
+            }
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        f.write_str("\"")
+    }
+}
+
+/// The end of the text when a queue group was given.
+struct UsingQueue<'a>(Option<&'a [u8]>);
+
+impl fmt::Display for UsingQueue<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(queue) => write!(f, " using queue {}", Quoted(queue)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ServerError::{self, *};
+
+    #[test]
+    fn texts_are_those_that_clients_match_on() {
+        fn check(error: ServerError<'_>, text: &str, closes: bool) {
+            let mut out = b"before".to_vec();
+            error.write(&mut out);
+            assert_eq!(
+                String::from_utf8_lossy(&out),
+                format!("before-ERR '{text}'\r\n")
+            );
+            assert_eq!(error.closes(), closes, "{text}");
+        }
+        check(AuthorizationViolation, "Authorization Violation", true);
+        check(AuthenticationTimeout, "Authentication Timeout", true);
+        check(AuthenticationExpired, "User Authentication Expired", true);
+        check(
+            PublishPermission { subject: b"a.b" },
+            r#"Permissions Violation for Publish to "a.b""#,
+            false,
+        );
+        check(
+            ReplyPermission { reply: b"_R_.x" },
+            r#"Permissions Violation for Publish with Reply of "_R_.x""#,
+            false,
+        );
+        check(
+            SubscribePermission {
+                subject: b"a.>",
+                queue: None,
+            },
+            r#"Permissions Violation for Subscription to "a.>""#,
+            false,
+        );
+        check(
+            SubscribePermission {
+                subject: b"a.*",
+                queue: Some(b"q"),
+            },
+            r#"Permissions Violation for Subscription to "a.*" using queue "q""#,
+            false,
+        );
+        check(InvalidSubject, "Invalid Subject", false);
+        check(InvalidPublishSubject, "Invalid Publish Subject", false);
+        check(MaxConnections, "maximum connections exceeded", true);
+        check(MaxSubscriptions, "maximum subscriptions exceeded", false);
+        check(StaleConnection, "Stale Connection", true);
+        check(SlowConsumer, "Slow Consumer", true);
+        check(TlsRequired, "Secure Connection - TLS Required", true);
+        check(
+            NoRespondersRequiresHeaders,
+            "no responders requires headers support",
+            true,
+        );
+        check(HeadersNotSupported, "message headers not supported", true);
+        check(InvalidClientProtocol, "invalid client protocol", true);
+    }
+
+    #[test]
+    fn a_subject_cannot_break_the_line_it_is_quoted_in() {
+        fn check(subject: &[u8], quoted: &str) {
+            let text = PublishPermission { subject }.to_string();
+            assert_eq!(
+                text.strip_prefix("Permissions Violation for Publish to "),
+                Some(quoted)
+            );
+        }
+        check(b"a\r\nPING\r\n", r#""a\x0d\x0aPING\x0d\x0a""#);
+        check(b"a\"b\\c", r#""a\"b\\c""#);
+        check("blå.bær".as_bytes(), "\"blå.bær\"");
+        check(b"a\xff\xfeb", r#""a\xff\xfeb""#);
+    }
+}

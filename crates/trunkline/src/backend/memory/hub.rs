@@ -1,0 +1,269 @@
+//! The hub: one routing table and one set of streams, for every connection of a process.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use trunkline_core::{Headers, MatchSet, Message, Router, StreamOffset, Subject};
+
+use super::inbox::Inbox;
+use super::streams::{StreamHandle, StreamTable};
+use crate::backend::{BackendKind, PublishError, PublishOptions, Receipt, Unsupported};
+
+/// Bounds of a hub.
+#[derive(Debug, Clone)]
+pub struct HubOptions {
+    /// Largest headers and payload together, in bytes. Default 1 MiB, key `server.limits.max_payload`.
+    pub max_payload: usize,
+    /// Most messages that wait for one live subscription. Default 65536, key `messaging.max_pending`.
+    pub max_pending: usize,
+    /// How long a deduplication id is remembered. Default 2 min, key `messaging.dedupe_window`.
+    pub dedupe_window: Duration,
+    /// Most bytes of a stream whose configuration sets no `max_bytes`: memory is finite. Default 256 MiB.
+    pub stream_bytes_max: u64,
+}
+
+impl Default for HubOptions {
+    fn default() -> Self {
+        Self {
+            max_payload: 1 << 20,
+            max_pending: 65_536,
+            dedupe_window: Duration::from_secs(120),
+            stream_bytes_max: 256 << 20,
+        }
+    }
+}
+
+/// Where the routing table leads to.
+#[derive(Clone)]
+pub enum Target {
+    /// A live subscription in this process.
+    Inbox(Arc<Inbox>),
+    /// A subscription of a session of the embedded server.
+    Session(Arc<dyn SessionSink>),
+    /// A stream that stores the message.
+    Stream(StreamHandle),
+}
+
+/// A subscription of somebody outside this process, as the server keeps it.
+pub trait SessionSink: Any + Send + Sync {
+    /// Takes a message that was published in this process.
+    fn deliver(&self, message: &Arc<Message>) -> Delivered;
+
+    /// The server's own type again.
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// What became of a message at one target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivered {
+    /// Taken.
+    Done,
+    /// Dropped and counted there: the receiver does not keep up.
+    Full,
+    /// There is nobody any more.
+    Gone,
+}
+
+/// Counters of a hub since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HubStats {
+    /// Messages published by components of this process.
+    pub published: u64,
+    /// Deliveries to subscriptions of this process and, from this process, to sessions.
+    pub delivered: u64,
+    /// Deliveries dropped because the receiver did not keep up.
+    pub dropped: u64,
+    /// Requests that nobody listened for.
+    pub no_responders: u64,
+}
+
+/// One bus in memory. Components of the process reach it through [`MemoryBackend`](super::MemoryBackend), clients of the
+/// embedded server through their sessions.
+pub struct Hub {
+    router: Router<Target>,
+    pub(super) streams: StreamTable,
+    options: HubOptions,
+    id: String,
+    connections: AtomicU64,
+    published: AtomicU64,
+    delivered: AtomicU64,
+    dropped: AtomicU64,
+    no_responders: AtomicU64,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("id", &self.id).field("router", &self.router).finish_non_exhaustive()
+    }
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self::new(HubOptions::default())
+    }
+}
+
+impl Hub {
+    /// An empty hub.
+    pub fn new(options: HubOptions) -> Self {
+        Self {
+            router: Router::new(),
+            streams: StreamTable::default(),
+            options,
+            id: uuid::Uuid::now_v7().simple().to_string(),
+            connections: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            no_responders: AtomicU64::new(0),
+        }
+    }
+
+    /// The routing table.
+    pub fn router(&self) -> &Router<Target> {
+        &self.router
+    }
+
+    /// Its bounds.
+    pub fn options(&self) -> &HubOptions {
+        &self.options
+    }
+
+    /// Name of this hub, one token, unique for all practical purposes.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> HubStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        HubStats {
+            published: get(&self.published),
+            delivered: get(&self.delivered),
+            dropped: get(&self.dropped),
+            no_responders: get(&self.no_responders),
+        }
+    }
+
+    pub(super) fn next_connection(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Publishes a message whose targets are known.
+    ///
+    /// # Errors
+    /// [`PublishError::TooLarge`]; [`PublishError::Unsupported`] for deduplication where no stream stores the message.
+    pub fn publish_to(
+        &self,
+        targets: &MatchSet<Target>,
+        message: Message,
+        options: &PublishOptions,
+    ) -> Result<Receipt, PublishError> {
+        let size = message.headers.size_bytes() + message.payload.len();
+        if size > self.options.max_payload {
+            return Err(PublishError::TooLarge { size, limit: self.options.max_payload });
+        }
+        if options.dedupe_id.is_some() && targets.stores.is_empty() {
+            let operation = "deduplication of a subject that no stream stores";
+            return Err(Unsupported { operation, backend: BackendKind::InMemory }.into());
+        }
+        self.published.fetch_add(1, Ordering::Relaxed);
+        let message = Arc::new(message);
+        // Stored before delivered: who reacts to the live message finds it in the stream.
+        let receipt = self.store(targets, &message, options.dedupe_id.as_deref());
+        if matches!(receipt, Receipt::Stored { duplicate: true, .. }) {
+            return Ok(receipt);
+        }
+        let offset = match &receipt {
+            Receipt::Stored { offset, .. } => Some(*offset),
+            _ => None,
+        };
+        if targets.nobody_listens()
+            && targets.stores.is_empty()
+            && let Some(reply) = &message.reply
+        {
+            self.answer_no_responders(reply);
+        }
+        self.deliver(targets, &message, offset);
+        Ok(receipt)
+    }
+
+    /// Gives a message to the streams that store its subject; patterns of streams do not overlap, so there is at most one.
+    pub fn store(
+        &self,
+        targets: &MatchSet<Target>,
+        message: &Arc<Message>,
+        dedupe_id: Option<&str>,
+    ) -> Receipt {
+        let mut receipt = Receipt::Accepted;
+        for target in &targets.stores {
+            if let Target::Stream(stream) = target
+                && let Some(stored) = stream.append(message, dedupe_id)
+            {
+                receipt = stored;
+            }
+        }
+        receipt
+    }
+
+    /// Gives a message to everybody who listens and to every tap.
+    pub fn deliver(&self, targets: &MatchSet<Target>, message: &Arc<Message>, offset: Option<StreamOffset>) {
+        let (mut delivered, mut dropped) = (0, 0);
+        let mut count = |outcome| match outcome {
+            Delivered::Done => delivered += 1,
+            Delivered::Full => dropped += 1,
+            Delivered::Gone => {}
+        };
+        for target in &targets.subscribers {
+            count(give(target, message, offset));
+        }
+        for queue in &targets.queues {
+            count(give_one(&queue.members, message, offset));
+        }
+        for target in &targets.taps {
+            give(target, message, offset);
+        }
+        if delivered > 0 {
+            self.delivered.fetch_add(delivered, Ordering::Relaxed);
+        }
+        if dropped > 0 {
+            self.dropped.fetch_add(dropped, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells whoever listens on `reply` that nobody listens for its request.
+    pub fn answer_no_responders(&self, reply: &Subject) {
+        self.no_responders.fetch_add(1, Ordering::Relaxed);
+        let mut headers = Headers::new();
+        headers.append("Status", "503").expect("a valid header");
+        let answer = Message { subject: reply.clone(), reply: None, headers, payload: bytes::Bytes::new() };
+        let targets = self.router.matches(reply.as_bytes());
+        self.deliver(&targets, &Arc::new(answer), None);
+    }
+}
+
+fn give(target: &Target, message: &Arc<Message>, offset: Option<StreamOffset>) -> Delivered {
+    match target {
+        Target::Inbox(inbox) => inbox.push(message.clone(), offset),
+        Target::Session(session) => session.deliver(message),
+        Target::Stream(_) => Delivered::Gone,
+    }
+}
+
+/// One member gets it: a random one, or the next that can take it. Only when none can is it dropped, at the first choice.
+fn give_one(members: &[Target], message: &Arc<Message>, offset: Option<StreamOffset>) -> Delivered {
+    let first = fastrand::usize(..members.len());
+    for n in 0..members.len() {
+        let member = &members[(first + n) % members.len()];
+        let outcome = match member {
+            Target::Inbox(inbox) => inbox.offer(message.clone(), offset),
+            other => give(other, message, offset),
+        };
+        if outcome == Delivered::Done {
+            return outcome;
+        }
+    }
+    give(&members[first], message, offset)
+}
