@@ -8,6 +8,7 @@
 pub mod clients;
 pub mod conformance;
 pub mod environment;
+pub mod history;
 pub mod process;
 pub mod servers;
 pub mod tcp_proxy;

@@ -7,8 +7,8 @@ use trunkline::backend::{Settle, Settled, Start, StreamConfig};
 
 use super::Harness;
 use super::probe::{
-    ACK_WAIT, LONG_ACK_WAIT, PATIENCE, ack, consumer, delivered_numbers, ensure, ensure_config, fetch, fetch_all,
-    fetch_nothing, fetch_one, join, number, publish_numbers, settle, soon, stored_at, streams,
+    ACK_WAIT, LONG_ACK_WAIT, PATIENCE, ack, consumer, delivered_numbers, ensure, ensure_config, fetch,
+    fetch_all, fetch_nothing, fetch_one, join, number, publish_numbers, settle, soon, stored_at, streams,
 };
 
 /// Makes the stream `work` over `work.*`, and gives its name.
@@ -189,7 +189,11 @@ pub async fn settled_delivery_cannot_be_settled_again(harness: &Harness) {
     {
         assert_eq!(settle(&*member, delivery, how).await, Settled::Done);
         for again in [Settle::Ack, Settle::Term, Settle::Progress, Settle::Nak(Duration::ZERO)] {
-            assert_eq!(settle(&*member, delivery, again).await, Settled::LeaseLost, "{again:?} after {how:?}");
+            assert_eq!(
+                settle(&*member, delivery, again).await,
+                Settled::LeaseLost,
+                "{again:?} after {how:?}"
+            );
         }
     }
 }
@@ -222,13 +226,14 @@ pub async fn batch_is_answered_one_by_one_in_order(harness: &Harness) {
 pub async fn fetch_waits_for_a_message(harness: &Harness) {
     let (stream, backend) = (work(harness).await, harness.backend().await);
     let member = join(&*backend, &stream, consumer("c", LONG_ACK_WAIT)).await;
+    let subject = harness.subject("work.x");
     let asked = Instant::now();
     fetch_nothing(&*member, Duration::from_millis(100), "nothing is published").await;
     assert!(asked.elapsed() >= Duration::from_millis(90), "it came back after {:?}", asked.elapsed());
     for n in 0..10 {
         let asked = Instant::now();
         let wait = PATIENCE / 2;
-        let publishing = publish_numbers(&*backend, &harness.subject("work.x"), n..n + 1);
+        let publishing = publish_numbers(&*backend, &subject, n..n + 1);
         let (deliveries, _) = tokio::join!(fetch(&*member, 10, wait), publishing);
         assert_eq!(delivered_numbers(&deliveries), [n]);
         assert!(asked.elapsed() < wait, "the publish did not wake the fetch");
@@ -271,7 +276,8 @@ pub async fn consumer_takes_only_what_its_filter_matches(harness: &Harness) {
     let deliveries = fetch_all(&*member, 5).await;
     assert_eq!(delivered_numbers(&deliveries), (5..10).collect::<Vec<_>>());
     fetch_nothing(&*member, Duration::from_millis(50), "the rest does not match").await;
-    let info = soon("info", streams(&*backend).consumer_info(&stream, "c")).await.expect("the stream is there");
+    let info =
+        soon("info", streams(&*backend).consumer_info(&stream, "c")).await.expect("the stream is there");
     let info = info.expect("the consumer is there");
     assert_eq!((info.lag, info.pending), (0, 5));
 }
@@ -292,7 +298,8 @@ pub async fn consumer_counts_what_limits_took_from_it(harness: &Harness) {
         numbers.extend(delivered_numbers(&fetched.deliveries));
     }
     assert_eq!(numbers, (90..100).collect::<Vec<_>>());
-    let info = soon("info", streams(&*backend).consumer_info(&stream, "c")).await.expect("the stream is there");
+    let info =
+        soon("info", streams(&*backend).consumer_info(&stream, "c")).await.expect("the stream is there");
     let counted = info.expect("the consumer is there").missed;
     match harness.column() {
         // Redis numbers by time: that something is missing is known, not how much.

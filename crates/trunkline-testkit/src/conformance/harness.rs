@@ -148,6 +148,9 @@ impl Harness {
 
 impl std::fmt::Debug for Harness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Harness").field("column", &self.column).field("root", &self.root).finish_non_exhaustive()
+        f.debug_struct("Harness")
+            .field("column", &self.column)
+            .field("root", &self.root)
+            .finish_non_exhaustive()
     }
 }

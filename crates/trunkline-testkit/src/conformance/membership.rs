@@ -7,8 +7,8 @@ use trunkline::backend::{ConsumeError, ConsumerConfig, Lease, Settle, Settled, S
 
 use super::Harness;
 use super::probe::{
-    ACK_WAIT, LONG_ACK_WAIT, PATIENCE, ack, consumer, delivered_numbers, ensure, fetch, fetch_all, fetch_nothing,
-    fetch_one, join, number, publish_numbers, settle, soon, streams,
+    ACK_WAIT, LONG_ACK_WAIT, PATIENCE, ack, consumer, delivered_numbers, ensure, fetch, fetch_all,
+    fetch_nothing, fetch_one, join, number, publish_numbers, settle, soon, streams,
 };
 
 /// Makes the stream `work` over `work.*`, and gives its name.

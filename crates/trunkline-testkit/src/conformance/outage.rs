@@ -12,7 +12,11 @@ use super::probe::{Listener, PATIENCE, flush, number, numbered, publish, soon, t
 const PUBLISH_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Waits until the status is as wanted.
-async fn status_becomes(backend: &dyn Backend, what: &str, wanted: impl Fn(&BackendState) -> bool) -> BackendStatus {
+async fn status_becomes(
+    backend: &dyn Backend,
+    what: &str,
+    wanted: impl Fn(&BackendState) -> bool,
+) -> BackendStatus {
     let mut status = backend.status();
     let changed = soon(what, status.wait_for(|status| wanted(&status.state))).await;
     changed.expect("a backend reports its status as long as it lives").clone()
@@ -32,7 +36,10 @@ async fn is_connected(backend: &dyn Backend) {
 }
 
 /// Publishes with a short timeout, then flushes: what the publisher can know. `Ok` is a promise.
-async fn publish_for_sure(backend: &dyn Backend, message: trunkline::Message) -> Result<Receipt, PublishError> {
+async fn publish_for_sure(
+    backend: &dyn Backend,
+    message: trunkline::Message,
+) -> Result<Receipt, PublishError> {
     let options = PublishOptions { timeout: Some(PUBLISH_TIMEOUT), ..PublishOptions::default() };
     let started = Instant::now();
     let receipt = soon("publish", backend.publish(message, options).outcome()).await;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline::backend::{
-    Backend, ConsumerConfig, Delivery, Gap, LiveEvent, LiveSource, Member, PublishError, PublishOptions, Receipt,
-    Settle, Settled, Start, StreamConfig, Streams, SubscribeOptions,
+    Backend, ConsumerConfig, Delivery, Gap, LiveEvent, LiveSource, Member, PublishError, PublishOptions,
+    Receipt, Settle, Settled, Start, StreamConfig, Streams, SubscribeOptions,
 };
 use trunkline::{Message, Pattern, StreamOffset, Subject, Token};
 
@@ -96,7 +96,11 @@ pub struct Listener {
 
 impl Listener {
     /// Subscribes.
-    pub async fn start(backend: &dyn Backend, pattern: impl Into<Pattern>, options: SubscribeOptions) -> Self {
+    pub async fn start(
+        backend: &dyn Backend,
+        pattern: impl Into<Pattern>,
+        options: SubscribeOptions,
+    ) -> Self {
         let source = soon("subscribe", backend.subscribe(pattern.into(), options)).await;
         Self { source: source.expect("subscribing on a live connection"), batch: VecDeque::new() }
     }
@@ -197,8 +201,11 @@ pub async fn ensure(backend: &dyn Backend, name: &str, pattern: Pattern) {
 pub async fn ensure_config(backend: &dyn Backend, config: StreamConfig) {
     let mut config = config;
     config.replicas = config.replicas.max(1);
-    let wanted = config.clone();
-    let info = soon("ensure", streams(backend).ensure(config)).await.expect("a stream that overlaps no other");
+    let mut wanted = config.clone();
+    let info =
+        soon("ensure", streams(backend).ensure(config)).await.expect("a stream that overlaps no other");
+    // A backend may bound the bytes of a stream that sets no bound: memory is finite.
+    wanted.max_bytes = wanted.max_bytes.or(info.config.max_bytes);
     assert_eq!(info.config, wanted, "ensure answers with the stream as it is now");
 }
 
@@ -212,7 +219,9 @@ pub fn consumer(name: &str, ack_wait: Duration) -> ConsumerConfig {
 
 /// Joins a consumer.
 pub async fn join(backend: &dyn Backend, stream: &str, config: ConsumerConfig) -> Arc<dyn Member> {
-    soon("join", streams(backend).join(stream, config)).await.expect("joining a consumer of a stream that is there")
+    soon("join", streams(backend).join(stream, config))
+        .await
+        .expect("joining a consumer of a stream that is there")
 }
 
 /// Fetches once: between none and `max`.
@@ -256,7 +265,11 @@ pub async fn settle(member: &dyn Member, delivery: &Delivery, how: Settle) -> Se
 
 /// Acknowledges one delivery whose lease is held.
 pub async fn ack(member: &dyn Member, delivery: &Delivery) {
-    assert_eq!(settle(member, delivery, Settle::Ack).await, Settled::Done, "the lease of {delivery:?} is held");
+    assert_eq!(
+        settle(member, delivery, Settle::Ack).await,
+        Settled::Done,
+        "the lease of {delivery:?} is held"
+    );
 }
 
 /// The numbers in deliveries.

@@ -108,7 +108,9 @@ pub async fn drain_delivers_what_was_published_then_closes(harness: &Harness) {
     for n in 0..100 {
         publish(&*sender, numbered(&subject, n)).await;
     }
-    soon("drain", sender.drain(Instant::now() + Duration::from_secs(5))).await.expect("nothing hinders the drain");
+    soon("drain", sender.drain(Instant::now() + Duration::from_secs(5)))
+        .await
+        .expect("nothing hinders the drain");
     assert_eq!(listener.numbers(100).await, (0..100).collect::<Vec<_>>());
 
     assert_eq!(sender.status().borrow().state, BackendState::Closed);

@@ -6,7 +6,7 @@ use trunkline::backend::{
     BackendKind, PublishError, PublishOptions, Start, SubscribeError, SubscribeOptions, Unsupported,
 };
 
-use super::probe::{flush, numbered, soon, Listener};
+use super::probe::{Listener, flush, numbered, soon};
 use super::{Harness, Need};
 
 /// Asserts that what `need` names is refused, and that the refusal broke nothing.

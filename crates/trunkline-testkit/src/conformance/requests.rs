@@ -97,7 +97,8 @@ pub async fn inboxes_differ_and_are_private(harness: &Harness) {
     let inboxes: Vec<Subject> = (0..50).flat_map(|_| [one.new_inbox(), two.new_inbox()]).collect();
     assert_eq!(inboxes.iter().collect::<HashSet<_>>().len(), 100);
     // Replies come in below an inbox: one subscription serves many requests.
-    let below = |inbox: &Subject, n: u64| inbox.child(&token(&n.to_string())).expect("an inbox has room below it");
+    let below =
+        |inbox: &Subject, n: u64| inbox.child(&token(&n.to_string())).expect("an inbox has room below it");
     let all = format!("{}.*", inboxes[0]).parse::<trunkline::Pattern>().expect("an inbox is a subject");
     let mut replies = Listener::plain(&*one, all).await;
     publish(&*two, numbered(&below(&inboxes[1], 1), 1)).await;

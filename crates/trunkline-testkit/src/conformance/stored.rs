@@ -4,9 +4,7 @@ use trunkline::StreamOffset;
 use trunkline::backend::{Start, SubscribeError, SubscribeOptions};
 
 use super::Harness;
-use super::probe::{
-    Listener, ensure, flush, number, numbered, publish, publish_numbers, soon, stored_at,
-};
+use super::probe::{Listener, ensure, flush, number, numbered, publish, publish_numbers, soon, stored_at};
 
 /// From the beginning: everything kept, then everything new, each at the offset of its receipt.
 pub async fn subscription_replays_the_past_then_follows(harness: &Harness) {

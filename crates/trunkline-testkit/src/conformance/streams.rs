@@ -101,10 +101,7 @@ pub async fn overlapping_streams_are_refused(harness: &Harness) {
         match soon("ensure", streams(&*backend).ensure(mine)).await {
             Err(StreamError::Overlap { stream, pattern, other, other_pattern }) => {
                 assert_eq!((stream, other), (harness.stream("two"), name.clone()));
-                assert_eq!(
-                    (pattern, other_pattern),
-                    (harness.pattern(overlapping), harness.pattern("a.*"))
-                );
+                assert_eq!((pattern, other_pattern), (harness.pattern(overlapping), harness.pattern("a.*")));
             }
             other => panic!("{overlapping} overlaps a.*, yet the answer is {other:?}"),
         }

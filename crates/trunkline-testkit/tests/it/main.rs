@@ -3,6 +3,7 @@
 
 mod clients_node;
 mod clients_python;
+mod conformance_memory;
 mod envelope;
 mod nats_server;
 mod tcp_proxy;
