@@ -6,6 +6,7 @@ mod clients_python;
 mod conformance_memory;
 mod envelope;
 mod nats_server;
+mod scenario_run;
 mod tcp_proxy;
 
 use trunkline_testkit::clients::{ClientLibrary, check_scenario};
