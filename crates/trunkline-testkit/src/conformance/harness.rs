@@ -1,6 +1,5 @@
 //! What a backend hands to the suite: connections, the column of the table it is held to, and ways to hurt its server.
 
-use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -74,8 +73,6 @@ pub struct Harness {
     connect: Box<Connect>,
     faults: Option<Box<dyn Faults>>,
     root: String,
-    // Declared last: connections are gone before the server they were made to.
-    _keep: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Harness {
@@ -91,19 +88,12 @@ impl Harness {
             connect: Box::new(move || Box::pin(connect())),
             faults: None,
             root: format!("c{}-{:08x}-{n}", std::process::id(), fastrand::u32(..)),
-            _keep: None,
         }
     }
 
     /// Adds the ways to hurt the server. Every column that has a server needs them.
     pub fn with_faults(mut self, faults: impl Faults + 'static) -> Self {
         self.faults = Some(Box::new(faults));
-        self
-    }
-
-    /// Keeps something, such as the server process, as long as the harness.
-    pub fn keep(mut self, guard: impl Any + Send + Sync) -> Self {
-        self._keep = Some(Box::new(guard));
         self
     }
 

@@ -7,6 +7,7 @@
 
 pub mod harness;
 pub mod probe;
+pub mod process;
 pub mod refusal;
 
 pub mod consumer;

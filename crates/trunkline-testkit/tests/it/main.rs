@@ -4,6 +4,7 @@
 mod clients_node;
 mod clients_python;
 mod conformance_memory;
+mod conformance_nats;
 mod envelope;
 mod nats_server;
 mod scenario_run;
