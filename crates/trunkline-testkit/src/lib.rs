@@ -8,8 +8,10 @@
 pub mod clients;
 pub mod conformance;
 pub mod environment;
+pub mod faulty;
 pub mod history;
 pub mod process;
+pub mod seeds;
 pub mod servers;
 pub mod tcp_proxy;
 

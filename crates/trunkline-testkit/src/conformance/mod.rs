@@ -10,6 +10,7 @@ pub mod probe;
 pub mod process;
 pub mod refusal;
 
+pub mod chaos;
 pub mod consumer;
 pub mod groups;
 pub mod live;
@@ -181,6 +182,11 @@ properties! { $
         silent_server_is_noticed: Server,
         subscription_outlives_a_restart_and_says_what_it_missed: Server,
         every_restart_is_survived: Server,
+    }
+    chaos {
+        random_fan_out_keeps_every_rule: Nothing,
+        random_consumer_work_keeps_every_rule: Streams,
+        random_consumer_work_on_a_failing_connection_keeps_every_rule: Streams,
     }
 }
 

@@ -54,7 +54,8 @@ pub fn nats_core<S: DerefMut<Target = ServerProcess> + Send + 'static>(server: S
     let harness = Harness::new(Column::NatsCore, move || {
         let options = NatsOptions::new([url.clone()]);
         async move {
-            let backend = NatsBackend::connect(options).await.expect("the server was ready when it was started");
+            let backend =
+                NatsBackend::connect(options).await.expect("the server was ready when it was started");
             let backend: Arc<dyn Backend> = Arc::new(backend);
             backend
         }

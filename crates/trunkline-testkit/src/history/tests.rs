@@ -164,6 +164,15 @@ fn message_before_or_after_a_subscription_is_not_missed() {
 }
 
 #[test]
+fn dropped_subscription_may_keep_its_rest_but_has_no_holes() {
+    let sent = start().subscribe(1, None).publish(0, Told::Received).publish(1, Told::Received);
+    let dropped = |script: Script| script.event(Event::Stopping { reader: 1 }).live();
+    assert_eq!(dropped(sent.clone()), []);
+    assert_eq!(dropped(sent.clone().receive(1, 0)), []);
+    only(dropped(sent.receive(1, 1)), |v| matches!(v, Violation::Lost { missing: 1, .. }));
+}
+
+#[test]
 fn invented_message_is_found() {
     only(start().subscribe(1, None).receive(1, 5).live(), |v| *v == Violation::Invented(id(5)));
     // Published, but only after it came.

@@ -8,6 +8,7 @@ mod conformance_nats;
 mod envelope;
 mod nats_server;
 mod scenario_run;
+mod sabotage;
 mod tcp_proxy;
 
 use trunkline_testkit::clients::{ClientLibrary, check_scenario};
