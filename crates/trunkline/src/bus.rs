@@ -2,7 +2,7 @@
 //! above whatever backend there is; nothing below this module knows of envelopes.
 
 pub(crate) mod blocking;
-mod connect;
+pub mod connect;
 pub mod context;
 pub(crate) mod draft;
 pub(crate) mod frame;
