@@ -61,8 +61,9 @@ impl Connection {
         let info = self.server.info(&self.client);
         self.client.outbox.write_later(|out| info.write(out));
         let why = self.serve().await;
+        let view = self.server.view(&self.client);
         self.session.close();
-        self.server.leave(&self.client, why);
+        self.server.leave(&self.client, view, why);
         self.client.outbox.end(Ending::Now);
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
     }
@@ -128,6 +129,7 @@ impl Connection {
     /// Gives a reader that does not keep up a moment to catch up; meanwhile writes what waits for this client itself.
     /// Says whether something still waits.
     async fn pause_for(&self, reader: &Arc<Client>) -> bool {
+        self.server.count_stalled();
         let outbox = &self.client.outbox;
         let until = tokio::time::Instant::now() + PAUSE_MAX;
         loop {

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use trunkline::backend::memory::Hub;
+use trunkline::status::BackendStatus;
 
 /// How to start a [`Server`](crate::Server).
 #[derive(Debug, Clone)]
@@ -21,6 +23,11 @@ pub struct ServerOptions {
     pub hub: Arc<Hub>,
     /// First token of the platform's subjects, for `{root}.system.health`. Default `nachos`, key `messaging.subject_root`.
     pub subject_root: String,
+    /// How the backend is, for `/readyz`, metrics and `{root}.system.health`; `None` is an `in_memory` one that works.
+    pub backend_status: Option<watch::Receiver<BackendStatus>>,
+    /// How often the server's health is published on `{root}.system.health`; a change of the backend's state is
+    /// published at once. Default 10 s.
+    pub health_interval: Duration,
 }
 
 impl ServerOptions {
@@ -33,6 +40,8 @@ impl ServerOptions {
             limits: Limits::default(),
             hub,
             subject_root: "nachos".to_owned(),
+            backend_status: None,
+            health_interval: Duration::from_secs(10),
         }
     }
 }
