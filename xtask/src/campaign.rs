@@ -15,20 +15,10 @@ use crate::step::{self, Step};
 #[derive(Args)]
 pub(crate) struct SoakArguments {
     /// Seconds each test that runs for a time goes on (TRUNKLINE_TEST_SOAK_SECONDS).
-    #[arg(
-        long,
-        env = "TRUNKLINE_TEST_SOAK_SECONDS",
-        value_name = "N",
-        default_value_t = 600
-    )]
+    #[arg(long, env = "TRUNKLINE_TEST_SOAK_SECONDS", value_name = "N", default_value_t = 600)]
     seconds: u64,
     /// Seeds each randomised test tries (TRUNKLINE_TEST_SEEDS).
-    #[arg(
-        long,
-        env = "TRUNKLINE_TEST_SEEDS",
-        value_name = "N",
-        default_value_t = 1000
-    )]
+    #[arg(long, env = "TRUNKLINE_TEST_SEEDS", value_name = "N", default_value_t = 1000)]
     seeds: u64,
     /// Run only tests whose name contains this.
     #[arg(value_name = "NAME")]
@@ -38,10 +28,7 @@ pub(crate) struct SoakArguments {
 /// Runs all tests as a campaign.
 pub(crate) fn soak(arguments: &SoakArguments) -> Result<(), Error> {
     step::run(Step::Setup, Missing::Install)?;
-    step::announce(&format!(
-        "soak: {} s, {} seeds",
-        arguments.seconds, arguments.seeds
-    ));
+    step::announce(&format!("soak: {} s, {} seeds", arguments.seconds, arguments.seeds));
     cargo_test::run(
         Command::new(cargo())
             .args(["test", "--release", "--workspace", "--no-fail-fast"])

@@ -20,16 +20,13 @@ impl Tally {
     /// Adds the counts of a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …`; other
     /// lines add nothing.
     fn add(&mut self, line: &str) {
-        let Some((_, counts)) = line
-            .strip_prefix("test result: ")
-            .and_then(|result| result.split_once(". "))
+        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|result| result.split_once(". "))
         else {
             return;
         };
         for part in counts.split("; ") {
-            let Some((Ok(count), what)) = part
-                .split_once(' ')
-                .map(|(count, what)| (count.parse::<u64>(), what))
+            let Some((Ok(count), what)) =
+                part.split_once(' ').map(|(count, what)| (count.parse::<u64>(), what))
             else {
                 continue;
             };
@@ -44,11 +41,7 @@ impl Tally {
 
     /// The closing line: `N passed, N failed`, and how many were skipped where any were.
     fn closing_line(self) -> String {
-        let Tally {
-            passed,
-            failed,
-            ignored,
-        } = self;
+        let Tally { passed, failed, ignored } = self;
         match ignored {
             0 => format!("{passed} passed, {failed} failed"),
             _ => format!("{passed} passed, {failed} failed, {ignored} skipped"),
@@ -65,14 +58,8 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|source| Error::Start {
-            command: describe(command),
-            source,
-        })?;
-    let output = |source| Error::Output {
-        command: describe(command),
-        source,
-    };
+        .map_err(|source| Error::Start { command: describe(command), source })?;
+    let output = |source| Error::Output { command: describe(command), source };
     let lines = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
     let mut tally = Tally::default();
     // Bytes, since a failing test may print anything.
@@ -89,15 +76,10 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
         println!("{}", tally.closing_line());
     }
     match (status.success(), tally) {
-        (true, Tally { passed: 0, .. }) => Err(Error::NoTest {
-            command: describe(command),
-        }),
+        (true, Tally { passed: 0, .. }) => Err(Error::NoTest { command: describe(command) }),
         (true, _) => Ok(()),
         (false, Tally { failed: 1.., .. }) => Err(Error::TestsFailed),
-        (false, _) => Err(Error::Failed {
-            command: describe(command),
-            status,
-        }),
+        (false, _) => Err(Error::Failed { command: describe(command), status }),
     }
 }
 
@@ -117,11 +99,7 @@ mod tests {
         ] {
             tally.add(line);
         }
-        let expected = Tally {
-            passed: 13,
-            failed: 2,
-            ignored: 1,
-        };
+        let expected = Tally { passed: 13, failed: 2, ignored: 1 };
         assert_eq!(tally, expected);
         assert_eq!(tally.closing_line(), "13 passed, 2 failed, 1 skipped");
         assert_eq!(Tally::default().closing_line(), "0 passed, 0 failed");

@@ -63,11 +63,7 @@ fn main() -> ExitCode {
 }
 
 fn test(arguments: &TestArguments) -> Result<(), Error> {
-    let missing = if arguments.no_install {
-        setup::Missing::Fail
-    } else {
-        setup::Missing::Install
-    };
+    let missing = if arguments.no_install { setup::Missing::Fail } else { setup::Missing::Install };
     Step::ALL
         .into_iter()
         .filter(|step| arguments.only.is_empty() || arguments.only.contains(step))

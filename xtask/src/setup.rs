@@ -39,11 +39,7 @@ const PROGRAMS: [Requirement; 4] = [
     },
     Requirement {
         what: "Node 18 or later, for the JavaScript clients",
-        probe: &[
-            "node",
-            "-e",
-            "process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)",
-        ],
+        probe: &["node", "-e", "process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)"],
         package: "nodejs",
     },
     Requirement {
@@ -72,17 +68,12 @@ struct Installation {
 /// Makes sure that everything is there.
 pub(crate) fn run(missing: Missing) -> Result<(), Error> {
     ensure_programs(missing)?;
-    let outdated: Vec<Installation> = installations()
-        .into_iter()
-        .filter(|installation| !installation.is_current())
-        .collect();
+    let outdated: Vec<Installation> =
+        installations().into_iter().filter(|installation| !installation.is_current()).collect();
     if missing == Missing::Fail && !outdated.is_empty() {
-        let missing = outdated
-            .iter()
-            .map(|installation| format!("{}: run `cargo xtask setup`", installation.what));
-        return Err(Error::Missing {
-            missing: missing.collect(),
-        });
+        let missing =
+            outdated.iter().map(|installation| format!("{}: run `cargo xtask setup`", installation.what));
+        return Err(Error::Missing { missing: missing.collect() });
     }
     outdated.iter().try_for_each(Installation::renew)
 }
@@ -105,16 +96,11 @@ fn ensure_programs(missing: Missing) -> Result<(), Error> {
             program.what, program.package
         )
     });
-    Err(Error::Missing {
-        missing: missing.collect(),
-    })
+    Err(Error::Missing { missing: missing.collect() })
 }
 
 fn absent_programs() -> Vec<&'static Requirement> {
-    PROGRAMS
-        .iter()
-        .filter(|program| !succeeds(program.probe))
-        .collect()
+    PROGRAMS.iter().filter(|program| !succeeds(program.probe)).collect()
 }
 
 fn succeeds(command: &[&str]) -> bool {
@@ -137,17 +123,11 @@ fn may_use_apt() -> bool {
 fn apt_install<'a>(packages: impl Iterator<Item = &'a str>) -> Result<(), Error> {
     let apt = || {
         let mut command = Command::new("apt-get");
-        command
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(["-qq", "-y"]);
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-y"]);
         command
     };
     run_command(apt().arg("update"))?;
-    run_command(
-        apt()
-            .args(["install", "--no-install-recommends"])
-            .args(packages),
-    )
+    run_command(apt().args(["install", "--no-install-recommends"]).args(packages))
 }
 
 fn installations() -> [Installation; 2] {
@@ -163,10 +143,7 @@ fn installations() -> [Installation; 2] {
         Installation {
             what: "the JavaScript clients",
             directory: node_path(),
-            pinned_by: vec![
-                clients.join("node/package.json"),
-                clients.join("node/package-lock.json"),
-            ],
+            pinned_by: vec![clients.join("node/package.json"), clients.join("node/package-lock.json")],
             provides: vec![
                 node_path().join("node_modules/nats"),
                 node_path().join("node_modules/@nats-io/transport-node"),
@@ -177,14 +154,9 @@ fn installations() -> [Installation; 2] {
 }
 
 fn install_venv(installation: &Installation) -> Result<(), Error> {
-    run_command(
-        Command::new("python3")
-            .args(["-m", "venv"])
-            .arg(&installation.directory),
-    )?;
+    run_command(Command::new("python3").args(["-m", "venv"]).arg(&installation.directory))?;
     let mut pip = Command::new(installation.directory.join("bin/python"));
-    pip.args(["-m", "pip", "install", "--quiet"])
-        .args(["--disable-pip-version-check", "--no-input"]);
+    pip.args(["-m", "pip", "install", "--quiet"]).args(["--disable-pip-version-check", "--no-input"]);
     for requirements in &installation.pinned_by {
         pip.arg("-r").arg(requirements);
     }
@@ -194,9 +166,7 @@ fn install_venv(installation: &Installation) -> Result<(), Error> {
 fn install_node_modules(installation: &Installation) -> Result<(), Error> {
     make_directory(&installation.directory)?;
     for pinned_by in &installation.pinned_by {
-        let name = pinned_by
-            .file_name()
-            .expect("the lists of packages are files");
+        let name = pinned_by.file_name().expect("the lists of packages are files");
         let copy = installation.directory.join(name);
         fs::copy(pinned_by, &copy).map_err(file_error(&copy))?;
     }
@@ -213,10 +183,7 @@ fn install_node_modules(installation: &Installation) -> Result<(), Error> {
 impl Installation {
     fn is_current(&self) -> bool {
         let whole = self.provides.iter().all(|path| path.exists());
-        whole
-            && self
-                .pins()
-                .is_ok_and(|pins| fs::read(self.stamp()).is_ok_and(|stamp| stamp == pins))
+        whole && self.pins().is_ok_and(|pins| fs::read(self.stamp()).is_ok_and(|stamp| stamp == pins))
     }
 
     fn renew(&self) -> Result<(), Error> {
@@ -229,11 +196,7 @@ impl Installation {
         (self.install)(self)?;
         if let Some(path) = self.provides.iter().find(|path| !path.exists()) {
             return Err(Error::Missing {
-                missing: vec![format!(
-                    "{} was installed, but has no {}",
-                    self.what,
-                    path.display()
-                )],
+                missing: vec![format!("{} was installed, but has no {}", self.what, path.display())],
             });
         }
         fs::write(self.stamp(), self.pins()?).map_err(file_error(&self.stamp()))

@@ -60,11 +60,7 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
         }
         // Prints its own time, since its closing line has to be the last.
         Step::Test => {
-            return cargo_test::run(Command::new(cargo()).args([
-                "test",
-                "--workspace",
-                "--no-fail-fast",
-            ]));
+            return cargo_test::run(Command::new(cargo()).args(["test", "--workspace", "--no-fail-fast"]));
         }
     }
     println!("   {}", elapsed(started.elapsed()));
@@ -73,9 +69,7 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
 
 fn cargo_doc() -> Command {
     let mut command = Command::new(cargo());
-    command
-        .args(["doc", "--no-deps"])
-        .env("RUSTDOCFLAGS", "-D warnings");
+    command.args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
     command
 }
 
@@ -99,18 +93,8 @@ pub(crate) fn run_command(command: &mut Command) -> Result<(), Error> {
         .current_dir(root())
         .stdin(std::process::Stdio::null())
         .status()
-        .map_err(|source| Error::Start {
-            command: describe(command),
-            source,
-        })?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Error::Failed {
-            command: describe(command),
-            status,
-        })
-    }
+        .map_err(|source| Error::Start { command: describe(command), source })?;
+    if status.success() { Ok(()) } else { Err(Error::Failed { command: describe(command), status }) }
 }
 
 /// The command line as one would type it, less the directory of the program.

@@ -39,11 +39,8 @@ pub enum ClientLibrary {
 
 impl ClientLibrary {
     /// All of them.
-    pub const ALL: [ClientLibrary; 3] = [
-        ClientLibrary::NatsPy,
-        ClientLibrary::NatsJs,
-        ClientLibrary::TransportNode,
-    ];
+    pub const ALL: [ClientLibrary; 3] =
+        [ClientLibrary::NatsPy, ClientLibrary::NatsJs, ClientLibrary::TransportNode];
 
     /// The names of the scenarios that this client's script knows, in the order of the script.
     ///
@@ -71,9 +68,7 @@ impl ClientLibrary {
                 let mut command = Command::new(environment::python());
                 // The scripts lie in the source tree, where compiled copies of them have no
                 // business.
-                command
-                    .env("PYTHONDONTWRITEBYTECODE", "1")
-                    .arg(script("python/scenarios.py"));
+                command.env("PYTHONDONTWRITEBYTECODE", "1").arg(script("python/scenarios.py"));
                 command
             }
             ClientLibrary::NatsJs => node("nats"),
@@ -92,9 +87,7 @@ fn node(client: &str) -> Command {
 }
 
 fn script(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("clients")
-        .join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(path)
 }
 
 /// Runs one scenario of one client against a server, restarting the server where the scenario asks
@@ -102,11 +95,7 @@ fn script(path: &str) -> PathBuf {
 ///
 /// # Panics
 /// When the scenario does not hold; the message has everything the script printed.
-pub fn check_scenario(
-    library: ClientLibrary,
-    scenario: &str,
-    server: &mut ServerProcess,
-) -> Vec<Value> {
+pub fn check_scenario(library: ClientLibrary, scenario: &str, server: &mut ServerProcess) -> Vec<Value> {
     let mut run = ScenarioRun::start(library, scenario, server.url());
     if scenario == "subscriptions_resume_after_a_restart" {
         run.wait_for_line("ready-for-restart");
@@ -120,11 +109,7 @@ pub fn check_scenario(
 ///
 /// # Panics
 /// When either half does not hold; the message has everything its script printed.
-pub fn check_envelope_between(
-    asking: ClientLibrary,
-    answering: ClientLibrary,
-    server: &ServerProcess,
-) {
+pub fn check_envelope_between(asking: ClientLibrary, answering: ClientLibrary, server: &ServerProcess) {
     let mut answer = ScenarioRun::start(answering, "envelope_answer", server.url());
     answer.wait_for_line("ready-for-call");
     ScenarioRun::start(asking, "envelope_ask", server.url()).finish();
@@ -162,7 +147,9 @@ impl ScenarioRun {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{command:?} could not be run: {error}; `cargo xtask setup` says what is missing"));
+            .unwrap_or_else(|error| {
+                panic!("{command:?} could not be run: {error}; `cargo xtask setup` says what is missing")
+            });
         let (sender, lines) = sync_channel(LINES_WAITING_MAX);
         let stdout = child.stdout.take().expect("stdout is a pipe");
         let stderr = child.stderr.take().expect("stderr is a pipe");
@@ -230,9 +217,7 @@ impl ScenarioRun {
                 Some(line)
             }
             Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => {
-                self.fail(&format!("did not end within {SCENARIO_PATIENCE:?}"))
-            }
+            Err(RecvTimeoutError::Timeout) => self.fail(&format!("did not end within {SCENARIO_PATIENCE:?}")),
         }
     }
 
@@ -248,10 +233,7 @@ impl ScenarioRun {
                 Line::Stderr(text) => format!("! {text}\n"),
             })
             .collect();
-        panic!(
-            "{} {how}; its output (! marks stderr):\n{output}",
-            self.what
-        );
+        panic!("{} {how}; its output (! marks stderr):\n{output}", self.what);
     }
 }
 
@@ -261,16 +243,10 @@ impl Drop for ScenarioRun {
     }
 }
 
-fn forward_lines(
-    pipe: impl Read + Send + 'static,
-    lines: SyncSender<Line>,
-    kind: fn(String) -> Line,
-) {
+fn forward_lines(pipe: impl Read + Send + 'static, lines: SyncSender<Line>, kind: fn(String) -> Line) {
     thread::spawn(move || {
         for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-            let text = String::from_utf8_lossy(&line)
-                .trim_end_matches('\r')
-                .to_owned();
+            let text = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
             if lines.send(kind(text)).is_err() {
                 return;
             }

@@ -17,11 +17,7 @@ pub const NATS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_NATS_SERVER";
 /// # Panics
 /// When there is none; the message says which variable or command provides it.
 pub fn python() -> PathBuf {
-    locate(
-        PYTHON_VARIABLE,
-        "venv/bin/python",
-        "a Python interpreter with nats-py",
-    )
+    locate(PYTHON_VARIABLE, "venv/bin/python", "a Python interpreter with nats-py")
 }
 
 /// The directory whose `node_modules` holds the NATS clients for Node.
@@ -40,11 +36,7 @@ pub fn node_path() -> PathBuf {
 /// # Panics
 /// When there is none; the message says which variable or command provides it.
 pub fn nats_server() -> PathBuf {
-    locate(
-        NATS_SERVER_VARIABLE,
-        "venv/bin/nats-server",
-        "the nats-server program",
-    )
+    locate(NATS_SERVER_VARIABLE, "venv/bin/nats-server", "the nats-server program")
 }
 
 fn locate(variable: &str, installed_as: &str, what: &str) -> PathBuf {

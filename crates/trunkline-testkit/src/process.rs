@@ -70,12 +70,7 @@ pub struct ServerProcess {
 impl ServerProcess {
     pub(crate) fn start(program: Box<dyn Program>, directory: TempDir) -> ServerProcess {
         let (child, addresses) = launch(program.as_ref(), directory.path(), None);
-        ServerProcess {
-            program,
-            directory,
-            addresses,
-            child: Some(child),
-        }
+        ServerProcess { program, directory, addresses, child: Some(child) }
     }
 
     /// The URL for clients, such as `nats://127.0.0.1:40123`; the same through every restart.
@@ -99,10 +94,7 @@ impl ServerProcess {
     /// # Panics
     /// When the server is not running.
     pub fn pid(&self) -> u32 {
-        self.child
-            .as_ref()
-            .unwrap_or_else(|| panic!("{} is not running", self.program.name()))
-            .id()
+        self.child.as_ref().unwrap_or_else(|| panic!("{} is not running", self.program.name())).id()
     }
 
     /// The directory the server works in: its log, and whatever it stores.
@@ -141,18 +133,9 @@ impl ServerProcess {
         if self.child.is_some() {
             self.stop();
         }
-        let (child, addresses) = launch(
-            self.program.as_ref(),
-            self.directory.path(),
-            Some(&self.addresses),
-        );
+        let (child, addresses) = launch(self.program.as_ref(), self.directory.path(), Some(&self.addresses));
         self.child = Some(child);
-        assert_eq!(
-            addresses,
-            self.addresses,
-            "{} came back elsewhere",
-            self.program.name()
-        );
+        assert_eq!(addresses, self.addresses, "{} came back elsewhere", self.program.name());
     }
 
     /// Freezes the server (SIGSTOP) and returns once all of its threads stand still: connections
@@ -187,12 +170,8 @@ impl ServerProcess {
     /// When it is not running.
     pub fn signal(&self, signal: Signal) {
         // The child is reaped only by this value, so its pid cannot have become another process's.
-        kill(pid(self.pid()), signal).unwrap_or_else(|error| {
-            panic!(
-                "{signal} could not be sent to {}: {error}",
-                self.program.name()
-            )
-        });
+        kill(pid(self.pid()), signal)
+            .unwrap_or_else(|error| panic!("{signal} could not be sent to {}: {error}", self.program.name()));
     }
 
     /// Waits for the server to end by itself or by a signal sent before.
@@ -202,10 +181,7 @@ impl ServerProcess {
     pub fn wait_for_exit(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let child = self
-                .child
-                .as_mut()
-                .expect("a stopped server has no exit to wait for");
+            let child = self.child.as_mut().expect("a stopped server has no exit to wait for");
             if let Some(status) = child.try_wait().expect("a child can be waited for") {
                 self.child = None;
                 return status;
@@ -237,11 +213,7 @@ pub(crate) fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn launch(
-    program: &dyn Program,
-    directory: &Path,
-    former: Option<&Addresses>,
-) -> (Child, Addresses) {
+fn launch(program: &dyn Program, directory: &Path, former: Option<&Addresses>) -> (Child, Addresses) {
     let log = File::options()
         .create(true)
         .append(true)
@@ -253,19 +225,15 @@ fn launch(
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a file handle can be cloned"))
         .stderr(log);
-    let mut child = command.spawn().unwrap_or_else(|error| {
-        panic!(
-            "{} could not be started as {command:?}: {error}",
-            program.name()
-        )
-    });
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{} could not be started as {command:?}: {error}", program.name()));
 
     let ports_file = program.ports_file(directory, child.id());
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let addresses = fs::read_to_string(&ports_file)
-            .ok()
-            .and_then(|content| program.parse_ports(&content));
+        let addresses =
+            fs::read_to_string(&ports_file).ok().and_then(|content| program.parse_ports(&content));
         if let Some(addresses) = addresses {
             return (child, addresses);
         }
@@ -276,11 +244,7 @@ fn launch(
                 Some(status) => format!("ended with {status}"),
                 None => format!("did not write {} within {PATIENCE:?}", ports_file.display()),
             };
-            panic!(
-                "{} {how}, started as {command:?}; its log:\n{}",
-                program.name(),
-                log_tail(directory)
-            );
+            panic!("{} {how}, started as {command:?}; its log:\n{}", program.name(), log_tail(directory));
         }
         thread::sleep(POLL_INTERVAL);
     }

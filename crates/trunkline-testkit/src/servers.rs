@@ -24,10 +24,7 @@ impl NatsServer {
     /// # Panics
     /// When there is no `nats-server` (the message says how to get it) or it does not come up.
     pub fn start<A: Into<OsString>>(arguments: impl IntoIterator<Item = A>) -> NatsServer {
-        NatsServer::launch(
-            arguments.into_iter().map(Into::into).collect(),
-            temporary_directory(),
-        )
+        NatsServer::launch(arguments.into_iter().map(Into::into).collect(), temporary_directory())
     }
 
     /// Starts the server with a config file of this content. Addresses given there are overruled.
@@ -42,10 +39,7 @@ impl NatsServer {
     }
 
     fn launch(arguments: Vec<OsString>, directory: TempDir) -> NatsServer {
-        let program = NatsServerProgram {
-            path: environment::nats_server(),
-            arguments,
-        };
+        let program = NatsServerProgram { path: environment::nats_server(), arguments };
         NatsServer(ServerProcess::start(Box::new(program), directory))
     }
 }
@@ -61,8 +55,7 @@ impl Program for NatsServerProgram {
     }
 
     fn command(&self, directory: &Path, former: Option<&Addresses>) -> Command {
-        let port =
-            |former: Option<u16>| former.map_or_else(|| "-1".to_owned(), |port| port.to_string());
+        let port = |former: Option<u16>| former.map_or_else(|| "-1".to_owned(), |port| port.to_string());
         let mut command = Command::new(&self.path);
         command
             .args(["-a", "127.0.0.1"])
@@ -83,10 +76,7 @@ impl Program for NatsServerProgram {
     fn parse_ports(&self, content: &str) -> Option<Addresses> {
         let ports: Value = serde_json::from_str(content).ok()?;
         let first = |list: &str| Some(ports.get(list)?.get(0)?.as_str()?.to_owned());
-        Some(Addresses {
-            nats: first("nats")?,
-            http: first("monitoring")?,
-        })
+        Some(Addresses { nats: first("nats")?, http: first("monitoring")? })
     }
 }
 
@@ -115,10 +105,7 @@ impl TrunklineServer {
             path: binary.to_owned(),
             arguments: arguments.into_iter().map(Into::into).collect(),
         };
-        TrunklineServer(ServerProcess::start(
-            Box::new(program),
-            temporary_directory(),
-        ))
+        TrunklineServer(ServerProcess::start(Box::new(program), temporary_directory()))
     }
 }
 

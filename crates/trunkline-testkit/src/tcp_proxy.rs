@@ -60,12 +60,7 @@ impl TcpProxy {
         let (fault, faults) = watch::channel(Fault::default());
         let counts = Arc::new(watch::Sender::new(Counts::default()));
         let accepting = tokio::spawn(accept(listener, target, faults, counts.clone()));
-        Ok(TcpProxy {
-            address,
-            fault,
-            counts,
-            accepting,
-        })
+        Ok(TcpProxy { address, fault, counts, accepting })
     }
 
     /// Where to connect instead of to the target.
@@ -100,12 +95,7 @@ impl TcpProxy {
 
     /// Ends every fault.
     pub fn heal(&self) {
-        self.fault.send_modify(|fault| {
-            *fault = Fault {
-                cuts: fault.cuts,
-                ..Fault::default()
-            }
-        });
+        self.fault.send_modify(|fault| *fault = Fault { cuts: fault.cuts, ..Fault::default() });
     }
 
     /// Connections accepted since the start, refused ones included.
@@ -202,11 +192,7 @@ async fn serve(
 }
 
 /// One direction of a connection, until its end has been passed on.
-async fn forward(
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
-    mut faults: watch::Receiver<Fault>,
-) {
+async fn forward(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut faults: watch::Receiver<Fault>) {
     let (sender, mut chunks) = mpsc::channel::<(Instant, Bytes)>(CHUNKS_UNDER_WAY_MAX);
     let delays = faults.clone();
     let reading = async move {
@@ -226,9 +212,7 @@ async fn forward(
     let writing = async move {
         while let Some((due, chunk)) = chunks.recv().await {
             tokio::time::sleep_until(due).await;
-            if faults.wait_for(|fault| !fault.silent).await.is_err()
-                || to.write_all(&chunk).await.is_err()
-            {
+            if faults.wait_for(|fault| !fault.silent).await.is_err() || to.write_all(&chunk).await.is_err() {
                 return;
             }
         }

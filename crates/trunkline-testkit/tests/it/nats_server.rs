@@ -21,17 +21,10 @@ fn answers(server: &NatsServer, within: Duration) -> bool {
     let Ok(mut stream) = connect(server) else {
         return false;
     };
-    stream
-        .set_read_timeout(Some(within))
-        .expect("the timeout is not zero");
-    stream
-        .write_all(b"CONNECT {\"verbose\":false}\r\nPING\r\n")
-        .expect("the connection is fresh");
+    stream.set_read_timeout(Some(within)).expect("the timeout is not zero");
+    stream.write_all(b"CONNECT {\"verbose\":false}\r\nPING\r\n").expect("the connection is fresh");
     let mut lines = BufReader::new(stream).lines();
-    lines
-        .by_ref()
-        .map_while(Result::ok)
-        .any(|line| line == "PONG")
+    lines.by_ref().map_while(Result::ok).any(|line| line == "PONG")
 }
 
 const SOON: Duration = Duration::from_secs(5);
@@ -40,11 +33,7 @@ const SOON: Duration = Duration::from_secs(5);
 fn started_server_answers_at_its_url() {
     let server = start();
     assert_eq!(server.url(), format!("nats://127.0.0.1:{}", server.port()));
-    assert!(
-        server.http().starts_with("http://127.0.0.1:"),
-        "{}",
-        server.http()
-    );
+    assert!(server.http().starts_with("http://127.0.0.1:"), "{}", server.http());
     assert!(answers(&server, SOON));
     assert!(server.log().contains("Server is ready"), "{}", server.log());
 }
@@ -52,11 +41,7 @@ fn started_server_answers_at_its_url() {
 #[test]
 fn stopped_server_is_gone_and_restart_brings_it_back_on_the_same_port() {
     let mut server = start();
-    let (url, http, pid) = (
-        server.url().to_owned(),
-        server.http().to_owned(),
-        server.pid(),
-    );
+    let (url, http, pid) = (server.url().to_owned(), server.http().to_owned(), server.pid());
     server.stop();
     assert!(connect(&server).is_err());
     server.restart();
@@ -106,9 +91,7 @@ fn config_file_reaches_the_server() {
     let server = NatsServer::start_with_config("max_payload: 2KB\nserver_name: from-the-file\n");
     let mut info = String::new();
     let stream = connect(&server).expect("the server listens");
-    BufReader::new(stream)
-        .read_line(&mut info)
-        .expect("INFO comes first");
+    BufReader::new(stream).read_line(&mut info).expect("INFO comes first");
     assert!(
         info.contains(r#""server_name":"from-the-file""#) && info.contains(r#""max_payload":2048"#),
         "{info}"
@@ -118,32 +101,19 @@ fn config_file_reaches_the_server() {
 /// The message of a start that has to fail.
 fn panic_message(start: impl FnOnce() + panic::UnwindSafe) -> String {
     let payload = panic::catch_unwind(start).expect_err("the server must not start");
-    *payload
-        .downcast::<String>()
-        .expect("the message is formatted")
+    *payload.downcast::<String>().expect("the message is formatted")
 }
 
 #[test]
 fn failed_start_shows_the_log_of_the_server() {
     let message = panic_message(|| drop(NatsServer::start(["--no-such-flag"])));
-    assert!(
-        message.contains("nats-server ended with exit status"),
-        "{message}"
-    );
-    assert!(
-        message.contains("flag provided but not defined: -no-such-flag"),
-        "{message}"
-    );
+    assert!(message.contains("nats-server ended with exit status"), "{message}");
+    assert!(message.contains("flag provided but not defined: -no-such-flag"), "{message}");
 }
 
 #[test]
 fn missing_binary_is_named_with_the_way_to_get_it() {
-    let message = panic_message(|| {
-        drop(TrunklineServer::start::<&str>(
-            Path::new("/no/such/trunkline"),
-            [],
-        ))
-    });
+    let message = panic_message(|| drop(TrunklineServer::start::<&str>(Path::new("/no/such/trunkline"), [])));
     assert!(
         message.contains("/no/such/trunkline") && message.contains("cargo test -p trunkline-cli"),
         "{message}"

@@ -7,9 +7,7 @@ use trunkline_testkit::servers::NatsServer;
 
 fn panic_message(run: impl FnOnce() + panic::UnwindSafe) -> String {
     let payload = panic::catch_unwind(run).expect_err("the scenario cannot hold");
-    *payload
-        .downcast::<String>()
-        .expect("the message is formatted")
+    *payload.downcast::<String>().expect("the message is formatted")
 }
 
 #[test]
@@ -44,27 +42,14 @@ fn script_that_ends_before_its_cue_is_an_error() {
         let mut run = ScenarioRun::start(ClientLibrary::NatsJs, "flush_and_rtt_are_answered", url);
         run.wait_for_line("ready-for-restart");
     });
-    assert!(
-        message.contains(r#"ended without the line "ready-for-restart""#),
-        "{message}"
-    );
-    assert!(
-        message.contains("ok flush_and_rtt_are_answered"),
-        "{message}"
-    );
+    assert!(message.contains(r#"ended without the line "ready-for-restart""#), "{message}");
+    assert!(message.contains("ok flush_and_rtt_are_answered"), "{message}");
 }
 
 #[test]
 fn events_of_a_script_reach_the_test() {
     let server = NatsServer::start::<&str>([]);
-    let run = ScenarioRun::start(
-        ClientLibrary::NatsPy,
-        "client_refuses_more_than_max_payload",
-        server.url(),
-    );
+    let run = ScenarioRun::start(ClientLibrary::NatsPy, "client_refuses_more_than_max_payload", server.url());
     let events = run.finish();
-    assert_eq!(
-        events,
-        [serde_json::json!({"event": "max_payload", "bytes": 1_048_576})]
-    );
+    assert_eq!(events, [serde_json::json!({"event": "max_payload", "bytes": 1_048_576})]);
 }

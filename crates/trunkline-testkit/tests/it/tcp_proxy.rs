@@ -17,9 +17,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// test.
 async fn echo_server() -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener
-        .local_addr()
-        .expect("a bound socket has an address");
+    let address = listener.local_addr().expect("a bound socket has an address");
     let serving = tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
@@ -39,9 +37,7 @@ async fn proxy() -> TcpProxy {
 }
 
 async fn connect(proxy: &TcpProxy) -> TcpStream {
-    TcpStream::connect(proxy.address())
-        .await
-        .expect("the proxy listens")
+    TcpStream::connect(proxy.address()).await.expect("the proxy listens")
 }
 
 async fn receive(stream: &mut TcpStream, count: usize) -> Vec<u8> {
@@ -55,18 +51,14 @@ async fn receive(stream: &mut TcpStream, count: usize) -> Vec<u8> {
 
 /// What reading from a connection that has to end gives.
 async fn end_of(stream: &mut TcpStream) -> io::Result<usize> {
-    timeout(SOON, stream.read(&mut [0; 1]))
-        .await
-        .expect("the connection ends in time")
+    timeout(SOON, stream.read(&mut [0; 1])).await.expect("the connection ends in time")
 }
 
 #[tokio::test]
 async fn bytes_pass_both_ways_and_so_does_the_end() {
     let proxy = proxy().await;
     let stream = connect(&proxy).await;
-    let sent: Vec<u8> = (0..4_000_000_u32)
-        .map(|n| n.to_le_bytes()[n as usize % 3])
-        .collect();
+    let sent: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
     let (mut read, mut write) = stream.into_split();
     let sending = {
         let sent = sent.clone();
@@ -80,19 +72,9 @@ async fn bytes_pass_both_ways_and_so_does_the_end() {
         .await
         .expect("the end comes in time")
         .expect("the connection ends in order");
-    assert!(
-        received == sent,
-        "{} of {} bytes came back",
-        received.len(),
-        sent.len()
-    );
-    sending
-        .await
-        .expect("no panic")
-        .expect("everything was sent");
-    timeout(SOON, proxy.wait_for_open(0))
-        .await
-        .expect("the connection is let go");
+    assert!(received == sent, "{} of {} bytes came back", received.len(), sent.len());
+    sending.await.expect("no panic").expect("everything was sent");
+    timeout(SOON, proxy.wait_for_open(0)).await.expect("the connection is let go");
     assert_eq!(proxy.connections_accepted(), 1);
 }
 
@@ -105,13 +87,8 @@ async fn cut_resets_old_and_new_connections_until_healed() {
     assert_eq!(proxy.connections_open(), 1);
 
     proxy.cut();
-    assert_eq!(
-        end_of(&mut stream).await.map_err(|error| error.kind()),
-        Err(io::ErrorKind::ConnectionReset)
-    );
-    timeout(SOON, proxy.wait_for_open(0))
-        .await
-        .expect("the connection is let go");
+    assert_eq!(end_of(&mut stream).await.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+    timeout(SOON, proxy.wait_for_open(0)).await.expect("the connection is let go");
     let mut refused = connect(&proxy).await;
     assert!(end_of(&mut refused).await.is_err());
 
@@ -126,17 +103,13 @@ async fn cut_resets_old_and_new_connections_until_healed() {
 async fn cut_that_is_healed_at_once_still_cuts() {
     let proxy = proxy().await;
     let mut stream = connect(&proxy).await;
-    timeout(SOON, proxy.wait_for_open(1))
-        .await
-        .expect("the connection is served");
+    timeout(SOON, proxy.wait_for_open(1)).await.expect("the connection is served");
     proxy.cut();
     proxy.heal();
     assert!(end_of(&mut stream).await.is_err());
 
     let mut stream = connect(&proxy).await;
-    timeout(SOON, proxy.wait_for_accepted(2))
-        .await
-        .expect("the connection is accepted");
+    timeout(SOON, proxy.wait_for_accepted(2)).await.expect("the connection is accepted");
     proxy.cut_once();
     assert!(end_of(&mut stream).await.is_err());
     let mut next = connect(&proxy).await;
@@ -148,17 +121,11 @@ async fn cut_that_is_healed_at_once_still_cuts() {
 async fn half_open_connection_is_silent_and_loses_nothing() {
     let proxy = proxy().await;
     let mut stream = connect(&proxy).await;
-    stream
-        .write_all(b"before")
-        .await
-        .expect("the connection holds");
+    stream.write_all(b"before").await.expect("the connection holds");
     assert_eq!(receive(&mut stream, 6).await, b"before");
 
     proxy.half_open();
-    stream
-        .write_all(b"during")
-        .await
-        .expect("the connection looks alive");
+    stream.write_all(b"during").await.expect("the connection looks alive");
     let silence = timeout(Duration::from_millis(100), stream.read(&mut [0; 1])).await;
     assert!(silence.is_err(), "something came through: {silence:?}");
     assert_eq!(proxy.connections_open(), 1);
@@ -175,10 +142,7 @@ async fn delay_holds_each_way_and_keeps_the_order() {
     proxy.delay(delay);
     let started = Instant::now();
     for byte in 0..10_u8 {
-        stream
-            .write_all(&[byte])
-            .await
-            .expect("the connection holds");
+        stream.write_all(&[byte]).await.expect("the connection holds");
     }
     assert_eq!(receive(&mut stream, 10).await, (0..10).collect::<Vec<u8>>());
     let taken = started.elapsed();
@@ -190,12 +154,8 @@ async fn delay_holds_each_way_and_keeps_the_order() {
 #[tokio::test]
 async fn unreachable_target_resets_the_client() {
     // Bound and let go again: nobody listens there.
-    let target = TcpListener::bind("127.0.0.1:0")
-        .await
-        .and_then(|listener| listener.local_addr());
-    let proxy = TcpProxy::start(target.expect("a free port"))
-        .await
-        .expect("a free port");
+    let target = TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr());
+    let proxy = TcpProxy::start(target.expect("a free port")).await.expect("a free port");
     let mut stream = connect(&proxy).await;
     assert!(end_of(&mut stream).await.is_err());
 }
@@ -204,9 +164,7 @@ async fn unreachable_target_resets_the_client() {
 async fn dropped_proxy_closes_everything() {
     let proxy = proxy().await;
     let mut stream = connect(&proxy).await;
-    timeout(SOON, proxy.wait_for_open(1))
-        .await
-        .expect("the connection is served");
+    timeout(SOON, proxy.wait_for_open(1)).await.expect("the connection is served");
     let address = proxy.address();
     drop(proxy);
     assert!(matches!(end_of(&mut stream).await, Ok(0) | Err(_)));

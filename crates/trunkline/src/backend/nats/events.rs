@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_nats::{Event, ServerError};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{Pattern, Subject};
 
@@ -64,6 +64,8 @@ pub(super) struct Events {
     pub(super) dropped: AtomicU64,
     connected_once: AtomicBool,
     echo_prefix: OnceLock<String>,
+    /// Fences whose refusal has passed through here, see [`Events::fences_passed`].
+    fences: watch::Sender<u64>,
     next_id: AtomicU64,
     /// All locks here are held for a few instructions, never across an await and never two at once, except that
     /// `subscriptions` is held while an inbox's lock is taken.
@@ -82,6 +84,7 @@ impl Events {
             dropped: AtomicU64::new(0),
             connected_once: AtomicBool::new(false),
             echo_prefix: OnceLock::new(),
+            fences: watch::Sender::new(0),
             next_id: AtomicU64::new(0),
             subscriptions: Mutex::default(),
             reason: Mutex::new("connection lost".to_owned()),
@@ -95,6 +98,18 @@ impl Events {
     pub(super) fn set_echo_prefix(&self, prefix: &str) {
         // Set once, before anything is published.
         let _ = self.echo_prefix.set(prefix.to_owned());
+    }
+
+    /// The pattern under which all echoes come back.
+    pub(super) fn echo_pattern(&self) -> Option<String> {
+        self.echo_prefix.get().map(|prefix| format!("{prefix}.*"))
+    }
+
+    /// How many fences have passed. A fence is a subscription that every server refuses: the library reports
+    /// refusals in the order of the server, but in a task of its own, so only when that of the fence has
+    /// come by have all before it.
+    pub(super) fn fences_passed(&self) -> &watch::Sender<u64> {
+        &self.fences
     }
 
     /// Lists a subscription, and returns the number to remove it by.
@@ -162,6 +177,7 @@ impl Events {
 
     fn on_server_error(&self, text: &str) {
         match Violation::parse(text) {
+            None if text == "Invalid Subject" => self.fences.send_modify(|passed| *passed += 1),
             Some(Violation::Publish(subject)) => self.on_refused_publish(subject, text),
             Some(Violation::Subscription { pattern, queue }) => {
                 self.on_refused_subscription(pattern, queue, text)
@@ -188,9 +204,14 @@ impl Events {
     }
 
     fn on_refused_subscription(&self, pattern: &str, queue: Option<&str>, text: &str) {
-        if self.is_echo(pattern) {
+        if self.echo_pattern().is_some_and(|own| own == pattern) {
             // Said once; later refusals say the same.
             let _ = self.echo_denied.set(text.to_owned());
+            return;
+        }
+        if self.is_echo(pattern) {
+            // A user with few permissions: the fence was refused even before it was looked at.
+            self.fences.send_modify(|passed| *passed += 1);
             return;
         }
         tracing::warn!(pattern, error = text, "the server refused a subscription");

@@ -1,9 +1,10 @@
 //! What waits for the reader of one subscription: bounded, and exact about what it could not keep.
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
-use std::collections::VecDeque;
 
 use crate::backend::live::{Gap, LiveEvent};
 
@@ -32,9 +33,8 @@ impl Inbox {
         Self { max_messages: max_messages.max(1), state: Mutex::default() }
     }
 
-    /// Moves a batch in; what there is no room for is dropped, and the number returned.
-    pub(super) fn push(&self, batch: &mut Vec<LiveEvent>) -> u64 {
-        let mut dropped = 0;
+    /// Moves a batch in; what there is no room for is dropped and counted, before any reader can see the gap.
+    pub(super) fn push(&self, batch: &mut Vec<LiveEvent>, dropped: &AtomicU64) {
         let waker = {
             let mut state = self.state.lock();
             for event in batch.drain(..) {
@@ -43,7 +43,7 @@ impl Inbox {
                     LiveEvent::Gap(Gap { missed: Some(missed) }) => state.dropped += missed,
                     LiveEvent::Message { .. } if state.messages >= self.max_messages => {
                         state.dropped += 1;
-                        dropped += 1;
+                        dropped.fetch_add(1, Ordering::Relaxed);
                     }
                     message @ LiveEvent::Message { .. } => {
                         state.settle_gaps();
@@ -57,12 +57,18 @@ impl Inbox {
         if let Some(waker) = waker {
             waker.wake();
         }
-        dropped
     }
 
     /// Here messages are missing, nobody knows how many.
     pub(super) fn push_unknown_gap(&self) {
-        self.push(&mut vec![LiveEvent::Gap(Gap { missed: None })]);
+        let waker = {
+            let mut state = self.state.lock();
+            state.unknown = true;
+            state.reader.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// Nothing more will come; what is here is still given out.
@@ -132,7 +138,7 @@ mod tests {
     }
 
     fn push(inbox: &Inbox, numbers: std::ops::Range<usize>) {
-        inbox.push(&mut numbers.map(message).collect());
+        inbox.push(&mut numbers.map(message).collect(), &AtomicU64::new(0));
     }
 
     /// What a reader gets now, as text: numbers, `gap N`, `gap ?`, `end`.

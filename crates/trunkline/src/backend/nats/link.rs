@@ -2,7 +2,8 @@
 //!
 //! The client library's own flush ends when bytes are with the kernel. Proof is an *echo*: a message to our own
 //! inbox comes back only after the server has handled everything sent before it on the same connection. A
-//! server that refuses the echo says so in the same order, which proves as much.
+//! server that refuses the echo says so in the same order, which proves as much. A *fence* goes with it, so that
+//! refusals are known when the proof is there: the library reports them in a task of its own.
 //!
 //! Connections are numbered by the library's count of them. A connection is *announced* once an echo has passed
 //! it, for only then are the subscriptions restored on the server. Nothing is published on one that is not.
@@ -28,6 +29,10 @@ use crate::status::{BackendState, BackendStatus};
 
 /// How often the connection is looked at when no event says that it changed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long the refusal of a fence may take from the library to us once the server's answer is there. It is
+/// microseconds, but the library drops events when too many wait.
+const FENCE_WAIT: Duration = Duration::from_millis(100);
 
 /// Why there is no proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +68,8 @@ pub(super) struct Link {
     pub(super) refusing: AtomicBool,
     echo_prefix: String,
     next_echo: AtomicU64,
+    /// Fences sent on all connections together.
+    fences_sent: AtomicU64,
     /// Who waits for which echo. Held for one map operation. Dropping a sender tells that the connection broke.
     waiting: Mutex<HashMap<u64, oneshot::Sender<()>>>,
 }
@@ -91,6 +98,7 @@ impl Link {
             refusing: AtomicBool::new(false),
             echo_prefix,
             next_echo: AtomicU64::new(0),
+            fences_sent: AtomicU64::new(0),
             waiting: Mutex::default(),
         }
     }
@@ -164,17 +172,21 @@ impl Link {
         let _ = status.wait_for(|status| !status.state.is_ready()).await;
     }
 
-    /// Proves that the server has handled everything handed over before on the connection there is now.
+    /// Proves that the server has handled everything handed over before on the connection there is now. What it
+    /// refused of that has been noted in `events` by then.
     pub(super) async fn prove(&self, wait: Duration) -> Result<(), NoProof> {
         let handed = self.handed.load(Ordering::SeqCst);
         let connection = self.connection().ok_or_else(|| self.without_connection())?;
         let mut echo = Echo::new(self);
         let result = tokio::time::timeout(wait, async {
+            self.send_fence().await;
             let message = self.echo_message(&format!("b{}", echo.id));
             if self.client.publish_message(message).await.is_err() {
                 return Err(self.without_connection());
             }
-            (&mut echo.received).await.map_err(|_| NoProof::Broken)
+            (&mut echo.received).await.map_err(|_| NoProof::Broken)?;
+            self.await_fences().await;
+            Ok(())
         })
         .await;
         match result {
@@ -187,6 +199,33 @@ impl Link {
             }
             Ok(Err(broken)) => Err(broken),
         }
+    }
+
+    /// Sends what every server refuses without closing the connection: a subscription with `>` before its end.
+    async fn send_fence(&self) {
+        self.fences_sent.fetch_add(1, Ordering::SeqCst);
+        // Dropped, and so taken back, at once. Where it cannot be sent, the echo cannot either.
+        let _ = self.client.subscribe(format!("{}.>.fence", self.echo_prefix)).await;
+    }
+
+    /// Waits for the fences of all proofs under way, which is no longer than for the own one and a round trip.
+    async fn await_fences(&self) {
+        let sent = self.fences_sent.load(Ordering::SeqCst);
+        let fences = self.events.fences_passed();
+        let mut passed = fences.subscribe();
+        let all_passed = passed.wait_for(|passed| *passed >= sent);
+        if tokio::time::timeout(FENCE_WAIT, all_passed).await.is_err() {
+            self.forget_fences(sent);
+        }
+    }
+
+    /// Those up to here will not come any more.
+    fn forget_fences(&self, sent: u64) {
+        self.events.fences_passed().send_if_modified(|passed| {
+            let behind = *passed < sent;
+            *passed = sent.max(*passed);
+            behind
+        });
     }
 
     fn without_connection(&self) -> NoProof {
@@ -213,9 +252,6 @@ impl Link {
                 () = self.events.wake.notified() => {}
                 echo = echoes.next() => {
                     let Some(echo) = echo else { break };
-                    // Refusals that the server sent before this echo are on their way through the library's task
-                    // for events: let it run first.
-                    tokio::task::yield_now().await;
                     self.on_echo(&echo.subject);
                 }
                 // Asks again: the echo, or the news of its refusal, may have been lost.
@@ -282,6 +318,7 @@ impl Link {
         if connection != self.connected() || connection == self.current.load(Ordering::SeqCst) {
             return;
         }
+        self.forget_fences(self.fences_sent.load(Ordering::SeqCst));
         self.current.store(connection, Ordering::SeqCst);
         tracing::info!(server = self.server, connection, "connected to NATS");
         self.set_state(BackendState::Connected);

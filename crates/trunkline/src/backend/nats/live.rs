@@ -121,10 +121,7 @@ impl Receiving {
     }
 
     fn deliver(&self, batch: &mut Vec<LiveEvent>) {
-        let dropped = self.subscription.inbox.push(batch);
-        if dropped > 0 {
-            self.events.dropped.fetch_add(dropped, Ordering::Relaxed);
-        }
+        self.subscription.inbox.push(batch, &self.events.dropped);
     }
 }
 

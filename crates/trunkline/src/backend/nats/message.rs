@@ -19,7 +19,7 @@ pub(super) fn payload_bytes(message: &Message) -> usize {
 ///
 /// # Errors
 /// The name of a header that NATS cannot carry, because it is not ASCII.
-pub(super) fn encode(message: Message) -> Result<OutboundMessage, String> {
+pub(super) fn encode(message: &Message) -> Result<OutboundMessage, String> {
     let headers = match message.headers.is_empty() {
         true => None,
         false => Some(encode_headers(&message.headers)?),
@@ -27,7 +27,7 @@ pub(super) fn encode(message: Message) -> Result<OutboundMessage, String> {
     Ok(OutboundMessage {
         subject: message.subject.as_str().into(),
         reply: message.reply.as_ref().map(|reply| reply.as_str().into()),
-        payload: message.payload,
+        payload: message.payload.clone(),
         headers,
     })
 }
@@ -124,7 +124,7 @@ mod tests {
             payload_bytes(&message),
             b"NATS/1.0\r\nb: 1\r\nA-a: 2\r\nb: 3\r\nB: 4\r\n\r\npayload".len()
         );
-        let map = encode(message).unwrap().headers;
+        let map = encode(&message).unwrap().headers;
         let got = Decoder::default().decode(async_nats::Message { headers: map, ..received("s") }).unwrap();
         assert_eq!(
             got.headers.iter().collect::<Vec<_>>(),
@@ -143,7 +143,7 @@ mod tests {
     fn what_the_bus_cannot_carry_is_an_error() {
         let mut message = Message::new("s".parse().unwrap(), "");
         message.headers.append("naïve", "v").unwrap();
-        assert_eq!(encode(message).unwrap_err(), "naïve");
+        assert_eq!(encode(&message).unwrap_err(), "naïve");
         let mut decoder = Decoder::default();
         for subject in ["a.*", "a..b", &"a".repeat(2000)] {
             assert!(matches!(decoder.decode(received(subject)), Err(Undeliverable::Subject(_))), "{subject}");

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use async_nats::PublishErrorKind;
 use async_nats::client::traits::Publisher as _;
-use async_nats::message::OutboundMessage;
 use tokio::runtime::Handle;
-use trunkline_core::{Message, Subject};
+use trunkline_core::Message;
 
 use super::link::{Link, NoProof};
 use super::message;
@@ -27,33 +26,28 @@ pub(super) fn publish(link: &Arc<Link>, runtime: &Handle, message: Message, time
     let Some(connection) = link.connection() else {
         return Publishing::Ready(Err(link.not_connected()));
     };
-    let subject = message.subject.clone();
-    let outbound = match message::encode(message) {
+    let outbound = match message::encode(&message) {
         Ok(outbound) => outbound,
-        Err(header) => {
-            let reason = format!("header name {header:?} is not ASCII, which NATS requires");
-            return Publishing::Ready(Err(PublishError::Denied { subject, reason }));
-        }
+        Err(header) => return Publishing::Ready(Err(not_ascii(message, &header))),
     };
-    let attempt = Attempt { connection, subject, size, limit };
+    let attempt = Attempt { connection, message, size, limit };
     let mut cx = Context::from_waker(Waker::noop());
     // Outside of the task's budget: a publisher that never yields is held up by the full channel, not before.
-    let sending = tokio::task::unconstrained(link.client.publish_message(outbound.clone()));
+    let sending = tokio::task::unconstrained(link.client.publish_message(outbound));
     match pin!(sending).poll(&mut cx) {
         Poll::Ready(result) => Publishing::Ready(attempt.finish(link, result)),
-        Poll::Pending => publish_later(Arc::clone(link), runtime, outbound, attempt, timeout),
+        Poll::Pending => publish_later(Arc::clone(link), runtime, attempt, timeout),
     }
 }
 
 /// The library's channel is full. As long as it is, nothing has left, so giving up is a certain failure.
-fn publish_later(
-    link: Arc<Link>,
-    runtime: &Handle,
-    outbound: OutboundMessage,
-    attempt: Attempt,
-    timeout: Duration,
-) -> Publishing {
+fn publish_later(link: Arc<Link>, runtime: &Handle, attempt: Attempt, timeout: Duration) -> Publishing {
     let client = link.client.clone();
+    // Encoded anew, because the first attempt has taken its message along; the common case copies nothing.
+    let outbound = match message::encode(&attempt.message) {
+        Ok(outbound) => outbound,
+        Err(header) => return Publishing::Ready(Err(not_ascii(attempt.message, &header))),
+    };
     let mut sending = Box::pin(async move { client.publish_message(outbound).await });
     // Polled here once so that it takes its place in the channel's queue: what is published next stays behind it.
     let mut cx = Context::from_waker(Waker::noop());
@@ -78,10 +72,15 @@ fn publish_later(
     }))
 }
 
+fn not_ascii(message: Message, header: &str) -> PublishError {
+    let reason = format!("header name {header:?} is not ASCII, which NATS requires");
+    PublishError::Denied { subject: message.subject, reason }
+}
+
 /// What must be known of a message after it was given away.
 struct Attempt {
     connection: u64,
-    subject: Subject,
+    message: Message,
     size: usize,
     limit: usize,
 }
@@ -102,7 +101,7 @@ impl Attempt {
                 PublishError::TooLarge { size: self.size, limit: link.client.max_payload().min(self.limit) }
             }
             PublishErrorKind::InvalidSubject => {
-                PublishError::Denied { subject: self.subject, reason: error.to_string() }
+                PublishError::Denied { subject: self.message.subject, reason: error.to_string() }
             }
         })
     }
