@@ -38,7 +38,8 @@ impl Drop for Dropped {
 pub async fn typed_payloads_travel_in_an_envelope_and_bytes_as_they_are(harness: &Harness) {
     let (one, two) = (bus(harness).await, bus(harness).await);
     let topic = topic(harness, "analytics.turn").kind("analytics.turn");
-    let mut all = soon("subscribe", two.subscribe(topic.pattern()).into_future()).await.expect("a live connection");
+    let mut all =
+        soon("subscribe", two.subscribe(topic.pattern()).into_future()).await.expect("a live connection");
     let published = one.publish(topic.clone(), &json!({"n": 1})).conversation("c-1").header("X-Tenant", "t");
     soon("publish", published.into_future()).await.expect("a live connection");
     let raw = soon("publish", one.publish_bytes(topic.subject().clone(), &b"\0raw"[..])).await;
@@ -46,7 +47,7 @@ pub async fn typed_payloads_travel_in_an_envelope_and_bytes_as_they_are(harness:
 
     let typed = next(&mut all).await;
     let envelope = typed.envelope().expect("a typed payload has an envelope");
-    assert_eq!((&*envelope.kind, &*envelope.source), ("analytics.turn", "suite"));
+    assert_eq!((&*envelope.kind, envelope.source.as_deref()), ("analytics.turn", Some("suite")));
     assert_eq!(envelope.trace.conversation_id.as_deref(), Some("c-1"));
     assert_eq!(envelope.correlation_id.as_ref(), Some(&envelope.id), "the first hop makes the correlation");
     assert_eq!(typed.headers().get("X-Tenant"), Some("t"));
@@ -101,7 +102,8 @@ pub async fn nobody_answering_is_known_at_once(harness: &Harness) {
 pub async fn silent_responder_is_a_timeout_and_its_late_reply_goes_to_nobody(harness: &Harness) {
     let (asking, answering) = (bus(harness).await, bus(harness).await);
     let topic = topic(harness, "tool.late.call");
-    let mut calls = soon("subscribe", answering.subscribe(topic.pattern()).into_future()).await.expect("live");
+    let mut calls =
+        soon("subscribe", answering.subscribe(topic.pattern()).into_future()).await.expect("live");
     let timeout = Duration::from_millis(100);
     let asked = Instant::now();
     let request = asking.request(topic.clone(), &json!(1)).timeout(timeout);
@@ -171,8 +173,9 @@ pub async fn slow_handlers_hold_up_no_other_and_are_bounded(harness: &Harness) {
         })
     };
     let _responder = soon("start", responder.concurrency(BOUND).start()).await.expect("a live connection");
-    let held: Vec<_> =
-        (0..BOUND - 1).map(|_| tokio::spawn(asking.request(topic.clone(), &json!("stuck")).into_future())).collect();
+    let held: Vec<_> = (0..BOUND - 1)
+        .map(|_| tokio::spawn(asking.request(topic.clone(), &json!("stuck")).into_future()))
+        .collect();
     let all_stuck = soon("handlers start", stuck.acquire_many(BOUND as u32 - 1)).await;
     all_stuck.expect("the semaphore lives").forget();
     for n in 0..20 {
@@ -297,10 +300,8 @@ pub async fn drain_answers_what_had_arrived_then_refuses(harness: &Harness) {
     let _responder = soon("start", responder.start()).await.expect("a live connection");
     let request = tokio::spawn(asking.request(topic.clone(), &json!(7)).into_future());
     soon("the handler starts", started.acquire()).await.expect("the semaphore lives").forget();
-    let (drained, ()) = tokio::join!(
-        soon("drain", answering.drain(Duration::from_secs(5))),
-        async { gate.add_permits(1) }
-    );
+    let (drained, ()) =
+        tokio::join!(soon("drain", answering.drain(Duration::from_secs(5))), async { gate.add_permits(1) });
     drained.expect("the handler finishes in time");
     assert_eq!(soon("the reply", request).await.expect("no panic").expect("an answer"), json!(7));
     let late = soon("publish", answering.publish_bytes(topic.subject().clone(), "x")).await;

@@ -36,7 +36,8 @@ pub async fn context_passes_on_through_every_hop(harness: &Harness) {
             bus.publish(event.clone(), &json!("handler")).await?;
             let context = Context::current().ok_or_else(|| HandlerError::new("a handler has a context"))?;
             let spawned = bus.clone();
-            tokio::spawn(context.scope(async move { spawned.publish(event, &json!("task")).await })).await??;
+            tokio::spawn(context.scope(async move { spawned.publish(event, &json!("task")).await }))
+                .await??;
             Ok(bus.request(inner, &value).timeout(Duration::from_secs(3600)).await?)
         }
     });

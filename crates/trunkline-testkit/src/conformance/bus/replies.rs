@@ -33,7 +33,9 @@ pub async fn reply_stream_gives_its_chunks_in_order_then_ends(harness: &Harness)
     let (asking, answering) = (bus(harness).await, bus(harness).await);
     let topic: Topic<u64, Value> = Topic::new(harness.subject("llm.request"));
     let responder = answering
-        .respond_stream(topic.clone(), async |_, upto: u64, mut sink: ReplySink<Value>| count(&mut sink, upto).await);
+        .respond_stream(topic.clone(), async |_, upto: u64, mut sink: ReplySink<Value>| {
+            count(&mut sink, upto).await
+        });
     let _responder = soon("start", responder.start()).await.expect("a live connection");
     let streams = [0u64, 2, 64, 500].map(|upto| {
         let request = asking.request_stream(topic.clone(), &upto).window(8);
@@ -53,14 +55,16 @@ pub async fn reply_stream_gives_its_chunks_in_order_then_ends(harness: &Harness)
 pub async fn failing_reply_stream_ends_with_its_error(harness: &Harness) {
     let (asking, answering) = (bus(harness).await, bus(harness).await);
     let topic: Topic<u64, Value> = Topic::new(harness.subject("llm.request"));
-    let responder =
-        answering.respond_stream(topic.clone(), async |_, upto: u64, mut sink: ReplySink<Value>| match upto {
+    let responder = answering.respond_stream(
+        topic.clone(),
+        async |_, upto: u64, mut sink: ReplySink<Value>| match upto {
             7 => {
                 sink.send(&json!(0)).await?;
                 panic!("a handler of the suite panics on purpose")
             }
             upto => count(&mut sink, upto).await,
-        });
+        },
+    );
     let _responder = soon("start", responder.start()).await.expect("a live connection");
     for (upto, chunks, expected) in [(3, 3, 418), (7, 1, 500)] {
         let request = asking.request_stream(topic.clone(), &upto);
@@ -159,7 +163,8 @@ pub async fn reply_stream_of_a_dead_responder_never_just_ends(harness: &Harness)
     };
     let responder = soon("start", answering.respond_stream(topic.clone(), half).start()).await.expect("live");
     let open = async || {
-        let request = asking.request_stream(topic.clone(), &json!(1)).idle_timeout(Duration::from_millis(300));
+        let request =
+            asking.request_stream(topic.clone(), &json!(1)).idle_timeout(Duration::from_millis(300));
         let mut stream = soon("the stream", request.into_future()).await.expect("somebody answers");
         assert_eq!(next(&mut stream).await.expect("a chunk").expect("no error"), json!(1));
         stream
@@ -183,7 +188,8 @@ pub async fn plain_reply_is_a_stream_of_one_chunk(harness: &Harness) {
     let (asking, answering) = (bus(harness).await, bus(harness).await);
     let topic = topic(harness, "llm.plain");
     let open = async || {
-        let request = asking.request_stream(topic.clone(), &json!("x")).idle_timeout(Duration::from_secs(600));
+        let request =
+            asking.request_stream(topic.clone(), &json!("x")).idle_timeout(Duration::from_secs(600));
         soon("the stream", request.into_future()).await.expect("the request is sent")
     };
     let mut nobody = open().await;
