@@ -197,6 +197,7 @@ properties! { $
         handler_ends_at_the_deadline_of_its_request: Nothing,
         drain_answers_what_had_arrived_then_refuses: Nothing,
         dead_letter_subjects_are_reserved: Nothing,
+        requests_on_a_failing_connection_tell_the_truth: Nothing,
     }
     contexts {
         context_passes_on_through_every_hop: Nothing,

@@ -1,7 +1,8 @@
 //! Requests and responders.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -13,6 +14,7 @@ use trunkline::{Bus, HandlerError, Message, RequestError, Responder, Topic};
 use super::{bus, next, topic};
 use crate::conformance::Harness;
 use crate::conformance::probe::soon;
+use crate::faulty::{FaultRates, FaultyBackend};
 
 /// Answers every request with its payload.
 async fn echo(bus: &Bus, topic: &Topic<Value, Value>) -> Responder {
@@ -322,4 +324,47 @@ pub async fn dead_letter_subjects_are_reserved(harness: &Harness) {
     let typed: Topic<Value> = Topic::new(subject.clone());
     assert_eq!(soon("publish", bus.publish(typed, &json!(1)).into_future()).await, refused);
     assert_eq!(soon("publish", bus.publish_many([Message::new(subject, "x")])).await, [refused]);
+}
+
+/// On a connection that refuses publishes and leaves outcomes unknown, a request that was refused is never handled,
+/// one that is answered was, and none hangs.
+pub async fn requests_on_a_failing_connection_tell_the_truth(harness: &Harness) {
+    let rates =
+        FaultRates { publish_refused: 0.2, publish_unknown: 0.2, delay: 0.1, ..FaultRates::default() };
+    let seed = fastrand::u64(..);
+    println!("faults are drawn with seed {seed}");
+    let faulty = Arc::new(FaultyBackend::new(harness.backend().await, rates, seed));
+    let (asking, answering) = (super::bus_over(harness, faulty.clone()), bus(harness).await);
+    let topic: Topic<u64, u64> = Topic::new(harness.subject("tool.unsure.call"));
+    let handled = Arc::new(Mutex::new(HashSet::new()));
+    let responder = {
+        let handled = handled.clone();
+        answering.respond(topic.clone(), move |_, n: u64| {
+            handled.lock().unwrap_or_else(PoisonError::into_inner).insert(n);
+            async move { Ok(n) }
+        })
+    };
+    let _responder = soon("start", responder.start()).await.expect("a live connection");
+    let mut refused = Vec::new();
+    for n in 0..200 {
+        let request = asking.request(topic.clone(), &n).timeout(Duration::from_millis(300));
+        match soon("the outcome", request.into_future()).await {
+            Ok(reply) => {
+                assert_eq!(reply, n);
+                assert!(handled.lock().unwrap_or_else(PoisonError::into_inner).contains(&n));
+            }
+            Err(RequestError::Publish(PublishError::NotConnected { .. })) => refused.push(n),
+            Err(
+                RequestError::Publish(PublishError::OutcomeUnknown { .. }) | RequestError::Timeout { .. },
+            ) => {}
+            Err(other) => panic!("nobody provoked {other:?}"),
+        }
+    }
+    assert!(faulty.injected() > 0 && !refused.is_empty(), "200 requests met no fault");
+    faulty.calm();
+    let last = soon("the reply", asking.request(topic.clone(), &1000).into_future()).await;
+    assert_eq!(last.expect("all is well again"), 1000);
+    let handled = handled.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(refused.iter().all(|n| !handled.contains(n)), "a request was refused as not sent, and handled");
+    assert_eq!(asking.status().counters.requests_in_flight, 0);
 }
