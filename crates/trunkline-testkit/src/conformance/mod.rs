@@ -10,6 +10,7 @@ pub mod probe;
 pub mod process;
 pub mod refusal;
 
+pub mod bus;
 pub mod chaos;
 pub mod consumer;
 pub mod groups;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use trunkline::backend::Fut;
 
+use bus::{calls, contexts, replies};
 pub use harness::{Column, Faults, Harness};
 
 /// Longest time one property may take; it only ends a test that hangs.
@@ -182,6 +184,32 @@ properties! { $
         silent_server_is_noticed: Server,
         subscription_outlives_a_restart_and_says_what_it_missed: Server,
         every_restart_is_survived: Server,
+    }
+    calls {
+        typed_payloads_travel_in_an_envelope_and_bytes_as_they_are: Nothing,
+        each_request_gets_its_own_reply: Nothing,
+        nobody_answering_is_known_at_once: Nothing,
+        silent_responder_is_a_timeout_and_its_late_reply_goes_to_nobody: Nothing,
+        failing_handler_tells_its_requester_and_goes_on: Nothing,
+        slow_handlers_hold_up_no_other_and_are_bounded: Nothing,
+        stuck_call_does_not_block_the_approval_that_releases_it: Nothing,
+        handler_that_publishes_does_not_deadlock: Nothing,
+        handler_ends_at_the_deadline_of_its_request: Nothing,
+        drain_answers_what_had_arrived_then_refuses: Nothing,
+        dead_letter_subjects_are_reserved: Nothing,
+        requests_on_a_failing_connection_tell_the_truth: Nothing,
+    }
+    contexts {
+        context_passes_on_through_every_hop: Nothing,
+        contexts_of_concurrent_handlers_do_not_mix: Nothing,
+    }
+    replies {
+        reply_stream_gives_its_chunks_in_order_then_ends: Nothing,
+        failing_reply_stream_ends_with_its_error: Nothing,
+        unread_reply_stream_stops_its_responder_at_the_window: Nothing,
+        dropped_reply_stream_cancels_its_handler: Nothing,
+        reply_stream_of_a_dead_responder_never_just_ends: Nothing,
+        plain_reply_is_a_stream_of_one_chunk: Nothing,
     }
     chaos {
         random_fan_out_keeps_every_rule: Nothing,
