@@ -193,6 +193,11 @@ impl Bus {
         &self.inner.telemetry
     }
 
+    /// The state of the backend, and every change of it.
+    pub fn backend_status(&self) -> tokio::sync::watch::Receiver<BackendStatus> {
+        self.inner.backend.status()
+    }
+
     /// Waits until everything published before has been received by the server.
     ///
     /// # Errors
