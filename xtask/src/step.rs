@@ -52,11 +52,12 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
                 .args(["clippy", "--workspace", "--all-targets"])
                 .args(["--", "-D", "warnings"]),
         )?,
-        Step::Doc => run_command(
-            Command::new(cargo())
-                .args(["doc", "--workspace", "--no-deps"])
-                .env("RUSTDOCFLAGS", "-D warnings"),
-        )?,
+        // The library and the binary are both called `trunkline` and would write the same pages at
+        // the same time; one after the other, those of the library stay.
+        Step::Doc => {
+            run_command(cargo_doc().args(["--package", "trunkline-cli"]))?;
+            run_command(cargo_doc().args(["--workspace", "--exclude", "trunkline-cli"]))?;
+        }
         // Prints its own time, since its closing line has to be the last.
         Step::Test => {
             return cargo_test::run(Command::new(cargo()).args(["test", "--workspace", "--no-fail-fast"]));
@@ -64,6 +65,12 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
     }
     println!("   {}", elapsed(started.elapsed()));
     Ok(())
+}
+
+fn cargo_doc() -> Command {
+    let mut command = Command::new(cargo());
+    command.args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
+    command
 }
 
 /// Prints the headline of what comes next.

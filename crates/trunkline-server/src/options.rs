@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use trunkline::backend::memory::Hub;
+use trunkline::config::Config;
 use trunkline::status::BackendStatus;
+
+use crate::server::StartError;
 
 /// How to start a [`Server`](crate::Server).
 #[derive(Debug, Clone)]
@@ -42,6 +45,52 @@ impl ServerOptions {
             subject_root: "nachos".to_owned(),
             backend_status: None,
             health_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+impl ServerOptions {
+    /// What the configuration says, in front of `hub`.
+    ///
+    /// # Errors
+    /// [`StartError::NotServed`] for what would make the server less safe than the configuration says if it were passed
+    /// over in silence.
+    pub fn from_config(config: &Config, hub: Arc<Hub>) -> Result<Self, StartError> {
+        let server = &config.server;
+        let refusals = [
+            (!server.users.is_empty(), "server.users", "authentication"),
+            (server.auth.user.is_some() || server.auth.token.is_some(), "server.auth", "authentication"),
+            (server.tls.is_on(), "server.tls", "TLS"),
+            (server.websocket.listen.is_some(), "server.websocket.listen", "WebSocket"),
+            (server.metrics_listen.is_some(), "server.metrics_listen", "a separate address for metrics"),
+        ];
+        if let Some((_, setting, missing)) = refusals.into_iter().find(|(given, ..)| *given) {
+            return Err(StartError::NotServed { setting, missing });
+        }
+        Ok(Self {
+            listen: server.listen,
+            http: server.http,
+            limits: Limits::from(&server.limits),
+            subject_root: config.messaging.subject_root.clone(),
+            ..Self::new(hub)
+        })
+    }
+}
+
+impl From<&trunkline::config::Limits> for Limits {
+    fn from(limits: &trunkline::config::Limits) -> Self {
+        // A limit as this machine counts; what does not fit is more than it could ever hold.
+        let count = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
+        let default = Self::default();
+        Self {
+            max_payload: count(limits.max_payload),
+            max_control_line: count(limits.max_control_line),
+            max_connections: count(limits.max_connections),
+            max_subscriptions: limits.max_subscriptions.map_or(default.max_subscriptions, count),
+            max_pending: count(limits.max_pending),
+            ping_interval: limits.ping_interval,
+            ping_max: limits.ping_max,
+            write_deadline: limits.write_deadline,
         }
     }
 }

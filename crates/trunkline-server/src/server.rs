@@ -46,6 +46,14 @@ pub enum StartError {
         /// The configuration key that names it.
         setting: &'static str,
     },
+    /// The configuration asks for something that this server cannot do, and doing without would be less safe.
+    #[error("{setting} is set, and this build has no support for {missing}")]
+    NotServed {
+        /// The configuration key.
+        setting: &'static str,
+        /// What it takes.
+        missing: &'static str,
+    },
     /// The first token of the platform's subjects cannot be one.
     #[error("{root:?} cannot begin a subject (messaging.subject_root)")]
     SubjectRoot {
@@ -66,6 +74,7 @@ impl StartError {
             Self::Exposed { setting, .. } => {
                 format!("set {setting} to a loopback address such as 127.0.0.1:4222")
             }
+            Self::NotServed { setting, .. } => format!("remove {setting} from the configuration"),
             Self::SubjectRoot { .. } => "set messaging.subject_root to a word such as nachos".to_owned(),
         }
     }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -137,9 +138,25 @@ impl ServerProcess {
         assert_eq!(addresses, self.addresses, "{} came back elsewhere", self.program.name());
     }
 
-    /// Freezes the server (SIGSTOP): connections stay open and nothing answers.
+    /// Freezes the server (SIGSTOP) and returns once all of its threads stand still: connections
+    /// stay open and nothing answers.
+    ///
+    /// # Panics
+    /// When it is not running, or does not stand still within ten seconds.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
+        let pid = pid(self.pid());
+        // Asks for stops alone, so that an exit stays for `Child` to reap.
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
+        let deadline = Instant::now() + PATIENCE;
+        while waitid(Id::Pid(pid), flags) != Ok(WaitStatus::Stopped(pid, Signal::SIGSTOP)) {
+            assert!(
+                Instant::now() < deadline,
+                "{} does not stand still {PATIENCE:?} after SIGSTOP",
+                self.program.name()
+            );
+            thread::sleep(POLL_INTERVAL);
+        }
     }
 
     /// Lets a frozen server go on (SIGCONT).

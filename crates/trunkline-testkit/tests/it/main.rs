@@ -3,8 +3,12 @@
 
 mod clients_node;
 mod clients_python;
+mod conformance_memory;
+mod conformance_nats;
 mod envelope;
 mod nats_server;
+mod sabotage;
+mod scenario_run;
 mod tcp_proxy;
 
 use trunkline_testkit::clients::{ClientLibrary, check_scenario};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use trunkline_core::{Pattern, StreamOffset, Subject};
+use trunkline_core::{HeaderError, Pattern, StreamOffset, Subject};
 
 use crate::config::Backend as BackendKind;
 
@@ -67,6 +67,17 @@ pub enum PublishError {
         /// What the server said.
         reason: String,
     },
+    /// The payload could not be written as JSON.
+    #[error("payload for {subject} cannot be written as JSON: {reason}")]
+    Encode {
+        /// Where to.
+        subject: Subject,
+        /// What the writer said.
+        reason: String,
+    },
+    /// A header that was set on the message is none.
+    #[error("header cannot be sent")]
+    Header(#[from] HeaderError),
     /// The bus is draining or closed.
     #[error("the bus is closed")]
     Closed,

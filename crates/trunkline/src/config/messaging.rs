@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 
 use super::declare::{choices, settings};
 use super::settings::{Fault, Format, Leaf, Rule};
-use super::subjects::Pattern;
 use super::urls::{NatsUrl, RedisUrl};
+use trunkline_core::Pattern;
 
 settings! {
     /// Which backend carries the messages, where it is, and what streams and consumers are like.

@@ -49,7 +49,7 @@ pub use runtime::{Command, Component, Ready, Resources, Restart, Runtime};
 pub use server::{
     Auth, HandshakeFirst, Limits, Permissions, Responses, Server, SubjectRules, Tls, User, WebSocket,
 };
-pub use subjects::{Pattern, SubjectRule};
+pub use subjects::SubjectRule;
 pub use tree::Origin;
 pub use urls::{NatsUrl, RedisTopology, RedisUrl};
 pub use values::Secret;

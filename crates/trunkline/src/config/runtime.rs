@@ -7,11 +7,13 @@ use std::fmt;
 use serde_json::Value as Json;
 use url::Url;
 
+use trunkline_core::Subject;
+
+use super::Entry;
 use super::declare::{choices, settings};
 use super::error::ConfigError;
 use super::settings::{Fault, Format, Leaf, Place, Rule, Setting, Shape};
 use super::tree::Value;
-use super::{Entry, subjects};
 
 settings! {
     /// What the process may use.
@@ -107,7 +109,7 @@ pub enum Ready {
     /// When this `host:port` accepts a connection.
     Tcp(String),
     /// When somebody answers requests on this subject.
-    Responder(String),
+    Responder(Subject),
 }
 
 impl fmt::Display for Ready {
@@ -131,10 +133,9 @@ impl Leaf for Ready {
             return Ok(Ready::Started);
         }
         if let Some(subject) = text.strip_prefix("responder:") {
-            return match subjects::check(subject, false) {
-                Ok(()) => Ok(Ready::Responder(subject.to_owned())),
-                Err(reason) => Err(Fault::Subject(reason.to_owned())),
-            };
+            let subject =
+                Subject::new(subject.to_owned()).map_err(|error| Fault::Subject(error.to_string()))?;
+            return Ok(Ready::Responder(subject));
         }
         if !text.contains("://") {
             return Err(Fault::Type);

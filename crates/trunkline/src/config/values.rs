@@ -9,7 +9,6 @@ use std::time::Duration;
 use serde_json::Value as Json;
 
 use super::settings::{Fault, Format, Leaf, Rule};
-use super::subjects;
 
 /// Longest name of a stream, user, component or prefix, in characters.
 const NAME_CHARS_MAX: usize = 64;
@@ -106,7 +105,7 @@ impl Leaf for String {
             Format::Any | Format::Bytes => true,
             Format::Name => is_name(text, "_-"),
             Format::Prefix => is_name(text, "_-:"),
-            Format::Token => subjects::is_token(text),
+            Format::Token => trunkline_core::Token::new(text).is_ok(),
             Format::Nkey => {
                 let base32 = |c: u8| c.is_ascii_uppercase() || (b'2'..=b'7').contains(&c);
                 text.len() == 56 && text.starts_with('U') && text.bytes().all(base32)

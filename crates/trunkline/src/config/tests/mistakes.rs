@@ -98,11 +98,11 @@ fn yaml_mistakes_name_place_value_and_what_is_allowed() {
         ),
         (
             "messaging: {streams: [{name: a, subjects: ['a..b']}]}",
-            "config.yaml:1:44: messaging.streams[0].subjects[0] is \"a..b\": a token between two dots cannot be empty",
+            "config.yaml:1:44: messaging.streams[0].subjects[0] is \"a..b\": subject \"a..b\" has an empty token",
         ),
         (
             "messaging: {streams: [{name: a, subjects: ['a.>.b']}]}",
-            "config.yaml:1:44: messaging.streams[0].subjects[0] is \"a.>.b\": > stands only at the end",
+            "config.yaml:1:44: messaging.streams[0].subjects[0] is \"a.>.b\": pattern \"a.>.b\" has '>' before its last token",
         ),
         (
             "messaging:\n  streams:\n  - {name: a, subjects: [x]}\n  - {name: a, subjects: [y]}\n",

@@ -1,0 +1,334 @@
+//! The bus: what applications hold. Request, reply streams, retry, dead letters, keys and deadlines live here, once,
+//! above whatever backend there is; nothing below this module knows of envelopes.
+
+pub(crate) mod blocking;
+pub mod connect;
+pub mod context;
+pub(crate) mod draft;
+pub(crate) mod frame;
+pub mod handler;
+pub(crate) mod inbox;
+pub mod publish;
+pub mod received;
+pub mod request;
+pub mod request_stream;
+pub mod respond;
+pub mod subscribe;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use trunkline_core::redelivery::RetryPolicy;
+use trunkline_core::{Message, Subject, Token};
+
+use crate::backend::{
+    Backend, DrainError, Fut, PublishError, PublishOptions, Publishing, Receipt, Start, SubscribeError,
+};
+use crate::status::BackendStatus;
+use crate::telemetry::{Counters, Telemetry};
+use crate::topics::Topics;
+use blocking::BlockingPublisher;
+use inbox::InboxSlot;
+
+/// Settings of a bus. Every one has a default.
+#[derive(Debug, Clone)]
+pub struct BusOptions {
+    /// First token of the platform's subjects. Default `nachos`, key `messaging.subject_root`.
+    pub subject_root: Token,
+    /// The component that publishes, as envelopes name it. Default: the name of the running executable.
+    pub source: String,
+    /// Longest wait for the outcome of a publish. Default 5 s, key `messaging.publish_timeout`.
+    pub publish_timeout: Duration,
+    /// Longest wait for a reply, where the request sets none. Default 5 s.
+    pub request_timeout: Duration,
+    /// Longest silence within a reply stream, where the request sets none. Default 60 s.
+    pub stream_idle_timeout: Duration,
+    /// Chunks of a reply stream that may be under way unacknowledged. Default 64.
+    pub stream_window: u32,
+    /// Most requests and reply streams that wait at once. Default 65536.
+    pub requests_max: usize,
+    /// Most messages that wait for one subscription. `None`, the default, leaves it to the backend
+    /// (`messaging.max_pending`).
+    pub max_pending: Option<usize>,
+    /// How often a consumer's message is delivered, and after which delays. Default 5 times; 1 s, 5 s, then 30 s. Keys
+    /// `messaging.consumer.max_deliver` and `.backoff`.
+    pub retry: RetryPolicy,
+    /// Longest time a delivery may stay unsettled before it is redelivered; handlers that take longer are covered,
+    /// because leases renew themselves. Default 30 s, key `messaging.consumer.ack_wait`.
+    pub ack_wait: Duration,
+    /// Where a new reader starts: a consumer when it is created, a subscription on stored subjects. Default
+    /// [`Start::New`], key `messaging.initial_stream_id`.
+    pub initial_start: Start,
+    /// How long dead letters are kept. Default 30 days.
+    pub dead_letter_age: Duration,
+    /// How many dead letters are kept. Default 1 000 000.
+    pub dead_letters_max: u64,
+}
+
+impl Default for BusOptions {
+    fn default() -> Self {
+        let executable = std::env::args_os().next().map(std::path::PathBuf::from);
+        let source = executable.as_deref().and_then(|path| path.file_stem()).and_then(|stem| stem.to_str());
+        Self {
+            subject_root: Token::new("nachos").expect("a literal token"),
+            source: source.unwrap_or("trunkline").to_owned(),
+            publish_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
+            stream_idle_timeout: Duration::from_secs(60),
+            stream_window: 64,
+            requests_max: 65_536,
+            max_pending: None,
+            retry: RetryPolicy::default(),
+            ack_wait: Duration::from_secs(30),
+            initial_start: Start::New,
+            dead_letter_age: Duration::from_secs(30 * 24 * 3600),
+            dead_letters_max: 1_000_000,
+        }
+    }
+}
+
+/// How the bus is.
+#[derive(Debug, Clone)]
+pub struct BusStatus {
+    /// The state of its backend.
+    pub backend: BackendStatus,
+    /// Whether [`Bus::drain`] has begun.
+    pub draining: bool,
+    /// What it has counted.
+    pub counters: Counters,
+}
+
+/// A message bus over one backend. Cheap to clone; all clones are the same bus.
+#[derive(Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+/// What all clones of a bus share.
+pub(crate) struct Inner {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) options: BusOptions,
+    pub(crate) topics: Topics,
+    /// `{root}.dead.`: where only the bus publishes.
+    dead_prefix: Box<str>,
+    pub(crate) telemetry: Telemetry,
+    /// Set when the drain begins: nothing new starts, subscriptions stop, handlers finish.
+    pub(crate) draining: CancellationToken,
+    /// Set when the drain's deadline has passed, or the last clone is gone: handlers are cancelled.
+    pub(crate) killed: CancellationToken,
+    /// Set at the end of the drain: nothing is published any more.
+    closed: AtomicBool,
+    /// The tasks of responders and consumers. They end by `draining` or `killed`, and the drain waits for them.
+    pub(crate) tasks: TaskTracker,
+    /// Tasks that handlers still need while the bus drains: the reader of replies. They end by `killed`.
+    pub(crate) services: TaskTracker,
+    pub(crate) inbox: InboxSlot,
+    blocking: OnceLock<BlockingPublisher>,
+}
+
+impl std::fmt::Debug for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let status = self.inner.backend.status().borrow().clone();
+        f.debug_struct("Bus").field("backend", &status).finish_non_exhaustive()
+    }
+}
+
+impl Bus {
+    /// A bus over `backend`.
+    ///
+    /// # Panics
+    /// When `options.subject_root` is over [`SUBJECT_ROOT_BYTES_MAX`](crate::topics::SUBJECT_ROOT_BYTES_MAX) bytes.
+    pub fn with_backend(backend: Arc<dyn Backend>, options: BusOptions) -> Self {
+        let topics = Topics::new(options.subject_root.clone()).expect("subject_root is at most 256 bytes");
+        let inner = Inner {
+            backend,
+            dead_prefix: format!("{}.dead.", options.subject_root).into(),
+            topics,
+            options,
+            telemetry: Telemetry::default(),
+            draining: CancellationToken::new(),
+            killed: CancellationToken::new(),
+            closed: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+            services: TaskTracker::new(),
+            inbox: InboxSlot::default(),
+            blocking: OnceLock::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The subjects of the platform, below this bus's root.
+    pub fn topics(&self) -> Topics {
+        self.inner.topics.clone()
+    }
+
+    /// The settings it runs with.
+    pub fn options(&self) -> &BusOptions {
+        &self.inner.options
+    }
+
+    /// The backend it runs on.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.inner.backend
+    }
+
+    /// How the bus is now.
+    pub fn status(&self) -> BusStatus {
+        BusStatus {
+            backend: self.inner.backend.status().borrow().clone(),
+            draining: self.inner.draining.is_cancelled(),
+            counters: self.inner.telemetry.counters(),
+        }
+    }
+
+    /// Its metrics.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.inner.telemetry
+    }
+
+    /// The state of the backend, and every change of it.
+    pub fn backend_status(&self) -> tokio::sync::watch::Receiver<BackendStatus> {
+        self.inner.backend.status()
+    }
+
+    /// Waits until everything published before has been received by the server.
+    ///
+    /// # Errors
+    /// No connection, or an unknown outcome when it broke.
+    pub async fn flush(&self) -> Result<(), PublishError> {
+        self.inner.backend.flush().await
+    }
+
+    /// Ends the bus in good order, within `within`: nothing new starts; subscriptions stop, and their readers get what
+    /// has arrived; responders and consumers let their handlers finish; what was published is flushed; the backend
+    /// disconnects. Handlers may publish until they end. At the deadline handlers are cancelled; what they had not
+    /// acknowledged is redelivered to others. A second call waits for the same end.
+    ///
+    /// # Errors
+    /// [`DrainError::Deadline`] tells how much was left unfinished; the bus is closed all the same.
+    pub async fn drain(&self, within: Duration) -> Result<(), DrainError> {
+        let inner = &self.inner;
+        let by = Instant::now() + within;
+        inner.draining.cancel();
+        inner.tasks.close();
+        let finished = tokio::time::timeout_at(by, inner.tasks.wait()).await.is_ok();
+        let left = inner.telemetry.counters().handlers_running;
+        inner.killed.cancel();
+        let flushed = tokio::time::timeout_at(by, inner.backend.flush()).await;
+        inner.closed.store(true, Ordering::Release);
+        let drained = inner.backend.drain(by.into_std()).await;
+        // Cancelled tasks end at their next await; they are not left running behind the caller's back.
+        inner.services.close();
+        inner.tasks.wait().await;
+        inner.services.wait().await;
+        match flushed {
+            _ if !finished => Err(DrainError::Deadline { left: left.max(1) }),
+            Ok(Err(PublishError::NotConnected { server, reason })) => {
+                Err(DrainError::NotConnected { server, reason })
+            }
+            Ok(Err(PublishError::OutcomeUnknown { server, .. })) => {
+                Err(DrainError::NotConnected { server, reason: "the connection broke while flushing".into() })
+            }
+            Err(_) => Err(DrainError::Deadline { left: 1 }),
+            Ok(_) => drained,
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+}
+
+impl Inner {
+    /// Publishes what an application gave.
+    pub(crate) fn publish(&self, message: Message, options: PublishOptions) -> Publishing {
+        if message.subject.as_str().starts_with(&*self.dead_prefix) {
+            self.telemetry.publish_errors.inc();
+            return Publishing::Ready(Err(PublishError::Reserved(message.subject)));
+        }
+        self.publish_unchecked(message, options)
+    }
+
+    /// Publishes what the bus itself made, dead letters included.
+    pub(crate) fn publish_unchecked(&self, message: Message, mut options: PublishOptions) -> Publishing {
+        if self.closed.load(Ordering::Acquire) {
+            return Publishing::Ready(Err(PublishError::Closed));
+        }
+        options.timeout.get_or_insert(self.options.publish_timeout);
+        match self.backend.publish(message, options) {
+            Publishing::Ready(result) => {
+                count_publish(&self.telemetry, &result);
+                Publishing::Ready(result)
+            }
+            Publishing::Pending(future) => {
+                let telemetry = self.telemetry.clone();
+                Publishing::Pending(Box::pin(async move {
+                    let result = future.await;
+                    count_publish(&telemetry, &result);
+                    result
+                }))
+            }
+        }
+    }
+
+    /// Publishes without anyone waiting for the outcome: frames of flow control, which a lost connection makes moot.
+    pub(crate) fn publish_aside(&self, message: Message) {
+        if let Publishing::Pending(future) = self.publish_unchecked(message, PublishOptions::default()) {
+            self.run_aside(Box::pin(async move {
+                if let Err(error) = future.await {
+                    tracing::debug!(%error, "control message not published");
+                }
+            }));
+        }
+    }
+
+    fn run_aside(&self, future: Fut<'static, ()>) {
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(self.tasks.spawn_on(future, &runtime)),
+            Err(_) => self.blocking().run(future),
+        }
+    }
+
+    pub(crate) fn blocking(&self) -> &BlockingPublisher {
+        self.blocking.get_or_init(BlockingPublisher::default)
+    }
+
+    /// Refuses new work once the drain has begun.
+    pub(crate) fn accepts_work(&self) -> Result<(), SubscribeError> {
+        match self.draining.is_cancelled() {
+            true => Err(SubscribeError::Closed),
+            false => Ok(()),
+        }
+    }
+
+    /// The server, for errors.
+    pub(crate) fn server(&self) -> String {
+        self.backend.status().borrow().server.clone()
+    }
+
+    pub(crate) fn is_dead_letter(&self, subject: &Subject) -> bool {
+        subject.as_str().starts_with(&*self.dead_prefix)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Tasks that hold no clone of the bus, such as the reader of replies, end with it.
+        self.draining.cancel();
+        self.killed.cancel();
+    }
+}
+
+fn count_publish(telemetry: &Telemetry, result: &Result<Receipt, PublishError>) {
+    match result {
+        Ok(_) => telemetry.published.inc(),
+        Err(_) => telemetry.publish_errors.inc(),
+    };
+}

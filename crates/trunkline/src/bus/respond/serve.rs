@@ -1,0 +1,132 @@
+//! The task of a responder: takes requests as fast as it may handle them, and sees to it that every one is answered.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower::{Service, ServiceExt as _};
+use trunkline_core::{Message, Subject};
+
+use super::{Reply, Request};
+use crate::backend::PublishOptions;
+use crate::bus::Bus;
+use crate::bus::frame::{self, FrameKind};
+use crate::bus::handler::{BoxError, HandlerError, error_reply, panic_text};
+use crate::bus::received::Received;
+use crate::bus::subscribe::{Event, Subscription};
+use crate::telemetry::Counted;
+
+/// What the task works with.
+#[derive(Clone)]
+pub(super) struct Server<S> {
+    pub(super) bus: Bus,
+    pub(super) service: S,
+    pub(super) concurrency: usize,
+    pub(super) streaming: bool,
+    /// Cancels the handlers.
+    pub(super) kill: CancellationToken,
+}
+
+impl<S> Server<S>
+where
+    S: Service<Request, Response = Reply> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+{
+    pub(super) async fn run(self, mut requests: Subscription, stop: CancellationToken) {
+        // Handlers end by themselves, at their deadline, or by `kill`; they are joined below before this task ends.
+        let mut handlers = JoinSet::new();
+        let (mut stopping, mut ended, kill) = (false, false, self.kill.clone());
+        while !(ended && handlers.is_empty()) {
+            tokio::select! {
+                biased;
+                () = kill.cancelled(), if !ended => ended = true,
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    requests.begin_stop();
+                }
+                Some(_) = handlers.join_next(), if !handlers.is_empty() => {}
+                event = requests.next(), if !ended && handlers.len() < self.concurrency => match event {
+                    Some(Event::Message(received)) => {
+                        handlers.spawn(self.clone().answer(received));
+                    }
+                    // The subscription has counted it; whoever asked runs into a timeout.
+                    Some(Event::Gap(gap)) => tracing::warn!(missed = gap.missed, "requests were lost"),
+                    None => ended = true,
+                },
+            }
+        }
+    }
+
+    async fn answer(self, received: Received) {
+        let telemetry = self.bus.inner().telemetry.clone();
+        let _running = Counted::one(&telemetry.handlers_running);
+        let request = Request {
+            context: received.context(),
+            cancel: self.kill.child_token(),
+            frames: self.streaming.then(Arc::default),
+            bus: self.bus.clone(),
+            received,
+        };
+        let result = self.handle(request.clone()).await;
+        // Whatever the handler spawned and tied to this request ends with it.
+        request.cancel.cancel();
+        match &result {
+            Ok(_) => telemetry.answered.inc(),
+            Err(_) => telemetry.answer_errors.inc(),
+        };
+        let Some(to) = request.received.reply().cloned() else { return };
+        let reply = match result {
+            Ok(Reply { payload: None, .. }) => return,
+            Ok(Reply { headers, payload: Some(payload) }) => {
+                Message { subject: to, reply: None, headers, payload }
+            }
+            Err(error) => failed(&request, to, &error),
+        };
+        let sent = request.bus.inner().publish(reply, PublishOptions::default()).outcome().await;
+        if let Err(error) = sent {
+            tracing::warn!(subject = %request.subject(), %error, "reply not sent");
+        }
+    }
+
+    /// Runs the handler, unless it is too late, and for as long as it is not.
+    async fn handle(self, request: Request) -> Result<Reply, HandlerError> {
+        let late = || HandlerError::new("deadline passed").code(408);
+        let left = match request.context.deadline() {
+            None => Duration::MAX,
+            Some(deadline) => {
+                let left = jiff::Timestamp::now().duration_until(deadline);
+                Duration::try_from(left).ok().filter(|left| !left.is_zero()).ok_or_else(late)?
+            }
+        };
+        let cancel = request.cancel.clone();
+        let context = request.context.clone();
+        let handling = AssertUnwindSafe(context.scope(self.service.oneshot(request))).catch_unwind();
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(HandlerError::new("responder stopped").code(503)),
+            result = tokio::time::timeout(left, handling) => match result {
+                Err(_) => Err(late()),
+                Ok(Err(panic)) => {
+                    let text = panic_text(&*panic);
+                    tracing::error!(panic = text, "handler panicked");
+                    Err(HandlerError::new(format!("handler panicked: {text}")))
+                }
+                Ok(Ok(result)) => result.map_err(|error| HandlerError::from_service(error.into())),
+            },
+        }
+    }
+}
+
+fn failed(request: &Request, to: Subject, error: &HandlerError) -> Message {
+    let (code, text) = error.as_reply();
+    let mut reply = error_reply(to, code, text);
+    if let Some(frames) = &request.frames {
+        frame::mark(&mut reply.headers, FrameKind::Error, frames.load(Ordering::Acquire), None);
+    }
+    reply
+}

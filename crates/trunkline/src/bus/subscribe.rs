@@ -1,0 +1,267 @@
+//! Live subscriptions.
+
+use std::future::{Future as _, IntoFuture, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_util::Stream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use trunkline_core::{Pattern, Token};
+
+use super::Bus;
+use super::received::Received;
+use crate::backend::{Fut, Gap, LiveEvent, LiveSource, Start, SubscribeError, SubscribeOptions};
+use crate::telemetry::Telemetry;
+
+/// Most messages taken from the backend at a time.
+const BATCH: usize = 256;
+
+/// What a subscription yields, in order.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A message.
+    Message(Received),
+    /// Here messages are missing.
+    Gap(Gap),
+}
+
+impl Event {
+    /// The message, when it is one.
+    pub fn into_message(self) -> Option<Received> {
+        match self {
+            Self::Message(received) => Some(received),
+            Self::Gap(_) => None,
+        }
+    }
+}
+
+impl Bus {
+    /// Subscribes to a pattern. Await the builder to start: every message published after that reaches the
+    /// subscription, or is reported as a gap.
+    ///
+    /// # Errors
+    /// When awaited: see [`SubscribeError`].
+    pub fn subscribe(&self, pattern: Pattern) -> SubscribeBuilder {
+        let options = SubscribeOptions { max_pending: self.options().max_pending, ..Default::default() };
+        SubscribeBuilder { bus: self.clone(), pattern, options }
+    }
+}
+
+/// A subscription in the making. Await it to start it.
+#[derive(Debug)]
+#[must_use = "nothing is subscribed until it is awaited"]
+pub struct SubscribeBuilder {
+    bus: Bus,
+    pattern: Pattern,
+    options: SubscribeOptions,
+}
+
+impl SubscribeBuilder {
+    /// Shares the messages with the other members of this queue group: one member gets each.
+    pub fn queue(mut self, group: Token) -> Self {
+        self.options.queue = Some(group);
+        self
+    }
+
+    /// Starts in the past of stored subjects. Without it, only what is published from now on comes.
+    pub fn start(mut self, start: Start) -> Self {
+        self.options.start = Some(start);
+        self
+    }
+
+    /// Sets how many messages may wait for the reader; past it they are dropped, counted and reported as a gap.
+    pub fn max_pending(mut self, messages: usize) -> Self {
+        self.options.max_pending = Some(messages);
+        self
+    }
+
+    /// Marks it as one that answers requests.
+    pub(crate) fn responder(mut self) -> Self {
+        self.options.responder = true;
+        self
+    }
+}
+
+impl IntoFuture for SubscribeBuilder {
+    type Output = Result<Subscription, SubscribeError>;
+    type IntoFuture = Fut<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let inner = self.bus.inner();
+            inner.accepts_work()?;
+            let source = inner.backend.subscribe(self.pattern.clone(), self.options).await?;
+            Ok(Subscription {
+                pattern: self.pattern,
+                source: Source::Live(source),
+                batch: Vec::new(),
+                telemetry: inner.telemetry.clone(),
+                draining: Box::pin(inner.draining.clone().cancelled_owned()),
+            })
+        })
+    }
+}
+
+/// A live subscription: a [`Stream`] of [`Event`]s. It ends when it was unsubscribed or the bus drains, after what had
+/// arrived by then. Dropping it ends it at once.
+pub struct Subscription {
+    pattern: Pattern,
+    source: Source,
+    /// What has been taken from the source and not given out, last first.
+    batch: Vec<LiveEvent>,
+    telemetry: Telemetry,
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// A source and, while it is being stopped, the future that does it.
+enum Source {
+    Live(Box<dyn LiveSource>),
+    Stopping(Fut<'static, (Box<dyn LiveSource>, Result<(), SubscribeError>)>),
+    /// Stopped on the server; it still holds what has arrived.
+    Stopped(Box<dyn LiveSource>),
+    Ended,
+}
+
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscription").field("pattern", &self.pattern).finish_non_exhaustive()
+    }
+}
+
+impl Subscription {
+    /// What it is subscribed to.
+    pub fn pattern(&self) -> &Pattern {
+        &self.pattern
+    }
+
+    /// The next event; `None` when the subscription has ended.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Option<Event> {
+        poll_fn(|cx| self.poll_event(cx)).await
+    }
+
+    /// Waits for at least one event and appends up to `max` (at least 1) to `out`; returns how many, 0 at the end.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn recv_many(&mut self, out: &mut Vec<Event>, max: usize) -> usize {
+        let max = max.max(1);
+        poll_fn(|cx| {
+            ready!(self.poll_fill(cx));
+            let taken = self.batch.len().min(max);
+            out.reserve(taken);
+            for _ in 0..taken {
+                out.extend(self.batch.pop().map(event));
+            }
+            Poll::Ready(taken)
+        })
+        .await
+    }
+
+    /// Stops it on the server and gives out what had arrived by then.
+    ///
+    /// # Errors
+    /// The server could not be told; the subscription is over all the same.
+    pub async fn unsubscribe(mut self) -> Result<Vec<Event>, SubscribeError> {
+        self.begin_stop();
+        let told = match std::mem::replace(&mut self.source, Source::Ended) {
+            Source::Stopping(stopping) => {
+                let (source, told) = stopping.await;
+                self.source = Source::Stopped(source);
+                told
+            }
+            other => {
+                self.source = other;
+                Ok(())
+            }
+        };
+        let mut rest = Vec::new();
+        while self.recv_many(&mut rest, BATCH).await > 0 {}
+        told.map(|()| rest)
+    }
+
+    /// Asks the source to stop; what has arrived still comes, then the end.
+    pub(crate) fn begin_stop(&mut self) {
+        self.source = match std::mem::replace(&mut self.source, Source::Ended) {
+            Source::Live(mut source) => Source::Stopping(Box::pin(async move {
+                let told = source.stop().await;
+                (source, told)
+            })),
+            other => other,
+        };
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        if let Some(next) = self.batch.pop() {
+            return Poll::Ready(Some(event(next)));
+        }
+        ready!(self.poll_fill(cx));
+        Poll::Ready(self.batch.pop().map(event))
+    }
+
+    /// Ready with a batch that is empty only at the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.batch.is_empty() {
+            return Poll::Ready(());
+        }
+        loop {
+            match &mut self.source {
+                Source::Live(source) => {
+                    if let Poll::Ready(taken) = source.poll_batch(cx, BATCH, &mut self.batch) {
+                        return self.filled(taken);
+                    }
+                    ready!(self.draining.as_mut().poll(cx));
+                    self.begin_stop();
+                }
+                Source::Stopping(stopping) => {
+                    let (source, told) = ready!(stopping.as_mut().poll(cx));
+                    if let Err(error) = told {
+                        tracing::debug!(pattern = %self.pattern, %error, "server not told of the end of a subscription");
+                    }
+                    self.source = Source::Stopped(source);
+                }
+                Source::Stopped(source) => {
+                    let taken = ready!(source.poll_batch(cx, BATCH, &mut self.batch));
+                    return self.filled(taken);
+                }
+                Source::Ended => return Poll::Ready(()),
+            }
+        }
+    }
+
+    fn filled(&mut self, taken: usize) -> Poll<()> {
+        if taken == 0 {
+            self.source = Source::Ended;
+        }
+        self.batch.reverse();
+        let mut messages = 0;
+        for event in &self.batch {
+            match event {
+                LiveEvent::Message { .. } => messages += 1,
+                LiveEvent::Gap(gap) => {
+                    self.telemetry.gaps.inc();
+                    self.telemetry.missed.inc_by(gap.missed.unwrap_or(0));
+                }
+            }
+        }
+        self.telemetry.received.inc_by(messages);
+        Poll::Ready(())
+    }
+}
+
+fn event(event: LiveEvent) -> Event {
+    match event {
+        LiveEvent::Message { message, offset } => Event::Message(Received::new(message, offset)),
+        LiveEvent::Gap(gap) => Event::Gap(gap),
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.poll_event(cx)
+    }
+}

@@ -1,0 +1,109 @@
+//! The bus's counters, as metrics and as numbers for `status()`.
+//!
+//! Counting is one atomic addition. No metric has a subject, a message id or a person's id as a label.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+macro_rules! telemetry {
+    (counters { $($counter:ident: $counter_name:literal, $counter_help:literal;)* }
+     gauges { $($gauge:ident: $gauge_name:literal, $gauge_help:literal;)* }) => {
+        /// The metrics of one bus. Clones share them.
+        #[derive(Debug, Clone, Default)]
+        pub struct Telemetry {
+            $(pub(crate) $counter: Counter,)*
+            $(pub(crate) $gauge: Gauge,)*
+        }
+
+        /// What a bus has counted since it was made.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Counters {
+            $(#[doc = $counter_help] pub $counter: u64,)*
+            $(#[doc = $gauge_help] pub $gauge: u64,)*
+        }
+
+        impl Telemetry {
+            /// Adds the metrics to a registry, under the names of the documentation.
+            pub fn register(&self, registry: &mut Registry) {
+                // The library adds `_total` to counters and a full stop to help texts.
+                $(registry.register($counter_name, $counter_help.trim_end_matches('.'), self.$counter.clone());)*
+                $(registry.register($gauge_name, $gauge_help.trim_end_matches('.'), self.$gauge.clone());)*
+            }
+
+            /// The numbers now.
+            pub fn counters(&self) -> Counters {
+                Counters {
+                    $($counter: self.$counter.get(),)*
+                    $($gauge: u64::try_from(self.$gauge.get()).unwrap_or(0),)*
+                }
+            }
+        }
+    };
+}
+
+telemetry! {
+    counters {
+        published: "trunkline_published_messages", "Messages published.";
+        publish_errors: "trunkline_publish_errors", "Publishes that failed or whose outcome is unknown.";
+        received: "trunkline_received_messages", "Messages given to subscriptions, replies included.";
+        gaps: "trunkline_gaps", "Gaps reported to subscriptions.";
+        missed: "trunkline_missed_messages", "Messages that subscriptions or consumers are known to have missed.";
+        requests: "trunkline_requests", "Requests sent.";
+        request_errors: "trunkline_request_errors", "Requests without a usable reply.";
+        late_replies: "trunkline_late_replies", "Replies that nobody waited for any more.";
+        answered: "trunkline_answered_requests", "Requests that a responder here answered.";
+        answer_errors: "trunkline_answered_errors", "Requests that a responder here answered with an error.";
+        handled: "trunkline_handled_deliveries", "Deliveries whose handler succeeded.";
+        failed: "trunkline_failed_deliveries", "Deliveries whose handler failed, panicked or was cancelled.";
+        redelivered: "trunkline_redelivered_deliveries", "Deliveries that were not the first of their message.";
+        dead_letters: "trunkline_dead_letters", "Dead letters written.";
+        dead_letter_errors: "trunkline_dead_letter_errors", "Dead letters that could not be written and will be tried again.";
+        leases_lost: "trunkline_lost_leases", "Deliveries whose lease was lost before they were settled.";
+        consume_errors: "trunkline_consume_errors", "Failed fetches, settlements and leases, each tried again.";
+    }
+    gauges {
+        requests_in_flight: "trunkline_requests_in_flight", "Requests that wait for a reply now.";
+        handlers_running: "trunkline_handlers_running", "Handlers at work now.";
+    }
+}
+
+/// Counts one in a gauge for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Counted(Gauge);
+
+impl Counted {
+    pub(crate) fn one(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_have_the_documented_names() {
+        let telemetry = Telemetry::default();
+        telemetry.published.inc_by(3);
+        let running = Counted::one(&telemetry.handlers_running);
+        let mut registry = Registry::default();
+        telemetry.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("\ntrunkline_published_messages_total 3\n"), "{text}");
+        assert!(text.contains("\ntrunkline_handlers_running 1\n"), "{text}");
+        assert!(text.contains("# HELP trunkline_gaps Gaps reported to subscriptions.\n"), "{text}");
+        drop(running);
+        let counters = telemetry.counters();
+        assert_eq!((counters.published, counters.handlers_running), (3, 0));
+    }
+}
