@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use trunkline::Telemetry;
 use trunkline::backend::memory::Hub;
 use trunkline::config::Config;
 use trunkline::status::BackendStatus;
@@ -31,6 +32,8 @@ pub struct ServerOptions {
     /// How often the server's health is published on `{root}.system.health`; a change of the backend's state is
     /// published at once. Default 10 s.
     pub health_interval: Duration,
+    /// Counters of a bus in this process, shown on `/metrics` beside the server's.
+    pub telemetry: Option<Telemetry>,
 }
 
 impl ServerOptions {
@@ -45,6 +48,7 @@ impl ServerOptions {
             subject_root: "nachos".to_owned(),
             backend_status: None,
             health_interval: Duration::from_secs(10),
+            telemetry: None,
         }
     }
 }
@@ -91,6 +95,8 @@ impl From<&trunkline::config::Limits> for Limits {
             ping_interval: limits.ping_interval,
             ping_max: limits.ping_max,
             write_deadline: limits.write_deadline,
+            http_connections: default.http_connections,
+            http_timeout: default.http_timeout,
         }
     }
 }
