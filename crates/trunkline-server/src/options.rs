@@ -114,6 +114,11 @@ pub struct Limits {
     pub ping_max: u32,
     /// A client that takes nothing of what waits for so long is cut off as a slow consumer. Default 10 s.
     pub write_deadline: Duration,
+    /// Most HTTP connections at a time; others wait to be accepted. Default 256.
+    pub http_connections: usize,
+    /// Longest wait for an HTTP client: for the head of its next request, or for it to take some of its answer.
+    /// Default 10 s.
+    pub http_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -127,6 +132,8 @@ impl Default for Limits {
             ping_interval: Duration::from_secs(120),
             ping_max: 2,
             write_deadline: Duration::from_secs(10),
+            http_connections: 256,
+            http_timeout: Duration::from_secs(10),
         }
     }
 }

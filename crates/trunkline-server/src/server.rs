@@ -129,7 +129,9 @@ impl Server {
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
             let monitor = Arc::new(Monitor::new(shared.clone(), health, address));
-            tasks.spawn(http::serve(listener, http::router(monitor), stop.clone(), tasks.clone()));
+            let bounds = http::Bounds::of(&shared.limits);
+            let app = http::router(monitor);
+            tasks.spawn(http::serve(listener, app, bounds, stop.clone(), tasks.clone()));
             address
         });
         Ok(Self { shared, http, stop, tasks })
@@ -212,7 +214,8 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
         tracing::debug!(%address, %error, "connection lost before it was served");
         return;
     }
-    let outbox = Outbox::new(socket, shared.limits.max_pending);
+    let socket = Arc::new(socket);
+    let outbox = Outbox::new(socket.clone(), shared.limits.max_pending);
     let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, shared.hub.clone()));
     client.touch(shared.now_ms());
     if !shared.enter(&client) {
@@ -220,7 +223,7 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
         client.outbox.flush();
         return;
     }
-    tasks.spawn(Connection::new(shared.clone(), client).run());
+    tasks.spawn(Connection::new(shared.clone(), client, socket).run());
 }
 
 /// Owned by the server's tracker; ends by `stop`.

@@ -28,7 +28,7 @@ use crate::health::{Health, Readiness};
 use crate::process::CpuShare;
 use crate::shared::Shared;
 
-pub(crate) use serve::serve;
+pub(crate) use serve::{Bounds, serve};
 
 /// What there is to ask for: path, and what it answers.
 const ENDPOINTS: [(&str, &str); 8] = [
