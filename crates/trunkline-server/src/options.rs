@@ -95,8 +95,7 @@ impl From<&trunkline::config::Limits> for Limits {
             ping_interval: limits.ping_interval,
             ping_max: limits.ping_max,
             write_deadline: limits.write_deadline,
-            http_connections: default.http_connections,
-            http_timeout: default.http_timeout,
+            ..default
         }
     }
 }

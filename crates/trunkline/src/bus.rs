@@ -3,6 +3,7 @@
 
 pub(crate) mod blocking;
 pub mod connect;
+pub mod consume;
 pub mod context;
 pub(crate) mod draft;
 pub(crate) mod frame;
@@ -13,6 +14,7 @@ pub mod received;
 pub mod request;
 pub mod request_stream;
 pub mod respond;
+pub mod stream;
 pub mod subscribe;
 
 #[cfg(test)]
