@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use trunkline::backend::memory::{Delivered, Hub, SessionSink};
@@ -15,15 +16,25 @@ use trunkline_protocol::{ConnectOptions, encode};
 
 use crate::outbox::{Outbox, Written};
 use crate::shared::Closed;
+use crate::view::Count;
 
 /// A client's name for a subscription; most are numbers of a few digits.
 pub(crate) type Sid = SmallVec<[u8; 8]>;
+
+/// A client's subscriptions by its own names for them.
+pub(crate) type Subscriptions = HashMap<Sid, Arc<Subscription>, foldhash::fast::RandomState>;
 
 /// Messages and their bytes, in one direction.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     pub(crate) messages: AtomicU64,
     pub(crate) bytes: AtomicU64,
+}
+
+impl Traffic {
+    pub(crate) fn count(&self) -> Count {
+        Count { messages: self.messages.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+    }
 }
 
 /// A connection from accept to close. The session's own task has the rest of its state.
@@ -38,6 +49,9 @@ pub(crate) struct Client {
     /// To the client.
     pub(crate) sent: Traffic,
     pub(crate) subscriptions: AtomicU64,
+    /// Guards the subscriptions. Changed by the session alone, one at a time; monitoring looks on. Taken by no publish,
+    /// and no other lock is taken while it is held.
+    pub(crate) table: Mutex<Subscriptions>,
     pub(crate) started: SystemTime,
     hub: Arc<Hub>,
     /// What CONNECT said; unset until it came.
@@ -45,6 +59,10 @@ pub(crate) struct Client {
     headers: AtomicBool,
     /// Milliseconds of the server's life when the last whole operation came.
     last_active: AtomicU64,
+    /// Milliseconds of the server's life when it was noticed that messages had gone to the client.
+    last_delivery: AtomicU64,
+    /// Messages that had gone to the client when that was last looked at.
+    seen_sent: AtomicU64,
     pings: Mutex<Pings>,
     /// Subscriptions that ended by themselves, for the session to forget. Taken by the session before each batch.
     ended: Mutex<Vec<Sid>>,
@@ -70,11 +88,14 @@ impl Client {
             received: Traffic::default(),
             sent: Traffic::default(),
             subscriptions: AtomicU64::new(0),
+            table: Mutex::default(),
             started: SystemTime::now(),
             hub,
             connect: OnceLock::new(),
             headers: AtomicBool::new(false),
             last_active: AtomicU64::new(0),
+            last_delivery: AtomicU64::new(0),
+            seen_sent: AtomicU64::new(0),
             pings: Mutex::default(),
             ended: Mutex::default(),
             has_ended: AtomicBool::new(false),
@@ -104,6 +125,28 @@ impl Client {
 
     pub(crate) fn last_active_ms(&self) -> u64 {
         self.last_active.load(Ordering::Relaxed)
+    }
+
+    /// Notices deliveries since the last call. Whoever delivers leaves no time behind, so that delivering costs no
+    /// clock; this is called about once a second instead.
+    pub(crate) fn note_deliveries(&self, now_ms: u64) {
+        let sent = self.sent.messages.load(Ordering::Relaxed);
+        if self.seen_sent.swap(sent, Ordering::Relaxed) != sent {
+            self.last_delivery.store(now_ms, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn last_delivery_ms(&self) -> u64 {
+        self.last_delivery.load(Ordering::Relaxed)
+    }
+
+    /// The first PING answers INFO with CONNECT before it: what passed since the accept stands for a round trip until
+    /// one is measured, as on nats-server.
+    pub(crate) fn first_ping_received(&self) {
+        let mut pings = self.pings.lock();
+        if pings.rtt.is_none() {
+            pings.rtt = self.started.elapsed().ok();
+        }
     }
 
     pub(crate) fn rtt(&self) -> Option<Duration> {
@@ -205,6 +248,11 @@ impl Subscription {
 
     pub(crate) fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// After how many deliveries it ends; 0 is never.
+    pub(crate) fn max(&self) -> u64 {
+        self.max.load(Ordering::Relaxed)
     }
 
     /// Ends after `max` deliveries in all; `true` when they were made already.

@@ -15,12 +15,16 @@
 
 mod client;
 mod connection;
+mod health;
+mod http;
 mod options;
 mod outbox;
+mod process;
 mod server;
 mod session;
 mod shared;
 mod staging;
+mod view;
 
 pub use options::{Limits, ServerOptions};
 pub use server::{Server, StartError};

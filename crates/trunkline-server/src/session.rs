@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use hashbrown::HashMap;
 use trunkline::backend::Receipt;
 use trunkline::backend::memory::{Delivered, Target};
 use trunkline::{Headers, Message, Pattern, Subject};
 use trunkline_core::{MatchCache, MatchSet, Role, StreamOffset};
 use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ServerError, encode, parse};
 
-use crate::client::{Client, Sid, Subscription};
+use crate::client::{Client, Sid, Subscription, Subscriptions};
 use crate::shared::{Closed, Shared};
 use crate::staging::{Outgoing, Staging};
 
@@ -36,12 +35,10 @@ pub(crate) struct Session {
     server: Arc<Shared>,
     client: Arc<Client>,
     options: ConnectOptions,
-    /// By the client's own name.
-    subscriptions: HashMap<Sid, Arc<Subscription>, foldhash::fast::RandomState>,
     cache: MatchCache<Target>,
     /// Draws members of queue groups.
     random: fastrand::Rng,
-    /// The second INFO was sent.
+    /// The first PING after CONNECT came, and the second INFO was sent to a client that understands it.
     introduced: bool,
 }
 
@@ -52,7 +49,6 @@ impl Session {
             server,
             client,
             options: ConnectOptions::default(),
-            subscriptions: HashMap::default(),
             cache: MatchCache::default(),
             random,
             introduced: false,
@@ -80,11 +76,11 @@ impl Session {
                 Err(error) => {
                     tracing::debug!(client = self.client.id, %error, "broken protocol");
                     error.write(staging.line(&self.client));
-                    Err(Closed::Protocol)
+                    Err(Stop::Close(Closed::Protocol))
                 }
             };
-            if let Err(closed) = outcome {
-                fed.close = Some(closed);
+            if let Err(Stop::Close(why)) = outcome {
+                fed.close = Some(why);
                 break;
             }
         }
@@ -101,7 +97,8 @@ impl Session {
 
     /// Ends every subscription.
     pub(crate) fn close(&mut self) {
-        for (_, subscription) in self.subscriptions.drain() {
+        let subscriptions: Subscriptions = std::mem::take(&mut *self.client.table.lock());
+        for subscription in subscriptions.into_values() {
             subscription.end();
             if let Some(id) = subscription.id.get() {
                 self.server.hub.router().remove(&subscription.pattern, *id);
@@ -117,7 +114,7 @@ impl Session {
         input: &[u8],
         staging: &mut Staging,
         counted: &mut Counted,
-    ) -> Result<(), Closed> {
+    ) -> Result<(), Stop> {
         match op {
             ClientOp::Pub { subject, reply, header, payload } => {
                 // Where the payload lies, to write a large one from the read buffer itself.
@@ -141,7 +138,7 @@ impl Session {
             ClientOp::Connect(json) => self.connect(json, staging)?,
             ClientOp::Err(text) => {
                 tracing::debug!(client = self.client.id, text = %String::from_utf8_lossy(text), "client reports an error");
-                return Err(Closed::ClientError);
+                return Err(Stop::Close(Closed::ClientError));
             }
             ClientOp::Ok | ClientOp::Info => return Ok(()),
         }
@@ -153,21 +150,25 @@ impl Session {
 
     /// After the first PING of a client that understands it comes an INFO about this very connection.
     fn introduce(&mut self, staging: &mut Staging) {
-        if !self.introduced && self.client.connect().is_some() && self.options.protocol >= PROTOCOL_INFO {
-            self.introduced = true;
+        if self.introduced || self.client.connect().is_none() {
+            return;
+        }
+        self.introduced = true;
+        self.client.first_ping_received();
+        if self.options.protocol >= PROTOCOL_INFO {
             let mut info = self.server.info(&self.client);
             info.connect_info = true;
             info.write(staging.line(&self.client));
         }
     }
 
-    fn connect(&mut self, json: &[u8], staging: &mut Staging) -> Result<(), Closed> {
+    fn connect(&mut self, json: &[u8], staging: &mut Staging) -> Result<(), Stop> {
         let options = match ConnectOptions::parse(json) {
             Ok(options) => options,
             Err(error) => {
                 tracing::debug!(client = self.client.id, %error, "CONNECT is not understood");
                 staging.line(&self.client).extend_from_slice(b"-ERR 'Parser Error'\r\n");
-                return Err(Closed::Protocol);
+                return Err(Stop::Close(Closed::Protocol));
             }
         };
         if !(0..=PROTOCOL_INFO).contains(&options.protocol) {
@@ -181,11 +182,11 @@ impl Session {
         Ok(())
     }
 
-    fn refuse(&self, error: ServerError<'_>, staging: &mut Staging) -> Result<(), Closed> {
+    fn refuse(&self, error: ServerError<'_>, staging: &mut Staging) -> Result<(), Stop> {
         error.write(staging.line(&self.client));
         match error.closes() {
-            true => Err(Closed::Protocol),
-            false => Ok(()),
+            true => Err(Stop::Close(Closed::Protocol)),
+            false => Err(Stop::Refused),
         }
     }
 
@@ -195,54 +196,59 @@ impl Session {
         queue: Option<&[u8]>,
         sid: &[u8],
         staging: &mut Staging,
-    ) -> Result<(), Closed> {
+    ) -> Result<(), Stop> {
         let pattern = Pattern::from_bytes(subject);
         let queue = queue.map(|queue| std::str::from_utf8(queue).map(bytestring::ByteString::from));
         let (Ok(pattern), Ok(queue)) = (pattern, queue.transpose()) else {
             return self.refuse(ServerError::InvalidSubject, staging);
         };
-        // A name in use keeps its subscription, as on nats-server.
-        if self.subscriptions.contains_key(sid) {
-            return Ok(());
-        }
-        if self.subscriptions.len() >= self.server.limits.max_subscriptions {
-            return self.refuse(ServerError::MaxSubscriptions, staging);
-        }
         let subscription =
             Arc::new(Subscription::new(self.client.clone(), sid, pattern.clone(), queue.clone()));
-        self.subscriptions.insert(Sid::from_slice(sid), subscription.clone());
+        {
+            let mut table = self.client.table.lock();
+            // A name in use keeps its subscription, as on nats-server.
+            if table.contains_key(sid) {
+                return Ok(());
+            }
+            if table.len() >= self.server.limits.max_subscriptions {
+                drop(table);
+                return self.refuse(ServerError::MaxSubscriptions, staging);
+            }
+            table.insert(Sid::from_slice(sid), subscription.clone());
+            self.client.subscriptions.store(table.len() as u64, Ordering::Relaxed);
+        }
         let role = queue.map_or(Role::Subscriber, Role::QueueMember);
         let target = Target::Session(subscription.clone());
         let id = self.server.hub.router().insert(&pattern, role, target);
         let _ = subscription.id.set(id);
-        self.count_subscriptions();
         Ok(())
     }
 
     /// Unknown names are tolerated: clients unsubscribe from what ended by itself.
     fn unsubscribe(&mut self, sid: &[u8], max: Option<u64>) {
-        match max {
-            Some(max) if !self.subscriptions.get(sid).is_some_and(|s| s.limit(max)) => {}
-            _ => self.forget(sid),
+        let goes_on = |max| !self.client.table.lock().get(sid).is_some_and(|s| s.limit(max));
+        if !max.is_some_and(goes_on) {
+            self.forget(sid);
         }
     }
 
     fn forget(&mut self, sid: &[u8]) {
-        if let Some(subscription) = self.subscriptions.remove(sid) {
+        let removed = {
+            let mut table = self.client.table.lock();
+            let removed = table.remove(sid);
+            self.client.subscriptions.store(table.len() as u64, Ordering::Relaxed);
+            removed
+        };
+        if let Some(subscription) = removed {
             subscription.end();
             if let Some(id) = subscription.id.get() {
                 self.server.hub.router().remove(&subscription.pattern, *id);
             }
-            self.count_subscriptions();
         }
     }
 
-    fn count_subscriptions(&self) {
-        self.client.subscriptions.store(self.subscriptions.len() as u64, Ordering::Relaxed);
-    }
-
     #[inline]
-    fn publish(&mut self, m: &Outgoing<'_>, input: &[u8], staging: &mut Staging) -> Result<(), Closed> {
+    fn publish(&mut self, m: &Outgoing<'_>, input: &[u8], staging: &mut Staging) -> Result<(), Stop> {
         if m.header.is_some() && !self.options.headers {
             return self.refuse(ServerError::HeadersNotSupported, staging);
         }
@@ -287,6 +293,7 @@ impl Session {
 
     /// Tells the client itself, where it listens on `reply`, that nobody listens for its request.
     fn answer_no_responders(&self, reply: &[u8], staging: &mut Staging) {
+        self.server.count_no_responders();
         let targets = self.server.hub.router().matches(reply);
         for target in &targets.subscribers {
             if let Some(subscription) = subscription_of(target)
@@ -297,6 +304,14 @@ impl Session {
             }
         }
     }
+}
+
+/// Why an operation was not carried out.
+enum Stop {
+    /// The client was told; its `-ERR` stands in place of `+OK`, so that a verbose client is never told both.
+    Refused,
+    /// The connection ends.
+    Close(Closed),
 }
 
 #[derive(Default)]

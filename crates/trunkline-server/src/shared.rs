@@ -1,5 +1,6 @@
 //! What all connections of a server share: the hub, the limits, the table of clients, the counters.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,9 +14,12 @@ use trunkline_protocol::ServerInfo;
 use crate::client::Client;
 use crate::options::Limits;
 use crate::outbox::Ending;
+use crate::view::{ClientView, Count, Departed};
 
 /// Protocol number: INFO may come at any time.
 const PROTOCOL: i64 = 1;
+/// Connections that ended and are still shown by monitoring; the oldest goes first.
+const DEPARTED_KEPT: usize = 1024;
 
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,22 +64,20 @@ impl Closed {
 /// Messages and bytes in both directions.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Totals {
-    pub(crate) in_messages: u64,
-    pub(crate) in_bytes: u64,
-    pub(crate) out_messages: u64,
-    pub(crate) out_bytes: u64,
+    /// From clients.
+    pub(crate) received: Count,
+    /// To clients.
+    pub(crate) sent: Count,
 }
 
 impl Totals {
     fn add(&mut self, client: &Client) {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        self.in_messages += get(&client.received.messages);
-        self.in_bytes += get(&client.received.bytes);
-        self.out_messages += get(&client.sent.messages);
-        self.out_bytes += get(&client.sent.bytes);
+        self.received += client.received.count();
+        self.sent += client.sent.count();
     }
 }
 
+#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) hub: Arc<Hub>,
     pub(crate) limits: Limits,
@@ -91,13 +93,16 @@ pub(crate) struct Shared {
     accepted: AtomicU64,
     refused: AtomicU64,
     denied: AtomicU64,
+    no_responders: AtomicU64,
+    stalled: AtomicU64,
     closed: [AtomicU64; Closed::ALL.len()],
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Table {
     clients: HashMap<u64, Arc<Client>, foldhash::fast::RandomState>,
     gone: Totals,
+    departed: VecDeque<Departed>,
 }
 
 impl Shared {
@@ -121,6 +126,8 @@ impl Shared {
             accepted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             denied: AtomicU64::new(0),
+            no_responders: AtomicU64::new(0),
+            stalled: AtomicU64::new(0),
             closed: Default::default(),
         }
     }
@@ -150,16 +157,35 @@ impl Shared {
         true
     }
 
-    pub(crate) fn leave(&self, client: &Client, why: Closed) {
+    /// A client leaves; `view` is what it was before its session closed.
+    pub(crate) fn leave(&self, client: &Client, view: ClientView, why: Closed) {
         let mut table = self.table.lock();
         if table.clients.remove(&client.id).is_some() {
             table.gone.add(client);
+            if table.departed.len() == DEPARTED_KEPT {
+                table.departed.pop_front();
+            }
+            table.departed.push_back(Departed { view, stopped: SystemTime::now(), why });
             self.closed[why as usize].fetch_add(1, Ordering::Relaxed);
         }
     }
 
     pub(crate) fn clients(&self) -> Vec<Arc<Client>> {
         self.table.lock().clients.values().cloned().collect()
+    }
+
+    /// What monitoring sees of a client now.
+    pub(crate) fn view(&self, client: &Client) -> ClientView {
+        ClientView::of(client, self.now_ms(), self.started)
+    }
+
+    /// The last connections that ended, oldest first.
+    pub(crate) fn departed(&self) -> Vec<Departed> {
+        self.table.lock().departed.iter().cloned().collect()
+    }
+
+    pub(crate) fn client(&self, id: u64) -> Option<Arc<Client>> {
+        self.table.lock().clients.get(&id).cloned()
     }
 
     pub(crate) fn connections(&self) -> usize {
@@ -193,6 +219,24 @@ impl Shared {
         self.denied.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn count_no_responders(&self) {
+        self.no_responders.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests of clients that nobody listened for.
+    pub(crate) fn no_responders(&self) -> u64 {
+        self.no_responders.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_stalled(&self) {
+        self.stalled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Pauses of publishers whose reader did not keep up.
+    pub(crate) fn stalled(&self) -> u64 {
+        self.stalled.load(Ordering::Relaxed)
+    }
+
     /// INFO for one client.
     pub(crate) fn info(&self, client: &Client) -> ServerInfo {
         ServerInfo {
@@ -215,6 +259,7 @@ impl Shared {
         let (now, now_ms) = (Instant::now(), self.now_ms());
         let interval_ms = self.limits.ping_interval.as_millis() as u64;
         for client in self.clients() {
+            client.note_deliveries(now_ms);
             if client.outbox.stuck_for(now).is_some_and(|stuck| stuck > self.limits.write_deadline) {
                 tracing::warn!(client = client.id, address = %client.address, "slow consumer: reads nothing, cut off");
                 client.outbox.cut_off_slow();

@@ -30,6 +30,8 @@ pub(crate) enum BenchError {
     CompareName { name: String },
     #[error("scenario `idle` measures the memory of a server process, and none is known")]
     IdleWithoutProcess,
+    #[error("scenario `{scenario}` needs a server, --in-process measures sub and fanout")]
+    NotInProcess { scenario: &'static str },
     #[error("`{subject}` is not a subject to publish to")]
     Subject { subject: String },
     #[error("{option} is {given}, allowed are {min} to {max}")]
@@ -75,6 +77,8 @@ pub(crate) enum BenchError {
     OwnUsage { source: nix::Error },
     #[error("{wanted} connections need more open files than the limit of {limit}")]
     OpenFiles { wanted: u64, limit: u64 },
+    #[error("the bus in this process refused to work")]
+    Bus { source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot listen to signals")]
     Signals { source: io::Error },
     #[error("cannot print the result")]
@@ -94,6 +98,7 @@ impl BenchError {
             | Self::CompareAlone
             | Self::CompareName { .. }
             | Self::IdleWithoutProcess
+            | Self::NotInProcess { .. }
             | Self::Subject { .. }
             | Self::Range { .. } => ErrorKind::Usage,
             Self::Run { source, .. } => source.kind(),

@@ -13,7 +13,7 @@ use super::plan::{Plan, Scenario, Servers, Workload};
 use super::process::Processes;
 use super::progress::Progress;
 use super::server::Server;
-use super::{idle, load, request};
+use super::{idle, inproc, load, request};
 
 /// All samples of a benchmark.
 pub(super) struct Results {
@@ -40,6 +40,7 @@ pub(super) struct Row {
 enum Target<'a> {
     Running { endpoint: &'a Endpoint, pid: Option<i32> },
     Started { spec: &'a ServerSpec, server: Server },
+    InProcess,
 }
 
 /// Runs the plan.
@@ -80,7 +81,7 @@ pub(super) fn run(
 /// How many samples the plan takes of each server together, for a progress bar.
 pub(super) fn steps(plan: &Plan) -> u64 {
     let servers = match &plan.servers {
-        Servers::Running { .. } => 1,
+        Servers::Running { .. } | Servers::InProcess => 1,
         Servers::Started(specs) => specs.len(),
     };
     plan.workloads.iter().map(|workload| (runs_of(plan, workload) * servers) as u64).sum()
@@ -97,6 +98,7 @@ fn runs_of(plan: &Plan, workload: &Workload) -> usize {
 fn targets<'a>(servers: &'a Servers, halt: &Halt) -> Result<Vec<Target<'a>>, BenchError> {
     match servers {
         Servers::Running { endpoint, pid } => Ok(vec![Target::Running { endpoint, pid: *pid }]),
+        Servers::InProcess => Ok(vec![Target::InProcess]),
         Servers::Started(specs) => specs
             .iter()
             .map(|spec| Ok(Target::Started { spec, server: Server::start(spec, halt)? }))
@@ -109,6 +111,7 @@ impl Target<'_> {
         match self {
             Self::Running { .. } => "server",
             Self::Started { spec, .. } => &spec.name,
+            Self::InProcess => inproc::NAME,
         }
     }
 
@@ -117,6 +120,7 @@ impl Target<'_> {
             Self::Running { endpoint, .. } => {
                 ServerLabel { name: endpoint.address(), version: None, command: None }
             }
+            Self::InProcess => ServerLabel { name: inproc::NAME.to_owned(), version: None, command: None },
             Self::Started { spec, server } => ServerLabel {
                 name: spec.name.clone(),
                 version: Some(server.version().to_owned()),
@@ -131,6 +135,7 @@ impl Target<'_> {
                 let processes = pid.map_or(Processes::Unknown, Processes::One);
                 measure(workload, endpoint, processes, halt)
             }
+            Self::InProcess => inproc::run(workload, halt).map(Sample::Flow),
             // Memory once used is seldom given back: idle connections are measured on a server of their own.
             Self::Started { spec, .. } if workload.scenario == Scenario::Idle => {
                 let mut fresh = Server::start(spec, halt)?;

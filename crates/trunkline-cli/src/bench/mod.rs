@@ -3,8 +3,7 @@
 //! It must cost less than either server it measures: raw blocking sockets, batches encoded once, deliveries checked by
 //! comparison with what must come. A run with a lost, doubled or reordered message is an error and no number. The parts:
 //! `plan` (what to measure), `matrix` (in which order), `load`, `request` and `idle` (one run each, over `connection`),
-//! `server` and `process` (what the server costs), `stats`, `report` and `table`. A scenario that needs no socket would be one
-//! more module beside `load`, called from `matrix` and returning the same samples.
+//! `inproc` (the same without a socket), `server` and `process` (what the server costs), `stats`, `report` and `table`.
 
 mod batch;
 mod compare;
@@ -15,6 +14,7 @@ mod error;
 mod frames;
 mod halt;
 mod idle;
+mod inproc;
 mod load;
 mod matrix;
 mod measure;
@@ -68,6 +68,10 @@ pub(crate) struct BenchArgs {
     /// and `trunkline` without arguments becomes `trunkline up` on that port. Runs are interleaved.
     #[arg(long, value_name = "NAME=COMMAND", conflicts_with_all = ["url", "server_pid"])]
     compare: Vec<String>,
+
+    /// Measure the library in this process, on one thread, instead of a server: `sub` and `fanout`
+    #[arg(long, conflicts_with_all = ["url", "server_pid", "compare"])]
+    in_process: bool,
 
     /// Payload sizes, for example 16,1KiB; from 8 B up messages are numbered and their order is checked
     #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = parse_size, default_value = "16,128,1KiB,8KiB")]

@@ -43,6 +43,11 @@ pub(crate) enum Scenario {
 }
 
 impl Scenario {
+    /// Whether it can be measured without a server.
+    pub(super) fn runs_in_process(self) -> bool {
+        matches!(self, Self::Sub | Self::Fanout)
+    }
+
     /// The name on the command line and in reports.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -154,6 +159,8 @@ pub(super) enum Servers {
     Running { endpoint: Endpoint, pid: Option<i32> },
     /// Several that bench starts. The first is the baseline.
     Started(Vec<ServerSpec>),
+    /// None: the library in this process.
+    InProcess,
 }
 
 /// The whole benchmark.
@@ -173,13 +180,20 @@ impl Plan {
     pub(super) fn new(args: &BenchArgs) -> Result<Self, BenchError> {
         check_ranges(args)?;
         let servers = servers(args)?;
-        let process_known = !matches!(servers, Servers::Running { pid: None, .. });
+        let process_known = matches!(servers, Servers::Running { pid: Some(_), .. } | Servers::Started(_));
         let subject = match &args.subject {
             Some(subject) => checked_subject(subject)?,
             None => random_subject(),
         };
         let mut scenarios = args.scenarios.clone();
-        if scenarios.is_empty() {
+        if matches!(servers, Servers::InProcess) {
+            if let Some(scenario) = scenarios.iter().find(|scenario| !scenario.runs_in_process()) {
+                return Err(BenchError::NotInProcess { scenario: scenario.name() });
+            }
+            if scenarios.is_empty() {
+                scenarios = vec![Scenario::Sub, Scenario::Fanout];
+            }
+        } else if scenarios.is_empty() {
             scenarios.extend([
                 Scenario::Pub,
                 Scenario::Sub,
@@ -197,7 +211,7 @@ impl Plan {
             workloads.extend(payloads.iter().map(|&payload| workload(args, &subject, scenario, payload)));
         }
         let runs_default = match servers {
-            Servers::Running { .. } => RUNS_ALONE,
+            Servers::Running { .. } | Servers::InProcess => RUNS_ALONE,
             Servers::Started(_) => RUNS_COMPARED,
         };
         Ok(Self { workloads, servers, runs: args.runs.unwrap_or(runs_default), timeout: args.timeout })
@@ -206,6 +220,7 @@ impl Plan {
 
 fn servers(args: &BenchArgs) -> Result<Servers, BenchError> {
     match args.compare.as_slice() {
+        [] if args.in_process => Ok(Servers::InProcess),
         [] => Ok(Servers::Running { endpoint: Endpoint::parse(&args.url)?, pid: args.server_pid }),
         [_] => Err(BenchError::CompareAlone),
         given => {
@@ -347,6 +362,7 @@ mod tests {
             &["--compare", "a=nats-server", "--compare", "nats-server"],
             &["--compare", "a=nats-server", "--compare", "b=other"],
             &["idle"],
+            &["queue", "--in-process"],
             &["--subject", "a..b"],
             &["--subject", "a.*"],
             &["--publishers", "0"],

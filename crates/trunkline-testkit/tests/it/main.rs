@@ -7,8 +7,8 @@ mod conformance_memory;
 mod conformance_nats;
 mod envelope;
 mod nats_server;
-mod scenario_run;
 mod sabotage;
+mod scenario_run;
 mod tcp_proxy;
 
 use trunkline_testkit::clients::{ClientLibrary, check_scenario};

@@ -203,7 +203,9 @@ impl LiveSource for NatsSource {
                 return Ok(());
             }
             let stopped = async {
-                link.connection()?;
+                // Brings in what the server had sent before: the library forgets a subscription as soon as the
+                // UNSUB is written, so that only what the server sends until it reads that can be lost.
+                link.prove(link.publish_timeout).await.ok()?;
                 self.listed.subscription.ending.cancel();
                 self.listed.subscription.ended.cancelled().await;
                 // UNSUB was handed over before the task ended: the proof covers it.

@@ -178,6 +178,8 @@ impl NatsBackend {
             return Ok(());
         }
         let draining = async {
+            // Brings in what the server had sent to the subscriptions, see `NatsSource::stop`.
+            link.prove(Duration::MAX).await?;
             let live = link.events.live();
             for subscription in &live {
                 subscription.ending.cancel();
