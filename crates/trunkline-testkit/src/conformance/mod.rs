@@ -3,7 +3,7 @@
 //!
 //! A backend is held to a [`Column`] of the table. What the column promises must hold; what it does not promise
 //! must be refused with a typed `Unsupported`, which [`refusal`] asserts in the property's place. Nothing is
-//! skipped. A backend's tests are one line: [`conformance!`](crate::conformance) makes a test of each property.
+//! skipped. A backend's tests are one line: [`conformance!`](crate::conformance!) makes a test of each property.
 
 pub mod harness;
 pub mod probe;
