@@ -10,10 +10,7 @@ use crate::scan::{self, Arguments, Body, Sizes, Start, is_separator, verb3, verb
 
 /// Bounds for a client, wide enough for any server: `INFO` may list many servers, and payloads may
 /// be large.
-pub const LIMITS: Limits = Limits {
-    max_control_line: 256 * 1024,
-    max_payload: 64 * 1024 * 1024,
-};
+pub const LIMITS: Limits = Limits { max_control_line: 256 * 1024, max_payload: 64 * 1024 * 1024 };
 
 /// One operation of a server. Slices borrow from the parsed buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,9 +66,7 @@ pub fn parse_server<'a>(buf: &'a [u8], limits: &Limits) -> Result<ServerParsed<'
 
 #[inline(always)]
 fn message<'a>(buf: &'a [u8], limits: &Limits) -> Result<ServerParsed<'a>, ProtocolError> {
-    let Some((args, next)) =
-        Arguments::<4>::read(buf, 3, limits, "MSG", "subject sid [reply] size")?
-    else {
+    let Some((args, next)) = Arguments::<4>::read(buf, 3, limits, "MSG", "subject sid [reply] size")? else {
         return Ok(one_more(buf));
     };
     let (subject, sid, reply, size) = match *args.as_slice() {
@@ -81,35 +76,16 @@ fn message<'a>(buf: &'a [u8], limits: &Limits) -> Result<ServerParsed<'a>, Proto
     };
     let sizes = Sizes::new(0, scan::number(size, "MSG")?, limits, "MSG")?;
     Ok(match scan::body(buf, next, sizes)? {
-        Ok(Body {
-            header,
-            payload,
-            next,
-        }) => Progress::Op(
-            ServerOp::Msg {
-                subject,
-                sid,
-                reply,
-                header,
-                payload,
-            },
-            next,
-        ),
+        Ok(Body { header, payload, next }) => {
+            Progress::Op(ServerOp::Msg { subject, sid, reply, header, payload }, next)
+        }
         Err(need) => Progress::Incomplete { need },
     })
 }
 
-fn message_with_header<'a>(
-    buf: &'a [u8],
-    limits: &Limits,
-) -> Result<ServerParsed<'a>, ProtocolError> {
-    let Some((args, next)) = Arguments::<5>::read(
-        buf,
-        4,
-        limits,
-        "HMSG",
-        "subject sid [reply] header-size total-size",
-    )?
+fn message_with_header<'a>(buf: &'a [u8], limits: &Limits) -> Result<ServerParsed<'a>, ProtocolError> {
+    let Some((args, next)) =
+        Arguments::<5>::read(buf, 4, limits, "HMSG", "subject sid [reply] header-size total-size")?
     else {
         return Ok(one_more(buf));
     };
@@ -118,27 +94,11 @@ fn message_with_header<'a>(
         [subject, sid, reply, header, total] => (subject, sid, Some(reply), header, total),
         _ => return Err(args.count_error()),
     };
-    let sizes = Sizes::new(
-        scan::number(header, "HMSG")?,
-        scan::number(total, "HMSG")?,
-        limits,
-        "HMSG",
-    )?;
+    let sizes = Sizes::new(scan::number(header, "HMSG")?, scan::number(total, "HMSG")?, limits, "HMSG")?;
     Ok(match scan::body(buf, next, sizes)? {
-        Ok(Body {
-            header,
-            payload,
-            next,
-        }) => Progress::Op(
-            ServerOp::Msg {
-                subject,
-                sid,
-                reply,
-                header,
-                payload,
-            },
-            next,
-        ),
+        Ok(Body { header, payload, next }) => {
+            Progress::Op(ServerOp::Msg { subject, sid, reply, header, payload }, next)
+        }
         Err(need) => Progress::Incomplete { need },
     })
 }
@@ -174,11 +134,7 @@ fn seldom<'a>(buf: &'a [u8], limits: &Limits) -> Result<ServerParsed<'a>, Protoc
     Err(scan::unknown(buf))
 }
 
-fn simple<'a>(
-    verb: &[u8],
-    buf: &'a [u8],
-    limits: &Limits,
-) -> Result<ServerParsed<'a>, ProtocolError> {
+fn simple<'a>(verb: &[u8], buf: &'a [u8], limits: &Limits) -> Result<ServerParsed<'a>, ProtocolError> {
     match verb {
         b"MSG" => return message(buf, limits),
         b"HMSG" => return message_with_header(buf, limits),
@@ -198,22 +154,17 @@ fn simple<'a>(
 }
 
 fn one_more<Op>(buf: &[u8]) -> Progress<Op> {
-    Progress::Incomplete {
-        need: buf.len() + 1,
-    }
+    Progress::Incomplete { need: buf.len() + 1 }
 }
 
 fn unquoted(text: &[u8]) -> &[u8] {
-    text.strip_prefix(b"'")
-        .and_then(|text| text.strip_suffix(b"'"))
-        .unwrap_or(text)
+    text.strip_prefix(b"'").and_then(|text| text.strip_suffix(b"'")).unwrap_or(text)
 }
 
 /// Appends `CONNECT`.
 pub fn connect(out: &mut Vec<u8>, options: &ConnectOptions) {
     out.extend_from_slice(b"CONNECT ");
-    serde_json::to_writer(&mut *out, options)
-        .expect("strings, numbers and flags always become JSON");
+    serde_json::to_writer(&mut *out, options).expect("strings, numbers and flags always become JSON");
     out.extend_from_slice(b"\r\n");
 }
 

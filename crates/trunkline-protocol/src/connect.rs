@@ -62,7 +62,10 @@ impl ConnectOptions {
     ///
     /// [`ConnectError`] when it is not a JSON object, or a known field has the wrong type.
     pub fn parse(json: &[u8]) -> Result<Self, ConnectError> {
-        serde_json::from_slice(json).map_err(ConnectError)
+        // By way of an object: a derived reader takes a list for one too, field by field.
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(json).map_err(ConnectError)?;
+        serde_json::from_value(object.into()).map_err(ConnectError)
     }
 }
 
@@ -157,19 +160,13 @@ mod tests {
     #[test]
     fn missing_and_null_fields_take_the_defaults_of_nats_server() {
         fn check(json: &str, expected: ConnectOptions) {
-            assert_eq!(
-                ConnectOptions::parse(json.as_bytes()).expect(json),
-                expected
-            );
+            assert_eq!(ConnectOptions::parse(json.as_bytes()).expect(json), expected);
         }
         let default = ConnectOptions::default();
         assert!(default.verbose && default.pedantic && default.echo);
         assert!(!default.headers && !default.no_responders && default.protocol == 0);
         check("{}", default.clone());
-        check(
-            r#"{"verbose":null,"name":null,"protocol":null,"pass":null}"#,
-            default.clone(),
-        );
+        check(r#"{"verbose":null,"name":null,"protocol":null,"pass":null}"#, default.clone());
         check(r#"{"unknown":{"deep":[1,2]},"nonce":7}"#, default.clone());
         check(
             r#" {"verbose":false,"pedantic":false,"tls_required":false,"name":"n","lang":"go","version":"1.2",
@@ -193,15 +190,14 @@ mod tests {
     fn bad_json_is_an_error_with_its_cause() {
         fn check(json: &str) {
             let error = ConnectOptions::parse(json.as_bytes()).expect_err(json);
-            assert_eq!(
-                error.to_string(),
-                "CONNECT is not the JSON object it should be"
-            );
+            assert_eq!(error.to_string(), "CONNECT is not the JSON object it should be");
             assert!(error.source().is_some());
         }
         check("");
         check("{");
         check("7");
+        check("[]");
+        check("[true,true]");
         check(r#"{"verbose":"yes"}"#);
         check(r#"{"user":7}"#);
         check("{} {}");
@@ -209,11 +205,9 @@ mod tests {
 
     #[test]
     fn debug_shows_no_secret() {
-        let json = r#"{"user":"ann","pass":"s3cret1","auth_token":"s3cret2","jwt":"s3cret3","sig":"s3cret4"}"#;
-        let debug = format!(
-            "{:?}",
-            ConnectOptions::parse(json.as_bytes()).expect("valid")
-        );
+        let json =
+            r#"{"user":"ann","pass":"s3cret1","auth_token":"s3cret2","jwt":"s3cret3","sig":"s3cret4"}"#;
+        let debug = format!("{:?}", ConnectOptions::parse(json.as_bytes()).expect("valid"));
         assert!(debug.contains("ann") && debug.contains("***"), "{debug}");
         assert!(!debug.contains("s3cret"), "{debug}");
     }

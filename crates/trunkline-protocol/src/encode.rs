@@ -125,21 +125,12 @@ pub struct MsgTemplate {
 impl MsgTemplate {
     /// A template of no message; [`set`](Self::set) or [`set_head`](Self::set_head) comes first.
     pub const fn new() -> Self {
-        Self {
-            bytes: Vec::new(),
-            sid_at: 0,
-        }
+        Self { bytes: Vec::new(), sid_at: 0 }
     }
 
     /// Takes a whole message.
     #[inline]
-    pub fn set(
-        &mut self,
-        subject: &[u8],
-        reply: Option<&[u8]>,
-        header: Option<&[u8]>,
-        payload: &[u8],
-    ) {
+    pub fn set(&mut self, subject: &[u8], reply: Option<&[u8]>, header: Option<&[u8]>, payload: &[u8]) {
         self.bytes.clear();
         reserve(&mut self.bytes, subject, b"", reply, header, payload.len());
         self.head(subject, reply, header, payload.len());
@@ -161,13 +152,7 @@ impl MsgTemplate {
         self.head(subject, reply, header, payload_len);
     }
 
-    fn head(
-        &mut self,
-        subject: &[u8],
-        reply: Option<&[u8]>,
-        header: Option<&[u8]>,
-        payload_len: usize,
-    ) {
+    fn head(&mut self, subject: &[u8], reply: Option<&[u8]>, header: Option<&[u8]>, payload_len: usize) {
         before_sid(&mut self.bytes, subject, header);
         self.sid_at = self.bytes.len();
         after_sid(&mut self.bytes, reply, header, payload_len);
@@ -193,14 +178,7 @@ impl MsgTemplate {
 /// Appends the answer to a request that nobody receives: an empty message with status 503 to the
 /// requester's subscription `sid`, which matches `reply_subject`.
 pub fn no_responders(out: &mut Vec<u8>, reply_subject: &[u8], sid: &[u8]) {
-    msg(
-        out,
-        reply_subject,
-        sid,
-        None,
-        Some(b"NATS/1.0 503\r\n\r\n"),
-        b"",
-    );
+    msg(out, reply_subject, sid, None, Some(b"NATS/1.0 503\r\n\r\n"), b"");
 }
 
 /// Appends `INFO`.
@@ -266,14 +244,7 @@ mod tests {
 
     #[test]
     fn messages_have_the_bytes_of_the_protocol_page() {
-        check(
-            "FOO.BAR",
-            "9",
-            None,
-            None,
-            "Hello World",
-            "MSG FOO.BAR 9 11\r\nHello World\r\n",
-        );
+        check("FOO.BAR", "9", None, None, "Hello World", "MSG FOO.BAR 9 11\r\nHello World\r\n");
         check(
             "FOO.BAR",
             "9",

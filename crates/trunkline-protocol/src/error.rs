@@ -119,11 +119,7 @@ impl Snippet {
         let kept = line.len().min(Self::MAX);
         let mut bytes = [0; Self::MAX];
         bytes[..kept].copy_from_slice(&line[..kept]);
-        Self {
-            bytes,
-            len: kept as u8,
-            cut: kept < line.len(),
-        }
+        Self { bytes, len: kept as u8, cut: kept < line.len() }
     }
 
     /// The bytes that were kept.
@@ -134,12 +130,7 @@ impl Snippet {
 
 impl fmt::Display for Snippet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "\"{}{}\"",
-            self.as_bytes().escape_ascii(),
-            if self.cut { "…" } else { "" }
-        )
+        write!(f, "\"{}{}\"", self.as_bytes().escape_ascii(), if self.cut { "…" } else { "" })
     }
 }
 
@@ -164,10 +155,7 @@ mod tests {
             assert_eq!(out, format!("-ERR '{wire}'\r\n").into_bytes());
         }
         check(
-            ProtocolError::MaxPayload {
-                size: 2_097_152,
-                limit: 1_048_576,
-            },
+            ProtocolError::MaxPayload { size: 2_097_152, limit: 1_048_576 },
             "payload is 2097152 bytes, limit is 1048576 (server.limits.max_payload)",
             "Maximum Payload Violation",
         );
@@ -177,16 +165,12 @@ mod tests {
             "maximum control line exceeded",
         );
         check(
-            ProtocolError::UnknownOperation {
-                seen: Snippet::new(b"GET / HTTP/1.1\r\nHost: x\r\n"),
-            },
+            ProtocolError::UnknownOperation { seen: Snippet::new(b"GET / HTTP/1.1\r\nHost: x\r\n") },
             "unknown operation \"GET / HTTP/1.1\"",
             "Unknown Protocol Operation",
         );
         check(
-            ProtocolError::UnknownOperation {
-                seen: Snippet::new(&[0xff; 30]),
-            },
+            ProtocolError::UnknownOperation { seen: Snippet::new(&[0xff; 30]) },
             &format!("unknown operation \"{}…\"", "\\xff".repeat(24)),
             "Unknown Protocol Operation",
         );
@@ -196,23 +180,12 @@ mod tests {
             "Unknown Protocol Operation",
         );
         check(
-            ProtocolError::Parser {
-                verb: "PUB",
-                problem: Problem::Number {
-                    seen: Snippet::new(b"-1"),
-                },
-            },
+            ProtocolError::Parser { verb: "PUB", problem: Problem::Number { seen: Snippet::new(b"-1") } },
             "PUB: \"-1\" is not a number of at most 19 digits",
             "Parser Error",
         );
         check(
-            ProtocolError::Parser {
-                verb: "HPUB",
-                problem: Problem::HeaderSize {
-                    header: 9,
-                    total: 8,
-                },
-            },
+            ProtocolError::Parser { verb: "HPUB", problem: Problem::HeaderSize { header: 9, total: 8 } },
             "HPUB: header of 9 bytes in a message of 8",
             "Parser Error",
         );

@@ -62,11 +62,7 @@ pub fn header_lines(block: &[u8]) -> Result<HeaderLines<'_>, HeaderError> {
     // The block ends in two line ends, so the first line and all others have one.
     let (first, rest) = take_line(rest).ok_or(HeaderError::End)?;
     let (status, description) = status(first)?;
-    let lines = HeaderLines {
-        status,
-        description,
-        rest: rest.strip_suffix(b"\r\n").unwrap_or(rest),
-    };
+    let lines = HeaderLines { status, description, rest: rest.strip_suffix(b"\r\n").unwrap_or(rest) };
     let mut unchecked = lines.rest;
     let mut line = 1;
     while !unchecked.is_empty() {
@@ -157,22 +153,12 @@ fn status(text: &[u8]) -> Result<(Option<u16>, Option<&[u8]>), HeaderError> {
         return Ok((None, None));
     }
     let (code, description) = text.split_at_checked(3).ok_or(HeaderError::Status)?;
-    if !code.iter().all(u8::is_ascii_digit) || description.first().is_some_and(|&byte| byte != b' ')
-    {
+    if !code.iter().all(u8::is_ascii_digit) || description.first().is_some_and(|&byte| byte != b' ') {
         return Err(HeaderError::Status);
     }
-    let code = code
-        .iter()
-        .fold(0, |code, digit| code * 10 + u16::from(digit - b'0'));
+    let code = code.iter().fold(0, |code, digit| code * 10 + u16::from(digit - b'0'));
     let description = description.trim_ascii();
-    Ok((
-        Some(code),
-        if description.is_empty() {
-            None
-        } else {
-            Some(description)
-        },
-    ))
+    Ok((Some(code), if description.is_empty() { None } else { Some(description) }))
 }
 
 /// Writes one header block at the end of a buffer.
@@ -210,11 +196,7 @@ impl<'a> HeaderBlock<'a> {
     ///
     /// [`HeaderError::Status`] when `status` has not three digits, [`HeaderError::Value`] when
     /// `description` has a line end in it; nothing was written then.
-    pub fn with_status(
-        out: &'a mut Vec<u8>,
-        status: u16,
-        description: &[u8],
-    ) -> Result<Self, HeaderError> {
+    pub fn with_status(out: &'a mut Vec<u8>, status: u16, description: &[u8]) -> Result<Self, HeaderError> {
         if !(100..=999).contains(&status) {
             return Err(HeaderError::Status);
         }
@@ -237,11 +219,7 @@ impl<'a> HeaderBlock<'a> {
     /// [`HeaderError::Name`] or [`HeaderError::Value`] when it cannot be written as one line;
     /// nothing was added then, and the block can go on.
     pub fn append(&mut self, name: &[u8], value: &[u8]) -> Result<&mut Self, HeaderError> {
-        if name.is_empty()
-            || !name
-                .iter()
-                .all(|&byte| byte.is_ascii_graphic() && byte != b':')
-        {
+        if name.is_empty() || !name.iter().all(|&byte| byte.is_ascii_graphic() && byte != b':') {
             return Err(HeaderError::Name);
         }
         check_value(value)?;
@@ -261,11 +239,7 @@ impl<'a> HeaderBlock<'a> {
 }
 
 fn check_value(value: &[u8]) -> Result<(), HeaderError> {
-    if memchr::memchr2(b'\r', b'\n', value).is_some() {
-        Err(HeaderError::Value)
-    } else {
-        Ok(())
-    }
+    if memchr::memchr2(b'\r', b'\n', value).is_some() { Err(HeaderError::Value) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -274,35 +248,19 @@ mod tests {
 
     #[test]
     fn blocks_give_status_and_lines() {
-        fn check(
-            block: &str,
-            status: Option<u16>,
-            description: Option<&str>,
-            expected: &[(&str, &str)],
-        ) {
+        fn check(block: &str, status: Option<u16>, description: Option<&str>, expected: &[(&str, &str)]) {
             let lines = header_lines(block.as_bytes()).expect(block);
             assert_eq!(lines.status(), status, "{block:?}");
-            assert_eq!(
-                lines.description(),
-                description.map(str::as_bytes),
-                "{block:?}"
-            );
-            let expected: Vec<_> = expected
-                .iter()
-                .map(|(name, value)| (name.as_bytes(), value.as_bytes()))
-                .collect();
+            assert_eq!(lines.description(), description.map(str::as_bytes), "{block:?}");
+            let expected: Vec<_> =
+                expected.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
             assert_eq!(lines.collect::<Vec<_>>(), expected, "{block:?}");
         }
         check("NATS/1.0\r\n\r\n", None, None, &[]);
         check("NATS/1.0  \r\n\r\n", None, None, &[]);
         check("NATS/1.0 503\r\n\r\n", Some(503), None, &[]);
         check("NATS/1.0503\r\n\r\n", Some(503), None, &[]);
-        check(
-            "NATS/1.0 404 No Messages\r\n\r\n",
-            Some(404),
-            Some("No Messages"),
-            &[],
-        );
+        check("NATS/1.0 404 No Messages\r\n\r\n", Some(404), Some("No Messages"), &[]);
         check(
             "NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 7\r\n\r\n",
             Some(100),
@@ -313,25 +271,14 @@ mod tests {
             "NATS/1.0\r\na:1\r\nA: 2\r\na:\t 3 \r\nempty:\r\nurl: http://x:80\r\nMy Key: blå\r\n\r\n",
             None,
             None,
-            &[
-                ("a", "1"),
-                ("A", "2"),
-                ("a", "3"),
-                ("empty", ""),
-                ("url", "http://x:80"),
-                ("My Key", "blå"),
-            ],
+            &[("a", "1"), ("A", "2"), ("a", "3"), ("empty", ""), ("url", "http://x:80"), ("My Key", "blå")],
         );
     }
 
     #[test]
     fn malformed_blocks_are_refused() {
         fn check(block: &str, expected: HeaderError) {
-            assert_eq!(
-                header_lines(block.as_bytes()).expect_err(block),
-                expected,
-                "{block:?}"
-            );
+            assert_eq!(header_lines(block.as_bytes()).expect_err(block), expected, "{block:?}");
         }
         check("", HeaderError::Version);
         check("NATS/1.", HeaderError::Version);
@@ -346,26 +293,11 @@ mod tests {
         check("NATS/1.0 5\r\n\r\n", HeaderError::Status);
         check("NATS/1.0 50x\r\n\r\n", HeaderError::Status);
         check("NATS/1.0 5033\r\n\r\n", HeaderError::Status);
-        check(
-            "NATS/1.0\r\nno colon\r\n\r\n",
-            HeaderError::Line { line: 1 },
-        );
-        check(
-            "NATS/1.0\r\na: 1\r\n: 2\r\n\r\n",
-            HeaderError::Line { line: 2 },
-        );
-        check(
-            "NATS/1.0\r\na: 1\r\n folded: 2\r\n\r\n",
-            HeaderError::Line { line: 2 },
-        );
-        check(
-            "NATS/1.0\r\na: 1\nb: 2\r\n\r\n",
-            HeaderError::Line { line: 1 },
-        );
-        check(
-            "NATS/1.0\r\na: 1\rb: 2\r\n\r\n",
-            HeaderError::Line { line: 1 },
-        );
+        check("NATS/1.0\r\nno colon\r\n\r\n", HeaderError::Line { line: 1 });
+        check("NATS/1.0\r\na: 1\r\n: 2\r\n\r\n", HeaderError::Line { line: 2 });
+        check("NATS/1.0\r\na: 1\r\n folded: 2\r\n\r\n", HeaderError::Line { line: 2 });
+        check("NATS/1.0\r\na: 1\nb: 2\r\n\r\n", HeaderError::Line { line: 1 });
+        check("NATS/1.0\r\na: 1\rb: 2\r\n\r\n", HeaderError::Line { line: 1 });
     }
 
     #[test]
@@ -373,10 +305,7 @@ mod tests {
         fn check(message: &[u8], expected: Result<&[u8], HeaderError>) {
             assert_eq!(strip_headers(message), expected);
         }
-        check(
-            b"NATS/1.0\r\na: 1\r\n\r\npay\r\n\r\nload",
-            Ok(b"pay\r\n\r\nload"),
-        );
+        check(b"NATS/1.0\r\na: 1\r\n\r\npay\r\n\r\nload", Ok(b"pay\r\n\r\nload"));
         check(b"NATS/1.0 503\r\n\r\n", Ok(b""));
         check(b"NATS/1.0\r\na: 1\r\n", Err(HeaderError::End));
         check(b"payload\r\n\r\n", Err(HeaderError::Version));
@@ -422,11 +351,7 @@ mod tests {
             }
         }
         check(503, b"", Ok(b"NATS/1.0 503\r\n\r\n"));
-        check(
-            408,
-            b"Request Timeout",
-            Ok(b"NATS/1.0 408 Request Timeout\r\n\r\n"),
-        );
+        check(408, b"Request Timeout", Ok(b"NATS/1.0 408 Request Timeout\r\n\r\n"));
         check(99, b"", Err(HeaderError::Status));
         check(1000, b"", Err(HeaderError::Status));
         check(503, b"a\r\nb", Err(HeaderError::Value));

@@ -78,16 +78,12 @@ impl ServerInfo {
     /// Appends the whole `INFO {…}` line.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"INFO ");
-        serde_json::to_writer(&mut *out, self)
-            .expect("strings, numbers and flags always become JSON");
+        serde_json::to_writer(&mut *out, self).expect("strings, numbers and flags always become JSON");
         out.extend_from_slice(b"\r\n");
     }
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_false(flag: &bool) -> bool {
     !flag
 }
@@ -101,10 +97,7 @@ mod tests {
         info.write(&mut out);
         assert_eq!(String::from_utf8_lossy(&out), line);
         let json = line.trim_end().strip_prefix("INFO ").expect("an INFO line");
-        assert_eq!(
-            &serde_json::from_str::<ServerInfo>(json).expect("reads what it wrote"),
-            info
-        );
+        assert_eq!(&serde_json::from_str::<ServerInfo>(json).expect("reads what it wrote"), info);
     }
 
     #[test]

@@ -23,10 +23,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            max_control_line: 4096,
-            max_payload: 1024 * 1024,
-        }
+        Self { max_control_line: 4096, max_payload: 1024 * 1024 }
     }
 }
 
@@ -121,8 +118,7 @@ pub fn parse<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolE
 
 #[inline(always)]
 fn publish<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolError> {
-    let Some((args, next)) = Arguments::<3>::read(buf, 3, limits, "PUB", "subject [reply] size")?
-    else {
+    let Some((args, next)) = Arguments::<3>::read(buf, 3, limits, "PUB", "subject [reply] size")? else {
         return Ok(one_more(buf));
     };
     let (subject, reply, size) = match *args.as_slice() {
@@ -135,13 +131,8 @@ fn publish<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolErr
 }
 
 fn publish_with_header<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolError> {
-    let Some((args, next)) = Arguments::<4>::read(
-        buf,
-        4,
-        limits,
-        "HPUB",
-        "subject [reply] header-size total-size",
-    )?
+    let Some((args, next)) =
+        Arguments::<4>::read(buf, 4, limits, "HPUB", "subject [reply] header-size total-size")?
     else {
         return Ok(one_more(buf));
     };
@@ -150,12 +141,7 @@ fn publish_with_header<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>,
         [subject, reply, header, total] => (subject, Some(reply), header, total),
         _ => return Err(args.count_error()),
     };
-    let sizes = Sizes::new(
-        scan::number(header, "HPUB")?,
-        scan::number(total, "HPUB")?,
-        limits,
-        "HPUB",
-    )?;
+    let sizes = Sizes::new(scan::number(header, "HPUB")?, scan::number(total, "HPUB")?, limits, "HPUB")?;
     with_body(buf, next, sizes, subject, reply)
 }
 
@@ -168,26 +154,15 @@ fn with_body<'a>(
     reply: Option<&'a [u8]>,
 ) -> Result<Parsed<'a>, ProtocolError> {
     Ok(match scan::body(buf, start, sizes)? {
-        Ok(Body {
-            header,
-            payload,
-            next,
-        }) => Progress::Op(
-            ClientOp::Pub {
-                subject,
-                reply,
-                header,
-                payload,
-            },
-            next,
-        ),
+        Ok(Body { header, payload, next }) => {
+            Progress::Op(ClientOp::Pub { subject, reply, header, payload }, next)
+        }
         Err(need) => Progress::Incomplete { need },
     })
 }
 
 fn subscribe<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolError> {
-    let Some((args, next)) = Arguments::<3>::read(buf, 3, limits, "SUB", "subject [queue] sid")?
-    else {
+    let Some((args, next)) = Arguments::<3>::read(buf, 3, limits, "SUB", "subject [queue] sid")? else {
         return Ok(one_more(buf));
     };
     let (subject, queue, sid) = match *args.as_slice() {
@@ -195,14 +170,7 @@ fn subscribe<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolE
         [subject, queue, sid] => (subject, Some(queue), sid),
         _ => return Err(args.count_error()),
     };
-    Ok(Progress::Op(
-        ClientOp::Sub {
-            subject,
-            queue,
-            sid,
-        },
-        next,
-    ))
+    Ok(Progress::Op(ClientOp::Sub { subject, queue, sid }, next))
 }
 
 fn unsubscribe<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtocolError> {
@@ -211,10 +179,7 @@ fn unsubscribe<'a>(buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Protoco
     };
     let (sid, max) = match *args.as_slice() {
         [sid] => (sid, None),
-        [sid, max] => (
-            sid,
-            Some(scan::number(max, "UNSUB")?).filter(|&max| max > 0),
-        ),
+        [sid, max] => (sid, Some(scan::number(max, "UNSUB")?).filter(|&max| max > 0)),
         _ => return Err(args.count_error()),
     };
     Ok(Progress::Op(ClientOp::Unsub { sid, max }, next))
@@ -279,7 +244,5 @@ fn simple<'a>(verb: &[u8], buf: &'a [u8], limits: &Limits) -> Result<Parsed<'a>,
 }
 
 fn one_more<Op>(buf: &[u8]) -> Progress<Op> {
-    Progress::Incomplete {
-        need: buf.len() + 1,
-    }
+    Progress::Incomplete { need: buf.len() + 1 }
 }

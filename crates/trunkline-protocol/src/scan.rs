@@ -31,28 +31,19 @@ pub(crate) fn line<'a>(
     let rest = &buf[from..];
     let window = &rest[..rest.len().min(window_max)];
     let Some(end) = memchr(b'\n', window) else {
-        return if window.len() == window_max {
-            Err(too_long(limits))
-        } else {
-            Ok(None)
-        };
+        return if window.len() == window_max { Err(too_long(limits)) } else { Ok(None) };
     };
     let text = &window[..end];
     let text = text.strip_suffix(b"\r").unwrap_or(text);
     if text.len() > longest {
         return Err(too_long(limits));
     }
-    Ok(Some(Line {
-        text,
-        next: from + end + 1,
-    }))
+    Ok(Some(Line { text, next: from + end + 1 }))
 }
 
 #[cold]
 fn too_long(limits: &Limits) -> ProtocolError {
-    ProtocolError::ControlLine {
-        limit: limits.max_control_line,
-    }
+    ProtocolError::ControlLine { limit: limits.max_control_line }
 }
 
 /// Whether `byte` separates arguments.
@@ -89,12 +80,7 @@ impl<'a, const N: usize> Arguments<'a, N> {
         verb: &'static str,
         expected: &'static str,
     ) -> Result<Option<(Self, usize)>, ProtocolError> {
-        let mut found = Self {
-            args: [&[]; N],
-            len: 0,
-            verb,
-            expected,
-        };
+        let mut found = Self { args: [&[]; N], len: 0, verb, expected };
         if let Some(next) = found.quick(buf, from, limits) {
             return Ok(Some((found, next)));
         }
@@ -166,13 +152,8 @@ impl<'a, const N: usize> Arguments<'a, N> {
     /// The error to give when [`as_slice`](Self::as_slice) has not the right length.
     #[cold]
     pub(crate) fn count_error(&self) -> ProtocolError {
-        let problem = Problem::ArgumentCount {
-            expected: self.expected,
-        };
-        ProtocolError::Parser {
-            verb: self.verb,
-            problem,
-        }
+        let problem = Problem::ArgumentCount { expected: self.expected };
+        ProtocolError::Parser { verb: self.verb, problem }
     }
 }
 
@@ -219,10 +200,7 @@ impl Iterator for Marks {
 
 #[cold]
 fn carriage_return(verb: &'static str) -> ProtocolError {
-    ProtocolError::Parser {
-        verb,
-        problem: Problem::CarriageReturn,
-    }
+    ProtocolError::Parser { verb, problem: Problem::CarriageReturn }
 }
 
 /// Reads a decimal number of 1 to 19 digits, so that it always fits.
@@ -244,12 +222,7 @@ pub(crate) fn number(digits: &[u8], verb: &'static str) -> Result<u64, ProtocolE
 
 #[cold]
 fn not_a_number(seen: &[u8], verb: &'static str) -> ProtocolError {
-    ProtocolError::Parser {
-        verb,
-        problem: Problem::Number {
-            seen: Snippet::new(seen),
-        },
-    }
+    ProtocolError::Parser { verb, problem: Problem::Number { seen: Snippet::new(seen) } }
 }
 
 /// A message behind its control line: header block, payload, and where the next operation begins.
@@ -282,10 +255,7 @@ impl Sizes {
         }
         match usize::try_from(total) {
             // The header is not larger, so it fits as well.
-            Ok(bytes) if bytes <= limits.max_payload => Ok(Self {
-                header: header as usize,
-                total: bytes,
-            }),
+            Ok(bytes) if bytes <= limits.max_payload => Ok(Self { header: header as usize, total: bytes }),
             _ => Err(max_payload(total, limits)),
         }
     }
@@ -293,28 +263,18 @@ impl Sizes {
 
 #[cold]
 fn header_size(header: u64, total: u64, verb: &'static str) -> ProtocolError {
-    ProtocolError::Parser {
-        verb,
-        problem: Problem::HeaderSize { header, total },
-    }
+    ProtocolError::Parser { verb, problem: Problem::HeaderSize { header, total } }
 }
 
 #[cold]
 fn max_payload(size: u64, limits: &Limits) -> ProtocolError {
-    ProtocolError::MaxPayload {
-        size,
-        limit: limits.max_payload,
-    }
+    ProtocolError::MaxPayload { size, limit: limits.max_payload }
 }
 
 /// Takes the message that starts at `start`. The inner error is the number of bytes that `buf` must
 /// hold first.
 #[inline(always)]
-pub(crate) fn body(
-    buf: &[u8],
-    start: usize,
-    sizes: Sizes,
-) -> Result<Result<Body<'_>, usize>, ProtocolError> {
+pub(crate) fn body(buf: &[u8], start: usize, sizes: Sizes) -> Result<Result<Body<'_>, usize>, ProtocolError> {
     let rest = &buf[start..];
     // The comparison in this form cannot overflow, whatever limit was configured.
     if rest.len() < 2 || rest.len() - 2 < sizes.total {
@@ -325,24 +285,12 @@ pub(crate) fn body(
         return Err(payload_end(sizes));
     }
     let (header, payload) = message.split_at(sizes.header);
-    let header = if sizes.header == 0 {
-        None
-    } else {
-        Some(header)
-    };
-    Ok(Ok(Body {
-        header,
-        payload,
-        next: start + sizes.total + 2,
-    }))
+    let header = if sizes.header == 0 { None } else { Some(header) };
+    Ok(Ok(Body { header, payload, next: start + sizes.total + 2 }))
 }
 
 #[cold]
-fn body_missing(
-    buf: &[u8],
-    start: usize,
-    sizes: Sizes,
-) -> Result<Result<Body<'_>, usize>, ProtocolError> {
+fn body_missing(buf: &[u8], start: usize, sizes: Sizes) -> Result<Result<Body<'_>, usize>, ProtocolError> {
     // Enough may be there to see that the size was wrong; a peer that then waits for an answer gets
     // one.
     match buf[start..].get(sizes.total) {
@@ -397,7 +345,5 @@ pub(crate) fn starts(buf: &[u8], verb: &[u8]) -> Start {
 /// The error for a line that begins with no known verb.
 #[cold]
 pub(crate) fn unknown(buf: &[u8]) -> ProtocolError {
-    ProtocolError::UnknownOperation {
-        seen: Snippet::new(buf),
-    }
+    ProtocolError::UnknownOperation { seen: Snippet::new(buf) }
 }

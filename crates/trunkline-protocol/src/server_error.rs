@@ -142,38 +142,25 @@ mod tests {
         fn check(error: ServerError<'_>, text: &str, closes: bool) {
             let mut out = b"before".to_vec();
             error.write(&mut out);
-            assert_eq!(
-                String::from_utf8_lossy(&out),
-                format!("before-ERR '{text}'\r\n")
-            );
+            assert_eq!(String::from_utf8_lossy(&out), format!("before-ERR '{text}'\r\n"));
             assert_eq!(error.closes(), closes, "{text}");
         }
         check(AuthorizationViolation, "Authorization Violation", true);
         check(AuthenticationTimeout, "Authentication Timeout", true);
         check(AuthenticationExpired, "User Authentication Expired", true);
-        check(
-            PublishPermission { subject: b"a.b" },
-            r#"Permissions Violation for Publish to "a.b""#,
-            false,
-        );
+        check(PublishPermission { subject: b"a.b" }, r#"Permissions Violation for Publish to "a.b""#, false);
         check(
             ReplyPermission { reply: b"_R_.x" },
             r#"Permissions Violation for Publish with Reply of "_R_.x""#,
             false,
         );
         check(
-            SubscribePermission {
-                subject: b"a.>",
-                queue: None,
-            },
+            SubscribePermission { subject: b"a.>", queue: None },
             r#"Permissions Violation for Subscription to "a.>""#,
             false,
         );
         check(
-            SubscribePermission {
-                subject: b"a.*",
-                queue: Some(b"q"),
-            },
+            SubscribePermission { subject: b"a.*", queue: Some(b"q") },
             r#"Permissions Violation for Subscription to "a.*" using queue "q""#,
             false,
         );
@@ -184,11 +171,7 @@ mod tests {
         check(StaleConnection, "Stale Connection", true);
         check(SlowConsumer, "Slow Consumer", true);
         check(TlsRequired, "Secure Connection - TLS Required", true);
-        check(
-            NoRespondersRequiresHeaders,
-            "no responders requires headers support",
-            true,
-        );
+        check(NoRespondersRequiresHeaders, "no responders requires headers support", true);
         check(HeadersNotSupported, "message headers not supported", true);
         check(InvalidClientProtocol, "invalid client protocol", true);
     }
@@ -197,10 +180,7 @@ mod tests {
     fn a_subject_cannot_break_the_line_it_is_quoted_in() {
         fn check(subject: &[u8], quoted: &str) {
             let text = PublishPermission { subject }.to_string();
-            assert_eq!(
-                text.strip_prefix("Permissions Violation for Publish to "),
-                Some(quoted)
-            );
+            assert_eq!(text.strip_prefix("Permissions Violation for Publish to "), Some(quoted));
         }
         check(b"a\r\nPING\r\n", r#""a\x0d\x0aPING\x0d\x0a""#);
         check(b"a\"b\\c", r#""a\"b\\c""#);

@@ -1,1 +1,30 @@
-//! Trunkline: server.
+//! The embedded Trunkline server: speaks the NATS client protocol in front of the bus of this process.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), trunkline_server::StartError> {
+//! use std::sync::Arc;
+//! use trunkline::backend::memory::Hub;
+//! use trunkline_server::{Server, ServerOptions};
+//!
+//! let server = Server::start(ServerOptions::new(Arc::new(Hub::default()))).await?;
+//! println!("nats://{}", server.nats_addr());
+//! server.shutdown(std::time::Duration::from_secs(5)).await;
+//! # Ok(())
+//! # }
+//! ```
+
+mod client;
+mod connection;
+mod health;
+mod http;
+mod options;
+mod outbox;
+mod process;
+mod server;
+mod session;
+mod shared;
+mod staging;
+mod view;
+
+pub use options::{Limits, ServerOptions};
+pub use server::{Server, StartError};

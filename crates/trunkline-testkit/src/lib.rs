@@ -1,1 +1,21 @@
-//! Trunkline: testkit.
+//! What the tests of Trunkline stand on: real servers as child processes, stock clients in other
+//! languages, a proxy that breaks connections on request, and the conformance suite of all backends.
+//!
+//! Everything here serves tests, so what goes wrong panics with the whole story instead of
+//! returning an error: the caller is a test, and its reader wants the log of the server, not a
+//! value to match on. No protocol and no delivery logic lives here.
+
+pub mod clients;
+pub mod conformance;
+pub mod environment;
+pub mod faulty;
+pub mod history;
+pub mod process;
+pub mod seeds;
+pub mod servers;
+pub mod tcp_proxy;
+
+pub use clients::{ClientLibrary, ScenarioRun};
+pub use process::ServerProcess;
+pub use servers::{NatsServer, TrunklineServer};
+pub use tcp_proxy::TcpProxy;

@@ -2,7 +2,7 @@
 //! above whatever backend there is; nothing below this module knows of envelopes.
 
 pub(crate) mod blocking;
-mod connect;
+pub mod connect;
 pub mod consume;
 pub mod context;
 pub(crate) mod draft;
@@ -193,6 +193,11 @@ impl Bus {
     /// Its metrics.
     pub fn telemetry(&self) -> &Telemetry {
         &self.inner.telemetry
+    }
+
+    /// The state of the backend, and every change of it.
+    pub fn backend_status(&self) -> tokio::sync::watch::Receiver<BackendStatus> {
+        self.inner.backend.status()
     }
 
     /// Waits until everything published before has been received by the server.

@@ -8,6 +8,7 @@ pub mod status;
 pub mod telemetry;
 pub mod topics;
 
+pub use bus::connect::ConnectError;
 pub use bus::consume::{Consumer, ConsumerBuilder, ConsumerError, Delivered, Key, Pulled, Puller};
 pub use bus::context::Context;
 pub use bus::handler::{BoxError, Failure, HandlerError, Retry};

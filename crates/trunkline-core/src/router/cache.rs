@@ -95,6 +95,14 @@ impl<T> Shared<T> {
         self.slots.len()
     }
 
+    /// How many listen to each subject that has an answer here.
+    pub(super) fn listeners(&self) -> impl Iterator<Item = u64> {
+        self.slots.iter().map(|slot| {
+            let set = &slot.answer.set;
+            (set.subscribers.len() + set.queues.len()) as u64
+        })
+    }
+
     pub(super) fn get(&self, hash: u64, subject: &[u8], stamp: u64) -> Option<Stamped<T>> {
         let slot = self.slots.find(hash, |slot| *slot.subject == *subject)?;
         (slot.answer.stamp == stamp).then(|| slot.answer.clone())

@@ -44,6 +44,13 @@ pub enum Role {
     Tap,
 }
 
+impl Role {
+    /// Whether it counts as somebody listening.
+    fn listens(&self) -> bool {
+        matches!(self, Self::Subscriber | Self::QueueMember(_))
+    }
+}
+
 /// The targets one subject reaches.
 #[derive(Debug)]
 pub struct MatchSet<T> {
@@ -102,18 +109,22 @@ impl<T: Clone> MatchSet<T> {
 /// Counters of a router, as `/subsz` shows them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RouterStats {
-    /// Subscriptions in the table now.
+    /// Subscriptions in the table now: who listens, so neither stores nor taps.
     pub subscriptions: u64,
     /// Answers in the shared cache now.
     pub cached: u64,
-    /// Subscriptions added since the start.
+    /// Entries added since the start, stores and taps included.
     pub inserts: u64,
-    /// Subscriptions removed since the start.
+    /// Entries removed since the start, stores and taps included.
     pub removes: u64,
     /// Lookups that the private caches could not answer.
     pub matches: u64,
     /// Of those, answered by the shared cache.
     pub shared_hits: u64,
+    /// Most listeners that an answer in the shared cache leads to.
+    pub fanout_max: u64,
+    /// Listeners that all answers in the shared cache lead to, together.
+    pub fanout_total: u64,
 }
 
 /// The routing table, shared by all publishers and subscribers of a process.
@@ -196,9 +207,20 @@ impl<T: Clone> Router<T> {
     /// Counters for monitoring.
     pub fn stats(&self) -> RouterStats {
         let removes = self.removes.load(Ordering::Relaxed);
+        let (mut cached, mut fanout_max, mut fanout_total) = (0, 0, 0);
+        for shard in &self.shared {
+            let shard = shard.lock();
+            cached += shard.len() as u64;
+            for listeners in shard.listeners() {
+                fanout_max = fanout_max.max(listeners);
+                fanout_total += listeners;
+            }
+        }
         RouterStats {
-            subscriptions: self.table.read().len() as u64,
-            cached: self.shared.iter().map(|shard| shard.lock().len() as u64).sum(),
+            subscriptions: self.table.read().listeners() as u64,
+            cached,
+            fanout_max,
+            fanout_total,
             inserts: self.next_id.load(Ordering::Relaxed) - 1,
             removes,
             matches: self.matches.load(Ordering::Relaxed),

@@ -35,6 +35,8 @@ fn queue_groups_merge_across_patterns_and_stores_and_taps_do_not_listen() {
     assert_eq!(set.queues.len(), 2);
     let q = set.queues.iter().find(|queue| queue.group == "q").unwrap();
     assert_eq!(sorted(q.members.clone()), [1, 2]);
+    assert_eq!(router.stats().subscriptions, 3, "stores and taps are no subscriptions");
+    assert_eq!((router.stats().fanout_max, router.stats().fanout_total), (2, 2));
     let set = router.matches(b"c");
     assert!(set.nobody_listens() && !set.is_empty());
     assert_eq!((set.stores.as_slice(), set.taps.as_slice()), (&[4][..], &[5][..]));

@@ -15,6 +15,8 @@ pub(super) struct Entry<T> {
 pub(super) struct Trie<T> {
     root: Node<T>,
     len: usize,
+    /// Of `len`, those that listen.
+    listeners: usize,
 }
 
 struct Node<T> {
@@ -38,16 +40,22 @@ impl<T> Node<T> {
 
 impl<T> Trie<T> {
     pub(super) const fn new() -> Self {
-        Self { root: Node::new(), len: 0 }
+        Self { root: Node::new(), len: 0, listeners: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
+    /// Subscribers and members of queue groups.
+    pub(super) fn listeners(&self) -> usize {
+        self.listeners
+    }
+
     pub(super) fn insert(&mut self, pattern: &Pattern, entry: Entry<T>) {
         let mut node = &mut self.root;
         self.len += 1;
+        self.listeners += usize::from(entry.role.listens());
         for token in pattern.tokens() {
             node = match token {
                 ">" => return node.tail.push(entry),
@@ -66,7 +74,10 @@ impl<T> Trie<T> {
 
     pub(super) fn remove(&mut self, pattern: &Pattern, id: SubscriptionId) -> Option<Entry<T>> {
         let removed = remove_below(&mut self.root, &mut pattern.tokens(), id);
-        self.len -= usize::from(removed.is_some());
+        if let Some(entry) = &removed {
+            self.len -= 1;
+            self.listeners -= usize::from(entry.role.listens());
+        }
         removed
     }
 

@@ -6,14 +6,10 @@ use proptest::option;
 use proptest::prelude::*;
 use trunkline_protocol::client::{self, ServerOp, parse_server};
 use trunkline_protocol::{
-    ClientOp, HeaderBlock, Limits, Progress, ProtocolError, encode, header_lines, parse,
-    strip_headers,
+    ClientOp, HeaderBlock, Limits, Progress, ProtocolError, encode, header_lines, parse, strip_headers,
 };
 
-const LIMITS: Limits = Limits {
-    max_control_line: 256,
-    max_payload: 1024,
-};
+const LIMITS: Limits = Limits { max_control_line: 256, max_payload: 1024 };
 
 /// An operation that owns its bytes, of either side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,22 +20,9 @@ enum Owned {
     Info(Vec<u8>),
     Err(Vec<u8>),
     Connect(Vec<u8>),
-    Msg {
-        subject: Vec<u8>,
-        sid: Vec<u8>,
-        reply: Option<Vec<u8>>,
-        header: Option<Vec<u8>>,
-        payload: Vec<u8>,
-    },
-    Sub {
-        subject: Vec<u8>,
-        queue: Option<Vec<u8>>,
-        sid: Vec<u8>,
-    },
-    Unsub {
-        sid: Vec<u8>,
-        max: Option<u64>,
-    },
+    Msg { subject: Vec<u8>, sid: Vec<u8>, reply: Option<Vec<u8>>, header: Option<Vec<u8>>, payload: Vec<u8> },
+    Sub { subject: Vec<u8>, queue: Option<Vec<u8>>, sid: Vec<u8> },
+    Unsub { sid: Vec<u8>, max: Option<u64> },
 }
 
 impl From<ClientOp<'_>> for Owned {
@@ -51,31 +34,17 @@ impl From<ClientOp<'_>> for Owned {
             ClientOp::Ok => Self::Ok,
             ClientOp::Info => Self::Info(Vec::new()),
             ClientOp::Err(text) => Self::Err(text.to_vec()),
-            ClientOp::Pub {
-                subject,
-                reply,
-                header,
-                payload,
-            } => Self::Msg {
+            ClientOp::Pub { subject, reply, header, payload } => Self::Msg {
                 subject: subject.to_vec(),
                 sid: Vec::new(),
                 reply: reply.map(<[u8]>::to_vec),
                 header: header.map(<[u8]>::to_vec),
                 payload: payload.to_vec(),
             },
-            ClientOp::Sub {
-                subject,
-                queue,
-                sid,
-            } => Self::Sub {
-                subject: subject.to_vec(),
-                queue: queue.map(<[u8]>::to_vec),
-                sid: sid.to_vec(),
-            },
-            ClientOp::Unsub { sid, max } => Self::Unsub {
-                sid: sid.to_vec(),
-                max,
-            },
+            ClientOp::Sub { subject, queue, sid } => {
+                Self::Sub { subject: subject.to_vec(), queue: queue.map(<[u8]>::to_vec), sid: sid.to_vec() }
+            }
+            ClientOp::Unsub { sid, max } => Self::Unsub { sid: sid.to_vec(), max },
         }
     }
 }
@@ -88,13 +57,7 @@ impl From<ServerOp<'_>> for Owned {
             ServerOp::Pong => Self::Pong,
             ServerOp::Ok => Self::Ok,
             ServerOp::Err(text) => Self::Err(text.to_vec()),
-            ServerOp::Msg {
-                subject,
-                sid,
-                reply,
-                header,
-                payload,
-            } => Self::Msg {
+            ServerOp::Msg { subject, sid, reply, header, payload } => Self::Msg {
                 subject: subject.to_vec(),
                 sid: sid.to_vec(),
                 reply: reply.map(<[u8]>::to_vec),
@@ -113,23 +76,11 @@ impl Owned {
             Self::Ok => encode::ok(out),
             Self::Info(_) => out.extend_from_slice(b"INFO {}\r\n"),
             Self::Err(text) => out.extend_from_slice(&[b"-ERR ", &text[..], b"\r\n"].concat()),
-            Self::Connect(json) => {
-                out.extend_from_slice(&[b"CONNECT ", &json[..], b"\r\n"].concat())
-            }
-            Self::Msg {
-                subject,
-                reply,
-                header,
-                payload,
-                ..
-            } => {
+            Self::Connect(json) => out.extend_from_slice(&[b"CONNECT ", &json[..], b"\r\n"].concat()),
+            Self::Msg { subject, reply, header, payload, .. } => {
                 client::publish(out, subject, reply.as_deref(), header.as_deref(), payload);
             }
-            Self::Sub {
-                subject,
-                queue,
-                sid,
-            } => client::subscribe(out, subject, queue.as_deref(), sid),
+            Self::Sub { subject, queue, sid } => client::subscribe(out, subject, queue.as_deref(), sid),
             Self::Unsub { sid, max } => client::unsubscribe(out, sid, *max),
         }
     }
@@ -138,21 +89,8 @@ impl Owned {
         match self {
             Self::Info(json) => out.extend_from_slice(&[b"INFO ", &json[..], b"\r\n"].concat()),
             Self::Err(text) => out.extend_from_slice(&[b"-ERR '", &text[..], b"'\r\n"].concat()),
-            Self::Msg {
-                subject,
-                sid,
-                reply,
-                header,
-                payload,
-            } => {
-                encode::msg(
-                    out,
-                    subject,
-                    sid,
-                    reply.as_deref(),
-                    header.as_deref(),
-                    payload,
-                );
+            Self::Msg { subject, sid, reply, header, payload } => {
+                encode::msg(out, subject, sid, reply.as_deref(), header.as_deref(), payload);
             }
             Self::Ping => encode::ping(out),
             Self::Pong => encode::pong(out),
@@ -166,10 +104,7 @@ impl Owned {
 
 /// A subject, sid, reply or queue group: anything that is not a separator or a line end.
 fn token() -> impl Strategy<Value = Vec<u8>> {
-    vec(
-        any::<u8>().prop_filter("a separator", |byte| !b" \t\r\n".contains(byte)),
-        1..20,
-    )
+    vec(any::<u8>().prop_filter("a separator", |byte| !b" \t\r\n".contains(byte)), 1..20)
 }
 
 /// The start of a header block is not looked at by the parsers, so any bytes will do; but it is not
@@ -189,13 +124,7 @@ fn payload() -> impl Strategy<Value = Vec<u8>> {
 
 fn message(sid: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Owned> {
     (token(), sid, option::of(token()), header(), payload()).prop_map(
-        |(subject, sid, reply, header, payload)| Owned::Msg {
-            subject,
-            sid,
-            reply,
-            header,
-            payload,
-        },
+        |(subject, sid, reply, header, payload)| Owned::Msg { subject, sid, reply, header, payload },
     )
 }
 
@@ -249,11 +178,7 @@ fn from_server(buf: &[u8]) -> Result<Progress<Owned>, ProtocolError> {
 /// Feeds `bytes` as reads of the given sizes, the way a connection does: it keeps the unparsed
 /// rest, and asks again only when `need` is met. Gives the operations found and the bytes left
 /// over, or the first error.
-fn feed(
-    parser: Parser,
-    bytes: &[u8],
-    reads: &[usize],
-) -> Result<(Vec<Owned>, usize), ProtocolError> {
+fn feed(parser: Parser, bytes: &[u8], reads: &[usize]) -> Result<(Vec<Owned>, usize), ProtocolError> {
     let mut ops = Vec::new();
     let (mut start, mut end, mut need) = (0, 0, 1);
     let mut reads = reads.iter().copied().cycle();

@@ -1,14 +1,73 @@
-//! Ways to a bus.
+//! Ways to a bus: in this process, or as a configuration says.
 
 use std::sync::Arc;
 
+use trunkline_core::redelivery::RetryPolicy;
+use trunkline_core::{OffsetError, Pattern, SubjectError, Token};
+
 use super::{Bus, BusOptions};
 use crate::backend::memory::{Hub, HubOptions, MemoryBackend};
+use crate::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
+use crate::backend::{Backend, BackendKind, Start, StreamConfig, StreamError, Unsupported};
+use crate::config::{Config, Fallback, InitialStreamId, Messaging};
+
+/// Why a bus could not be had as configured.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// NATS cannot be reached or used, and `messaging.fallback` is `fail`.
+    #[error("backend nats cannot be used (messaging.fallback is fail)")]
+    Nats(#[source] NatsConnectError),
+    /// This build has no such backend, and `messaging.fallback` is `fail`.
+    #[error("backend {backend} is not in this build (messaging.fallback is fail)")]
+    NotInBuild {
+        /// The backend that was asked for.
+        backend: BackendKind,
+    },
+    /// A stream of `messaging.streams` cannot be made.
+    #[error("a configured stream cannot be made (messaging.streams)")]
+    Stream(#[source] StreamError),
+    /// Streams are configured, and the backend has none.
+    #[error("streams are configured (messaging.streams)")]
+    NoStreams(#[source] Unsupported),
+    /// `messaging.subject_root` is no token.
+    #[error("the root of the subjects is no token (messaging.subject_root)")]
+    Root(#[source] SubjectError),
+    /// `messaging.initial_stream_id` is no offset.
+    #[error("the start of new readers is no offset (messaging.initial_stream_id)")]
+    InitialStart(#[source] OffsetError),
+}
+
+impl ConnectError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Nats(error) => error.is_retryable(),
+            Self::Stream(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+
+    /// What the operator can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Nats(error) => Some(error.hint()),
+            Self::NotInBuild { .. } => {
+                Some("set messaging.backend to in_memory or nats, or messaging.fallback to in_memory")
+            }
+            Self::NoStreams(error) => Some(error.hint()),
+            _ => None,
+        }
+    }
+}
 
 impl Bus {
     /// A bus within this process, with default settings and a hub of its own. Nothing outlives it.
     pub fn in_memory() -> Self {
-        Self::on_hub(&Arc::new(Hub::new(HubOptions::default())), BusOptions::default())
+        let options = BusOptions::default();
+        let hub = Arc::new(Hub::new(HubOptions::default()));
+        reserve_dead_letters(&hub, &options.subject_root);
+        Self::on_hub(&hub, options)
     }
 
     /// A bus within this process on a hub that others are on too, such as the embedded server.
@@ -17,5 +76,198 @@ impl Bus {
     /// As [`Bus::with_backend`].
     pub fn on_hub(hub: &Arc<Hub>, options: BusOptions) -> Self {
         Self::with_backend(Arc::new(MemoryBackend::connect_to(hub)), options)
+    }
+
+    /// A bus as the configuration says, with its streams made.
+    ///
+    /// With `backend: in_memory` it is a hub of its own. A backend that cannot be reached within
+    /// `messaging.connect_timeout` is an error or, with `messaging.fallback: in_memory`, a hub of its own whose status
+    /// is degraded; that is logged as a warning.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use trunkline::{Bus, config::Config};
+    /// let bus = Bus::connect(Config::default()).await?;
+    /// assert!(bus.status().backend.state.is_ready());
+    /// # Ok(()) }
+    /// ```
+    pub async fn connect(config: Config) -> Result<Self, ConnectError> {
+        Ok(Self::open(&config).await?.0)
+    }
+
+    /// As [`Bus::connect`], and the hub when the bus is in this process: what an embedded server is put in front of.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn open(config: &Config) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
+        let messaging = &config.messaging;
+        let options = BusOptions::try_from(messaging)?;
+        let hub = || {
+            let hub = Arc::new(Hub::new(HubOptions::from(config)));
+            reserve_dead_letters(&hub, &options.subject_root);
+            hub
+        };
+        let (backend, hub): (Arc<dyn Backend>, _) = match messaging.backend {
+            BackendKind::InMemory => {
+                let hub = hub();
+                (Arc::new(MemoryBackend::connect_to(&hub)), Some(hub))
+            }
+            BackendKind::Redis => {
+                let hub = hub();
+                let error = ConnectError::NotInBuild { backend: BackendKind::Redis };
+                (Arc::new(fall_back(messaging, &hub, error)?), Some(hub))
+            }
+            BackendKind::Nats => match NatsBackend::connect(NatsOptions::from(messaging)).await {
+                Ok(backend) => (Arc::new(backend), None),
+                Err(error) => {
+                    let hub = hub();
+                    (Arc::new(fall_back(messaging, &hub, ConnectError::Nats(error))?), Some(hub))
+                }
+            },
+        };
+        ensure_streams(&*backend, messaging).await?;
+        Ok((Self::with_backend(backend, options), hub))
+    }
+}
+
+fn reserve_dead_letters(hub: &Hub, root: &Token) {
+    hub.reserve(&Pattern::new(format!("{root}.dead.>")).expect("a token and literals"));
+}
+
+/// The backend in memory in the place of the one that was asked for, or `error` where that is not allowed.
+fn fall_back(
+    messaging: &Messaging,
+    hub: &Arc<Hub>,
+    error: ConnectError,
+) -> Result<MemoryBackend, ConnectError> {
+    if messaging.fallback() == Fallback::Fail {
+        return Err(error);
+    }
+    let wanted = messaging.backend;
+    let reason = match &error {
+        ConnectError::Nats(cause) => cause.to_string(),
+        _ => format!("backend {wanted} is not in this build"),
+    };
+    tracing::warn!(
+        backend = %wanted,
+        %reason,
+        "RUNNING ON THE FALLBACK: messages, streams and consumers are kept in the memory of this process; they are lost \
+         when it ends, and nobody else on the configured backend sees them. Set messaging.fallback to fail to refuse this"
+    );
+    Ok(MemoryBackend::degraded(hub, format!("running on the fallback in_memory: {reason}")))
+}
+
+async fn ensure_streams(backend: &dyn Backend, messaging: &Messaging) -> Result<(), ConnectError> {
+    if messaging.streams.is_empty() {
+        return Ok(());
+    }
+    let streams = backend.streams().map_err(ConnectError::NoStreams)?;
+    for stream in &messaging.streams {
+        let config = StreamConfig {
+            max_age: stream.max_age,
+            max_messages: stream.max_messages,
+            max_bytes: stream.max_bytes,
+            // At most 5 (`messaging.streams[].replicas`).
+            replicas: u8::try_from(stream.replicas).unwrap_or(u8::MAX),
+            ..StreamConfig::new(stream.name.clone(), stream.subjects.clone())
+        };
+        streams.ensure(config).await.map_err(ConnectError::Stream)?;
+    }
+    Ok(())
+}
+
+impl TryFrom<&Messaging> for BusOptions {
+    type Error = ConnectError;
+
+    fn try_from(messaging: &Messaging) -> Result<Self, ConnectError> {
+        let initial_start = match &messaging.initial_stream_id {
+            InitialStreamId::New => Start::New,
+            InitialStreamId::Beginning => Start::Beginning,
+            InitialStreamId::At(offset) => Start::After(offset.parse().map_err(ConnectError::InitialStart)?),
+        };
+        let consumer = &messaging.consumer;
+        Ok(Self {
+            subject_root: Token::new(messaging.subject_root.clone()).map_err(ConnectError::Root)?,
+            publish_timeout: messaging.publish_timeout,
+            retry: RetryPolicy { max_deliver: consumer.max_deliver, backoff: consumer.backoff.clone() },
+            ack_wait: consumer.ack_wait,
+            initial_start,
+            ..Self::default()
+        })
+    }
+}
+
+impl From<&Config> for HubOptions {
+    fn from(config: &Config) -> Self {
+        Self {
+            max_payload: saturating(config.server.limits.max_payload),
+            max_pending: saturating(config.messaging.max_pending),
+            dedupe_window: config.messaging.dedupe_window,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&Messaging> for NatsOptions {
+    fn from(messaging: &Messaging) -> Self {
+        let mut options = Self::new(messaging.nats_url.servers().iter().map(ToString::to_string));
+        options.connect_timeout = messaging.connect_timeout;
+        options.publish_timeout = messaging.publish_timeout;
+        options.max_pending = saturating(messaging.max_pending);
+        options
+    }
+}
+
+/// A limit as this machine counts; what does not fit is more than it could ever hold.
+fn saturating(limit: u64) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Loader;
+    use crate::status::BackendState;
+
+    fn config(yaml: &str) -> Config {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.yaml");
+        std::fs::write(&file, yaml).unwrap();
+        Loader::new().file(&file).load().unwrap().config
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_backend_falls_back_only_where_that_is_allowed() {
+        let unreachable = "messaging: {backend: nats, nats_url: 'nats://127.0.0.1:1', connect_timeout: 200ms";
+        let bus = Bus::connect(config(&format!("{unreachable}, fallback: in_memory}}"))).await.unwrap();
+        let status = bus.status().backend;
+        assert!(matches!(status.state, BackendState::Degraded { .. }), "{status:?}");
+        assert_eq!(status.backend, BackendKind::InMemory);
+        let error = Bus::connect(config(&format!("{unreachable}}}"))).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Nats(_)) && error.is_retryable(), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn redis_falls_back_because_it_is_not_in_this_build() {
+        let bus = Bus::connect(config("messaging: {backend: redis}")).await.unwrap();
+        let status = bus.status().backend;
+        assert!(
+            status.state.reason().is_some_and(|reason| reason.contains("not in this build")),
+            "{status:?}"
+        );
+        let error = Bus::connect(config("messaging: {backend: redis, fallback: fail}")).await.unwrap_err();
+        assert!(matches!(error, ConnectError::NotInBuild { backend: BackendKind::Redis }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn configured_streams_are_there_when_connect_returns() {
+        let config = config("messaging: {streams: [{name: audit, subjects: ['a.>'], max_messages: 10}]}");
+        let (_bus, hub) = Bus::open(&config).await.unwrap();
+        let streams = crate::backend::Streams::list(&*hub.unwrap()).await.unwrap();
+        assert_eq!(streams[0].config.max_messages, Some(10));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use trunkline_core::{Headers, MatchSet, Message, Router, StreamOffset, Subject};
+use trunkline_core::{Headers, MatchSet, Message, Pattern, Role, Router, StreamOffset, Subject};
 
 use super::inbox::Inbox;
 use super::streams::{StreamHandle, StreamTable};
@@ -44,6 +44,8 @@ pub enum Target {
     Session(Arc<dyn SessionSink>),
     /// A stream that stores the message.
     Stream(StreamHandle),
+    /// Marks subjects on which only the bus itself publishes.
+    Reserved,
 }
 
 /// A subscription of somebody outside this process, as the server keeps it.
@@ -134,6 +136,12 @@ impl Hub {
     /// Name of this hub, one token, unique for all practical purposes.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// From now on clients of the embedded server may not publish on subjects that match; components of this process are
+    /// held to it by the bus.
+    pub fn reserve(&self, pattern: &Pattern) {
+        self.router.insert(pattern, Role::Tap, Target::Reserved);
     }
 
     /// Counters since the start.
@@ -248,7 +256,7 @@ fn give(target: &Target, message: &Arc<Message>, offset: Option<StreamOffset>) -
     match target {
         Target::Inbox(inbox) => inbox.push(message.clone(), offset),
         Target::Session(session) => session.deliver(message),
-        Target::Stream(_) => Delivered::Gone,
+        Target::Stream(_) | Target::Reserved => Delivered::Gone,
     }
 }
 

@@ -1,1 +1,289 @@
 //! The `nats` backend: core NATS through the client library.
+//!
+//! The library reconnects, restores subscriptions and speaks the protocol. What it leaves open is closed here:
+//! it accepts messages while it is disconnected, its flush proves nothing about the server, it drops messages of
+//! slow readers without a count, and says nothing to subscribers about a connection that was away.
+
+mod connect;
+mod events;
+mod inbox;
+mod link;
+mod live;
+mod message;
+mod options;
+mod publish;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
+use trunkline_core::{Message, Pattern, Subject};
+
+pub use options::{NatsAuth, NatsConnectError, NatsOptions, NatsTls};
+
+use crate::backend::{
+    Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
+    PublishOptions, Publishing, Start, Streams, SubscribeError, SubscribeOptions, Unsupported,
+};
+use crate::status::BackendStatus;
+use events::{Events, Subscription};
+use link::{Link, NoProof};
+use live::{Listed, NatsSource, subscription_number};
+use options::{Servers, check_inbox_prefix};
+
+/// Core NATS. Streams and consumers are [`Unsupported`].
+///
+/// Each subscription has a task of its own; they, and the connection, end when the backend is dropped. Dropping
+/// does not wait for messages under way: [`Backend::flush`] or [`Backend::drain`] first.
+pub struct NatsBackend {
+    link: Arc<Link>,
+    max_pending: usize,
+    /// Where timers live, for callers outside of it.
+    runtime: Handle,
+    /// Ends all tasks of this backend.
+    stop: CancellationToken,
+    _stop_on_drop: DropGuard,
+    /// Runs [`Link::run`]; ends with `stop`, at the latest when this is dropped.
+    _link_task: AbortOnDropHandle<()>,
+}
+
+impl NatsBackend {
+    /// Connects, and proves that a message goes to the server and back. Call it within a tokio runtime that
+    /// lives as long as the backend.
+    ///
+    /// Tries again until `connect_timeout` has passed when no server answers; bad addresses, credentials and
+    /// certificates fail at once. Once connected, it reconnects for ever, with backoff up to 2 s and jitter.
+    ///
+    /// # Errors
+    /// See [`NatsConnectError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    pub async fn connect(options: NatsOptions) -> Result<Self, NatsConnectError> {
+        let started = tokio::time::Instant::now();
+        let servers = Servers::parse(&options.servers)?;
+        check_inbox_prefix(&options.inbox_prefix)?;
+        let events = Arc::new(Events::new());
+        let client = connect::connect(&options, &servers, &events).await?;
+
+        let echo_prefix = client.new_inbox();
+        events.set_echo_prefix(&echo_prefix);
+        let stop = CancellationToken::new();
+        let stop_on_drop = stop.clone().drop_guard();
+        let unreachable = |reason: &str| NatsConnectError::Unreachable {
+            server: servers.shown.clone(),
+            waited: options.connect_timeout,
+            reason: reason.to_owned(),
+        };
+        let echoes = client
+            .subscribe(format!("{echo_prefix}.*"))
+            .await
+            .map_err(|_| unreachable("the connection broke at once"))?;
+        let link = Arc::new(Link::new(
+            client,
+            Arc::clone(&events),
+            servers.shown.clone(),
+            options.publish_timeout,
+            echo_prefix,
+        ));
+        let link_task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&link).run(echoes, stop.clone())));
+        let backend = Self {
+            link,
+            max_pending: options.max_pending,
+            runtime: Handle::current(),
+            stop,
+            _stop_on_drop: stop_on_drop,
+            _link_task: link_task,
+        };
+
+        let mut status = backend.link.status();
+        let first = status.wait_for(|status| status.state.is_ready() || events.echo_denied().is_some());
+        match tokio::time::timeout_at(started + options.connect_timeout, first).await {
+            Ok(Ok(status)) if status.state.is_ready() => {}
+            _ => {
+                return Err(match events.echo_denied() {
+                    Some(reason) => NatsConnectError::InboxDenied {
+                        server: servers.shown.clone(),
+                        reason: reason.to_owned(),
+                    },
+                    None => unreachable("connected, but no message came back"),
+                });
+            }
+        }
+        drop(status);
+        Ok(backend)
+    }
+
+    /// Messages that subscriptions of this backend were not given, because their readers were slow, the client
+    /// library dropped them, or they could not be decoded. Each is reported as a gap, too.
+    pub fn dropped_messages(&self) -> u64 {
+        self.link.events.dropped.load(Ordering::Relaxed)
+    }
+
+    async fn subscribe_live(
+        &self,
+        pattern: Pattern,
+        options: SubscribeOptions,
+    ) -> Result<Box<dyn LiveSource>, SubscribeError> {
+        let link = &self.link;
+        if link.refusing.load(Ordering::SeqCst) {
+            return Err(SubscribeError::Closed);
+        }
+        if !matches!(options.start, None | Some(Start::New)) {
+            return Err(unsupported("subscribing from a start in the past").into());
+        }
+        let connection = link.connection().ok_or_else(|| link.not_subscribed())?;
+        let queue = options.queue.map(|queue| queue.to_string());
+        let max_pending = options.max_pending.unwrap_or(self.max_pending);
+        // Listed before the server hears of it, or its refusal could come too early to be seen.
+        let listed =
+            Listed::new(Subscription::new(pattern.clone(), queue.clone(), max_pending), &link.events);
+        let subject = pattern.as_str().to_owned();
+        let subscribing = async {
+            match queue {
+                Some(queue) => link.client.queue_subscribe(subject, queue).await,
+                None => link.client.subscribe(subject).await,
+            }
+        };
+        let subscriber = match tokio::time::timeout(link.publish_timeout, subscribing).await {
+            Ok(Ok(subscriber)) => subscriber,
+            Ok(Err(_)) | Err(_) => return Err(link.not_subscribed()),
+        };
+        if let Some(number) = subscription_number(&subscriber) {
+            let _ = listed.subscription.sid.set(number);
+        }
+        let source = NatsSource::start(listed, subscriber, connection, link, self.stop.clone());
+        match link.prove(link.publish_timeout).await {
+            Ok(()) => {}
+            Err(NoProof::Closed) => return Err(SubscribeError::Closed),
+            Err(NoProof::Silent(waited)) => {
+                let reason = format!("no confirmation within {waited:?}");
+                return Err(SubscribeError::NotConnected { server: link.server.clone(), reason });
+            }
+            Err(NoProof::NotConnected | NoProof::Broken) => return Err(link.not_subscribed()),
+        }
+        match source.denied() {
+            Some(reason) => Err(SubscribeError::Denied { pattern, reason: reason.to_owned() }),
+            None => Ok(Box::new(source)),
+        }
+    }
+
+    async fn drain_until(&self, by: Instant) -> Result<(), DrainError> {
+        let link = &self.link;
+        if link.refusing.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let draining = async {
+            // Brings in what the server had sent to the subscriptions, see `NatsSource::stop`.
+            link.prove(Duration::MAX).await?;
+            let live = link.events.live();
+            for subscription in &live {
+                subscription.ending.cancel();
+            }
+            for subscription in &live {
+                subscription.ended.cancelled().await;
+            }
+            // Covers what was published, and that nothing more comes to the subscriptions.
+            link.prove(Duration::MAX).await
+        };
+        let result = match link.connection() {
+            None => Err(NoProof::NotConnected),
+            Some(_) => tokio::select! {
+                drained = tokio::time::timeout_at(by.into(), draining) => {
+                    drained.unwrap_or(Err(NoProof::Silent(Duration::ZERO)))
+                }
+                () = link.disconnected() => Err(NoProof::Broken),
+            },
+        };
+        let (left, lost) = (link.unproven(), link.take_lost());
+        let reason = link.events.reason();
+        // Nothing is left for the library's own drain but to close the connection; without one it has no use.
+        let closing = tokio::time::timeout_at(by.into(), link.client.drain());
+        if result.is_ok() {
+            let _ = closing.await;
+        }
+        link.close();
+        self.stop.cancel();
+        match result {
+            Ok(()) => Ok(()),
+            Err(NoProof::Silent(_)) => Err(DrainError::Deadline { left }),
+            // Nothing was under way: the missing connection has cost nothing.
+            Err(_) if left == 0 && !lost => Ok(()),
+            Err(_) => Err(DrainError::NotConnected { server: link.server.clone(), reason }),
+        }
+    }
+}
+
+impl std::fmt::Debug for NatsBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NatsBackend").field("server", &self.link.server).finish_non_exhaustive()
+    }
+}
+
+impl Drop for NatsBackend {
+    fn drop(&mut self) {
+        self.link.close();
+    }
+}
+
+fn unsupported(operation: &'static str) -> Unsupported {
+    Unsupported { operation, backend: BackendKind::Nats }
+}
+
+impl Backend for NatsBackend {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            kind: BackendKind::Nats,
+            streams: false,
+            subscribe_from_offset: false,
+            durable: false,
+            resumes_after_reconnect: false,
+            fenced_acks: false,
+            dedupe: false,
+            no_responders: NoResponders::AtOnce,
+        }
+    }
+
+    fn status(&self) -> watch::Receiver<BackendStatus> {
+        self.link.status()
+    }
+
+    fn new_inbox(&self) -> Subject {
+        Subject::new(self.link.client.new_inbox())
+            .expect("the prefix was checked, and what follows it is one token")
+    }
+
+    fn publish(&self, m: Message, o: PublishOptions) -> Publishing {
+        if self.link.refusing.load(Ordering::SeqCst) {
+            return Publishing::Ready(Err(PublishError::Closed));
+        }
+        if o.dedupe_id.is_some() {
+            return Publishing::Ready(Err(unsupported("publishing with a deduplication id").into()));
+        }
+        publish::publish(&self.link, &self.runtime, m, o.timeout.unwrap_or(self.link.publish_timeout))
+    }
+
+    fn flush(&self) -> Fut<'_, Result<(), PublishError>> {
+        Box::pin(publish::flush(&self.link, self.link.publish_timeout))
+    }
+
+    fn subscribe(
+        &self,
+        p: Pattern,
+        o: SubscribeOptions,
+    ) -> Fut<'_, Result<Box<dyn LiveSource>, SubscribeError>> {
+        Box::pin(self.subscribe_live(p, o))
+    }
+
+    fn streams(&self) -> Result<&dyn Streams, Unsupported> {
+        Err(unsupported("streams"))
+    }
+
+    fn drain(&self, by: Instant) -> Fut<'_, Result<(), DrainError>> {
+        Box::pin(self.drain_until(by))
+    }
+}

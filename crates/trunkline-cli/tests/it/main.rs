@@ -1,0 +1,21 @@
+//! Tests of the `trunkline` binary from outside, as its users meet it: stock clients against
+//! `trunkline up`.
+
+mod clients_node;
+mod clients_python;
+mod envelope;
+
+use std::path::Path;
+
+use trunkline_testkit::clients::{ClientLibrary, check_scenario};
+use trunkline_testkit::servers::TrunklineServer;
+
+/// A server of our own, on free ports and with the default configuration.
+fn server() -> TrunklineServer {
+    TrunklineServer::start::<&str>(Path::new(env!("CARGO_BIN_EXE_trunkline")), [])
+}
+
+/// Runs one scenario of one client against a server of its own.
+fn check(library: ClientLibrary, scenario: &str) {
+    check_scenario(library, scenario, &mut server());
+}

@@ -1,0 +1,312 @@
+//! A connected client and its subscriptions, as the rest of the server sees them.
+
+use std::any::Any;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use trunkline::backend::memory::{Delivered, Hub, SessionSink};
+use trunkline::{Message, Pattern};
+use trunkline_core::SubscriptionId;
+use trunkline_protocol::{ConnectOptions, encode};
+
+use crate::outbox::{Outbox, Written};
+use crate::shared::Closed;
+use crate::view::Count;
+
+/// A client's name for a subscription; most are numbers of a few digits.
+pub(crate) type Sid = SmallVec<[u8; 8]>;
+
+/// A client's subscriptions by its own names for them.
+pub(crate) type Subscriptions = HashMap<Sid, Arc<Subscription>, foldhash::fast::RandomState>;
+
+/// Messages and their bytes, in one direction.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) messages: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+}
+
+impl Traffic {
+    pub(crate) fn count(&self) -> Count {
+        Count { messages: self.messages.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+    }
+}
+
+/// A connection from accept to close. The session's own task has the rest of its state.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// Never used twice by a server.
+    pub(crate) id: u64,
+    pub(crate) address: SocketAddr,
+    pub(crate) outbox: Outbox,
+    /// From the client.
+    pub(crate) received: Traffic,
+    /// To the client.
+    pub(crate) sent: Traffic,
+    pub(crate) subscriptions: AtomicU64,
+    /// Guards the subscriptions. Changed by the session alone, one at a time; monitoring looks on. Taken by no publish,
+    /// and no other lock is taken while it is held.
+    pub(crate) table: Mutex<Subscriptions>,
+    pub(crate) started: SystemTime,
+    hub: Arc<Hub>,
+    /// What CONNECT said; unset until it came.
+    connect: OnceLock<ConnectOptions>,
+    headers: AtomicBool,
+    /// Milliseconds of the server's life when the last whole operation came.
+    last_active: AtomicU64,
+    /// Milliseconds of the server's life when it was noticed that messages had gone to the client.
+    last_delivery: AtomicU64,
+    /// Messages that had gone to the client when that was last looked at.
+    seen_sent: AtomicU64,
+    pings: Mutex<Pings>,
+    /// Subscriptions that ended by themselves, for the session to forget. Taken by the session before each batch.
+    ended: Mutex<Vec<Sid>>,
+    has_ended: AtomicBool,
+    ending_reason: OnceLock<Closed>,
+}
+
+#[derive(Debug, Default)]
+struct Pings {
+    outstanding: u32,
+    sent: Option<Instant>,
+    /// Milliseconds of the server's life when the last one was sent.
+    sent_ms: u64,
+    rtt: Option<Duration>,
+}
+
+impl Client {
+    pub(crate) fn new(id: u64, address: SocketAddr, outbox: Outbox, hub: Arc<Hub>) -> Self {
+        Self {
+            id,
+            address,
+            outbox,
+            received: Traffic::default(),
+            sent: Traffic::default(),
+            subscriptions: AtomicU64::new(0),
+            table: Mutex::default(),
+            started: SystemTime::now(),
+            hub,
+            connect: OnceLock::new(),
+            headers: AtomicBool::new(false),
+            last_active: AtomicU64::new(0),
+            last_delivery: AtomicU64::new(0),
+            seen_sent: AtomicU64::new(0),
+            pings: Mutex::default(),
+            ended: Mutex::default(),
+            has_ended: AtomicBool::new(false),
+            ending_reason: OnceLock::new(),
+        }
+    }
+
+    /// Whether it understands header blocks.
+    pub(crate) fn headers(&self) -> bool {
+        self.headers.load(Ordering::Relaxed)
+    }
+
+    /// What CONNECT said, once it came.
+    pub(crate) fn connect(&self) -> Option<&ConnectOptions> {
+        self.connect.get()
+    }
+
+    /// Keeps what the first CONNECT said.
+    pub(crate) fn set_connect(&self, options: ConnectOptions) {
+        self.headers.store(options.headers, Ordering::Relaxed);
+        let _ = self.connect.set(options);
+    }
+
+    pub(crate) fn touch(&self, now_ms: u64) {
+        self.last_active.store(now_ms, Ordering::Relaxed);
+    }
+
+    pub(crate) fn last_active_ms(&self) -> u64 {
+        self.last_active.load(Ordering::Relaxed)
+    }
+
+    /// Notices deliveries since the last call. Whoever delivers leaves no time behind, so that delivering costs no
+    /// clock; this is called about once a second instead.
+    pub(crate) fn note_deliveries(&self, now_ms: u64) {
+        let sent = self.sent.messages.load(Ordering::Relaxed);
+        if self.seen_sent.swap(sent, Ordering::Relaxed) != sent {
+            self.last_delivery.store(now_ms, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn last_delivery_ms(&self) -> u64 {
+        self.last_delivery.load(Ordering::Relaxed)
+    }
+
+    /// The first PING answers INFO with CONNECT before it: what passed since the accept stands for a round trip until
+    /// one is measured, as on nats-server.
+    pub(crate) fn first_ping_received(&self) {
+        let mut pings = self.pings.lock();
+        if pings.rtt.is_none() {
+            pings.rtt = self.started.elapsed().ok();
+        }
+    }
+
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        self.pings.lock().rtt
+    }
+
+    /// Sends a PING, unless `max` are unanswered: then it returns `false`.
+    pub(crate) fn ping(&self, max: u32, now_ms: u64) -> bool {
+        {
+            let mut pings = self.pings.lock();
+            if pings.outstanding >= max {
+                return false;
+            }
+            pings.outstanding += 1;
+            pings.sent = Some(Instant::now());
+            pings.sent_ms = now_ms;
+        }
+        self.outbox.write_later(encode::ping);
+        true
+    }
+
+    pub(crate) fn pinged_ms(&self) -> u64 {
+        self.pings.lock().sent_ms
+    }
+
+    /// Why the server ends the connection; the first reason stays.
+    pub(crate) fn set_ending_reason(&self, why: Closed) {
+        let _ = self.ending_reason.set(why);
+    }
+
+    pub(crate) fn ending_reason(&self) -> Option<Closed> {
+        self.ending_reason.get().copied()
+    }
+
+    pub(crate) fn pong_received(&self) {
+        let mut pings = self.pings.lock();
+        pings.outstanding = 0;
+        pings.rtt = pings.sent.take().map(|sent| sent.elapsed()).or(pings.rtt);
+    }
+
+    /// Any whole operation shows that the client lives, as its PONG would.
+    pub(crate) fn is_alive(&self) {
+        self.pings.lock().outstanding = 0;
+    }
+
+    /// A subscription made its last delivery: it leaves the routing table at once, so that it does not count as
+    /// somebody listening, and the session forgets it later.
+    fn note_ended(&self, subscription: &Subscription) {
+        if let Some(id) = subscription.id.get() {
+            self.hub.router().remove(&subscription.pattern, *id);
+        }
+        let sid = &subscription.sid;
+        self.ended.lock().push(sid.clone());
+        self.has_ended.store(true, Ordering::Release);
+    }
+
+    /// Subscriptions that ended by themselves since it was last asked.
+    pub(crate) fn take_ended(&self) -> Vec<Sid> {
+        match self.has_ended.swap(false, Ordering::AcqRel) {
+            true => std::mem::take(&mut *self.ended.lock()),
+            false => Vec::new(),
+        }
+    }
+}
+
+/// A subscription of a client, as the routing table knows it.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    pub(crate) client: Arc<Client>,
+    pub(crate) sid: Sid,
+    pub(crate) pattern: Pattern,
+    pub(crate) queue: Option<bytestring::ByteString>,
+    /// Its place in the routing table; set right after it got there.
+    pub(crate) id: OnceLock<SubscriptionId>,
+    delivered: AtomicU64,
+    /// Ends itself after so many deliveries; 0 is never.
+    max: AtomicU64,
+    ended: AtomicBool,
+}
+
+impl Subscription {
+    pub(crate) fn new(
+        client: Arc<Client>,
+        sid: &[u8],
+        pattern: Pattern,
+        queue: Option<bytestring::ByteString>,
+    ) -> Self {
+        Self {
+            client,
+            sid: Sid::from_slice(sid),
+            pattern,
+            queue,
+            id: OnceLock::new(),
+            delivered: AtomicU64::new(0),
+            max: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// After how many deliveries it ends; 0 is never.
+    pub(crate) fn max(&self) -> u64 {
+        self.max.load(Ordering::Relaxed)
+    }
+
+    /// Ends after `max` deliveries in all; `true` when they were made already.
+    pub(crate) fn limit(&self, max: u64) -> bool {
+        self.max.store(max, Ordering::Release);
+        self.delivered() >= max
+    }
+
+    /// Takes the place of one delivery; `false` when the subscription has ended.
+    #[inline]
+    pub(crate) fn take_delivery(&self) -> bool {
+        let n = self.delivered.fetch_add(1, Ordering::Relaxed) + 1;
+        let max = self.max.load(Ordering::Acquire);
+        if max != 0 && n >= max {
+            if !self.ended.swap(true, Ordering::AcqRel) {
+                self.client.note_ended(self);
+            }
+            return n <= max;
+        }
+        !self.ended.load(Ordering::Relaxed)
+    }
+
+    /// No delivery from here on.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+impl SessionSink for Subscription {
+    fn deliver(&self, message: &Arc<Message>) -> Delivered {
+        if !self.take_delivery() {
+            return Delivered::Gone;
+        }
+        let mut header = Vec::new();
+        if !message.headers.is_empty() && self.client.headers() {
+            message.headers.encode(&mut header);
+        }
+        let header = (!header.is_empty()).then_some(&header[..]);
+        let reply = message.reply.as_ref().map(|reply| reply.as_bytes());
+        let written = self.client.outbox.write_later(|out| {
+            encode::msg(out, message.subject.as_bytes(), &self.sid, reply, header, &message.payload);
+        });
+        match written {
+            Written::Closed => Delivered::Gone,
+            Written::Pending(_) => {
+                let bytes = message.payload.len() + header.map_or(0, <[u8]>::len);
+                self.client.sent.messages.fetch_add(1, Ordering::Relaxed);
+                self.client.sent.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                Delivered::Done
+            }
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,231 @@
+//! The task of one connection: reads batches, has them acted on, writes what waits.
+
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BufMut;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::client::Client;
+use crate::outbox::Ending;
+use crate::session::{Fed, Session};
+use crate::shared::{Closed, Shared};
+use crate::staging::Staging;
+
+/// Read buffer of a worker thread.
+const READ_BYTES: usize = 256 << 10;
+/// An operation that takes more than this is read into a buffer of its own instead of being carried from batch to batch.
+const CARRIED_BYTES: usize = 32 << 10;
+/// Longest pause of a publisher whose reader does not keep up, once a batch.
+const PAUSE_MAX: Duration = Duration::from_millis(10);
+/// How long a refused client is still read, so that it sees why before its connection is reset.
+const LINGER: Duration = Duration::from_millis(250);
+
+thread_local! {
+    // Shared by all connections of a worker thread: used between two awaits, empty at each.
+    static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+    static STAGING: RefCell<Staging> = RefCell::new(Staging::default());
+}
+
+pub(crate) struct Connection {
+    server: Arc<Shared>,
+    client: Arc<Client>,
+    /// Shared with the client's outbox, which lets go of it when the connection is over.
+    socket: Arc<TcpStream>,
+    session: Session,
+    /// The start of an operation that is not complete.
+    partial: Vec<u8>,
+    /// How many bytes `partial` must have before it is worth parsing.
+    need: usize,
+}
+
+/// What a read came to.
+enum Read {
+    /// Go on; a receiver of what was published does not keep up.
+    Batch { behind: Option<Arc<Client>> },
+    /// Nothing to read now.
+    Empty,
+    /// The connection is over.
+    Close(Closed),
+}
+
+impl Connection {
+    pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>, socket: Arc<TcpStream>) -> Self {
+        let session = Session::new(server.clone(), client.clone());
+        Self { server, client, socket, session, partial: Vec::new(), need: 0 }
+    }
+
+    /// Serves the client until one side ends it.
+    pub(crate) async fn run(mut self) {
+        let info = self.server.info(&self.client);
+        self.client.outbox.write_later(|out| info.write(out));
+        let why = self.serve().await;
+        let view = self.server.view(&self.client);
+        self.session.close();
+        self.server.leave(&self.client, view, why);
+        self.client.outbox.close();
+        tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
+    }
+
+    async fn serve(&mut self) -> Closed {
+        let (client, socket) = (self.client.clone(), self.socket.clone());
+        let outbox = &client.outbox;
+        // What `outbox` could not write at once.
+        let mut writing = false;
+        let mut refused = None;
+        loop {
+            match outbox.ending() {
+                Ending::No => {}
+                Ending::WhenFlushed => refused = refused.or(Some(self.why_ended())),
+                Ending::Now => {
+                    if let Some(why @ (Closed::Protocol | Closed::Stale)) = refused {
+                        linger(&socket).await;
+                        return why;
+                    }
+                    return refused.unwrap_or_else(|| self.why_ended());
+                }
+            }
+            let interest = match (refused.is_some(), writing) {
+                (false, false) => Some(Interest::READABLE),
+                (false, true) => Some(Interest::READABLE | Interest::WRITABLE),
+                (true, true) => Some(Interest::WRITABLE),
+                (true, false) => None,
+            };
+            let ready = tokio::select! {
+                biased;
+                () = outbox.woken() => {
+                    writing = !outbox.flush();
+                    continue;
+                }
+                ready = socket.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => ready,
+            };
+            let Ok(ready) = ready else { return Closed::ByClient };
+            if writing && (ready.is_writable() || ready.is_write_closed()) {
+                writing = !outbox.flush();
+            }
+            if refused.is_none() && (ready.is_readable() || ready.is_read_closed()) {
+                match self.read() {
+                    Read::Empty => {}
+                    Read::Batch { behind: None } => {}
+                    Read::Batch { behind: Some(reader) } => writing |= self.pause_for(&reader).await,
+                    Read::Close(Closed::ByClient) => return Closed::ByClient,
+                    Read::Close(why) => {
+                        refused = Some(why);
+                        outbox.end(Ending::WhenFlushed);
+                    }
+                }
+            }
+        }
+    }
+
+    fn why_ended(&self) -> Closed {
+        match self.client.outbox.was_slow() {
+            true => Closed::SlowConsumer,
+            false => self.client.ending_reason().unwrap_or(Closed::ByClient),
+        }
+    }
+
+    /// Gives a reader that does not keep up a moment to catch up; meanwhile writes what waits for this client itself.
+    /// Says whether something still waits.
+    async fn pause_for(&self, reader: &Arc<Client>) -> bool {
+        self.server.count_stalled();
+        let outbox = &self.client.outbox;
+        let until = tokio::time::Instant::now() + PAUSE_MAX;
+        loop {
+            let pending = !outbox.flush();
+            tokio::select! {
+                () = reader.outbox.has_drained() => return pending,
+                () = tokio::time::sleep_until(until) => return pending,
+                () = outbox.woken() => {}
+                _ = self.socket.writable(), if pending => {}
+            }
+        }
+    }
+
+    fn read(&mut self) -> Read {
+        match self.need > CARRIED_BYTES {
+            true => self.read_large(),
+            false => self.read_shared(),
+        }
+    }
+
+    /// Reads into the thread's buffer, behind the start of an operation if there is one.
+    fn read_shared(&mut self) -> Read {
+        READ.with_borrow_mut(|buffer| {
+            let start = self.partial.len();
+            buffer[..start].copy_from_slice(&self.partial);
+            let n = match self.socket.try_read(&mut buffer[start..]) {
+                Ok(0) => return Read::Close(Closed::ByClient),
+                Ok(n) => n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,
+                Err(_) => return Read::Close(Closed::ByClient),
+            };
+            let input = &buffer[..start + n];
+            let (fed, behind) = self.feed(input);
+            self.partial.clear();
+            self.partial.extend_from_slice(&input[fed.consumed..]);
+            if self.partial.is_empty() && self.partial.capacity() > CARRIED_BYTES {
+                self.partial = Vec::new();
+            }
+            self.after(fed, behind)
+        })
+    }
+
+    /// Reads the rest of a large operation, and not a byte more, into a buffer that grows with what has come.
+    fn read_large(&mut self) -> Read {
+        let missing = self.need - self.partial.len();
+        self.partial.reserve(missing.min(self.partial.len().max(READ_BYTES)));
+        let limit = missing.min(self.partial.capacity() - self.partial.len());
+        let mut target = (&mut self.partial).limit(limit);
+        match self.socket.try_read_buf(&mut target) {
+            Ok(0) => return Read::Close(Closed::ByClient),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,
+            Err(_) => return Read::Close(Closed::ByClient),
+        }
+        if self.partial.len() < self.need {
+            return Read::Batch { behind: None };
+        }
+        let input = std::mem::take(&mut self.partial);
+        let (fed, behind) = self.feed(&input);
+        self.partial.extend_from_slice(&input[fed.consumed..]);
+        self.after(fed, behind)
+    }
+
+    /// Has the input acted on and everything staged by it written.
+    fn feed(&mut self, input: &[u8]) -> (Fed, Option<Arc<Client>>) {
+        STAGING.with_borrow_mut(|staging| {
+            let fed = self.session.feed(input, staging);
+            let behind = staging.flush(self.client.id, input);
+            (fed, behind)
+        })
+    }
+
+    fn after(&mut self, fed: Fed, behind: Option<Arc<Client>>) -> Read {
+        self.need = fed.need;
+        match fed.close {
+            Some(why) => Read::Close(why),
+            None => Read::Batch { behind },
+        }
+    }
+}
+
+/// Reads and drops what a refused client still sends, for a moment: closing a socket with unread bytes resets it, and
+/// the client might never see the error.
+async fn linger(socket: &TcpStream) {
+    let drain = async {
+        let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
+        let mut sink = [0; 4096];
+        while socket.readable().await.is_ok() {
+            match socket.try_read(&mut sink) {
+                Ok(0) => break,
+                Err(error) if error.kind() != ErrorKind::WouldBlock => break,
+                _ => {}
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, drain).await;
+}

@@ -1,0 +1,319 @@
+//! `/connz`: the connections, in nats-server's shape. See
+//! <https://docs.nats.io/running-a-nats-service/nats_admin/monitoring#connection-information-connz>.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::params::{LIMIT_MAX, Page, ParamError, Params, truth};
+use super::subsz::{Detail, subscriptions_of};
+use super::{Monitor, aside, durations, json};
+use crate::health::timestamp;
+use crate::shared::{Closed, Shared};
+use crate::view::{ClientView, Departed};
+
+#[derive(Serialize)]
+struct Connz<'a> {
+    server_id: &'a str,
+    now: Timestamp,
+    num_connections: usize,
+    total: usize,
+    offset: usize,
+    limit: usize,
+    connections: Vec<Connection>,
+}
+
+#[derive(Serialize)]
+struct Connection {
+    cid: u64,
+    kind: &'static str,
+    r#type: &'static str,
+    ip: String,
+    port: u16,
+    start: Timestamp,
+    last_activity: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    rtt: String,
+    uptime: String,
+    idle: String,
+    pending_bytes: usize,
+    in_msgs: u64,
+    out_msgs: u64,
+    in_bytes: u64,
+    out_bytes: u64,
+    subscriptions: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lang: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscriptions_list: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscriptions_list_detail: Option<Vec<Detail>>,
+    /// Subscriptions that the lists leave out, because an answer would grow too large.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscriptions_omitted: Option<usize>,
+}
+
+/// Which connections are asked for, and how.
+struct Question {
+    page: Page,
+    cid: Option<u64>,
+    sort: Sort,
+    state: ConnState,
+    subscriptions: ListSubscriptions,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ConnState {
+    Open,
+    Closed,
+    Any,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ListSubscriptions {
+    No,
+    Patterns,
+    Detail,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    Cid,
+    Start,
+    Subs,
+    Pending,
+    MsgsTo,
+    MsgsFrom,
+    BytesTo,
+    BytesFrom,
+    Last,
+    Idle,
+    Uptime,
+    Rtt,
+    Stop,
+    Reason,
+}
+
+impl Sort {
+    const ALL: [(&'static str, Sort); 14] = [
+        ("cid", Sort::Cid),
+        ("start", Sort::Start),
+        ("subs", Sort::Subs),
+        ("pending", Sort::Pending),
+        ("msgs_to", Sort::MsgsTo),
+        ("msgs_from", Sort::MsgsFrom),
+        ("bytes_to", Sort::BytesTo),
+        ("bytes_from", Sort::BytesFrom),
+        ("last", Sort::Last),
+        ("idle", Sort::Idle),
+        ("uptime", Sort::Uptime),
+        ("rtt", Sort::Rtt),
+        ("stop", Sort::Stop),
+        ("reason", Sort::Reason),
+    ];
+
+    /// Whether only connections that ended can be sorted by it.
+    fn needs_closed(self) -> bool {
+        matches!(self, Self::Stop | Self::Reason)
+    }
+
+    /// Sorts in nats-server's direction: the largest first, but the oldest first by `cid` and `start`, and the youngest
+    /// first by `uptime`.
+    fn sort(self, rows: &mut [Row]) {
+        // Rows come in the order of their ids, and equal ones stay in it.
+        fn view(row: &Row) -> &ClientView {
+            &row.view
+        }
+        match self {
+            Self::Cid => rows.sort_by_key(|row| view(row).id),
+            Self::Start => rows.sort_by_key(|row| view(row).started),
+            Self::Subs => rows.sort_by_key(|row| Reverse(view(row).subscriptions)),
+            Self::Pending => rows.sort_by_key(|row| Reverse(view(row).pending_bytes)),
+            Self::MsgsTo => rows.sort_by_key(|row| Reverse(view(row).sent.messages)),
+            Self::MsgsFrom => rows.sort_by_key(|row| Reverse(view(row).received.messages)),
+            Self::BytesTo => rows.sort_by_key(|row| Reverse(view(row).sent.bytes)),
+            Self::BytesFrom => rows.sort_by_key(|row| Reverse(view(row).received.bytes)),
+            Self::Last => rows.sort_by_key(|row| Reverse(view(row).last_active)),
+            Self::Idle => rows.sort_by_key(|row| Reverse(view(row).idle)),
+            Self::Uptime => rows.sort_by_key(|row| view(row).uptime),
+            Self::Rtt => rows.sort_by_key(|row| Reverse(view(row).rtt)),
+            Self::Stop => rows.sort_by_key(|row| Reverse(row.ended.map(|(stopped, _)| stopped))),
+            Self::Reason => rows.sort_by_key(|row| row.ended.map(|(_, why)| reason(why))),
+        }
+    }
+}
+
+pub(super) async fn connz(State(monitor): State<Arc<Monitor>>, params: Params) -> Response {
+    match Question::read(&params) {
+        Ok(question) => aside(move || answer(&monitor, &question)).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+impl Question {
+    fn read(params: &Params) -> Result<Self, ParamError> {
+        let number = || "the number of a connection".to_owned();
+        let states = || "open, closed or any".to_owned();
+        let state = params.read("state", states, |value| match value.to_ascii_lowercase().as_str() {
+            "open" => Some(ConnState::Open),
+            "closed" => Some(ConnState::Closed),
+            "any" | "all" => Some(ConnState::Any),
+            _ => None,
+        })?;
+        let state = state.unwrap_or(ConnState::Open);
+        let fits = |sort: &Sort| !sort.needs_closed() || state == ConnState::Closed;
+        let sorts = || {
+            let names = Sort::ALL.iter().filter(|(_, sort)| fits(sort)).map(|(name, _)| *name);
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let sort = params.read("sort", sorts, |value| {
+            Sort::ALL.iter().find(|(name, _)| *name == value).map(|(_, sort)| *sort).filter(fits)
+        })?;
+        let lists = || "detail, 1, true, 0 or false".to_owned();
+        let subscriptions = params.read("subs", lists, |value| match value {
+            "detail" => Some(ListSubscriptions::Detail),
+            value => {
+                truth(value).map(|on| if on { ListSubscriptions::Patterns } else { ListSubscriptions::No })
+            }
+        })?;
+        // There are no users to show, but a value that is none is a mistake all the same.
+        params.flag("auth")?;
+        Ok(Self {
+            page: params.page()?,
+            cid: params.read("cid", number, |value| value.parse().ok())?,
+            sort: sort.unwrap_or(Sort::Cid),
+            state,
+            subscriptions: subscriptions.unwrap_or(ListSubscriptions::No),
+        })
+    }
+}
+
+/// A connection on its way into the answer.
+struct Row {
+    view: ClientView,
+    /// When and why, once it has ended.
+    ended: Option<(std::time::SystemTime, Closed)>,
+}
+
+impl From<Departed> for Row {
+    fn from(departed: Departed) -> Self {
+        Self { view: departed.view, ended: Some((departed.stopped, departed.why)) }
+    }
+}
+
+fn answer(monitor: &Monitor, question: &Question) -> Response {
+    let shared = &monitor.shared;
+    let mut rows = rows(shared, question);
+    let Page { offset, mut limit } = question.page;
+    let mut total = rows.len();
+    if let Some(cid) = question.cid {
+        // As on nats-server: one is asked for, and the total says among how many.
+        rows.retain(|row| row.view.id == cid);
+        limit = 1;
+        total = total.max(rows.len());
+    }
+    question.sort.sort(&mut rows);
+    let mut room = LIMIT_MAX;
+    let connections: Vec<Connection> = rows
+        .into_iter()
+        .skip(if question.cid.is_some() { 0 } else { offset })
+        .take(limit)
+        .map(|row| shown(shared, row, question.subscriptions, &mut room))
+        .collect();
+    json(&Connz {
+        server_id: &shared.id,
+        now: Timestamp::now(),
+        num_connections: connections.len(),
+        total,
+        offset,
+        limit,
+        connections,
+    })
+}
+
+fn rows(shared: &Shared, question: &Question) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if question.state != ConnState::Closed {
+        rows.extend(shared.clients().iter().map(|client| Row { view: shared.view(client), ended: None }));
+    }
+    if question.state != ConnState::Open {
+        rows.extend(shared.departed().into_iter().map(Row::from));
+    }
+    rows.sort_unstable_by_key(|row| row.view.id);
+    rows
+}
+
+/// `room` is how many subscriptions the answer may still list.
+fn shown(shared: &Shared, row: Row, list: ListSubscriptions, room: &mut usize) -> Connection {
+    let view = row.view;
+    let mut connection = Connection {
+        cid: view.id,
+        kind: "Client",
+        r#type: "nats",
+        ip: view.address.ip().to_string(),
+        port: view.address.port(),
+        start: timestamp(view.started),
+        last_activity: timestamp(view.last_active),
+        stop: row.ended.map(|(stopped, _)| timestamp(stopped)),
+        reason: row.ended.map(|(_, why)| reason(why)),
+        rtt: durations::round_trip(view.rtt.unwrap_or_default()),
+        uptime: durations::uptime(view.uptime),
+        idle: durations::uptime(view.idle),
+        pending_bytes: view.pending_bytes,
+        in_msgs: view.received.messages,
+        out_msgs: view.sent.messages,
+        in_bytes: view.received.bytes,
+        out_bytes: view.sent.bytes,
+        subscriptions: view.subscriptions,
+        name: view.name,
+        lang: view.lang,
+        version: view.version,
+        subscriptions_list: None,
+        subscriptions_list_detail: None,
+        subscriptions_omitted: None,
+    };
+    if list != ListSubscriptions::No
+        && let Some(client) = shared.client(view.id)
+    {
+        let all = subscriptions_of(&client);
+        let listed = &all[..all.len().min(*room)];
+        *room -= listed.len();
+        connection.subscriptions_omitted = Some(all.len() - listed.len()).filter(|omitted| *omitted > 0);
+        if !listed.is_empty() {
+            match list {
+                ListSubscriptions::Detail => {
+                    connection.subscriptions_list_detail =
+                        Some(listed.iter().map(|s| Detail::of(s)).collect());
+                }
+                _ => {
+                    let pattern = |s: &Arc<crate::client::Subscription>| s.pattern.as_str().to_owned();
+                    connection.subscriptions_list = Some(listed.iter().map(pattern).collect());
+                }
+            }
+        }
+    }
+    connection
+}
+
+/// As nats-server says it, where it has the reason too.
+fn reason(why: Closed) -> &'static str {
+    match why {
+        Closed::ByClient => "Client Closed",
+        Closed::Protocol => "Protocol Violation",
+        Closed::ClientError => "Client Error",
+        Closed::SlowConsumer => "Slow Consumer",
+        Closed::Stale => "Stale Connection",
+        Closed::Shutdown => "Server Shutdown",
+    }
+}

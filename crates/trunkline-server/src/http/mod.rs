@@ -1,0 +1,151 @@
+//! The HTTP side of the server: probes, metrics, and monitoring in nats-server's shape.
+//!
+//! Everything here reads what the server counts anyway, when somebody asks: no session ever waits for it. Nothing here
+//! changes anything.
+
+mod connz;
+mod durations;
+mod host;
+mod metrics;
+mod params;
+mod serve;
+mod subsz;
+mod varz;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use serde::Serialize;
+
+use crate::health::{Health, Readiness};
+use crate::process::CpuShare;
+use crate::shared::Shared;
+
+pub(crate) use serve::{Bounds, serve};
+
+/// What there is to ask for: path, and what it answers.
+const ENDPOINTS: [(&str, &str); 8] = [
+    ("/", "this list"),
+    ("/healthz", "whether the server is alive"),
+    ("/readyz", "whether it can do what the configuration promises"),
+    ("/metrics", "metrics, in OpenMetrics text"),
+    ("/varz", "the server"),
+    ("/connz", "its connections"),
+    ("/subsz", "its subscriptions"),
+    ("/accountz", "its accounts"),
+];
+
+/// What the handlers know.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    shared: Arc<Shared>,
+    health: Arc<Health>,
+    /// Where it is served.
+    address: SocketAddr,
+    /// Requests for each of [`ENDPOINTS`].
+    requests: [AtomicU64; ENDPOINTS.len()],
+    cpu: CpuShare,
+}
+
+impl Monitor {
+    pub(crate) fn new(shared: Arc<Shared>, health: Arc<Health>, address: SocketAddr) -> Self {
+        Self { shared, health, address, requests: Default::default(), cpu: CpuShare::new() }
+    }
+
+    fn count_request(&self, path: &str) {
+        if let Some(at) = ENDPOINTS.iter().position(|(known, _)| *known == path) {
+            self.requests[at].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Paths that were asked for, and how often.
+    fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.requests.iter().map(|count| count.load(Ordering::Relaxed));
+        ENDPOINTS.iter().map(|(path, _)| *path).zip(counts).filter(|(_, count)| *count > 0)
+    }
+}
+
+/// Everything that is served.
+pub(crate) fn router(monitor: Arc<Monitor>) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics::metrics))
+        .route("/varz", get(varz::varz))
+        .route("/connz", get(connz::connz))
+        .route("/subsz", get(subsz::subsz))
+        .route("/subscriptionsz", get(subsz::subsz))
+        .route("/accountz", get(varz::accountz))
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_allowed)
+        .layer(middleware::from_fn_with_state(monitor.clone(), guard))
+        .with_state(monitor)
+}
+
+/// Before every handler: refuses names that are not this machine's, then counts.
+async fn guard(State(monitor): State<Arc<Monitor>>, request: Request, next: Next) -> Response {
+    if let Err(error) = host::check(&request) {
+        return (error.status(), format!("{error}\n")).into_response();
+    }
+    monitor.count_request(request.uri().path());
+    next.run(request).await
+}
+
+async fn index() -> Html<String> {
+    let line = |(path, what): &(&str, &str)| format!("<li><a href=\".{path}\">{path}</a> {what}</li>\n");
+    let list: String = ENDPOINTS.iter().map(line).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    Html(format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>Trunkline {version}</title>\n\
+         <h1>Trunkline {version}</h1>\n<ul>\n{list}</ul>\n</html>\n"
+    ))
+}
+
+async fn healthz() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], r#"{"status":"ok"}"#)
+}
+
+async fn readyz(State(monitor): State<Arc<Monitor>>) -> Response {
+    let document = monitor.health.document();
+    let status = match document.status {
+        Readiness::Ok => StatusCode::OK,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, json(&document)).into_response()
+}
+
+async fn not_found(request: Request) -> (StatusCode, String) {
+    let paths = ENDPOINTS.map(|(path, _)| path).join(", ");
+    (StatusCode::NOT_FOUND, format!("there is no {}; there are {paths}\n", request.uri().path()))
+}
+
+async fn not_allowed(request: Request) -> (StatusCode, String) {
+    let (method, path) = (request.method(), request.uri().path());
+    (StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not possible on {path}, GET is\n"))
+}
+
+/// An answer in JSON, indented as nats-server's is: scripts read it line by line, and people read it too.
+fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec_pretty(value) {
+        Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(error) => internal(&error),
+    }
+}
+
+fn internal(error: &dyn std::error::Error) -> Response {
+    tracing::warn!(%error, "cannot answer a monitoring request");
+    (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
+}
+
+/// Does work that grows with the number of connections where it keeps no session waiting.
+async fn aside(work: impl FnOnce() -> Response + Send + 'static) -> Response {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| internal(&error))
+}

@@ -1,0 +1,154 @@
+//! `/subsz`: the routing table and the subscriptions in it, in nats-server's shape. See
+//! <https://docs.nats.io/running-a-nats-service/nats_admin/monitoring#subscription-routing-information>.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::Serialize;
+use trunkline::Subject;
+use trunkline::backend::memory::Target;
+
+use super::params::{Page, ParamError, Params};
+use super::{Monitor, aside, json};
+use crate::client::{Client, Subscription};
+use crate::shared::Shared;
+
+#[derive(Serialize)]
+struct Subsz<'a> {
+    server_id: &'a str,
+    now: Timestamp,
+    num_subscriptions: u64,
+    num_cache: u64,
+    num_inserts: u64,
+    num_removes: u64,
+    /// Lookups that no publisher's own cache could answer.
+    num_matches: u64,
+    cache_hit_rate: f64,
+    max_fanout: u64,
+    avg_fanout: f64,
+    /// Subscriptions of clients that the list is a part of; 0 when no list was asked for.
+    total: usize,
+    offset: usize,
+    limit: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscriptions_list: Option<Vec<Detail>>,
+}
+
+/// A subscription of a client.
+#[derive(Serialize)]
+pub(super) struct Detail {
+    subject: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    qgroup: Option<String>,
+    sid: String,
+    msgs: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    max: u64,
+    cid: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl Detail {
+    pub(super) fn of(subscription: &Subscription) -> Self {
+        let max = subscription.max();
+        let delivered = subscription.delivered();
+        Self {
+            subject: subscription.pattern.as_str().to_owned(),
+            qgroup: subscription.queue.as_ref().map(|queue| queue.to_string()),
+            sid: String::from_utf8_lossy(&subscription.sid).into_owned(),
+            // Places are taken past the last delivery too, by publishers that come too late.
+            msgs: if max == 0 { delivered } else { delivered.min(max) },
+            max,
+            cid: subscription.client.id,
+        }
+    }
+}
+
+/// A client's subscriptions in the order of their names, which most clients count up.
+pub(super) fn subscriptions_of(client: &Client) -> Vec<Arc<Subscription>> {
+    let mut all: Vec<_> = client.table.lock().values().cloned().collect();
+    all.sort_unstable_by(|a, b| (a.sid.len(), &a.sid).cmp(&(b.sid.len(), &b.sid)));
+    all
+}
+
+pub(super) async fn subsz(State(monitor): State<Arc<Monitor>>, params: Params) -> Response {
+    match read(&params) {
+        Ok((page, list, test)) => aside(move || answer(&monitor, page, list, test)).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+fn read(params: &Params) -> Result<(Page, bool, Option<Subject>), ParamError> {
+    let allowed = || "a subject without wildcards".to_owned();
+    let test = params.read("test", allowed, |subject| Subject::new(subject).ok())?;
+    Ok((params.page()?, params.flag("subs")?, test))
+}
+
+fn answer(monitor: &Monitor, page: Page, list: bool, test: Option<Subject>) -> Response {
+    let shared = &monitor.shared;
+    let stats = shared.hub.router().stats();
+    let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    let (total, subscriptions_list) = match test {
+        Some(subject) => Some(matching(shared, &subject, page)),
+        None => list.then(|| listed(shared, page)),
+    }
+    .unzip();
+    json(&Subsz {
+        server_id: &shared.id,
+        now: Timestamp::now(),
+        num_subscriptions: stats.subscriptions,
+        num_cache: stats.cached,
+        num_inserts: stats.inserts,
+        num_removes: stats.removes,
+        num_matches: stats.matches,
+        cache_hit_rate: share(stats.shared_hits, stats.matches),
+        max_fanout: stats.fanout_max,
+        avg_fanout: share(stats.fanout_total, stats.cached),
+        total: total.unwrap_or(0),
+        offset: page.offset,
+        limit: page.limit,
+        subscriptions_list,
+    })
+}
+
+/// A part of all subscriptions, client by client.
+fn listed(shared: &Shared, page: Page) -> (usize, Vec<Detail>) {
+    let mut clients = shared.clients();
+    clients.sort_unstable_by_key(|client| client.id);
+    let (mut total, mut skip, mut details) = (0, page.offset, Vec::new());
+    for client in &clients {
+        let count = client.subscriptions.load(Ordering::Relaxed) as usize;
+        total += count;
+        if skip >= count || details.len() == page.limit {
+            skip = skip.saturating_sub(count);
+            continue;
+        }
+        let room = page.limit - details.len();
+        details.extend(subscriptions_of(client).iter().skip(skip).take(room).map(|s| Detail::of(s)));
+        skip = 0;
+    }
+    (total, details)
+}
+
+/// The subscriptions that a message on `subject` would reach, of queue groups every member.
+fn matching(shared: &Shared, subject: &Subject, page: Page) -> (usize, Vec<Detail>) {
+    let set = shared.hub.router().matches(subject.as_bytes());
+    let members = set.queues.iter().flat_map(|queue| &queue.members);
+    let found: Vec<&Subscription> =
+        set.subscribers.iter().chain(members).filter_map(subscription_of).collect();
+    let details = found.iter().skip(page.offset).take(page.limit).map(|s| Detail::of(s)).collect();
+    (found.len(), details)
+}
+
+fn subscription_of(target: &Target) -> Option<&Subscription> {
+    match target {
+        Target::Session(sink) => sink.as_any().downcast_ref(),
+        _ => None,
+    }
+}

@@ -1,0 +1,177 @@
+//! `/varz`: the server as a whole, in nats-server's shape. See
+//! <https://docs.nats.io/running-a-nats-service/nats_admin/monitoring#general-information-varz>.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Monitor, aside, durations, json};
+use crate::health::timestamp;
+use crate::process::Usage;
+use crate::shared::Closed;
+
+/// The protocol number of INFO.
+const PROTOCOL: u64 = 1;
+/// The only account: all clients share one space of subjects.
+const ACCOUNT: &str = "$G";
+
+#[derive(Serialize)]
+struct Varz<'a> {
+    server_id: &'a str,
+    server_name: &'a str,
+    version: &'static str,
+    proto: u64,
+    host: String,
+    port: u16,
+    auth_required: bool,
+    tls_required: bool,
+    max_connections: usize,
+    max_subscriptions: usize,
+    /// Nanoseconds, as every duration of a setting here.
+    ping_interval: u64,
+    ping_max: u32,
+    http_host: String,
+    http_port: u16,
+    http_base_path: &'static str,
+    https_port: u16,
+    max_control_line: usize,
+    max_payload: usize,
+    max_pending: usize,
+    // Parts of nats-server that are not here; tools look into the objects.
+    cluster: Absent,
+    gateway: Absent,
+    leaf: Absent,
+    mqtt: Absent,
+    websocket: Absent,
+    jetstream: Absent,
+    write_deadline: u64,
+    start: Timestamp,
+    now: Timestamp,
+    uptime: String,
+    mem: u64,
+    cores: usize,
+    gomaxprocs: usize,
+    cpu: f64,
+    connections: usize,
+    total_connections: u64,
+    routes: u64,
+    remotes: u64,
+    leafnodes: u64,
+    in_msgs: u64,
+    in_bytes: u64,
+    in_client_msgs: u64,
+    in_client_bytes: u64,
+    out_msgs: u64,
+    out_bytes: u64,
+    out_client_msgs: u64,
+    out_client_bytes: u64,
+    slow_consumers: u64,
+    stale_connections: u64,
+    stalled_clients: u64,
+    subscriptions: u64,
+    http_req_stats: BTreeMap<&'static str, u64>,
+    config_load_time: Timestamp,
+    slow_consumer_stats: ByKind,
+    stale_connection_stats: ByKind,
+}
+
+#[derive(Serialize)]
+struct Absent {}
+
+/// A count by kind of connection; there are only clients.
+#[derive(Serialize)]
+struct ByKind {
+    clients: u64,
+    routes: u64,
+    gateways: u64,
+    leafs: u64,
+}
+
+impl ByKind {
+    fn clients(clients: u64) -> Self {
+        Self { clients, routes: 0, gateways: 0, leafs: 0 }
+    }
+}
+
+pub(super) async fn varz(State(monitor): State<Arc<Monitor>>) -> Response {
+    let workers = tokio::runtime::Handle::current().metrics().num_workers();
+    aside(move || answer(&monitor, workers)).await
+}
+
+fn answer(monitor: &Monitor, workers: usize) -> Response {
+    let shared = &monitor.shared;
+    let limits = &shared.limits;
+    let (totals, usage) = (shared.totals(), Usage::now());
+    let (slow, stale) = (shared.closed(Closed::SlowConsumer), shared.closed(Closed::Stale));
+    json(&Varz {
+        server_id: &shared.id,
+        server_name: &shared.name,
+        version: env!("CARGO_PKG_VERSION"),
+        proto: PROTOCOL,
+        host: shared.address.ip().to_string(),
+        port: shared.address.port(),
+        auth_required: false,
+        tls_required: false,
+        max_connections: limits.max_connections,
+        max_subscriptions: limits.max_subscriptions,
+        ping_interval: limits.ping_interval.as_nanos() as u64,
+        ping_max: limits.ping_max,
+        http_host: monitor.address.ip().to_string(),
+        http_port: monitor.address.port(),
+        http_base_path: "",
+        https_port: 0,
+        max_control_line: limits.max_control_line,
+        max_payload: limits.max_payload,
+        max_pending: limits.max_pending,
+        cluster: Absent {},
+        gateway: Absent {},
+        leaf: Absent {},
+        mqtt: Absent {},
+        websocket: Absent {},
+        jetstream: Absent {},
+        write_deadline: limits.write_deadline.as_nanos() as u64,
+        start: timestamp(shared.started),
+        now: Timestamp::now(),
+        uptime: durations::uptime(shared.uptime()),
+        mem: usage.resident_bytes,
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        gomaxprocs: workers,
+        cpu: monitor.cpu.percent(usage.cpu),
+        connections: shared.connections(),
+        total_connections: shared.accepted(),
+        routes: 0,
+        remotes: 0,
+        leafnodes: 0,
+        in_msgs: totals.received.messages,
+        in_bytes: totals.received.bytes,
+        in_client_msgs: totals.received.messages,
+        in_client_bytes: totals.received.bytes,
+        out_msgs: totals.sent.messages,
+        out_bytes: totals.sent.bytes,
+        out_client_msgs: totals.sent.messages,
+        out_client_bytes: totals.sent.bytes,
+        slow_consumers: slow,
+        stale_connections: stale,
+        stalled_clients: shared.stalled(),
+        subscriptions: shared.hub.router().stats().subscriptions,
+        http_req_stats: monitor.requests().collect(),
+        config_load_time: timestamp(shared.started),
+        slow_consumer_stats: ByKind::clients(slow),
+        stale_connection_stats: ByKind::clients(stale),
+    })
+}
+
+#[derive(Serialize)]
+struct Accountz<'a> {
+    server_id: &'a str,
+    now: Timestamp,
+    accounts: [&'static str; 1],
+}
+
+pub(super) async fn accountz(State(monitor): State<Arc<Monitor>>) -> Response {
+    json(&Accountz { server_id: &monitor.shared.id, now: Timestamp::now(), accounts: [ACCOUNT] })
+}

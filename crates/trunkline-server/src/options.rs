@@ -1,0 +1,140 @@
+//! What a server is started with.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use trunkline::backend::memory::Hub;
+use trunkline::config::Config;
+use trunkline::status::BackendStatus;
+
+use crate::server::StartError;
+
+/// How to start a [`Server`](crate::Server).
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Where NATS clients connect; port 0 is any free one. Default `127.0.0.1:4222`, key `server.listen`.
+    pub listen: SocketAddr,
+    /// Where health, monitoring and metrics are served; `None` serves none. Default `127.0.0.1:8222`, key `server.http`.
+    pub http: Option<SocketAddr>,
+    /// Name shown to clients; `None` is the server's id.
+    pub name: Option<String>,
+    /// Bounds.
+    pub limits: Limits,
+    /// The bus it is a front of.
+    pub hub: Arc<Hub>,
+    /// First token of the platform's subjects, for `{root}.system.health`. Default `nachos`, key `messaging.subject_root`.
+    pub subject_root: String,
+    /// How the backend is, for `/readyz`, metrics and `{root}.system.health`; `None` is an `in_memory` one that works.
+    pub backend_status: Option<watch::Receiver<BackendStatus>>,
+    /// How often the server's health is published on `{root}.system.health`; a change of the backend's state is
+    /// published at once. Default 10 s.
+    pub health_interval: Duration,
+}
+
+impl ServerOptions {
+    /// Defaults, in front of `hub`.
+    pub fn new(hub: Arc<Hub>) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 4222)),
+            http: Some(SocketAddr::from(([127, 0, 0, 1], 8222))),
+            name: None,
+            limits: Limits::default(),
+            hub,
+            subject_root: "nachos".to_owned(),
+            backend_status: None,
+            health_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+impl ServerOptions {
+    /// What the configuration says, in front of `hub`.
+    ///
+    /// # Errors
+    /// [`StartError::NotServed`] for what would make the server less safe than the configuration says if it were passed
+    /// over in silence.
+    pub fn from_config(config: &Config, hub: Arc<Hub>) -> Result<Self, StartError> {
+        let server = &config.server;
+        let refusals = [
+            (!server.users.is_empty(), "server.users", "authentication"),
+            (server.auth.user.is_some() || server.auth.token.is_some(), "server.auth", "authentication"),
+            (server.tls.is_on(), "server.tls", "TLS"),
+            (server.websocket.listen.is_some(), "server.websocket.listen", "WebSocket"),
+            (server.metrics_listen.is_some(), "server.metrics_listen", "a separate address for metrics"),
+        ];
+        if let Some((_, setting, missing)) = refusals.into_iter().find(|(given, ..)| *given) {
+            return Err(StartError::NotServed { setting, missing });
+        }
+        Ok(Self {
+            listen: server.listen,
+            http: server.http,
+            limits: Limits::from(&server.limits),
+            subject_root: config.messaging.subject_root.clone(),
+            ..Self::new(hub)
+        })
+    }
+}
+
+impl From<&trunkline::config::Limits> for Limits {
+    fn from(limits: &trunkline::config::Limits) -> Self {
+        // A limit as this machine counts; what does not fit is more than it could ever hold.
+        let count = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
+        let default = Self::default();
+        Self {
+            max_payload: count(limits.max_payload),
+            max_control_line: count(limits.max_control_line),
+            max_connections: count(limits.max_connections),
+            max_subscriptions: limits.max_subscriptions.map_or(default.max_subscriptions, count),
+            max_pending: count(limits.max_pending),
+            ping_interval: limits.ping_interval,
+            ping_max: limits.ping_max,
+            write_deadline: limits.write_deadline,
+            ..default
+        }
+    }
+}
+
+/// Bounds of a server; keys `server.limits.*`.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Most bytes of headers and payload of a message. Default 1 MiB.
+    pub max_payload: usize,
+    /// Most bytes of a protocol line. Default 4096.
+    pub max_control_line: usize,
+    /// Most connections at a time. Default 65536.
+    pub max_connections: usize,
+    /// Most subscriptions of one connection. Default 1,000,000.
+    pub max_subscriptions: usize,
+    /// Most bytes that wait for one client; past it the client is cut off as a slow consumer. Default 64 MiB.
+    pub max_pending: usize,
+    /// A client that is quiet for so long is sent a PING. Default 2 min.
+    pub ping_interval: Duration,
+    /// So many unanswered PINGs make a connection stale. Default 2.
+    pub ping_max: u32,
+    /// A client that takes nothing of what waits for so long is cut off as a slow consumer. Default 10 s.
+    pub write_deadline: Duration,
+    /// Most HTTP connections at a time; others wait to be accepted. Default 256.
+    pub http_connections: usize,
+    /// Longest wait for an HTTP client: for the head of its next request, or for it to take some of its answer.
+    /// Default 10 s.
+    pub http_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_payload: 1 << 20,
+            max_control_line: 4096,
+            max_connections: 65_536,
+            max_subscriptions: 1_000_000,
+            max_pending: 64 << 20,
+            ping_interval: Duration::from_secs(120),
+            ping_max: 2,
+            write_deadline: Duration::from_secs(10),
+            http_connections: 256,
+            http_timeout: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! What a connection still has to send.
+//!
+//! Whoever has bytes for a client writes them straight to its socket, as long as nothing waits there; only what the
+//! socket does not take is kept, and the connection's own task writes it when the socket has room. One write a batch
+//! and no hand-over between tasks is what makes the server fast.
+
+use std::io::{ErrorKind, IoSlice};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+/// Past it a publisher is paused, so that a fast one does not fill memory before a slow reader could say a word.
+pub(crate) const HIGH_WATER_BYTES: usize = 1 << 20;
+/// Most slices the kernel takes in one call (`IOV_MAX`).
+const SLICES_MAX: usize = 1024;
+/// Bytes offered to the socket at a time while the lock is held.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Buffers larger than this are given back once they are empty.
+const KEPT_BYTES: usize = 16 << 10;
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// So many bytes wait for the socket now.
+    Pending(usize),
+    /// The connection is closed, or was closed by this write.
+    Closed,
+}
+
+/// Why the connection's task has to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Reads and writes go on.
+    No,
+    /// What waits is to be sent first.
+    WhenFlushed,
+    /// At once.
+    Now,
+}
+
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    /// Guards what waits, and with it who may write: only who holds it touches the socket's sending side. It is held
+    /// during one non-blocking write and never across an await.
+    state: Mutex<State>,
+    /// Wakes the connection's task: something waits, or the connection is to end.
+    wake: Notify,
+    /// Wakes publishers that pause: what waits is below half of the high water mark.
+    drained: Notify,
+    pending_max: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    /// `None` once the connection is over: routing caches may remember a subscription, and with it this outbox, for as
+    /// long as nobody publishes, and the socket must not stay open with them.
+    socket: Option<Arc<TcpStream>>,
+    waiting: Vec<u8>,
+    /// How much of `waiting` is written already.
+    head: usize,
+    ending: Ending,
+    /// It was cut off because it did not read.
+    slow: bool,
+    /// Since when the socket has taken nothing of what waits.
+    stuck_since: Option<Instant>,
+}
+
+impl State {
+    fn pending(&self) -> usize {
+        self.waiting.len() - self.head
+    }
+
+    fn end(&mut self, ending: Ending) {
+        if ending == Ending::Now {
+            self.waiting = Vec::new();
+            self.head = 0;
+        }
+        if self.ending != Ending::Now {
+            self.ending = ending;
+        }
+    }
+}
+
+impl Outbox {
+    pub(crate) fn new(socket: Arc<TcpStream>, pending_max: usize) -> Self {
+        let state = State {
+            socket: Some(socket),
+            waiting: Vec::new(),
+            head: 0,
+            ending: Ending::No,
+            slow: false,
+            stuck_since: None,
+        };
+        Self { state: Mutex::new(state), wake: Notify::new(), drained: Notify::new(), pending_max }
+    }
+
+    /// Lets go of the socket: the connection is over.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        state.end(Ending::Now);
+        state.socket = None;
+        drop(state);
+        self.drained.notify_waiters();
+    }
+
+    /// Sends the slices in order: to the socket when nothing waits, behind what waits otherwise.
+    pub(crate) fn write(&self, slices: &[IoSlice<'_>], total: usize) -> Written {
+        let mut state = self.state.lock();
+        if state.ending != Ending::No {
+            return Written::Closed;
+        }
+        let mut written = 0;
+        if state.pending() == 0 {
+            let Some(socket) = &state.socket else { return Written::Closed };
+            match socket.try_write_vectored(&slices[..slices.len().min(SLICES_MAX)]) {
+                Ok(n) => written = n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    state.end(Ending::Now);
+                    self.wake.notify_one();
+                    return Written::Closed;
+                }
+            }
+            if written == total {
+                return Written::Pending(0);
+            }
+        }
+        self.keep(&mut state, slices, written, total - written)
+    }
+
+    /// Leaves bytes to the connection's task: what is published in this process one message at a time is written in
+    /// batches that way.
+    pub(crate) fn write_later(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Written {
+        let mut state = self.state.lock();
+        if state.ending != Ending::No {
+            return Written::Closed;
+        }
+        let idle = state.pending() == 0;
+        encode(&mut state.waiting);
+        self.check_bound(&mut state, idle)
+    }
+
+    fn keep(&self, state: &mut State, slices: &[IoSlice<'_>], mut skip: usize, rest: usize) -> Written {
+        let idle = state.pending() == 0;
+        state.waiting.reserve(rest);
+        for slice in slices {
+            let skipped = skip.min(slice.len());
+            skip -= skipped;
+            state.waiting.extend_from_slice(&slice[skipped..]);
+        }
+        self.check_bound(state, idle)
+    }
+
+    /// Wakes the task if something waits for the first time, and cuts the client off past the bound.
+    fn check_bound(&self, state: &mut State, was_idle: bool) -> Written {
+        let pending = state.pending();
+        if pending > self.pending_max {
+            state.slow = true;
+            state.end(Ending::Now);
+            self.wake.notify_one();
+            return Written::Closed;
+        }
+        if was_idle {
+            state.stuck_since = Some(Instant::now());
+            self.wake.notify_one();
+        }
+        Written::Pending(pending)
+    }
+
+    /// Writes what waits as far as the socket takes it; `true` when nothing waits any more.
+    pub(crate) fn flush(&self) -> bool {
+        loop {
+            let mut state = self.state.lock();
+            if state.pending() == 0 {
+                self.emptied(&mut state);
+                return true;
+            }
+            let Some(socket) = &state.socket else { return true };
+            let end = state.waiting.len().min(state.head + CHUNK_BYTES);
+            match socket.try_write(&state.waiting[state.head..end]) {
+                Ok(n) => {
+                    let before = state.pending();
+                    state.head += n;
+                    state.stuck_since = Some(Instant::now());
+                    let low = HIGH_WATER_BYTES / 2;
+                    if before > low && state.pending() <= low {
+                        self.drained.notify_waiters();
+                    }
+                    // What is written goes before it is most of the buffer; moving it each time would be quadratic.
+                    if state.head > state.waiting.len() / 2 && state.head > CHUNK_BYTES {
+                        let head = state.head;
+                        state.waiting.drain(..head);
+                        state.head = 0;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                Err(_) => {
+                    state.end(Ending::Now);
+                    return true;
+                }
+            }
+        }
+    }
+
+    fn emptied(&self, state: &mut State) {
+        state.head = 0;
+        state.stuck_since = None;
+        match state.waiting.capacity() > KEPT_BYTES {
+            true => state.waiting = Vec::new(),
+            false => state.waiting.clear(),
+        }
+        self.drained.notify_waiters();
+    }
+
+    /// Ends the connection: at once, or after what waits was sent.
+    pub(crate) fn end(&self, ending: Ending) {
+        self.state.lock().end(ending);
+        self.wake.notify_one();
+    }
+
+    /// Appends a last line and ends the connection once it was sent.
+    pub(crate) fn end_with(&self, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.write_later(encode);
+        self.end(Ending::WhenFlushed);
+    }
+
+    pub(crate) fn ending(&self) -> Ending {
+        let state = self.state.lock();
+        match state.ending {
+            Ending::WhenFlushed if state.pending() == 0 => Ending::Now,
+            other => other,
+        }
+    }
+
+    pub(crate) fn was_slow(&self) -> bool {
+        self.state.lock().slow
+    }
+
+    pub(crate) fn pending(&self) -> usize {
+        self.state.lock().pending()
+    }
+
+    /// For how long the socket has taken nothing of what waits.
+    pub(crate) fn stuck_for(&self, now: Instant) -> Option<Duration> {
+        self.state.lock().stuck_since.map(|since| now.saturating_duration_since(since))
+    }
+
+    /// Cuts the client off because it does not read.
+    pub(crate) fn cut_off_slow(&self) {
+        self.state.lock().slow = true;
+        self.end(Ending::Now);
+    }
+
+    /// Waits until something waits for the first time, or the connection is to end.
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Waits until what waits is below half of the high water mark.
+    pub(crate) async fn has_drained(&self) {
+        let drained = self.drained.notified();
+        if self.pending() > HIGH_WATER_BYTES / 2 && self.ending() == Ending::No {
+            drained.await;
+        }
+    }
+}

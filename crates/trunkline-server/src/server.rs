@@ -1,0 +1,242 @@
+//! Starting, accepting, looking after connections, stopping.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use trunkline::{Pattern, Subject};
+use trunkline_core::SubjectError;
+use trunkline_protocol::ServerError;
+
+use crate::client::Client;
+use crate::connection::Connection;
+use crate::health::Health;
+use crate::http::{self, Monitor};
+use crate::options::ServerOptions;
+use crate::outbox::{Ending, Outbox};
+use crate::shared::Shared;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4096;
+/// Pause after an accept that failed for want of a resource.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address} ({setting})")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The configuration key that names it.
+        setting: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The address can be reached from other machines, and this server asks nobody who they are.
+    #[error("{address} is reachable from other machines and the server has no authentication ({setting})")]
+    Exposed {
+        /// The address.
+        address: SocketAddr,
+        /// The configuration key that names it.
+        setting: &'static str,
+    },
+    /// The configuration asks for something that this server cannot do, and doing without would be less safe.
+    #[error("{setting} is set, and this build has no support for {missing}")]
+    NotServed {
+        /// The configuration key.
+        setting: &'static str,
+        /// What it takes.
+        missing: &'static str,
+    },
+    /// The first token of the platform's subjects cannot be one.
+    #[error("{root:?} cannot begin a subject (messaging.subject_root)")]
+    SubjectRoot {
+        /// What was given.
+        root: String,
+        /// What is wrong with it.
+        source: SubjectError,
+    },
+}
+
+impl StartError {
+    /// What the operator can do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Bind { setting, .. } => {
+                format!("set {setting} to another address; port 0 is any free one")
+            }
+            Self::Exposed { setting, .. } => {
+                format!("set {setting} to a loopback address such as 127.0.0.1:4222")
+            }
+            Self::NotServed { setting, .. } => format!("remove {setting} from the configuration"),
+            Self::SubjectRoot { .. } => "set messaging.subject_root to a word such as nachos".to_owned(),
+        }
+    }
+}
+
+/// A running server. Dropping it stops it without waiting; [`Server::shutdown`] is the orderly way.
+pub struct Server {
+    shared: Arc<Shared>,
+    http: Option<SocketAddr>,
+    /// Ends accepting, looking after, and HTTP.
+    stop: CancellationToken,
+    /// Every task of the server, connections included.
+    tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("nats", &self.shared.address)
+            .field("http", &self.http)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Binds and starts serving.
+    ///
+    /// # Errors
+    /// An address that is taken or not allowed, a bad subject root, see [`StartError`].
+    pub async fn start(options: ServerOptions) -> Result<Self, StartError> {
+        let bad_root = |source| StartError::SubjectRoot { root: options.subject_root.clone(), source };
+        let health_subject =
+            Subject::new(format!("{}.system.health", options.subject_root)).map_err(bad_root)?;
+        let dead_letters = Pattern::new(format!("{}.dead.>", options.subject_root)).map_err(bad_root)?;
+        let http = match options.http {
+            Some(wanted) => {
+                let listener = bind(wanted, "server.http")?;
+                let address = local_address(&listener, wanted, "server.http")?;
+                Some((listener, address))
+            }
+            None => None,
+        };
+        let listener = bind(options.listen, "server.listen")?;
+        let address = local_address(&listener, options.listen, "server.listen")?;
+        let shared =
+            Arc::new(Shared::new(options.hub.clone(), options.limits.clone(), options.name, address));
+        let health = Arc::new(Health::new(shared.clone(), options.backend_status));
+        shared.hub.reserve(&dead_letters);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(accept(listener, shared.clone(), stop.clone(), tasks.clone()));
+        tasks.spawn(look_after(shared.clone(), stop.clone()));
+        tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
+        let http = http.map(|(listener, address)| {
+            let monitor = Arc::new(Monitor::new(shared.clone(), health, address));
+            let bounds = http::Bounds::of(&shared.limits);
+            let app = http::router(monitor);
+            tasks.spawn(http::serve(listener, app, bounds, stop.clone(), tasks.clone()));
+            address
+        });
+        Ok(Self { shared, http, stop, tasks })
+    }
+
+    /// Where NATS clients connect.
+    pub fn nats_addr(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// Where health, monitoring and metrics are served.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    /// Stops: no new connections; what waits is sent, until `within` is over; then everything is closed. Returns how many
+    /// connections had to be cut.
+    pub async fn shutdown(&self, within: Duration) -> usize {
+        self.stop.cancel();
+        self.shared.end_all(Ending::WhenFlushed);
+        self.tasks.close();
+        if tokio::time::timeout(within, self.tasks.wait()).await.is_ok() {
+            return 0;
+        }
+        let cut = self.shared.connections();
+        self.shared.end_all(Ending::Now);
+        self.tasks.wait().await;
+        cut
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.shared.end_all(Ending::Now);
+    }
+}
+
+fn bind(address: SocketAddr, setting: &'static str) -> Result<TcpListener, StartError> {
+    if !address.ip().is_loopback() {
+        return Err(StartError::Exposed { address, setting });
+    }
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| StartError::Bind { address, setting, source })
+}
+
+fn local_address(
+    listener: &TcpListener,
+    address: SocketAddr,
+    setting: &'static str,
+) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|source| StartError::Bind { address, setting, source })
+}
+
+/// Owned by the server's tracker; ends by `stop`.
+async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, address)) => welcome(socket, address, &shared, &tasks),
+            Err(error) => {
+                // Out of file descriptors, mostly: those who wait are served when others have left.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: &TaskTracker) {
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%address, %error, "connection lost before it was served");
+        return;
+    }
+    let socket = Arc::new(socket);
+    let outbox = Outbox::new(socket.clone(), shared.limits.max_pending);
+    let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, shared.hub.clone()));
+    client.touch(shared.now_ms());
+    if !shared.enter(&client) {
+        client.outbox.end_with(|out| ServerError::MaxConnections.write(out));
+        client.outbox.flush();
+        return;
+    }
+    tasks.spawn(Connection::new(shared.clone(), client, socket).run());
+}
+
+/// Owned by the server's tracker; ends by `stop`.
+async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
+    // Often enough for the shortest of the times it watches.
+    let shortest = shared.limits.ping_interval.min(shared.limits.write_deadline);
+    let period = (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
+    let mut tick = tokio::time::interval(period);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => shared.look_after(),
+        }
+    }
+}

@@ -1,0 +1,436 @@
+//! The session of one client: what each operation does. No socket, no clock, no waiting; bytes in, staged bytes out.
+//!
+//! Behaviour that clients rely on follows nats-server; see
+//! <https://docs.nats.io/reference/reference-protocols/nats-protocol>.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use trunkline::backend::Receipt;
+use trunkline::backend::memory::{Delivered, Target};
+use trunkline::{Headers, Message, Pattern, Subject};
+use trunkline_core::{MatchCache, MatchSet, Role, StreamOffset};
+use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ServerError, encode, parse};
+
+use crate::client::{Client, Sid, Subscription, Subscriptions};
+use crate::shared::{Closed, Shared};
+use crate::staging::{Outgoing, Staging};
+
+/// The protocol number of clients that understand INFO at any time.
+const PROTOCOL_INFO: i64 = 1;
+
+/// What came of a piece of input.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Fed {
+    /// Bytes of whole operations.
+    pub(crate) consumed: usize,
+    /// How many bytes, counted behind `consumed`, it takes to go on; 0 when nothing is left.
+    pub(crate) need: usize,
+    /// The connection ends once what is staged was sent.
+    pub(crate) close: Option<Closed>,
+}
+
+pub(crate) struct Session {
+    server: Arc<Shared>,
+    client: Arc<Client>,
+    options: ConnectOptions,
+    cache: MatchCache<Target>,
+    /// Draws members of queue groups.
+    random: fastrand::Rng,
+    /// The first PING after CONNECT came, and the second INFO was sent to a client that understands it.
+    introduced: bool,
+}
+
+impl Session {
+    pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>) -> Self {
+        let random = fastrand::Rng::with_seed(client.id);
+        Self {
+            server,
+            client,
+            options: ConnectOptions::default(),
+            cache: MatchCache::default(),
+            random,
+            introduced: false,
+        }
+    }
+
+    /// Acts on the whole operations at the start of `input`.
+    pub(crate) fn feed(&mut self, input: &[u8], staging: &mut Staging) -> Fed {
+        for sid in self.client.take_ended() {
+            self.forget(&sid);
+        }
+        let limits = self.server.protocol_limits;
+        let mut fed = Fed { consumed: 0, need: 0, close: None };
+        let mut counted = Counted::default();
+        while fed.consumed < input.len() {
+            let outcome = match parse(&input[fed.consumed..], &limits) {
+                Ok(Parsed::Op(op, taken)) => {
+                    fed.consumed += taken;
+                    self.operate(op, input, staging, &mut counted)
+                }
+                Ok(Parsed::Incomplete { need }) => {
+                    fed.need = need;
+                    break;
+                }
+                Err(error) => {
+                    tracing::debug!(client = self.client.id, %error, "broken protocol");
+                    error.write(staging.line(&self.client));
+                    Err(Stop::Close(Closed::Protocol))
+                }
+            };
+            if let Err(Stop::Close(why)) = outcome {
+                fed.close = Some(why);
+                break;
+            }
+        }
+        if fed.consumed > 0 {
+            self.client.touch(self.server.now_ms());
+            self.client.is_alive();
+        }
+        if counted.messages > 0 {
+            self.client.received.messages.fetch_add(counted.messages, Ordering::Relaxed);
+            self.client.received.bytes.fetch_add(counted.bytes, Ordering::Relaxed);
+        }
+        fed
+    }
+
+    /// Ends every subscription.
+    pub(crate) fn close(&mut self) {
+        let subscriptions: Subscriptions = std::mem::take(&mut *self.client.table.lock());
+        for subscription in subscriptions.into_values() {
+            subscription.end();
+            if let Some(id) = subscription.id.get() {
+                self.server.hub.router().remove(&subscription.pattern, *id);
+            }
+        }
+        self.client.subscriptions.store(0, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn operate(
+        &mut self,
+        op: ClientOp<'_>,
+        input: &[u8],
+        staging: &mut Staging,
+        counted: &mut Counted,
+    ) -> Result<(), Stop> {
+        match op {
+            ClientOp::Pub { subject, reply, header, payload } => {
+                // Where the payload lies, to write a large one from the read buffer itself.
+                let at = payload.as_ptr() as usize - input.as_ptr() as usize;
+                counted.messages += 1;
+                counted.bytes += (payload.len() + header.map_or(0, <[u8]>::len)) as u64;
+                let message = Outgoing { subject, reply, header, payload, at };
+                self.publish(&message, input, staging)?;
+            }
+            ClientOp::Sub { subject, queue, sid } => self.subscribe(subject, queue, sid, staging)?,
+            ClientOp::Unsub { sid, max } => self.unsubscribe(sid, max),
+            ClientOp::Ping => {
+                encode::pong(staging.line(&self.client));
+                self.introduce(staging);
+                return Ok(());
+            }
+            ClientOp::Pong => {
+                self.client.pong_received();
+                return Ok(());
+            }
+            ClientOp::Connect(json) => self.connect(json, staging)?,
+            ClientOp::Err(text) => {
+                tracing::debug!(client = self.client.id, text = %String::from_utf8_lossy(text), "client reports an error");
+                return Err(Stop::Close(Closed::ClientError));
+            }
+            ClientOp::Ok | ClientOp::Info => return Ok(()),
+        }
+        if self.options.verbose {
+            encode::ok(staging.line(&self.client));
+        }
+        Ok(())
+    }
+
+    /// After the first PING of a client that understands it comes an INFO about this very connection.
+    fn introduce(&mut self, staging: &mut Staging) {
+        if self.introduced || self.client.connect().is_none() {
+            return;
+        }
+        self.introduced = true;
+        self.client.first_ping_received();
+        if self.options.protocol >= PROTOCOL_INFO {
+            let mut info = self.server.info(&self.client);
+            info.connect_info = true;
+            info.write(staging.line(&self.client));
+        }
+    }
+
+    fn connect(&mut self, json: &[u8], staging: &mut Staging) -> Result<(), Stop> {
+        let options = match ConnectOptions::parse(json) {
+            Ok(options) => options,
+            Err(error) => {
+                tracing::debug!(client = self.client.id, %error, "CONNECT is not understood");
+                staging.line(&self.client).extend_from_slice(b"-ERR 'Parser Error'\r\n");
+                return Err(Stop::Close(Closed::Protocol));
+            }
+        };
+        if !(0..=PROTOCOL_INFO).contains(&options.protocol) {
+            return self.refuse(ServerError::InvalidClientProtocol, staging);
+        }
+        if options.no_responders && !options.headers {
+            return self.refuse(ServerError::NoRespondersRequiresHeaders, staging);
+        }
+        self.options = options.clone();
+        self.client.set_connect(options);
+        Ok(())
+    }
+
+    fn refuse(&self, error: ServerError<'_>, staging: &mut Staging) -> Result<(), Stop> {
+        error.write(staging.line(&self.client));
+        match error.closes() {
+            true => Err(Stop::Close(Closed::Protocol)),
+            false => Err(Stop::Refused),
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        subject: &[u8],
+        queue: Option<&[u8]>,
+        sid: &[u8],
+        staging: &mut Staging,
+    ) -> Result<(), Stop> {
+        let pattern = Pattern::from_bytes(subject);
+        let queue = queue.map(|queue| std::str::from_utf8(queue).map(bytestring::ByteString::from));
+        let (Ok(pattern), Ok(queue)) = (pattern, queue.transpose()) else {
+            return self.refuse(ServerError::InvalidSubject, staging);
+        };
+        let subscription =
+            Arc::new(Subscription::new(self.client.clone(), sid, pattern.clone(), queue.clone()));
+        {
+            let mut table = self.client.table.lock();
+            // A name in use keeps its subscription, as on nats-server.
+            if table.contains_key(sid) {
+                return Ok(());
+            }
+            if table.len() >= self.server.limits.max_subscriptions {
+                drop(table);
+                return self.refuse(ServerError::MaxSubscriptions, staging);
+            }
+            table.insert(Sid::from_slice(sid), subscription.clone());
+            self.client.subscriptions.store(table.len() as u64, Ordering::Relaxed);
+        }
+        let role = queue.map_or(Role::Subscriber, Role::QueueMember);
+        let target = Target::Session(subscription.clone());
+        let id = self.server.hub.router().insert(&pattern, role, target);
+        let _ = subscription.id.set(id);
+        Ok(())
+    }
+
+    /// Unknown names are tolerated: clients unsubscribe from what ended by itself.
+    fn unsubscribe(&mut self, sid: &[u8], max: Option<u64>) {
+        let goes_on = |max| !self.client.table.lock().get(sid).is_some_and(|s| s.limit(max));
+        if !max.is_some_and(goes_on) {
+            self.forget(sid);
+        }
+    }
+
+    fn forget(&mut self, sid: &[u8]) {
+        let removed = {
+            let mut table = self.client.table.lock();
+            let removed = table.remove(sid);
+            self.client.subscriptions.store(table.len() as u64, Ordering::Relaxed);
+            removed
+        };
+        if let Some(subscription) = removed {
+            subscription.end();
+            if let Some(id) = subscription.id.get() {
+                self.server.hub.router().remove(&subscription.pattern, *id);
+            }
+        }
+    }
+
+    #[inline]
+    fn publish(&mut self, m: &Outgoing<'_>, input: &[u8], staging: &mut Staging) -> Result<(), Stop> {
+        if m.header.is_some() && !self.options.headers {
+            return self.refuse(ServerError::HeadersNotSupported, staging);
+        }
+        if self.options.pedantic && Subject::from_bytes(m.subject).is_err() {
+            return self.refuse(ServerError::InvalidPublishSubject, staging);
+        }
+        let targets = self.server.hub.router().lookup(&mut self.cache, m.subject);
+        let mut delivery = Delivery {
+            m,
+            input,
+            own: self.client.id,
+            echo: self.options.echo,
+            message: None,
+            offset: None,
+            somebody: false,
+        };
+        if !(targets.stores.is_empty() && targets.taps.is_empty()) {
+            match delivery.store(&self.server, targets) {
+                Stored::Go => {}
+                Stored::Duplicate => return Ok(()),
+                Stored::Reserved => {
+                    let error = ServerError::PublishPermission { subject: m.subject };
+                    self.server.count_denied();
+                    return self.refuse(error, staging);
+                }
+            }
+        }
+        for target in &targets.subscribers {
+            delivery.give(target, staging);
+        }
+        for queue in &targets.queues {
+            delivery.give_one(&queue.members, self.random.usize(..queue.members.len()), staging);
+        }
+        if !delivery.somebody
+            && self.options.no_responders
+            && let Some(reply) = m.reply
+        {
+            self.answer_no_responders(reply, staging);
+        }
+        Ok(())
+    }
+
+    /// Tells the client itself, where it listens on `reply`, that nobody listens for its request.
+    fn answer_no_responders(&self, reply: &[u8], staging: &mut Staging) {
+        self.server.count_no_responders();
+        let targets = self.server.hub.router().matches(reply);
+        for target in &targets.subscribers {
+            if let Some(subscription) = subscription_of(target)
+                && subscription.client.id == self.client.id
+                && subscription.take_delivery()
+            {
+                encode::no_responders(staging.line(&self.client), reply, &subscription.sid);
+            }
+        }
+    }
+}
+
+/// Why an operation was not carried out.
+enum Stop {
+    /// The client was told; its `-ERR` stands in place of `+OK`, so that a verbose client is never told both.
+    Refused,
+    /// The connection ends.
+    Close(Closed),
+}
+
+#[derive(Default)]
+struct Counted {
+    messages: u64,
+    bytes: u64,
+}
+
+fn subscription_of(target: &Target) -> Option<&Subscription> {
+    match target {
+        Target::Session(sink) => sink.as_any().downcast_ref(),
+        _ => None,
+    }
+}
+
+enum Stored {
+    Go,
+    Duplicate,
+    Reserved,
+}
+
+/// One message on its way to its targets.
+struct Delivery<'a> {
+    m: &'a Outgoing<'a>,
+    input: &'a [u8],
+    own: u64,
+    echo: bool,
+    /// For receivers in this process; made once, when the first of them is met.
+    message: Option<Arc<Message>>,
+    offset: Option<StreamOffset>,
+    /// Somebody got it, or a stream keeps it.
+    somebody: bool,
+}
+
+impl Delivery<'_> {
+    #[inline]
+    fn give(&mut self, target: &Target, staging: &mut Staging) -> bool {
+        let given = match subscription_of(target) {
+            Some(subscription) => {
+                let client = &subscription.client;
+                let wanted = (self.echo || client.id != self.own) && subscription.take_delivery();
+                if wanted {
+                    staging.message(client, &subscription.sid, self.m, self.input);
+                }
+                wanted
+            }
+            None => self.give_inbox(target, true),
+        };
+        self.somebody |= given;
+        given
+    }
+
+    fn give_inbox(&mut self, target: &Target, count: bool) -> bool {
+        let Target::Inbox(inbox) = target else { return false };
+        let offset = self.offset;
+        let Some(message) = self.message() else { return false };
+        let outcome = match count {
+            true => inbox.push(message, offset),
+            false => inbox.offer(message, offset),
+        };
+        // One that is full listens all the same, and was told what it missed.
+        outcome == Delivered::Done || (count && outcome == Delivered::Full)
+    }
+
+    /// One member gets it: the drawn one, or the next that can take it.
+    #[inline]
+    fn give_one(&mut self, members: &[Target], first: usize, staging: &mut Staging) {
+        for n in 0..members.len() {
+            let member = &members[(first + n) % members.len()];
+            let given = match member {
+                Target::Inbox(_) => self.give_inbox(member, false),
+                other => self.give(other, staging),
+            };
+            if given {
+                self.somebody = true;
+                return;
+            }
+        }
+        self.give(&members[first], staging);
+    }
+
+    #[cold]
+    fn store(&mut self, server: &Shared, targets: &MatchSet<Target>) -> Stored {
+        if targets.taps.iter().any(|tap| matches!(tap, Target::Reserved)) {
+            return Stored::Reserved;
+        }
+        if !targets.stores.is_empty()
+            && let Some(message) = self.message()
+        {
+            match server.hub.store(targets, &message, message.headers.get("Nats-Msg-Id")) {
+                Receipt::Stored { duplicate: true, .. } => return Stored::Duplicate,
+                Receipt::Stored { offset, .. } => {
+                    self.offset = Some(offset);
+                    self.somebody = true;
+                }
+                _ => {}
+            }
+        }
+        for tap in &targets.taps {
+            self.give_inbox(tap, true);
+        }
+        Stored::Go
+    }
+
+    /// The message as components of this process see it; `None` when its subject is none that they could have.
+    fn message(&mut self) -> Option<Arc<Message>> {
+        if self.message.is_none() {
+            let reply = match self.m.reply {
+                Some(reply) => Some(Subject::from_bytes(reply).ok()?),
+                None => None,
+            };
+            let headers = match self.m.header {
+                Some(block) => Headers::decode(block).unwrap_or_default(),
+                None => Headers::new(),
+            };
+            let subject = Subject::from_bytes(self.m.subject).ok()?;
+            let payload = Bytes::copy_from_slice(self.m.payload);
+            self.message = Some(Arc::new(Message { subject, reply, headers, payload }));
+        }
+        self.message.clone()
+    }
+}

@@ -1,0 +1,286 @@
+//! What all connections of a server share: the hub, the limits, the table of clients, the counters.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use trunkline::backend::memory::Hub;
+use trunkline_protocol::ServerInfo;
+
+use crate::client::Client;
+use crate::options::Limits;
+use crate::outbox::Ending;
+use crate::view::{ClientView, Count, Departed};
+
+/// Protocol number: INFO may come at any time.
+const PROTOCOL: i64 = 1;
+/// Connections that ended and are still shown by monitoring; the oldest goes first.
+const DEPARTED_KEPT: usize = 1024;
+
+/// Why a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Closed {
+    /// The client closed it, or the network did.
+    ByClient,
+    /// What it sent was not the protocol, or not allowed.
+    Protocol,
+    /// The client reported an error of its own.
+    ClientError,
+    /// It did not read what was sent to it.
+    SlowConsumer,
+    /// It did not answer PINGs.
+    Stale,
+    /// The server stops.
+    Shutdown,
+}
+
+impl Closed {
+    pub(crate) const ALL: [Closed; 6] = [
+        Closed::ByClient,
+        Closed::Protocol,
+        Closed::ClientError,
+        Closed::SlowConsumer,
+        Closed::Stale,
+        Closed::Shutdown,
+    ];
+
+    /// The value of the metric's label.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::ByClient => "client",
+            Self::Protocol => "protocol_error",
+            Self::ClientError => "client_error",
+            Self::SlowConsumer => "slow_consumer",
+            Self::Stale => "stale",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// Messages and bytes in both directions.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Totals {
+    /// From clients.
+    pub(crate) received: Count,
+    /// To clients.
+    pub(crate) sent: Count,
+}
+
+impl Totals {
+    fn add(&mut self, client: &Client) {
+        self.received += client.received.count();
+        self.sent += client.sent.count();
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) limits: Limits,
+    pub(crate) protocol_limits: trunkline_protocol::Limits,
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) started: SystemTime,
+    started_instant: Instant,
+    /// Guards the table of clients and the totals of those that left, so that both always add up.
+    table: Mutex<Table>,
+    next_client: AtomicU64,
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    denied: AtomicU64,
+    no_responders: AtomicU64,
+    stalled: AtomicU64,
+    closed: [AtomicU64; Closed::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    clients: HashMap<u64, Arc<Client>, foldhash::fast::RandomState>,
+    gone: Totals,
+    departed: VecDeque<Departed>,
+}
+
+impl Shared {
+    pub(crate) fn new(hub: Arc<Hub>, limits: Limits, name: Option<String>, address: SocketAddr) -> Self {
+        let id = format!("T{}", uuid::Uuid::now_v7().simple()).to_uppercase();
+        let protocol_limits = trunkline_protocol::Limits {
+            max_control_line: limits.max_control_line,
+            max_payload: limits.max_payload,
+        };
+        Self {
+            hub,
+            limits,
+            protocol_limits,
+            name: name.unwrap_or_else(|| id.clone()),
+            id,
+            address,
+            started: SystemTime::now(),
+            started_instant: Instant::now(),
+            table: Mutex::default(),
+            next_client: AtomicU64::new(1),
+            accepted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
+            no_responders: AtomicU64::new(0),
+            stalled: AtomicU64::new(0),
+            closed: Default::default(),
+        }
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started_instant.elapsed()
+    }
+
+    /// Milliseconds since the start.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.uptime().as_millis() as u64
+    }
+
+    pub(crate) fn next_client_id(&self) -> u64 {
+        self.next_client.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Enters a client; `false` when there are as many as there may be.
+    pub(crate) fn enter(&self, client: &Arc<Client>) -> bool {
+        let mut table = self.table.lock();
+        if table.clients.len() >= self.limits.max_connections {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        table.clients.insert(client.id, client.clone());
+        true
+    }
+
+    /// A client leaves; `view` is what it was before its session closed.
+    pub(crate) fn leave(&self, client: &Client, view: ClientView, why: Closed) {
+        let mut table = self.table.lock();
+        if table.clients.remove(&client.id).is_some() {
+            table.gone.add(client);
+            if table.departed.len() == DEPARTED_KEPT {
+                table.departed.pop_front();
+            }
+            table.departed.push_back(Departed { view, stopped: SystemTime::now(), why });
+            self.closed[why as usize].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn clients(&self) -> Vec<Arc<Client>> {
+        self.table.lock().clients.values().cloned().collect()
+    }
+
+    /// What monitoring sees of a client now.
+    pub(crate) fn view(&self, client: &Client) -> ClientView {
+        ClientView::of(client, self.now_ms(), self.started)
+    }
+
+    /// The last connections that ended, oldest first.
+    pub(crate) fn departed(&self) -> Vec<Departed> {
+        self.table.lock().departed.iter().cloned().collect()
+    }
+
+    pub(crate) fn client(&self, id: u64) -> Option<Arc<Client>> {
+        self.table.lock().clients.get(&id).cloned()
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.table.lock().clients.len()
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        let table = self.table.lock();
+        let mut totals = table.gone;
+        table.clients.values().for_each(|client| totals.add(client));
+        totals
+    }
+
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn closed(&self, why: Closed) -> u64 {
+        self.closed[why as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_denied(&self) {
+        self.denied.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn denied(&self) -> u64 {
+        self.denied.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_no_responders(&self) {
+        self.no_responders.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests of clients that nobody listened for.
+    pub(crate) fn no_responders(&self) -> u64 {
+        self.no_responders.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_stalled(&self) {
+        self.stalled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Pauses of publishers whose reader did not keep up.
+    pub(crate) fn stalled(&self) -> u64 {
+        self.stalled.load(Ordering::Relaxed)
+    }
+
+    /// INFO for one client.
+    pub(crate) fn info(&self, client: &Client) -> ServerInfo {
+        ServerInfo {
+            server_id: self.id.clone(),
+            server_name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            proto: PROTOCOL,
+            host: self.address.ip().to_string(),
+            port: self.address.port(),
+            headers: true,
+            max_payload: self.limits.max_payload,
+            client_id: Some(client.id),
+            client_ip: Some(client.address.ip().to_string()),
+            ..ServerInfo::default()
+        }
+    }
+
+    /// Looks after every client once: PINGs those that are quiet, cuts off those that do not answer or do not read.
+    pub(crate) fn look_after(&self) {
+        let (now, now_ms) = (Instant::now(), self.now_ms());
+        let interval_ms = self.limits.ping_interval.as_millis() as u64;
+        for client in self.clients() {
+            client.note_deliveries(now_ms);
+            if client.outbox.stuck_for(now).is_some_and(|stuck| stuck > self.limits.write_deadline) {
+                tracing::warn!(client = client.id, address = %client.address, "slow consumer: reads nothing, cut off");
+                client.outbox.cut_off_slow();
+                continue;
+            }
+            if now_ms.saturating_sub(client.last_active_ms().max(client.pinged_ms())) < interval_ms {
+                continue;
+            }
+            if !client.ping(self.limits.ping_max, now_ms) {
+                tracing::debug!(client = client.id, address = %client.address, "stale connection");
+                client.set_ending_reason(Closed::Stale);
+                client.outbox.end_with(|out| trunkline_protocol::ServerError::StaleConnection.write(out));
+            }
+        }
+    }
+
+    /// Lets every connection send what waits, then end.
+    pub(crate) fn end_all(&self, ending: Ending) {
+        for client in self.clients() {
+            client.set_ending_reason(Closed::Shutdown);
+            client.outbox.end(ending);
+        }
+    }
+}

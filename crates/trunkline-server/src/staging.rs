@@ -1,0 +1,177 @@
+//! Output of one read batch, gathered for each destination and written once.
+//!
+//! Small payloads are copied behind their line; large ones stay in the read buffer and are written from there.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+use trunkline_protocol::encode;
+
+use crate::client::Client;
+use crate::outbox::{HIGH_WATER_BYTES, Written};
+
+/// Payloads from this size on are not copied.
+const VECTORED_BYTES: usize = 4 << 10;
+/// A destination with more than this is written before the batch is over.
+const SLOT_BYTES_MAX: usize = 1 << 20;
+/// Slots whose buffer grew beyond this give it back.
+const KEPT_BYTES: usize = 512 << 10;
+/// Up to so many destinations a scan finds the slot faster than a map.
+const SCANNED_SLOTS: usize = 8;
+
+/// One for each worker thread; empty between batches.
+#[derive(Default)]
+pub(crate) struct Staging {
+    slots: Vec<Slot>,
+    used: usize,
+    /// The slot after the one used last: a subject's receivers come in the same order every time.
+    hint: usize,
+    index: HashMap<u64, usize, foldhash::fast::RandomState>,
+    /// Destinations that do not keep up, found when writing.
+    behind: Option<Arc<Client>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    client: Option<Arc<Client>>,
+    id: u64,
+    lines: Vec<u8>,
+    /// Where large payloads of the read buffer belong between the lines: `(end of the lines before, payload)`.
+    payloads: Vec<(usize, std::ops::Range<usize>)>,
+    payload_bytes: usize,
+    messages: u64,
+    message_bytes: u64,
+}
+
+/// A message on its way, as slices of the read buffer.
+pub(crate) struct Outgoing<'a> {
+    pub(crate) subject: &'a [u8],
+    pub(crate) reply: Option<&'a [u8]>,
+    pub(crate) header: Option<&'a [u8]>,
+    pub(crate) payload: &'a [u8],
+    /// Where the payload lies in the read buffer.
+    pub(crate) at: usize,
+}
+
+impl Staging {
+    /// Bytes to send to `client`, behind what is staged for it already.
+    pub(crate) fn line(&mut self, client: &Arc<Client>) -> &mut Vec<u8> {
+        let slot = self.slot_of(client);
+        &mut self.slots[slot].lines
+    }
+
+    /// Stages a message for a subscription `sid` of `client`. `input` is the read buffer.
+    #[inline]
+    pub(crate) fn message(&mut self, client: &Arc<Client>, sid: &[u8], m: &Outgoing<'_>, input: &[u8]) {
+        let at = self.slot_of(client);
+        let slot = &mut self.slots[at];
+        // Clients that did not ask for headers get the message without them, as from nats-server.
+        let header = m.header.filter(|_| client.headers());
+        slot.messages += 1;
+        slot.message_bytes += (m.payload.len() + header.map_or(0, <[u8]>::len)) as u64;
+        if m.payload.len() < VECTORED_BYTES {
+            encode::msg(&mut slot.lines, m.subject, sid, m.reply, header, m.payload);
+        } else {
+            encode::msg_head(&mut slot.lines, m.subject, sid, m.reply, header, m.payload.len());
+            slot.payloads.push((slot.lines.len(), m.at..m.at + m.payload.len()));
+            slot.payload_bytes += m.payload.len();
+            slot.lines.extend_from_slice(b"\r\n");
+        }
+        if slot.lines.len() + slot.payload_bytes > SLOT_BYTES_MAX {
+            self.write_slot(at, input);
+        }
+    }
+
+    #[inline]
+    fn slot_of(&mut self, client: &Arc<Client>) -> usize {
+        let id = client.id;
+        let mut at = self.hint;
+        if at >= self.used || self.slots[at].id != id {
+            at = self.find(id).unwrap_or_else(|| self.add(client));
+        }
+        self.hint = if at + 1 < self.used { at + 1 } else { 0 };
+        at
+    }
+
+    fn find(&self, id: u64) -> Option<usize> {
+        if self.used <= SCANNED_SLOTS {
+            return self.slots[..self.used].iter().position(|slot| slot.id == id);
+        }
+        self.index.get(&id).copied()
+    }
+
+    fn add(&mut self, client: &Arc<Client>) -> usize {
+        let at = self.used;
+        if at == self.slots.len() {
+            self.slots.push(Slot::default());
+        }
+        self.slots[at].client = Some(client.clone());
+        self.slots[at].id = client.id;
+        self.used += 1;
+        if self.used == SCANNED_SLOTS + 1 {
+            self.index.extend(self.slots[..self.used].iter().enumerate().map(|(at, slot)| (slot.id, at)));
+        } else if self.used > SCANNED_SLOTS {
+            self.index.insert(client.id, at);
+        }
+        at
+    }
+
+    /// Writes everything, the batch's own client last: its PONG then says that the others were served. Returns a
+    /// destination that does not keep up, if there is one.
+    pub(crate) fn flush(&mut self, own: u64, input: &[u8]) -> Option<Arc<Client>> {
+        let mut own_slot = None;
+        for at in 0..self.used {
+            if self.slots[at].id == own {
+                own_slot = Some(at);
+            } else {
+                self.write_slot(at, input);
+            }
+        }
+        if let Some(at) = own_slot {
+            self.write_slot(at, input);
+        }
+        for slot in &mut self.slots[..self.used] {
+            slot.client = None;
+            if slot.lines.capacity() > KEPT_BYTES {
+                slot.lines = Vec::new();
+            }
+        }
+        if self.used > SCANNED_SLOTS {
+            self.index.clear();
+            // A burst to thousands of clients leaves no buffers behind.
+            self.slots.truncate(SCANNED_SLOTS * 8);
+        }
+        (self.used, self.hint) = (0, 0);
+        self.behind.take()
+    }
+
+    fn write_slot(&mut self, at: usize, input: &[u8]) {
+        let slot = &mut self.slots[at];
+        let total = slot.lines.len() + slot.payload_bytes;
+        let Some(client) = slot.client.as_ref().filter(|_| total > 0) else { return };
+        let written = {
+            let mut slices: SmallVec<[IoSlice<'_>; 16]> = SmallVec::new();
+            let mut from = 0;
+            for (until, payload) in &slot.payloads {
+                slices.push(IoSlice::new(&slot.lines[from..*until]));
+                slices.push(IoSlice::new(&input[payload.clone()]));
+                from = *until;
+            }
+            slices.push(IoSlice::new(&slot.lines[from..]));
+            client.outbox.write(&slices, total)
+        };
+        if slot.messages > 0 {
+            client.sent.messages.fetch_add(slot.messages, Ordering::Relaxed);
+            client.sent.bytes.fetch_add(slot.message_bytes, Ordering::Relaxed);
+        }
+        if matches!(written, Written::Pending(pending) if pending > HIGH_WATER_BYTES) {
+            self.behind = Some(client.clone());
+        }
+        slot.lines.clear();
+        slot.payloads.clear();
+        (slot.payload_bytes, slot.messages, slot.message_bytes) = (0, 0, 0);
+    }
+}

@@ -1,0 +1,50 @@
+// The two official clients for Node under one roof: which one a scenario runs with, and where their interfaces differ.
+//
+// `nats` is the classic package (2.x), `@nats-io/transport-node` its successor (3.x). Both are CommonJS packages found through
+// NODE_PATH, which `import` does not look at; hence `require`.
+
+import { createRequire } from "node:module";
+
+const require = createRequire(import.meta.url);
+
+const classic = (module) => ({
+  name: "nats",
+  connect: module.connect,
+  createInbox: module.createInbox,
+  headers: () => module.headers(),
+  requestManyUntil: {
+    count: (maxMessages) => ({ strategy: module.RequestStrategy.Count, maxMessages }),
+    sentinel: () => ({ strategy: module.RequestStrategy.SentinelMsg }),
+  },
+  isNoResponders: (error) => error.code === module.ErrorCode.NoResponders,
+  isTimeout: (error) => error.code === module.ErrorCode.Timeout,
+  isMaxPayload: (error) => error.code === module.ErrorCode.MaxPayloadExceeded,
+  statusError: (status) => (status.type === module.Events.Error ? status.data : undefined),
+});
+
+const successor = (module) => ({
+  name: "@nats-io/transport-node",
+  connect: module.connect,
+  createInbox: module.createInbox,
+  headers: () => module.headers(),
+  requestManyUntil: {
+    count: (maxMessages) => ({ strategy: "count", maxMessages }),
+    sentinel: () => ({ strategy: "sentinel" }),
+  },
+  isNoResponders: (error) =>
+    error instanceof module.NoRespondersError || (error instanceof module.RequestError && error.isNoResponders()),
+  isTimeout: (error) => error instanceof module.TimeoutError,
+  isMaxPayload: (error) => error instanceof module.InvalidArgumentError && error.message.includes("max_payload"),
+  statusError: (status) => (status.type === "error" ? status.error : undefined),
+});
+
+const libraries = { "nats": classic, "transport-node": successor };
+const packages = { "nats": "nats", "transport-node": "@nats-io/transport-node" };
+
+/** Loads one client by the name the tests know it by. */
+export function loadLibrary(client) {
+  if (!(client in libraries)) {
+    throw new Error(`unknown client ${client}, known are ${Object.keys(libraries).join(", ")}`);
+  }
+  return libraries[client](require(packages[client]));
+}

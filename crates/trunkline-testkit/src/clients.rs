@@ -1,0 +1,299 @@
+//! Stock clients in other languages, run as scripts from `clients/` of this crate against any
+//! server that speaks the protocol.
+//!
+//! A script runs one scenario, by name. It prints `ok NAME` and exits with 0 when the scenario
+//! holds; lines that start with `{` are events, one JSON object each; other lines are cues to the
+//! test, such as `ready-for-restart`.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::environment;
+use crate::process::{ServerProcess, end};
+
+/// Longest run of one scenario. Each takes well under a second, a restart of the server included;
+/// the bound leaves room for a machine that is busy with other tests, and lies above the patience
+/// of the scripts, which then say better what they were waiting for.
+const SCENARIO_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Lines of a script that wait to be read; a script that prints more is held up until the test has
+/// read them.
+const LINES_WAITING_MAX: usize = 256;
+
+/// A client library that components use as it is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientLibrary {
+    /// `nats-py`, for Python's asyncio.
+    NatsPy,
+    /// `nats` 2.x for Node, the classic nats.js.
+    NatsJs,
+    /// `@nats-io/transport-node` 3.x, its successor.
+    TransportNode,
+}
+
+impl ClientLibrary {
+    /// All of them.
+    pub const ALL: [ClientLibrary; 3] =
+        [ClientLibrary::NatsPy, ClientLibrary::NatsJs, ClientLibrary::TransportNode];
+
+    /// The names of the scenarios that this client's script knows, in the order of the script.
+    ///
+    /// # Panics
+    /// When the script cannot be run.
+    pub fn scenario_names(self) -> Vec<String> {
+        let mut command = self.command();
+        let output = command
+            .arg("--list")
+            .output()
+            .unwrap_or_else(|error| panic!("{command:?} could not be run: {error}"));
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{command:?} ended with {}:\n{stdout}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        stdout.lines().map(str::to_owned).collect()
+    }
+
+    fn command(self) -> Command {
+        match self {
+            ClientLibrary::NatsPy => {
+                let mut command = Command::new(environment::python());
+                // The scripts lie in the source tree, where compiled copies of them have no
+                // business.
+                command.env("PYTHONDONTWRITEBYTECODE", "1").arg(script("python/scenarios.py"));
+                command
+            }
+            ClientLibrary::NatsJs => node("nats"),
+            ClientLibrary::TransportNode => node("transport-node"),
+        }
+    }
+}
+
+fn node(client: &str) -> Command {
+    let mut command = Command::new("node");
+    command
+        .env("NODE_PATH", environment::node_path().join("node_modules"))
+        .arg(script("node/scenarios.mjs"))
+        .args(["--client", client]);
+    command
+}
+
+fn script(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(path)
+}
+
+/// Runs one scenario of one client against a server, restarting the server where the scenario asks
+/// for it. Returns the events that the script reported.
+///
+/// # Panics
+/// When the scenario does not hold; the message has everything the script printed.
+pub fn check_scenario(library: ClientLibrary, scenario: &str, server: &mut ServerProcess) -> Vec<Value> {
+    let mut run = ScenarioRun::start(library, scenario, server.url());
+    if scenario == "subscriptions_resume_after_a_restart" {
+        run.wait_for_line("ready-for-restart");
+        server.restart();
+    }
+    run.finish()
+}
+
+/// Lets two components call each other with the JSON envelope: `asking` makes the call, `answering`
+/// replies.
+///
+/// # Panics
+/// When either half does not hold; the message has everything its script printed.
+pub fn check_envelope_between(asking: ClientLibrary, answering: ClientLibrary, server: &ServerProcess) {
+    let mut answer = ScenarioRun::start(answering, "envelope_answer", server.url());
+    answer.wait_for_line("ready-for-call");
+    ScenarioRun::start(asking, "envelope_ask", server.url()).finish();
+    answer.finish();
+}
+
+/// A script that is running one scenario. Dropping it kills the script.
+pub struct ScenarioRun {
+    what: String,
+    scenario: String,
+    child: Child,
+    /// Filled by two threads, one for each pipe of the child. They end with the pipes, which close
+    /// when the child ends, and the channel with them; nobody needs to join them.
+    lines: Receiver<Line>,
+    deadline: Instant,
+    seen: Vec<Line>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Line {
+    Stdout(String),
+    Stderr(String),
+}
+
+impl ScenarioRun {
+    /// Starts the script against the server at `url`.
+    ///
+    /// # Panics
+    /// When the client is not installed; the message says how to get it.
+    pub fn start(library: ClientLibrary, scenario: &str, url: &str) -> ScenarioRun {
+        let mut command = library.command();
+        let mut child = command
+            .args([url, scenario])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| {
+                panic!("{command:?} could not be run: {error}; `cargo xtask setup` says what is missing")
+            });
+        let (sender, lines) = sync_channel(LINES_WAITING_MAX);
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let stderr = child.stderr.take().expect("stderr is a pipe");
+        forward_lines(stdout, sender.clone(), Line::Stdout);
+        forward_lines(stderr, sender, Line::Stderr);
+        ScenarioRun {
+            what: format!("{scenario} with {library:?}"),
+            scenario: scenario.to_owned(),
+            child,
+            lines,
+            deadline: Instant::now() + SCENARIO_PATIENCE,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Waits until the script prints exactly this line.
+    ///
+    /// # Panics
+    /// When it ends or its time is up before.
+    pub fn wait_for_line(&mut self, expected: &str) {
+        loop {
+            match self.next_line() {
+                Some(Line::Stdout(line)) if line == expected => return,
+                Some(_) => {}
+                None => self.fail(&format!("ended without the line {expected:?}")),
+            }
+        }
+    }
+
+    /// Waits for the end of the script and returns the events it reported.
+    ///
+    /// # Panics
+    /// When the scenario does not hold or its time is up.
+    pub fn finish(mut self) -> Vec<Value> {
+        while self.next_line().is_some() {}
+        let status = self.child.wait().expect("a child can be waited for");
+        if !status.success() {
+            self.fail(&format!("ended with {status}"));
+        }
+        let ok = Line::Stdout(format!("ok {}", self.scenario));
+        if self.seen.last() != Some(&ok) {
+            self.fail("ended well, but not with its ok");
+        }
+        self.seen
+            .iter()
+            .filter_map(|line| match line {
+                Line::Stdout(line) if line.starts_with('{') => Some(line),
+                _ => None,
+            })
+            .map(|line| {
+                serde_json::from_str(line)
+                    .unwrap_or_else(|error| panic!("{}: bad event {line}: {error}", self.what))
+            })
+            .collect()
+    }
+
+    /// The next line, or `None` once the script has closed its output.
+    fn next_line(&mut self) -> Option<Line> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match self.lines.recv_timeout(left) {
+            Ok(line) => {
+                let (Line::Stdout(text) | Line::Stderr(text)) = &line;
+                println!("{}: {text}", self.what);
+                self.seen.push(line.clone());
+                Some(line)
+            }
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => self.fail(&format!("did not end within {SCENARIO_PATIENCE:?}")),
+        }
+    }
+
+    fn fail(&mut self, how: &str) -> ! {
+        end(&mut self.child);
+        // What was on its way is part of the story: often the very error.
+        self.seen.extend(self.lines.iter());
+        let output: String = self
+            .seen
+            .iter()
+            .map(|line| match line {
+                Line::Stdout(text) => format!("  {text}\n"),
+                Line::Stderr(text) => format!("! {text}\n"),
+            })
+            .collect();
+        panic!("{} {how}; its output (! marks stderr):\n{output}", self.what);
+    }
+}
+
+impl Drop for ScenarioRun {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+fn forward_lines(pipe: impl Read + Send + 'static, lines: SyncSender<Line>, kind: fn(String) -> Line) {
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            let text = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+            if lines.send(kind(text)).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Makes a `#[test]` of every scenario for one client: `client_scenarios!(ClientLibrary::NatsPy,
+/// crate::check)`, where `check` is a `fn(ClientLibrary, &str)`. One more test holds that the
+/// client's script has exactly these scenarios.
+#[macro_export]
+macro_rules! client_scenarios {
+    ($library:expr, $check:path) => {
+        $crate::client_scenarios! { @tests $library, $check,
+            wildcards_match_whole_tokens
+            queue_group_members_share_each_message_once
+            messages_of_one_publisher_keep_their_order
+            own_messages_are_echoed_unless_refused
+            request_gets_its_own_reply
+            request_many_gets_every_reply
+            headers_arrive_as_they_were_sent
+            repeated_headers_are_forwarded_byte_for_byte
+            request_that_nobody_answers_fails_at_once
+            drained_subscription_handles_what_was_published
+            drained_connection_handles_and_sends_everything
+            auto_unsubscribe_stops_after_max
+            subscriptions_resume_after_a_restart
+            client_refuses_more_than_max_payload
+            server_refuses_more_than_max_payload_and_closes
+            flush_and_rtt_are_answered
+            binary_payload_is_not_touched
+            empty_payload_is_a_message
+            payload_of_exactly_one_mebibyte_passes
+            ten_thousand_subscriptions_get_their_own_messages
+        }
+    };
+    (@tests $library:expr, $check:path, $($scenario:ident)*) => {
+        $(
+            #[test]
+            fn $scenario() {
+                $check($library, stringify!($scenario));
+            }
+        )*
+
+        #[test]
+        fn every_scenario_of_the_script_is_tested() {
+            assert_eq!($library.scenario_names(), [$(stringify!($scenario)),*]);
+        }
+    };
+}

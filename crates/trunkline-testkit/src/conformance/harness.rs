@@ -1,0 +1,146 @@
+//! What a backend hands to the suite: connections, the column of the table it is held to, and ways to hurt its server.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use trunkline::backend::{Backend, BackendKind, Capabilities, Fut, NoResponders};
+use trunkline::{Pattern, Subject};
+
+/// A column of the table of guarantees on [`Backend`]: what a backend is held to, whatever it says about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Column {
+    /// In this process.
+    InMemory,
+    /// Redis Streams.
+    Redis,
+    /// NATS without JetStream.
+    NatsCore,
+    /// NATS with JetStream.
+    JetStream,
+}
+
+impl Column {
+    /// What the column promises. This is the one table that decides whether a property must hold or must be refused.
+    pub const fn capabilities(self) -> Capabilities {
+        let kind = match self {
+            Self::InMemory => BackendKind::InMemory,
+            Self::Redis => BackendKind::Redis,
+            Self::NatsCore | Self::JetStream => BackendKind::Nats,
+        };
+        let streams = !matches!(self, Self::NatsCore);
+        Capabilities {
+            kind,
+            streams,
+            subscribe_from_offset: streams,
+            durable: matches!(self, Self::Redis | Self::JetStream),
+            resumes_after_reconnect: matches!(self, Self::Redis | Self::JetStream),
+            fenced_acks: matches!(self, Self::InMemory | Self::Redis),
+            dedupe: streams,
+            no_responders: match self {
+                Self::Redis => NoResponders::Registry,
+                _ => NoResponders::AtOnce,
+            },
+        }
+    }
+
+    /// Whether there is a server that can go away.
+    pub const fn has_server(self) -> bool {
+        !matches!(self, Self::InMemory)
+    }
+}
+
+/// Ways to hurt the server behind a backend. Each future is over when the deed is done.
+pub trait Faults: Send + Sync {
+    /// Ends the server as `kill -9` does.
+    fn kill(&self) -> Fut<'_, ()>;
+
+    /// Starts the server again at the same address, ready when the future is over.
+    fn restart(&self) -> Fut<'_, ()>;
+
+    /// Stops the server in its tracks (SIGSTOP): connections stay open, nothing answers.
+    fn pause(&self) -> Fut<'_, ()>;
+
+    /// Lets a paused server go on.
+    fn resume(&self) -> Fut<'_, ()>;
+}
+
+type Connect = dyn Fn() -> Fut<'static, Arc<dyn Backend>> + Send + Sync;
+
+/// One backend under test. Each property gets a harness of its own, with names that no other property uses, so
+/// that several may share a server.
+pub struct Harness {
+    column: Column,
+    connect: Box<Connect>,
+    faults: Option<Box<dyn Faults>>,
+    root: String,
+}
+
+impl Harness {
+    /// A backend whose connections `connect` makes; each call of it stands for another process on the same bus.
+    pub fn new<F>(column: Column, connect: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Arc<dyn Backend>> + Send + 'static,
+    {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self {
+            column,
+            connect: Box::new(move || Box::pin(connect())),
+            faults: None,
+            root: format!("c{}-{:08x}-{n}", std::process::id(), fastrand::u32(..)),
+        }
+    }
+
+    /// Adds the ways to hurt the server. Every column that has a server needs them.
+    pub fn with_faults(mut self, faults: impl Faults + 'static) -> Self {
+        self.faults = Some(Box::new(faults));
+        self
+    }
+
+    /// What the backend is held to.
+    pub fn column(&self) -> Column {
+        self.column
+    }
+
+    /// A fresh connection: another process as far as the bus can tell.
+    pub async fn backend(&self) -> Arc<dyn Backend> {
+        (self.connect)().await
+    }
+
+    /// How to hurt the server.
+    ///
+    /// # Panics
+    /// When the column has a server and the harness brings no faults: its properties must not pass untested.
+    pub fn faults(&self) -> &dyn Faults {
+        self.faults.as_deref().expect("a backend with a server brings ways to hurt it: Harness::with_faults")
+    }
+
+    /// First token of all subjects of this harness.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// A subject that only this harness uses.
+    pub fn subject(&self, tail: &str) -> Subject {
+        Subject::new(format!("{}.{tail}", self.root)).expect("the suite writes valid subjects")
+    }
+
+    /// A pattern that only this harness uses.
+    pub fn pattern(&self, tail: &str) -> Pattern {
+        Pattern::new(format!("{}.{tail}", self.root)).expect("the suite writes valid patterns")
+    }
+
+    /// The name of a stream that only this harness uses.
+    pub fn stream(&self, name: &str) -> String {
+        format!("{}-{name}", self.root)
+    }
+}
+
+impl std::fmt::Debug for Harness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Harness")
+            .field("column", &self.column)
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}

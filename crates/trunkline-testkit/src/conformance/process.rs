@@ -1,0 +1,64 @@
+//! Harnesses over server processes: one line makes a backend on a real server conform.
+
+use std::ops::DerefMut;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use trunkline::backend::nats::{NatsBackend, NatsOptions};
+use trunkline::backend::{Backend, Fut};
+
+use super::{Column, Faults, Harness};
+use crate::process::ServerProcess;
+
+/// Hurts a server process by signals.
+struct ProcessFaults<S> {
+    /// The process; taken for one deed at a time.
+    server: Arc<Mutex<S>>,
+}
+
+impl<S: DerefMut<Target = ServerProcess> + Send + 'static> ProcessFaults<S> {
+    /// Does `deed` where it may block; the panic of a deed that fails is the panic of the property.
+    fn act(&self, deed: impl FnOnce(&mut ServerProcess) + Send + 'static) -> Fut<'_, ()> {
+        let server = self.server.clone();
+        Box::pin(async move {
+            let deed = move || deed(&mut server.lock().unwrap_or_else(PoisonError::into_inner));
+            if let Err(failed) = tokio::task::spawn_blocking(deed).await {
+                std::panic::resume_unwind(failed.into_panic());
+            }
+        })
+    }
+}
+
+impl<S: DerefMut<Target = ServerProcess> + Send + 'static> Faults for ProcessFaults<S> {
+    fn kill(&self) -> Fut<'_, ()> {
+        self.act(ServerProcess::kill)
+    }
+
+    fn restart(&self) -> Fut<'_, ()> {
+        self.act(ServerProcess::restart)
+    }
+
+    fn pause(&self) -> Fut<'_, ()> {
+        self.act(|server| server.pause())
+    }
+
+    fn resume(&self) -> Fut<'_, ()> {
+        self.act(|server| server.resume())
+    }
+}
+
+/// The `nats` backend on core NATS, in front of a server of its own: the real `nats-server` or Trunkline's.
+pub fn nats_core<S: DerefMut<Target = ServerProcess> + Send + 'static>(server: S) -> Harness {
+    let url = server.url().to_owned();
+    // The faults live in the harness, and with them the process.
+    let faults = ProcessFaults { server: Arc::new(Mutex::new(server)) };
+    let harness = Harness::new(Column::NatsCore, move || {
+        let options = NatsOptions::new([url.clone()]);
+        async move {
+            let backend =
+                NatsBackend::connect(options).await.expect("the server was ready when it was started");
+            let backend: Arc<dyn Backend> = Arc::new(backend);
+            backend
+        }
+    });
+    harness.with_faults(faults)
+}

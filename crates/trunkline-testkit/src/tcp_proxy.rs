@@ -1,0 +1,248 @@
+//! A TCP proxy that breaks connections on request, to stand between a client and a server. It knows
+//! nothing of what it forwards.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+
+/// As much as is read at once.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// Chunks under way in one direction of one connection; past it the proxy stops reading, and the
+/// sender feels it as any slow network.
+const CHUNKS_UNDER_WAY_MAX: usize = 64;
+
+/// Forwards every connection to one target, until told to break them. Faults hold for open and for
+/// new connections, until [`heal`](TcpProxy::heal). Dropping the proxy closes everything.
+pub struct TcpProxy {
+    address: SocketAddr,
+    fault: watch::Sender<Fault>,
+    counts: Arc<watch::Sender<Counts>>,
+    /// Accepts connections and owns the tasks that serve them; aborted on drop, which ends those
+    /// too.
+    accepting: JoinHandle<()>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Fault {
+    /// How often connections were cut. A connection ends when this differs from what it was at its
+    /// start, so that a cut that is healed at once still cuts.
+    cuts: u64,
+    refusing: bool,
+    silent: bool,
+    delay: Duration,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    accepted: usize,
+    open: usize,
+}
+
+impl TcpProxy {
+    /// Listens on a free port of 127.0.0.1 and forwards to `target`. Must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start(target: SocketAddr) -> io::Result<TcpProxy> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let address = listener.local_addr()?;
+        let (fault, faults) = watch::channel(Fault::default());
+        let counts = Arc::new(watch::Sender::new(Counts::default()));
+        let accepting = tokio::spawn(accept(listener, target, faults, counts.clone()));
+        Ok(TcpProxy { address, fault, counts, accepting })
+    }
+
+    /// Where to connect instead of to the target.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Resets every open connection, and every new one right after it was accepted.
+    pub fn cut(&self) {
+        self.fault.send_modify(|fault| {
+            fault.cuts += 1;
+            fault.refusing = true;
+        });
+    }
+
+    /// Resets every open connection; new ones are served.
+    pub fn cut_once(&self) {
+        self.fault.send_modify(|fault| fault.cuts += 1);
+    }
+
+    /// Delivers everything read from now on so much later, in both directions; order and throughput
+    /// stay as they are.
+    pub fn delay(&self, delay: Duration) {
+        self.fault.send_modify(|fault| fault.delay = delay);
+    }
+
+    /// Keeps connections open but forwards nothing, as when a host has vanished. What was sent
+    /// meanwhile is delivered after `heal`, as TCP would.
+    pub fn half_open(&self) {
+        self.fault.send_modify(|fault| fault.silent = true);
+    }
+
+    /// Ends every fault.
+    pub fn heal(&self) {
+        self.fault.send_modify(|fault| *fault = Fault { cuts: fault.cuts, ..Fault::default() });
+    }
+
+    /// Connections accepted since the start, refused ones included.
+    pub fn connections_accepted(&self) -> usize {
+        self.counts.borrow().accepted
+    }
+
+    /// Connections being served now.
+    pub fn connections_open(&self) -> usize {
+        self.counts.borrow().open
+    }
+
+    /// Returns once exactly `count` connections are being served.
+    pub async fn wait_for_open(&self, count: usize) {
+        let mut counts = self.counts.subscribe();
+        let reached = counts.wait_for(|counts| counts.open == count).await;
+        reached.expect("the proxy itself keeps the sender");
+    }
+
+    /// Returns once at least `count` connections have been accepted since the start.
+    pub async fn wait_for_accepted(&self, count: usize) {
+        let mut counts = self.counts.subscribe();
+        let reached = counts.wait_for(|counts| counts.accepted >= count).await;
+        reached.expect("the proxy itself keeps the sender");
+    }
+}
+
+impl Drop for TcpProxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    target: SocketAddr,
+    faults: watch::Receiver<Fault>,
+    counts: Arc<watch::Sender<Counts>>,
+) {
+    let mut serving = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                // A proxy that cannot accept is no use to a test; closing everything shows that
+                // soonest.
+                let Ok((client, _)) = accepted else { return };
+                // The fault is read first: a cut by someone who has seen the count holds for this
+                // connection.
+                let fault = *faults.borrow();
+                counts.send_modify(|counts| counts.accepted += 1);
+                if fault.refusing {
+                    reset(client);
+                    continue;
+                }
+                let open = OpenConnection::count(counts.clone());
+                serving.spawn(serve(client, target, faults.clone(), fault.cuts, open));
+            }
+            Some(_) = serving.join_next() => {}
+        }
+    }
+}
+
+async fn serve(
+    mut client: TcpStream,
+    target: SocketAddr,
+    faults: watch::Receiver<Fault>,
+    cuts: u64,
+    _open: OpenConnection,
+) {
+    let Ok(mut server) = TcpStream::connect(target).await else {
+        reset(client);
+        return;
+    };
+    for stream in [&client, &server] {
+        // A socket that refuses the option still forwards, only later.
+        let _ = stream.set_nodelay(true);
+    }
+    let (client_read, client_write) = client.split();
+    let (server_read, server_write) = server.split();
+    let both_ended = async {
+        tokio::join!(
+            forward(client_read, server_write, faults.clone()),
+            forward(server_read, client_write, faults.clone())
+        );
+    };
+    let mut cut = faults.clone();
+    tokio::select! {
+        () = both_ended => return,
+        // An error means that the proxy is gone, and so is this connection.
+        _ = cut.wait_for(|fault| fault.cuts != cuts) => {}
+    }
+    reset(client);
+    reset(server);
+}
+
+/// One direction of a connection, until its end has been passed on.
+async fn forward(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut faults: watch::Receiver<Fault>) {
+    let (sender, mut chunks) = mpsc::channel::<(Instant, Bytes)>(CHUNKS_UNDER_WAY_MAX);
+    let delays = faults.clone();
+    let reading = async move {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(CHUNK_BYTES);
+            match from.read_buf(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            let due = Instant::now() + delays.borrow().delay;
+            if sender.send((due, buffer.split().freeze())).await.is_err() {
+                return;
+            }
+        }
+    };
+    let writing = async move {
+        while let Some((due, chunk)) = chunks.recv().await {
+            tokio::time::sleep_until(due).await;
+            if faults.wait_for(|fault| !fault.silent).await.is_err() || to.write_all(&chunk).await.is_err() {
+                return;
+            }
+        }
+        // The end of the stream is news too, and no more gets through a silent proxy than data
+        // does.
+        if faults.wait_for(|fault| !fault.silent).await.is_ok() {
+            let _ = to.shutdown().await;
+        }
+    };
+    tokio::join!(reading, writing);
+}
+
+/// Closes a socket with a reset instead of an orderly end.
+fn reset(stream: TcpStream) {
+    // A socket that refuses the option closes in order, which breaks the connection as well.
+    let _ = stream.set_zero_linger();
+}
+
+/// Counts as an open connection for as long as it lives.
+struct OpenConnection(Arc<watch::Sender<Counts>>);
+
+impl OpenConnection {
+    fn count(counts: Arc<watch::Sender<Counts>>) -> OpenConnection {
+        counts.send_modify(|counts| counts.open += 1);
+        OpenConnection(counts)
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.send_modify(|counts| counts.open -= 1);
+    }
+}

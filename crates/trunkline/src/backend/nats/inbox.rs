@@ -1,0 +1,194 @@
+//! What waits for the reader of one subscription: bounded, and exact about what it could not keep.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+use crate::backend::live::{Gap, LiveEvent};
+
+/// Messages and gaps between the task that receives them and the reader.
+pub(super) struct Inbox {
+    /// Most messages that wait; gaps do not count, for there is at most one of each kind between two messages.
+    max_messages: usize,
+    /// Held for the time of moving a batch in or out, never across an await; no other lock is taken inside.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    events: VecDeque<LiveEvent>,
+    messages: usize,
+    /// Messages dropped since the last event in `events`: reported before whatever comes next.
+    dropped: u64,
+    /// A connection was away, or the client library dropped messages, since the last event in `events`.
+    unknown: bool,
+    closed: bool,
+    reader: Option<Waker>,
+}
+
+impl Inbox {
+    pub(super) fn new(max_messages: usize) -> Self {
+        Self { max_messages: max_messages.max(1), state: Mutex::default() }
+    }
+
+    /// Moves a batch in; what there is no room for is dropped and counted, before any reader can see the gap.
+    pub(super) fn push(&self, batch: &mut Vec<LiveEvent>, dropped: &AtomicU64) {
+        let waker = {
+            let mut state = self.state.lock();
+            for event in batch.drain(..) {
+                match event {
+                    LiveEvent::Gap(Gap { missed: None }) => state.unknown = true,
+                    LiveEvent::Gap(Gap { missed: Some(missed) }) => state.dropped += missed,
+                    LiveEvent::Message { .. } if state.messages >= self.max_messages => {
+                        state.dropped += 1;
+                        dropped.fetch_add(1, Ordering::Relaxed);
+                    }
+                    message @ LiveEvent::Message { .. } => {
+                        state.settle_gaps();
+                        state.events.push_back(message);
+                        state.messages += 1;
+                    }
+                }
+            }
+            state.reader.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Here messages are missing, nobody knows how many.
+    pub(super) fn push_unknown_gap(&self) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.unknown = true;
+            state.reader.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Nothing more will come; what is here is still given out.
+    pub(super) fn close(&self) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.reader.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// See [`crate::backend::live::LiveSource::poll_batch`].
+    pub(super) fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        max: usize,
+        out: &mut Vec<LiveEvent>,
+    ) -> Poll<usize> {
+        let mut state = self.state.lock();
+        // A full queue keeps its gap for later: the gap stands behind everything that waits.
+        if state.events.len() < max.max(1) {
+            state.settle_gaps();
+        }
+        let count = state.events.len().min(max.max(1));
+        if count == 0 && !state.closed {
+            if !state.reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                state.reader = Some(cx.waker().clone());
+            }
+            return Poll::Pending;
+        }
+        let before = out.len();
+        out.extend(state.events.drain(..count));
+        let messages =
+            out[before..].iter().filter(|event| matches!(event, LiveEvent::Message { .. })).count();
+        state.messages -= messages;
+        Poll::Ready(count)
+    }
+}
+
+impl State {
+    /// Puts what is missing at the end of the queue.
+    fn settle_gaps(&mut self) {
+        if self.dropped > 0 {
+            let missed = Some(std::mem::take(&mut self.dropped));
+            self.events.push_back(LiveEvent::Gap(Gap { missed }));
+        }
+        if std::mem::take(&mut self.unknown) {
+            self.events.push_back(LiveEvent::Gap(Gap { missed: None }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use trunkline_core::{Message, Subject};
+
+    use super::*;
+
+    fn message(n: usize) -> LiveEvent {
+        let message = Message::new(Subject::new("a").unwrap(), n.to_string());
+        LiveEvent::Message { message: Arc::new(message), offset: None }
+    }
+
+    fn push(inbox: &Inbox, numbers: std::ops::Range<usize>) {
+        inbox.push(&mut numbers.map(message).collect(), &AtomicU64::new(0));
+    }
+
+    /// What a reader gets now, as text: numbers, `gap N`, `gap ?`, `end`.
+    fn take(inbox: &Inbox, max: usize) -> String {
+        let mut out = Vec::new();
+        match inbox.poll_take(&mut Context::from_waker(Waker::noop()), max, &mut out) {
+            Poll::Pending => return "pending".to_owned(),
+            Poll::Ready(0) => return "end".to_owned(),
+            Poll::Ready(count) => assert_eq!(count, out.len()),
+        }
+        let texts: Vec<String> = out
+            .iter()
+            .map(|event| match event {
+                LiveEvent::Message { message, .. } => String::from_utf8_lossy(&message.payload).into_owned(),
+                LiveEvent::Gap(Gap { missed: Some(n) }) => format!("gap {n}"),
+                LiveEvent::Gap(Gap { missed: None }) => "gap ?".to_owned(),
+            })
+            .collect();
+        texts.join(", ")
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_becomes_one_exact_gap_in_its_place() {
+        let inbox = Inbox::new(2);
+        push(&inbox, 0..5);
+        assert_eq!(take(&inbox, 1), "0");
+        push(&inbox, 5..7);
+        assert_eq!(take(&inbox, 10), "1, gap 3, 5, gap 1");
+        assert_eq!(take(&inbox, 10), "pending");
+        push(&inbox, 7..8);
+        assert_eq!(take(&inbox, 10), "7");
+    }
+
+    #[test]
+    fn a_broken_connection_shows_even_when_nothing_follows() {
+        let inbox = Inbox::new(2);
+        push(&inbox, 0..3);
+        inbox.push_unknown_gap();
+        inbox.push_unknown_gap();
+        assert_eq!(take(&inbox, 2), "0, 1");
+        assert_eq!(take(&inbox, 10), "gap 1, gap ?");
+    }
+
+    #[test]
+    fn after_the_end_what_waits_is_given_out_first() {
+        let inbox = Inbox::new(1);
+        push(&inbox, 0..2);
+        inbox.close();
+        assert_eq!(take(&inbox, 1), "0");
+        assert_eq!(take(&inbox, 1), "gap 1");
+        assert_eq!(take(&inbox, 1), "end");
+    }
+}

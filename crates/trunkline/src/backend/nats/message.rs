@@ -1,0 +1,154 @@
+//! Messages between the bus and the client library.
+
+use async_nats::message::OutboundMessage;
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use trunkline_core::{HeaderError, Headers, Message, Subject, SubjectError};
+
+/// Bytes of a header block beside its lines: `NATS/1.0\r\n` and the empty line.
+const HEADER_BLOCK_BYTES: usize = 12;
+
+/// Bytes that the server counts against `max_payload`: the header block and the payload.
+pub(super) fn payload_bytes(message: &Message) -> usize {
+    let headers =
+        if message.headers.is_empty() { 0 } else { HEADER_BLOCK_BYTES + message.headers.size_bytes() };
+    headers + message.payload.len()
+}
+
+/// The message as the client library wants it. Its header map keeps the order of the values of one name, but
+/// not the order of different names.
+///
+/// # Errors
+/// The name of a header that NATS cannot carry, because it is not ASCII.
+pub(super) fn encode(message: &Message) -> Result<OutboundMessage, String> {
+    let headers = match message.headers.is_empty() {
+        true => None,
+        false => Some(encode_headers(&message.headers)?),
+    };
+    Ok(OutboundMessage {
+        subject: message.subject.as_str().into(),
+        reply: message.reply.as_ref().map(|reply| reply.as_str().into()),
+        payload: message.payload.clone(),
+        headers,
+    })
+}
+
+fn encode_headers(headers: &Headers) -> Result<HeaderMap, String> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers.iter() {
+        let parsed: HeaderName = name.parse().map_err(|_| name.to_owned())?;
+        let value: HeaderValue = value.parse().map_err(|_| name.to_owned())?;
+        map.append(parsed, value);
+    }
+    Ok(map)
+}
+
+/// Why a message of the server cannot be given to a subscriber.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Undeliverable {
+    #[error("its subject or reply subject is refused")]
+    Subject(#[from] SubjectError),
+    #[error("a header is refused")]
+    Header(#[from] HeaderError),
+}
+
+/// Turns what the client library received into messages of the bus.
+#[derive(Default)]
+pub(super) struct Decoder {
+    /// The subject before: most subscriptions see the same one again and again, and a clone costs neither
+    /// a check nor a copy.
+    last_subject: Option<Subject>,
+}
+
+impl Decoder {
+    pub(super) fn decode(&mut self, received: async_nats::Message) -> Result<Message, Undeliverable> {
+        let subject = match &self.last_subject {
+            Some(subject) if *subject == *received.subject => subject.clone(),
+            _ => {
+                let subject = Subject::new(&*received.subject)?;
+                self.last_subject.insert(subject).clone()
+            }
+        };
+        let reply = received.reply.map(|reply| Subject::new(&*reply)).transpose()?;
+        let mut headers = Headers::new();
+        if let Some(status) = received.status {
+            headers.append("Status", status.to_string())?;
+            if let Some(description) = received.description {
+                headers.append("Description", description)?;
+            }
+        }
+        if let Some(map) = &received.headers {
+            decode_headers(map, &mut headers)?;
+        }
+        Ok(Message { subject, reply, headers, payload: received.payload })
+    }
+}
+
+/// Names come sorted: the map has lost their order, and any fixed one is better than a random one.
+fn decode_headers(map: &HeaderMap, headers: &mut Headers) -> Result<(), HeaderError> {
+    let mut names: Vec<(&str, &Vec<HeaderValue>)> =
+        map.iter().map(|(name, values)| (name.as_ref(), values)).collect();
+    names.sort_unstable_by_key(|(name, _)| *name);
+    for (name, values) in names {
+        for value in values {
+            headers.append(name, value.as_str())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(subject: &str) -> async_nats::Message {
+        async_nats::Message {
+            subject: subject.into(),
+            reply: None,
+            payload: "x".into(),
+            headers: None,
+            status: None,
+            description: None,
+            length: 0,
+        }
+    }
+
+    #[test]
+    fn headers_keep_case_and_the_order_of_values() {
+        let mut headers = Headers::new();
+        for (name, value) in [("b", "1"), ("A-a", "2"), ("b", "3"), ("B", "4")] {
+            headers.append(name, value).unwrap();
+        }
+        let mut message = Message::new("s".parse().unwrap(), "payload");
+        message.headers = headers;
+        assert_eq!(
+            payload_bytes(&message),
+            b"NATS/1.0\r\nb: 1\r\nA-a: 2\r\nb: 3\r\nB: 4\r\n\r\npayload".len()
+        );
+        let map = encode(&message).unwrap().headers;
+        let got = Decoder::default().decode(async_nats::Message { headers: map, ..received("s") }).unwrap();
+        assert_eq!(
+            got.headers.iter().collect::<Vec<_>>(),
+            [("A-a", "2"), ("B", "4"), ("b", "1"), ("b", "3")]
+        );
+    }
+
+    #[test]
+    fn status_becomes_headers() {
+        let status = Some(async_nats::StatusCode::NO_RESPONDERS);
+        let got = Decoder::default().decode(async_nats::Message { status, ..received("s") }).unwrap();
+        assert_eq!(got.headers.get("Status"), Some("503"));
+    }
+
+    #[test]
+    fn what_the_bus_cannot_carry_is_an_error() {
+        let mut message = Message::new("s".parse().unwrap(), "");
+        message.headers.append("naïve", "v").unwrap();
+        assert_eq!(encode(&message).unwrap_err(), "naïve");
+        let mut decoder = Decoder::default();
+        for subject in ["a.*", "a..b", &"a".repeat(2000)] {
+            assert!(matches!(decoder.decode(received(subject)), Err(Undeliverable::Subject(_))), "{subject}");
+        }
+        assert_eq!(decoder.decode(received("ok")).unwrap().subject, "ok");
+        assert_eq!(decoder.decode(received("other")).unwrap().subject, "other");
+    }
+}

@@ -1,0 +1,129 @@
+//! Publishing on a live connection, and never claiming more than is known.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use async_nats::PublishErrorKind;
+use async_nats::client::traits::Publisher as _;
+use tokio::runtime::Handle;
+use trunkline_core::Message;
+
+use super::link::{Link, NoProof};
+use super::message;
+use crate::backend::{PublishError, Publishing, Receipt};
+
+/// Hands a message to the client library: at once where it has room, else as soon as it has.
+///
+/// The library would take messages while it is disconnected and send them whenever it comes back; that would be a
+/// success for a message that may be lost, so the connection is looked at first.
+pub(super) fn publish(link: &Arc<Link>, runtime: &Handle, message: Message, timeout: Duration) -> Publishing {
+    let (size, limit) = (message::payload_bytes(&message), link.client.max_payload());
+    if size > limit {
+        return Publishing::Ready(Err(PublishError::TooLarge { size, limit }));
+    }
+    let Some(connection) = link.connection() else {
+        return Publishing::Ready(Err(link.not_connected()));
+    };
+    let outbound = match message::encode(&message) {
+        Ok(outbound) => outbound,
+        Err(header) => return Publishing::Ready(Err(not_ascii(message, &header))),
+    };
+    let attempt = Attempt { connection, message, size, limit };
+    let mut cx = Context::from_waker(Waker::noop());
+    // Outside of the task's budget: a publisher that never yields is held up by the full channel, not before.
+    let sending = tokio::task::unconstrained(link.client.publish_message(outbound));
+    match pin!(sending).poll(&mut cx) {
+        Poll::Ready(result) => Publishing::Ready(attempt.finish(link, result)),
+        Poll::Pending => publish_later(Arc::clone(link), runtime, attempt, timeout),
+    }
+}
+
+/// The library's channel is full. As long as it is, nothing has left, so giving up is a certain failure.
+fn publish_later(link: Arc<Link>, runtime: &Handle, attempt: Attempt, timeout: Duration) -> Publishing {
+    let client = link.client.clone();
+    // Encoded anew, because the first attempt has taken its message along; the common case copies nothing.
+    let outbound = match message::encode(&attempt.message) {
+        Ok(outbound) => outbound,
+        Err(header) => return Publishing::Ready(Err(not_ascii(attempt.message, &header))),
+    };
+    let mut sending = Box::pin(async move { client.publish_message(outbound).await });
+    // Polled here once so that it takes its place in the channel's queue: what is published next stays behind it.
+    let mut cx = Context::from_waker(Waker::noop());
+    if let Poll::Ready(result) = sending.as_mut().poll(&mut cx) {
+        return Publishing::Ready(attempt.finish(&link, result));
+    }
+    let deadline = {
+        // The caller may be outside of the runtime; the timer must not be.
+        let _runtime = runtime.enter();
+        tokio::time::sleep(timeout)
+    };
+    Publishing::Pending(Box::pin(async move {
+        tokio::select! {
+            biased;
+            result = &mut sending => attempt.finish(&link, result),
+            () = link.disconnected() => Err(link.not_connected()),
+            () = deadline => Err(PublishError::NotConnected {
+                server: link.server.clone(),
+                reason: format!("the connection took no message for {timeout:?}, this one has not left"),
+            }),
+        }
+    }))
+}
+
+fn not_ascii(message: Message, header: &str) -> PublishError {
+    let reason = format!("header name {header:?} is not ASCII, which NATS requires");
+    PublishError::Denied { subject: message.subject, reason }
+}
+
+/// What must be known of a message after it was given away.
+struct Attempt {
+    connection: u64,
+    message: Message,
+    size: usize,
+    limit: usize,
+}
+
+impl Attempt {
+    fn finish(
+        self,
+        link: &Link,
+        result: Result<(), async_nats::PublishError>,
+    ) -> Result<Receipt, PublishError> {
+        let Err(error) = result else {
+            link.handed(self.connection);
+            return Ok(Receipt::Accepted);
+        };
+        Err(match error.kind() {
+            PublishErrorKind::Send => PublishError::Closed,
+            PublishErrorKind::MaxPayloadExceeded => {
+                PublishError::TooLarge { size: self.size, limit: link.client.max_payload().min(self.limit) }
+            }
+            PublishErrorKind::InvalidSubject => {
+                PublishError::Denied { subject: self.message.subject, reason: error.to_string() }
+            }
+        })
+    }
+}
+
+/// Proves that the server has received everything handed over before.
+pub(super) async fn flush(link: &Link, wait: Duration) -> Result<(), PublishError> {
+    if link.take_lost() {
+        return Err(link.outcome_unknown(Duration::ZERO));
+    }
+    match link.prove(wait).await {
+        // A connection may have broken and come back between two looks: then only the loss is left to tell.
+        Ok(()) if link.take_lost() => Err(link.outcome_unknown(Duration::ZERO)),
+        Ok(()) => match link.events.take_refused_publish() {
+            Some((subject, reason)) => Err(PublishError::Denied { subject, reason }),
+            None => Ok(()),
+        },
+        Err(NoProof::Closed) => Err(PublishError::Closed),
+        Err(NoProof::Silent(waited)) => Err(link.outcome_unknown(waited)),
+        Err(NoProof::NotConnected | NoProof::Broken) if link.take_lost() => {
+            Err(link.outcome_unknown(Duration::ZERO))
+        }
+        Err(NoProof::NotConnected | NoProof::Broken) => Err(link.not_connected()),
+    }
+}

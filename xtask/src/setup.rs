@@ -1,0 +1,233 @@
+//! Installs what the tests need beside cargo: programs from Debian's packages, and below
+//! `target/test-env` a Python environment (with `nats-py` and a current `nats-server`) and the NATS
+//! clients for Node, all at pinned versions.
+//!
+//! It can run again at any time and then does only what is missing. Where it may not install, it
+//! says what is missing and how to get it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::environment::{node_path, root, test_environment, venv};
+use crate::error::Error;
+use crate::step::run_command;
+
+/// What to do about something that is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// Install it, where that is allowed.
+    Install,
+    /// Say so and stop.
+    Fail,
+}
+
+/// A program that is looked for, by running it, and Debian's package that has it.
+struct Requirement {
+    what: &'static str,
+    probe: &'static [&'static str],
+    package: &'static str,
+}
+
+const PROGRAMS: [Requirement; 4] = [
+    Requirement {
+        what: "Python 3 with venv and pip, for the Python client and for nats-server",
+        probe: &["python3", "-c", "import venv, ensurepip"],
+        package: "python3-venv",
+    },
+    Requirement {
+        what: "Node 18 or later, for the JavaScript clients",
+        probe: &["node", "-e", "process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)"],
+        package: "nodejs",
+    },
+    Requirement {
+        what: "npm, to install the JavaScript clients",
+        probe: &["npm", "--version"],
+        package: "npm",
+    },
+    Requirement {
+        what: "redis-server, for the Redis backend",
+        probe: &["redis-server", "--version"],
+        package: "redis-server",
+    },
+];
+
+/// A directory of packages at pinned versions.
+struct Installation {
+    what: &'static str,
+    directory: PathBuf,
+    /// The files that pin the versions; when one changes, the directory is made anew.
+    pinned_by: Vec<PathBuf>,
+    /// What must be there for the directory to be of use.
+    provides: Vec<PathBuf>,
+    install: fn(&Installation) -> Result<(), Error>,
+}
+
+/// Makes sure that everything is there.
+pub(crate) fn run(missing: Missing) -> Result<(), Error> {
+    ensure_programs(missing)?;
+    let outdated: Vec<Installation> =
+        installations().into_iter().filter(|installation| !installation.is_current()).collect();
+    if missing == Missing::Fail && !outdated.is_empty() {
+        let missing =
+            outdated.iter().map(|installation| format!("{}: run `cargo xtask setup`", installation.what));
+        return Err(Error::Missing { missing: missing.collect() });
+    }
+    outdated.iter().try_for_each(Installation::renew)
+}
+
+fn ensure_programs(missing: Missing) -> Result<(), Error> {
+    let absent = absent_programs();
+    if absent.is_empty() {
+        return Ok(());
+    }
+    if missing == Missing::Install && may_use_apt() {
+        apt_install(absent.iter().map(|program| program.package))?;
+    }
+    let absent = absent_programs();
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let missing = absent.iter().map(|program| {
+        format!(
+            "{}: `apt-get install {}` as root, or the like for this system",
+            program.what, program.package
+        )
+    });
+    Err(Error::Missing { missing: missing.collect() })
+}
+
+fn absent_programs() -> Vec<&'static Requirement> {
+    PROGRAMS.iter().filter(|program| !succeeds(program.probe)).collect()
+}
+
+fn succeeds(command: &[&str]) -> bool {
+    Command::new(command[0])
+        .args(&command[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Whether this is a Debian-like system on which packages may be installed: apt is there, and we
+/// are root (who owns what `/proc/self` points to when we are).
+fn may_use_apt() -> bool {
+    let root = fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0);
+    root && succeeds(&["apt-get", "--version"])
+}
+
+fn apt_install<'a>(packages: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-y"]);
+        command
+    };
+    run_command(apt().arg("update"))?;
+    run_command(apt().args(["install", "--no-install-recommends"]).args(packages))
+}
+
+fn installations() -> [Installation; 2] {
+    let clients = root().join("crates/trunkline-testkit/clients");
+    [
+        Installation {
+            what: "the Python client and nats-server",
+            directory: venv(),
+            pinned_by: vec![clients.join("python/requirements.txt")],
+            provides: vec![venv().join("bin/python"), venv().join("bin/nats-server")],
+            install: install_venv,
+        },
+        Installation {
+            what: "the JavaScript clients",
+            directory: node_path(),
+            pinned_by: vec![clients.join("node/package.json"), clients.join("node/package-lock.json")],
+            provides: vec![
+                node_path().join("node_modules/nats"),
+                node_path().join("node_modules/@nats-io/transport-node"),
+            ],
+            install: install_node_modules,
+        },
+    ]
+}
+
+fn install_venv(installation: &Installation) -> Result<(), Error> {
+    run_command(Command::new("python3").args(["-m", "venv"]).arg(&installation.directory))?;
+    let mut pip = Command::new(installation.directory.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet"]).args(["--disable-pip-version-check", "--no-input"]);
+    for requirements in &installation.pinned_by {
+        pip.arg("-r").arg(requirements);
+    }
+    run_command(&mut pip)
+}
+
+fn install_node_modules(installation: &Installation) -> Result<(), Error> {
+    make_directory(&installation.directory)?;
+    for pinned_by in &installation.pinned_by {
+        let name = pinned_by.file_name().expect("the lists of packages are files");
+        let copy = installation.directory.join(name);
+        fs::copy(pinned_by, &copy).map_err(file_error(&copy))?;
+    }
+    run_command(
+        Command::new("npm")
+            .arg("ci")
+            .arg("--prefix")
+            .arg(&installation.directory)
+            .args(["--ignore-scripts", "--no-audit", "--no-fund"])
+            .args(["--loglevel", "error"]),
+    )
+}
+
+impl Installation {
+    fn is_current(&self) -> bool {
+        let whole = self.provides.iter().all(|path| path.exists());
+        whole && self.pins().is_ok_and(|pins| fs::read(self.stamp()).is_ok_and(|stamp| stamp == pins))
+    }
+
+    fn renew(&self) -> Result<(), Error> {
+        println!("   installing {}", self.what);
+        // The stamp goes first and comes back last, so that an installation that was interrupted
+        // is never taken for a whole one.
+        remove_if_there(&self.stamp(), fs::remove_file)?;
+        remove_if_there(&self.directory, fs::remove_dir_all)?;
+        make_directory(&test_environment())?;
+        (self.install)(self)?;
+        if let Some(path) = self.provides.iter().find(|path| !path.exists()) {
+            return Err(Error::Missing {
+                missing: vec![format!("{} was installed, but has no {}", self.what, path.display())],
+            });
+        }
+        fs::write(self.stamp(), self.pins()?).map_err(file_error(&self.stamp()))
+    }
+
+    /// Says what is installed: a copy of the files that pin it.
+    fn stamp(&self) -> PathBuf {
+        self.directory.with_extension("stamp")
+    }
+
+    fn pins(&self) -> Result<Vec<u8>, Error> {
+        let mut pins = Vec::new();
+        for path in &self.pinned_by {
+            pins.extend(fs::read(path).map_err(file_error(path))?);
+        }
+        Ok(pins)
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), Error> {
+    fs::create_dir_all(path).map_err(file_error(path))
+}
+
+fn remove_if_there(path: &Path, remove: fn(PathBuf) -> io::Result<()>) -> Result<(), Error> {
+    match remove(path.to_owned()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn file_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File { path, source }
+}
