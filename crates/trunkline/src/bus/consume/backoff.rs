@@ -51,7 +51,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn pauses_grow_to_the_longest_and_start_anew_after_success() {
         let mut backoff = Backoff::default();
-        let mut pause = |backoff: &mut Backoff| {
+        let pause = |backoff: &mut Backoff| {
             backoff.pause();
             backoff.until().unwrap() - Instant::now()
         };
