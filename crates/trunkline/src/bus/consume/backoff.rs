@@ -23,6 +23,11 @@ impl Backoff {
         self.until = Some(Instant::now() + longest.mul_f64(0.5 + fastrand::f64() / 2.0));
     }
 
+    /// Makes the pause last at least until then.
+    pub(super) fn pause_until(&mut self, until: Instant) {
+        self.until = self.until.max(Some(until));
+    }
+
     /// The end of the pause, while there is one.
     pub(super) fn until(&self) -> Option<Instant> {
         self.until
@@ -46,7 +51,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn pauses_grow_to_the_longest_and_start_anew_after_success() {
         let mut backoff = Backoff::default();
-        let mut pause = |backoff: &mut Backoff| {
+        let pause = |backoff: &mut Backoff| {
             backoff.pause();
             backoff.until().unwrap() - Instant::now()
         };

@@ -30,8 +30,17 @@ pub(super) enum DeadLetterError {
 pub(in crate::bus) async fn ensure_stream(inner: &Inner, streams: &dyn Streams) -> Result<(), StreamError> {
     let pattern = inner.topics.dead_letters();
     let covered = |config: &StreamConfig| config.subjects.iter().any(|subject| subject.covers(&pattern));
-    if streams.list().await?.iter().any(|stream| covered(&stream.config)) {
+    let there = streams.list().await?;
+    if there.iter().any(|stream| covered(&stream.config)) {
         return Ok(());
+    }
+    // Making it would give a stream of the operator's that has the name other subjects.
+    if let Some(taken) = there.iter().find(|stream| stream.config.name == STREAM) {
+        return Err(StreamError::Conflict {
+            what: format!("stream {STREAM:?}"),
+            found: format!("subjects {:?}", taken.config.subjects),
+            wanted: format!("subjects [{pattern:?}]"),
+        });
     }
     let mut config = StreamConfig::new(STREAM, vec![pattern]);
     config.max_age = Some(inner.options.dead_letter_age);
@@ -84,9 +93,13 @@ pub(super) async fn write(
         let message = make(inner, stream, consumer, delivery, reason)?;
         let dedupe_id = Some(dedupe_id(stream, consumer, delivery.offset));
         let options = PublishOptions { dedupe_id, timeout: None };
-        match inner.publish_unchecked(message, options).outcome().await? {
-            Receipt::Stored { .. } | Receipt::Queued => return Ok(()),
-            Receipt::Accepted => ensure_stream(inner, inner.backend.streams()?).await?,
+        match inner.publish_unchecked(message, options).outcome().await {
+            Ok(Receipt::Stored { .. } | Receipt::Queued) => return Ok(()),
+            // Without a stream there is neither storage nor deduplication; which of them is said depends on the backend.
+            Ok(Receipt::Accepted) | Err(PublishError::Unsupported(_)) => {
+                ensure_stream(inner, inner.backend.streams()?).await?;
+            }
+            Err(error) => return Err(error.into()),
         }
     }
     Err(DeadLetterError::NotStored)

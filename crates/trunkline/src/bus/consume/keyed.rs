@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(started(&mut keyed), [1, 3]);
         keyed.ended();
         keyed.wait_for("a", 1, 100);
-        assert_eq!(started(&mut keyed), []);
+        assert!(started(&mut keyed).is_empty());
         keyed.park("b", 4, "");
         keyed.ended();
         keyed.settled("b", 3);
@@ -284,7 +284,7 @@ mod tests {
             let mut running: Vec<(String, u32)> = Vec::new();
             let mut failed: Vec<(String, u32)> = Vec::new();
             let mut waiting = std::collections::BTreeSet::new();
-            let mut start = |keyed: &mut Keyed<u32, (), u32>,
+            let start = |keyed: &mut Keyed<u32, (), u32>,
                              running: &mut Vec<(String, u32)>,
                              failed: &[(String, u32)],
                              waiting: &mut std::collections::BTreeSet<u32>| {
