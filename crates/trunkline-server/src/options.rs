@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use trunkline::Telemetry;
 use trunkline::backend::memory::Hub;
-use trunkline::config::Config;
+use trunkline::config::{Config, Server as ServerConfig};
 use trunkline::status::BackendStatus;
 
 use crate::server::StartError;
@@ -63,6 +63,7 @@ impl ServerOptions {
         let server = &config.server;
         let refusals = [
             (!server.users.is_empty(), "server.users", "authentication"),
+            (server.permissions != ServerConfig::default().permissions, "server.permissions", "permissions"),
             (server.auth.user.is_some() || server.auth.token.is_some(), "server.auth", "authentication"),
             (server.tls.is_on(), "server.tls", "TLS"),
             (server.websocket.listen.is_some(), "server.websocket.listen", "WebSocket"),
