@@ -33,7 +33,10 @@ pub async fn handled_message_is_acknowledged_after_its_handler(harness: &Harness
         let gate = gate.clone();
         start(&bus, Job::new(&stream).concurrency(5), move |_| {
             let gate = gate.clone();
-            async move { Ok(gate.acquire().await?.forget()) }
+            async move {
+                gate.acquire().await?.forget();
+                Ok(())
+            }
         })
         .await
     };
@@ -323,7 +326,10 @@ pub async fn drain_lets_consumers_finish(harness: &Harness) {
         let gate = gate.clone();
         start(&bus, Job::new(&stream).concurrency(3), move |_| {
             let gate = gate.clone();
-            async move { Ok(gate.acquire().await?.forget()) }
+            async move {
+                gate.acquire().await?.forget();
+                Ok(())
+            }
         })
         .await
     };
