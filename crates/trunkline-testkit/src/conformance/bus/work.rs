@@ -264,7 +264,7 @@ pub async fn dead_bus_leaves_its_work_to_the_others(harness: &Harness) {
     for _ in 0..4 {
         dying.made.0.run().await;
     }
-    dying.die();
+    dying.die().await;
     let mut heir = start(&two, Job::new(&stream), async |_| Ok(())).await;
     let mut numbers = Vec::new();
     for _ in 0..20 {
