@@ -240,13 +240,14 @@ pub async fn lost_lease_cancels_the_handler(harness: &Harness) {
     assert_eq!(losing.run().await.attempt, 1);
     faulty.rage();
     soon("the handler is cancelled", ended.acquire()).await.expect("the semaphore lives").forget();
+    // Its failing fetches would go on swallowing deliveries until none is left for the heir.
+    losing.stop().await;
     let two = bus_with(harness, options).await;
     let mut heir = start(&two, Job::new(&stream), async |_| Ok(())).await;
     let run = heir.run().await;
     assert_eq!(run.number, 7);
     assert!(run.attempt >= 2, "{run:?}");
     settled(&*backend, &stream).await;
-    faulty.calm();
 }
 
 /// What a bus that died held is handled by the others.
