@@ -9,7 +9,7 @@ use trunkline::backend::{Backend, ConsumerInfo, ReadRequest, Start, StreamError}
 use trunkline::{Bus, Consumer, Delivered, HandlerError, Key, Message};
 
 use crate::conformance::Harness;
-use crate::conformance::probe::{ensure, soon, streams};
+use crate::conformance::probe::{PATIENCE, ensure, soon, streams};
 
 /// Makes the stream `work` over `work.*`, and gives its name.
 pub async fn work(harness: &Harness) -> String {
@@ -161,9 +161,12 @@ pub async fn die_with<T: Send + 'static>(future: impl Future<Output = T> + Send 
 }
 
 impl<T> Mortal<T> {
-    /// Dies: no task of it runs any further.
-    pub fn die(self) {
-        self.runtime.shutdown_background();
-        drop(self.made);
+    /// Dies. Only when all its tasks have been dropped is what it made dropped too: a handle that is dropped earlier
+    /// would have them end in good order.
+    pub async fn die(self) {
+        let Self { runtime, made } = self;
+        let ending = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE));
+        soon("the death", ending).await.expect("no panic");
+        drop(made);
     }
 }

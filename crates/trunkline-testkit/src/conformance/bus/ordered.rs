@@ -205,7 +205,7 @@ pub async fn order_holds_when_the_active_member_dies(harness: &Harness) {
         })
         .await
     };
-    dying.die();
+    dying.die().await;
     settled(&*backend, &stream).await;
     for key in ["a", "b"] {
         let begun = keys.begun(key);
