@@ -1,39 +1,58 @@
-//! The `trunkline` command.
+//! The `trunkline` command: starts the bus, and talks to a running one from a shell.
+//!
+//! Here a command line becomes a command and its end an exit code; what each command does stands in `commands`.
 
+mod args;
 mod bench;
+mod client;
+mod commands;
+mod demo;
+mod duration;
+mod exec;
+mod failure;
+mod http;
+mod interrupt;
+mod logging;
+mod message;
+mod output;
+mod payload;
+mod ports_file;
+mod settings;
+mod show;
 
-use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
+use clap::error::ErrorKind;
 
-/// The message bus for AI-agent platforms.
-#[derive(Parser)]
-#[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
+use crate::args::Cli;
 
-#[derive(Subcommand)]
-enum Command {
-    Bench(bench::BenchArgs),
-}
+/// The hot paths of the embedded server allocate per message; this allocator costs them least.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    let Command::Bench(args) = Cli::parse().command;
-    let Err(error) = bench::run(args).await else {
-        return ExitCode::SUCCESS;
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
     };
-    eprintln!("error: {error}");
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        eprintln!("  caused by: {source}");
-        cause = source.source();
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
     }
-    if let Some(hint) = error.hint() {
-        eprintln!("hint: {hint}");
+}
+
+/// Prints what clap has to say: help and version on stdout, a mistake on stderr with the hint where to look.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Nothing is left to be said when even the help cannot be printed.
+        let _ = error.print();
+        return ExitCode::from(u8::from(error.use_stderr()) * 2);
     }
-    ExitCode::from(error.exit_code())
+    let text = error.render().ansi().to_string();
+    let text = text.split("For more information").next().unwrap_or_default().trim_end();
+    let mut stderr = anstream::stderr().lock();
+    let _ = writeln!(stderr, "{text}\nhint: add --help for the flags and an example");
+    ExitCode::from(2)
 }

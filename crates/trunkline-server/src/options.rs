@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use trunkline::Telemetry;
 use trunkline::backend::memory::Hub;
-use trunkline::config::Config;
+use trunkline::config::{Config, Server as ServerConfig};
 use trunkline::status::BackendStatus;
 
 use crate::server::StartError;
@@ -31,6 +32,8 @@ pub struct ServerOptions {
     /// How often the server's health is published on `{root}.system.health`; a change of the backend's state is
     /// published at once. Default 10 s.
     pub health_interval: Duration,
+    /// Counters of a bus in this process, shown on `/metrics` beside the server's.
+    pub telemetry: Option<Telemetry>,
 }
 
 impl ServerOptions {
@@ -45,6 +48,7 @@ impl ServerOptions {
             subject_root: "nachos".to_owned(),
             backend_status: None,
             health_interval: Duration::from_secs(10),
+            telemetry: None,
         }
     }
 }
@@ -59,6 +63,7 @@ impl ServerOptions {
         let server = &config.server;
         let refusals = [
             (!server.users.is_empty(), "server.users", "authentication"),
+            (server.permissions != ServerConfig::default().permissions, "server.permissions", "permissions"),
             (server.auth.user.is_some() || server.auth.token.is_some(), "server.auth", "authentication"),
             (server.tls.is_on(), "server.tls", "TLS"),
             (server.websocket.listen.is_some(), "server.websocket.listen", "WebSocket"),

@@ -13,7 +13,7 @@ use trunkline_protocol::ServerError;
 
 use crate::client::Client;
 use crate::connection::Connection;
-use crate::health::Health;
+use crate::health::{HEALTH_TYPE, Health};
 use crate::http::{self, Monitor};
 use crate::options::ServerOptions;
 use crate::outbox::{Ending, Outbox};
@@ -107,7 +107,7 @@ impl Server {
     pub async fn start(options: ServerOptions) -> Result<Self, StartError> {
         let bad_root = |source| StartError::SubjectRoot { root: options.subject_root.clone(), source };
         let health_subject =
-            Subject::new(format!("{}.system.health", options.subject_root)).map_err(bad_root)?;
+            Subject::new(format!("{}.{HEALTH_TYPE}", options.subject_root)).map_err(bad_root)?;
         let dead_letters = Pattern::new(format!("{}.dead.>", options.subject_root)).map_err(bad_root)?;
         let http = match options.http {
             Some(wanted) => {
@@ -128,7 +128,7 @@ impl Server {
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
-            let monitor = Arc::new(Monitor::new(shared.clone(), health, address));
+            let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
             let bounds = http::Bounds::of(&shared.limits);
             let app = http::router(monitor);
             tasks.spawn(http::serve(listener, app, bounds, stop.clone(), tasks.clone()));

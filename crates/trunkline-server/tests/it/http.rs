@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use trunkline::backend::BackendKind;
 use trunkline::status::{BackendState, BackendStatus};
+use trunkline::topics::payload::SystemHealth;
 
 use super::client::{Raw, get, http, json, within};
 use super::fixture::Fixture;
@@ -41,9 +42,9 @@ async fn readiness_follows_the_backend_while_liveness_does_not() {
     for (state, code, overall, word) in [
         (BackendState::Connected, 200, "ok", "ok"),
         (BackendState::Degraded { reason: lost() }, 503, "degraded", "degraded"),
-        (BackendState::Disconnected { reason: lost() }, 503, "unavailable", "disconnected"),
-        (BackendState::Connecting, 503, "unavailable", "connecting"),
-        (BackendState::Closed, 503, "unavailable", "closed"),
+        (BackendState::Disconnected { reason: lost() }, 503, "down", "disconnected"),
+        (BackendState::Connecting, 503, "down", "connecting"),
+        (BackendState::Closed, 503, "down", "closed"),
     ] {
         sender.send_replace(status(state.clone()));
         let answer = get(fixture.http(), "/readyz").await;
@@ -52,6 +53,7 @@ async fn readiness_follows_the_backend_while_liveness_does_not() {
         let check = &document["checks"]["backend"];
         assert_eq!((&check["state"], &check["backend"]), (&Value::from(word), &Value::from("redis")));
         assert_eq!(check["reason"].as_str(), state.reason(), "{document}");
+        assert_eq!(document["reason"].as_str(), state.reason(), "{document}");
         assert_eq!(get(fixture.http(), "/healthz").await.status, 200);
         let metrics = get(fixture.http(), "/metrics").await.body;
         let line = format!("trunkline_backend_state{{backend=\"redis\",state=\"{word}\"}} 1\n");
@@ -77,6 +79,9 @@ async fn health_is_broadcast_regularly_and_on_every_change() {
         assert_eq!(envelope["type"], "system.health");
         assert_eq!(envelope["source"], "trunkline-server");
         assert_eq!(envelope["payload"]["status"], "ok");
+        let typed: SystemHealth =
+            serde_json::from_value(envelope["payload"].clone()).expect("the topic's payload");
+        assert_eq!((typed.component.as_str(), typed.status.as_str()), ("trunkline-server", "ok"));
         assert!(envelope["correlationId"].is_string());
         let time = envelope["timestamp"].as_str().expect("a time");
         assert!(time.ends_with('Z') && time.len() <= "2026-11-22T10:15:30.123Z".len(), "{time}");

@@ -82,6 +82,8 @@ async fn what_clients_do_is_counted() {
     raw.send("SUB a 1\r\nSUB a 2\r\nSUB inbox 3\r\nPUB a 5\r\nhello\r\nPUB nobody inbox 1\r\nx\r\n").await;
     raw.send("PUB nachos.dead.a.b 1\r\nx\r\n").await;
     raw.flush().await;
+    // What a batch sent is counted before the next one is read.
+    raw.flush().await;
     let (_second, _third) = (fixture.client().await, fixture.client().await);
     Raw::without_info(fixture.nats()).await.until_closed().await;
     let found = scrape(&fixture).await;
@@ -89,10 +91,10 @@ async fn what_clients_do_is_counted() {
         ("trunkline_connections", 3.0),
         ("trunkline_subscriptions", 3.0),
         ("trunkline_connections_refused_total", 1.0),
-        ("trunkline_received_messages_total", 3.0),
-        ("trunkline_received_bytes_total", 7.0),
-        ("trunkline_denied_messages_total", 1.0),
-        ("trunkline_no_responders_requests_total", 1.0),
+        ("trunkline_server_received_messages_total", 3.0),
+        ("trunkline_server_received_bytes_total", 7.0),
+        ("trunkline_server_denied_messages_total", 1.0),
+        ("trunkline_server_no_responders_requests_total", 1.0),
         ("trunkline_slow_consumers_total", 0.0),
         ("trunkline_series_omitted", 0.0),
         ("trunkline_backend_degraded", 0.0),
@@ -104,7 +106,7 @@ async fn what_clients_do_is_counted() {
     }
     let closed = "trunkline_connections_closed_total{reason=\"client\"}";
     assert_eq!(found["trunkline_connections_accepted_total"], 3.0 + found[closed]);
-    assert!(found["trunkline_sent_messages_total"] >= 2.0);
+    assert!(found["trunkline_server_sent_messages_total"] >= 2.0);
     assert!(found["trunkline_process_resident_memory_bytes"] > 100_000.0);
     assert!(found.contains_key("trunkline_process_cpu_seconds_total"));
     assert!(found.contains_key("trunkline_uptime_seconds"));
@@ -141,4 +143,15 @@ async fn streams_and_consumers_have_series_of_their_own() {
     assert!(found["trunkline_stream_bytes{stream=\"audit\"}"] >= 30.0);
     assert!(found["trunkline_hub_published_messages_total"] >= 3.0);
     fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bus_in_this_process_is_shown_beside_the_server() {
+    let telemetry = trunkline::Telemetry::default();
+    let mut fixture = Fixture::with(|options| options.telemetry = Some(telemetry)).await;
+    fixture.bystander_is_fine().await;
+    let found = scrape(&fixture).await;
+    assert_eq!(found.get("trunkline_published_messages_total"), Some(&0.0));
+    assert!(found.contains_key("trunkline_received_messages_total"), "the bus's");
+    assert!(found["trunkline_server_received_messages_total"] > 0.0, "the bystander's");
 }

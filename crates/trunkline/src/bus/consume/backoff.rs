@@ -23,6 +23,11 @@ impl Backoff {
         self.until = Some(Instant::now() + longest.mul_f64(0.5 + fastrand::f64() / 2.0));
     }
 
+    /// Makes the pause last at least until then.
+    pub(super) fn pause_until(&mut self, until: Instant) {
+        self.until = self.until.max(Some(until));
+    }
+
     /// The end of the pause, while there is one.
     pub(super) fn until(&self) -> Option<Instant> {
         self.until

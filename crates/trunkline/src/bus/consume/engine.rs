@@ -237,7 +237,18 @@ where
         let max = self.may_fetch();
         if self.fetching.is_none() && max > 0 {
             let (member, began) = (self.member.clone(), Instant::now());
-            self.fetching = Some(Box::pin(async move { (began, max, member.fetch(max, FETCH_WAIT).await) }));
+            // A key that waits for a message which does not come again is freed by a fetch that began after `ack_wait`
+            // and brought nothing, so with keys no fetch may take much longer than that.
+            let wait = if self.key.is_some() { FETCH_WAIT.min(self.bounds.ack_wait) } else { FETCH_WAIT };
+            self.fetching = Some(Box::pin(async move { (began, max, member.fetch(max, wait).await) }));
+        }
+    }
+
+    /// What a fetch that failed or was dropped had been given is out until its leases end. With keys nothing later may be
+    /// asked for before: it would overtake what is out.
+    fn let_lost_fetch_return(&mut self) {
+        if self.key.is_some() {
+            self.fetch_backoff.pause_until(Instant::now() + self.bounds.ack_wait);
         }
     }
 
@@ -251,6 +262,7 @@ where
             Ok(fetched) => fetched,
             Err(error) => {
                 self.fetch_backoff.pause();
+                self.let_lost_fetch_return();
                 return self.retryable(error);
             }
         };
@@ -424,7 +436,9 @@ where
     /// Another member has the lease of the key order: all that this one holds is that one's now.
     fn lose_everything(&mut self) {
         tracing::info!(stream = self.rules.stream, consumer = self.rules.consumer, "standing by");
-        self.fetching = None;
+        if self.fetching.take().is_some() {
+            self.let_lost_fetch_return();
+        }
         self.keyed.clear();
         for running in self.running.values_mut() {
             lose(running, &self.telemetry);

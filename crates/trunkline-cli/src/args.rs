@@ -1,0 +1,89 @@
+//! The command line as a whole: which commands there are.
+
+use clap::builder::Styles;
+use clap::builder::styling::AnsiColor;
+use clap::{Parser, Subcommand};
+
+use crate::bench::BenchArgs;
+use crate::commands::completions::CompletionsArgs;
+use crate::commands::config::ConfigArgs;
+use crate::commands::publish::PublishArgs;
+use crate::commands::reply::ReplyArgs;
+use crate::commands::request::RequestArgs;
+use crate::commands::status::StatusArgs;
+use crate::commands::subscribe::SubscribeArgs;
+use crate::commands::up::UpArgs;
+use crate::settings::GlobalArgs;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// One message bus for AI-agent platforms.
+///
+/// Channels, gateways, LLM proxies, tools and workers talk through it, in any language that has a NATS client.
+#[derive(Debug, Parser)]
+#[command(
+    name = "trunkline",
+    version,
+    styles = STYLES,
+    max_term_width = 110,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  trunkline up --demo                                  a bus, and a small agent platform on it
+  trunkline sub 'nachos.>'                             every message of the platform
+  trunkline reply math.add --exec 'jq -c .a+.b'        a tool, as a command
+  trunkline request math.add '{\"a\":1,\"b\":2}'           ask it
+
+Exit codes: 0 ok, 1 failed, 2 wrong usage. Data goes to stdout, logs and progress to stderr."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Up(UpArgs),
+    Pub(PublishArgs),
+    Sub(SubscribeArgs),
+    Request(RequestArgs),
+    Reply(ReplyArgs),
+    Status(StatusArgs),
+    Config(ConfigArgs),
+    #[command(after_help = "Examples:
+  trunkline bench                                      every scenario against the bus on this machine
+  trunkline bench fanout --subscribers 8 --payload 1KiB --json
+  trunkline bench --compare nats=nats-server --compare trunkline=trunkline")]
+    Bench(BenchArgs),
+    Completions(CompletionsArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        fn check(command: &clap::Command) {
+            let is_group = command.get_subcommands().any(|sub| sub.get_name() != "help");
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(is_group || help.contains("Examples:\n  "), "{} has no example", command.get_name());
+            command.get_subcommands().filter(|sub| sub.get_name() != "help").for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

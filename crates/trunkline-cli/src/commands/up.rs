@@ -1,0 +1,112 @@
+//! `trunkline up`: the bus of this machine, from start to clean stop.
+
+mod banner;
+mod start;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use trunkline::config::Loaded;
+
+use crate::client::ClientError;
+use crate::demo;
+use crate::failure::Failure;
+use crate::interrupt::Interrupts;
+use crate::output;
+use crate::ports_file::PortsFile;
+use crate::settings::Override;
+
+use start::Running;
+
+/// How long a stop may take: what waits for clients is sent until then, and dropped after it.
+const STOP_WITHIN: Duration = Duration::from_secs(3);
+
+/// Start the bus
+///
+/// Needs nothing: no file, no flag, no other server. Ctrl-C or SIGTERM stops it cleanly, a second one at once.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  trunkline up                                      NATS clients on 127.0.0.1:4222, HTTP on 127.0.0.1:8222
+  trunkline up --demo                               and a small agent platform on it, to play with
+  trunkline up --listen 127.0.0.1:0 --http 127.0.0.1:0 --ports-file ports.json
+  TRUNKLINE_URL=nats://bus.example:4222 trunkline up --demo")]
+pub(crate) struct UpArgs {
+    /// Address for NATS clients; port 0 takes a free one [default: server.listen, 127.0.0.1:4222]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+
+    /// Address for health and monitoring, or `off` [default: server.http, 127.0.0.1:8222]
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<String>,
+
+    /// What carries the messages: in_memory, redis or nats [default: messaging.backend, in_memory]
+    #[arg(long, value_name = "BACKEND")]
+    backend: Option<String>,
+
+    /// Write the URLs that were bound to this file once the bus is ready; it is removed at the end
+    #[arg(long, value_name = "FILE")]
+    ports_file: Option<PathBuf>,
+
+    /// Run a small agent platform on the bus and print its conversations
+    #[arg(long)]
+    demo: bool,
+
+    /// End after so many conversations of the demo
+    #[arg(long, value_name = "N", requires = "demo", value_parser = clap::value_parser!(u64).range(1..))]
+    demo_conversations: Option<u64>,
+}
+
+impl UpArgs {
+    /// The keys that the flags set.
+    pub(crate) fn overrides(&self) -> Vec<Override> {
+        let flags = [
+            ("server.listen", "--listen", &self.listen),
+            ("server.http", "--http", &self.http),
+            ("messaging.backend", "--backend", &self.backend),
+        ];
+        flags
+            .into_iter()
+            .filter_map(|(key, flag, value)| Some(Override { key, flag, value: value.clone()? }))
+            .collect()
+    }
+}
+
+/// Runs the bus until it is told to stop.
+pub(crate) async fn run(loaded: Loaded, args: UpArgs) -> Result<(), Failure> {
+    let interrupts = Interrupts::listen().map_err(ClientError::Signals)?;
+    let running = tokio::select! {
+        running = start::start(&loaded) => running?,
+        () = interrupts.stop().cancelled() => return Ok(()),
+    };
+    let ports = match &args.ports_file {
+        Some(path) => Some(PortsFile::write(path, running.nats_addr(), running.http_addr())?),
+        None => None,
+    };
+    output::note(&banner::text(&loaded, &running, args.demo));
+    let result = work(&running, &args, &interrupts).await;
+    // The file goes first: who reads it from now on shall not find a bus that refuses connections.
+    drop(ports);
+    stop(running, &interrupts).await;
+    result
+}
+
+async fn work(running: &Running, args: &UpArgs, interrupts: &Interrupts) -> Result<(), Failure> {
+    if args.demo {
+        let options = demo::DemoOptions { conversations: args.demo_conversations };
+        return Ok(demo::run(running.bus(), options, interrupts.stop()).await?);
+    }
+    interrupts.stop().cancelled().await;
+    Ok(())
+}
+
+async fn stop(running: Running, interrupts: &Interrupts) {
+    let started = Instant::now();
+    output::note("stopping");
+    tokio::select! {
+        cut = running.stop(STOP_WITHIN) => match cut {
+            0 => tracing::debug!(took = ?started.elapsed(), "stopped"),
+            cut => tracing::warn!(connections = cut, waited = ?STOP_WITHIN, "connections were cut with messages left for them"),
+        },
+        () = interrupts.kill().cancelled() => tracing::warn!("stopped at once, as asked by a second signal"),
+    }
+}

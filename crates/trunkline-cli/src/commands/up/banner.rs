@@ -1,0 +1,57 @@
+//! What `up` says once it runs: where it is, what it runs on, what to try next.
+
+use anstyle::{AnsiColor, Style};
+use trunkline::config::Loaded;
+use trunkline::status::BackendState;
+
+use super::start::Running;
+
+const NAME: Style = AnsiColor::Cyan.on_default().bold();
+const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+const DIM: Style = Style::new().dimmed();
+
+/// The banner, some lines long.
+pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let status = running.bus().status().backend;
+    let url = match running.nats_addr() {
+        Some(address) => format!("nats://{address}"),
+        None => loaded.config.messaging.nats_url.to_string(),
+    };
+    let http = match running.http_addr() {
+        Some(address) => format!("http://{address}"),
+        None => "not served".to_owned(),
+    };
+    let backend = match &status.state {
+        BackendState::Connected => format!("{} ({})", status.backend, status.server),
+        state => {
+            let reason = state.reason().unwrap_or("no reason is known");
+            format!("{} {WARNING}{}{WARNING:#}: {reason}", status.backend, state.as_str())
+        }
+    };
+    let file = match &loaded.file {
+        Some(path) => path.display().to_string(),
+        None => "defaults, no file".to_owned(),
+    };
+    // The flag is left out where clients find the bus without it.
+    let flag = match url.as_str() {
+        "nats://127.0.0.1:4222" => String::new(),
+        url => format!(" --url {url}"),
+    };
+    let root = &loaded.config.messaging.subject_root;
+    let next = match demo {
+        true => format!("trunkline sub '{root}.>'{flag}"),
+        false => format!(
+            "trunkline sub '{root}.>'{flag}\n            trunkline pub {root}.channel.web.inbound hello{flag}\n            trunkline up --demo"
+        ),
+    };
+    format!(
+        "{NAME}trunkline {version}{NAME:#} is ready\n  \
+         clients   {url}\n  \
+         http      {http}\n  \
+         backend   {backend}\n  \
+         config    {file}\n  \
+         try next  {next}\n  \
+         {DIM}Ctrl-C stops it{DIM:#}"
+    )
+}

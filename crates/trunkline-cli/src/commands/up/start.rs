@@ -1,0 +1,101 @@
+//! From a configuration to a running bus, with the server in front of it.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use trunkline::config::Loaded;
+use trunkline::{Bus, ConnectError};
+use trunkline_server::{Server, ServerOptions, StartError};
+
+use crate::failure::{Explain, Kind};
+
+/// Why the bus did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum UpError {
+    #[error(transparent)]
+    Server(#[from] StartError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+}
+
+impl Explain for UpError {
+    fn kind(&self) -> Kind {
+        Kind::Failed
+    }
+
+    fn hint(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Server(StartError::Bind { setting, .. }) => {
+                let flag = if *setting == "server.http" { "--http" } else { "--listen" };
+                let text = format!(
+                    "stop what uses that address, or choose another with {flag} or {setting}; port 0 takes a free one"
+                );
+                Some(text.into())
+            }
+            Self::Server(error) => Some(error.hint().into()),
+            Self::Connect(error) => error.hint().map(Into::into),
+        }
+    }
+}
+
+/// A bus that runs, with the server in front of it.
+pub(crate) struct Running {
+    bus: Bus,
+    server: Option<Server>,
+}
+
+impl Running {
+    /// The bus, as a component in this process sees it.
+    pub(crate) fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Where NATS clients connect; with backend nats they connect to the servers themselves.
+    pub(crate) fn nats_addr(&self) -> Option<SocketAddr> {
+        self.server.as_ref().map(Server::nats_addr)
+    }
+
+    /// Where health and monitoring are served.
+    pub(crate) fn http_addr(&self) -> Option<SocketAddr> {
+        self.server.as_ref().and_then(Server::http_addr)
+    }
+
+    /// Stops both within the time given, and returns how many connections had to be cut.
+    pub(crate) async fn stop(self, within: Duration) -> usize {
+        let started = tokio::time::Instant::now();
+        let cut = match &self.server {
+            Some(server) => server.shutdown(within).await,
+            None => 0,
+        };
+        if let Err(error) = self.bus.drain(within.saturating_sub(started.elapsed())).await {
+            tracing::warn!(%error, "the bus was stopped with work unfinished");
+        }
+        cut
+    }
+}
+
+/// Starts what the configuration says.
+///
+/// # Errors
+/// A backend that cannot be reached with `fallback: fail`, an address that is taken, streams that cannot be made.
+pub(crate) async fn start(loaded: &Loaded) -> Result<Running, UpError> {
+    let config = &loaded.config;
+    if !config.components.is_empty() {
+        tracing::warn!("components are configured, and this build does not start them: start them yourself");
+    }
+    let (bus, hub) = Bus::open(config).await?;
+    let server = match hub {
+        Some(hub) => {
+            let options = ServerOptions {
+                backend_status: Some(bus.backend_status()),
+                telemetry: Some(bus.telemetry().clone()),
+                ..ServerOptions::from_config(config, hub)?
+            };
+            Some(Server::start(options).await?)
+        }
+        None => None,
+    };
+    Ok(Running { bus, server })
+}

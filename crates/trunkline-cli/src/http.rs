@@ -1,0 +1,87 @@
+//! The smallest HTTP client that can ask a server how it is: one GET, a bounded answer, no TLS.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use url::Url;
+
+/// Most bytes of an answer.
+const ANSWER_BYTES_MAX: u64 = 4 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum HttpError {
+    #[error("{url} is not an http:// address")]
+    Url { url: String },
+    #[error("cannot reach {url}")]
+    Io { url: String, source: io::Error },
+    #[error("{url} gave no answer within {waited:?} (--timeout)")]
+    Timeout { url: String, waited: Duration },
+    #[error("{url} answered something that is not HTTP")]
+    NotHttp { url: String },
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+/// Asks for `path` of the server at `base`.
+///
+/// # Errors
+/// See [`HttpError`]; an answer with any status is not one.
+pub(crate) async fn get(base: &Url, path: &str, limit: Duration) -> Result<Answer, HttpError> {
+    let url = || base.to_string().trim_end_matches('/').to_owned();
+    let (Some(host), Some(port), "http") = (base.host_str(), base.port_or_known_default(), base.scheme())
+    else {
+        return Err(HttpError::Url { url: url() });
+    };
+    let bytes = tokio::time::timeout(limit, exchange(host, port, path))
+        .await
+        .map_err(|_| HttpError::Timeout { url: url(), waited: limit })?
+        .map_err(|source| HttpError::Io { url: url(), source })?;
+    parse(&bytes).ok_or_else(|| HttpError::NotHttp { url: url() })
+}
+
+/// HTTP/1.0: the answer ends with the connection, so there are no chunks to undo.
+async fn exchange(host: &str, port: u16, path: &str) -> io::Result<Vec<u8>> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let mut stream = TcpStream::connect((bare, port)).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\nAccept: application/json\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+    Ok(answer)
+}
+
+fn parse(bytes: &[u8]) -> Option<Answer> {
+    let head_bytes = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&bytes[..head_bytes]).ok()?;
+    let mut words = head.lines().next()?.split(' ');
+    words.next().filter(|version| version.starts_with("HTTP/1."))?;
+    let status = words.next()?.parse().ok()?;
+    Some(Answer { status, body: bytes[head_bytes + 4..].to_vec() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_split_into_status_and_body() {
+        let answer = parse(b"HTTP/1.0 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}").unwrap();
+        assert_eq!((answer.status, answer.body.as_slice()), (503, &b"{}"[..]));
+    }
+
+    #[test]
+    fn what_is_not_http_is_no_answer() {
+        for bytes in [&b""[..], b"INFO {}\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n"] {
+            assert!(parse(bytes).is_none(), "{bytes:?}");
+        }
+    }
+}
