@@ -10,6 +10,7 @@ use crate::backend::memory::{Hub, HubOptions, MemoryBackend};
 use crate::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
 use crate::backend::{Backend, BackendKind, Start, StreamConfig, StreamError, Unsupported};
 use crate::config::{Config, Fallback, InitialStreamId, Messaging};
+use crate::topics::Topics;
 
 /// Why a bus could not be had as configured.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +31,8 @@ pub enum ConnectError {
     /// Streams are configured, and the backend has none.
     #[error("streams are configured (messaging.streams)")]
     NoStreams(#[source] Unsupported),
-    /// `messaging.subject_root` is no token.
-    #[error("the root of the subjects is no token (messaging.subject_root)")]
+    /// `messaging.subject_root` is no token, or too long.
+    #[error("the root of the subjects cannot be used (messaging.subject_root)")]
     Root(#[source] SubjectError),
     /// `messaging.initial_stream_id` is no offset.
     #[error("the start of new readers is no offset (messaging.initial_stream_id)")]
@@ -190,8 +191,10 @@ impl TryFrom<&Messaging> for BusOptions {
             InitialStreamId::At(offset) => Start::After(offset.parse().map_err(ConnectError::InitialStart)?),
         };
         let consumer = &messaging.consumer;
+        let root =
+            Token::new(messaging.subject_root.clone()).and_then(Topics::new).map_err(ConnectError::Root)?;
         Ok(Self {
-            subject_root: Token::new(messaging.subject_root.clone()).map_err(ConnectError::Root)?,
+            subject_root: root.root().clone(),
             publish_timeout: messaging.publish_timeout,
             retry: RetryPolicy { max_deliver: consumer.max_deliver, backoff: consumer.backoff.clone() },
             ack_wait: consumer.ack_wait,

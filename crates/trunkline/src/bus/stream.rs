@@ -251,3 +251,90 @@ impl Reading {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+    use trunkline_core::{Message, StreamOffset};
+
+    use super::*;
+
+    async fn stored(messages: u64) -> (Bus, StreamHandle) {
+        let bus = Bus::in_memory();
+        let stream = bus.stream("log").unwrap();
+        stream.ensure(vec!["log.*".parse().unwrap()]).await.unwrap();
+        store(&bus, 1..=messages).await;
+        (bus, stream)
+    }
+
+    async fn store(bus: &Bus, numbers: impl Iterator<Item = u64>) {
+        let subject =
+            |n: u64| format!("log.{}", if n.is_multiple_of(2) { "even" } else { "odd" }).parse().unwrap();
+        for outcome in bus.publish_many(numbers.map(|n| Message::new(subject(n), n.to_string()))).await {
+            outcome.unwrap();
+        }
+    }
+
+    async fn numbers(replay: Replay) -> Vec<u64> {
+        let number = |item: Result<Replayed, StreamError>| -> u64 {
+            match item.unwrap() {
+                Replayed::Message { received, .. } => {
+                    std::str::from_utf8(received.payload()).unwrap().parse().unwrap()
+                }
+                Replayed::Gap(gap) => panic!("{gap:?}"),
+            }
+        };
+        replay.map(number).collect().await
+    }
+
+    #[tokio::test]
+    async fn a_replay_gives_everything_from_its_start_to_the_end() {
+        let (_bus, stream) = stored(600).await;
+        assert_eq!(numbers(stream.replay(Start::Beginning).open()).await, Vec::from_iter(1..=600));
+        let from = Start::After(StreamOffset::Sequence(598));
+        assert_eq!(numbers(stream.replay(from).open()).await, [599, 600]);
+        assert!(numbers(stream.replay(Start::New).open()).await.is_empty());
+        let even = stream.replay(Start::Beginning).filter("log.even".parse().unwrap()).open();
+        assert_eq!(numbers(even).await, Vec::from_iter((2..=600).step_by(2)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_following_replay_goes_on_and_ends_with_the_bus() {
+        let (bus, stream) = stored(2).await;
+        let mut replay = stream.replay(Start::Beginning).follow().open();
+        let first: Vec<_> = replay.by_ref().take(2).collect().await;
+        assert_eq!(first.len(), 2);
+        let rest = tokio::spawn(numbers(replay));
+        store(&bus, 3..=300).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        bus.drain(Duration::from_secs(5)).await.unwrap();
+        assert_eq!(rest.await.unwrap(), Vec::from_iter(3..=300));
+    }
+
+    #[tokio::test]
+    async fn a_replay_says_what_limits_had_removed_and_ends_with_a_lasting_error() {
+        let (bus, stream) = stored(10).await;
+        let limited = StreamConfig { max_messages: Some(3), ..stream.info().await.unwrap().config };
+        bus.ensure_stream(limited).await.unwrap();
+        store(&bus, 11..=11).await;
+        let items: Vec<_> = stream.replay(Start::After(StreamOffset::Sequence(2))).open().collect().await;
+        assert!(matches!(items[0], Ok(Replayed::Gap(Gap { missed: Some(6) }))), "{:?}", items[0]);
+        assert_eq!(items.len(), 4);
+        let nowhere: Vec<_> =
+            bus.stream("nowhere").unwrap().replay(Start::Beginning).follow().open().collect().await;
+        assert!(matches!(nowhere[..], [Err(StreamError::NoStream(_))]), "{nowhere:?}");
+    }
+
+    #[tokio::test]
+    async fn names_are_checked_before_anything_is_asked() {
+        let bus = Bus::in_memory();
+        for bad in ["", "a.b", "a b", "ä", &"x".repeat(65)] {
+            assert!(matches!(bus.stream(bad), Err(StreamError::BadName(_))), "{bad:?}");
+            assert!(
+                matches!(bus.stream("s").unwrap().consumer(bad), Err(StreamError::BadName(_))),
+                "{bad:?}"
+            );
+        }
+        assert!(matches!(bus.stream("s").unwrap().info().await, Err(StreamError::NoStream(_))));
+    }
+}

@@ -8,8 +8,8 @@ use futures_util::Stream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use trunkline_core::{Pattern, Token};
 
-use super::Bus;
 use super::received::Received;
+use super::{Bus, Inner};
 use crate::backend::{Fut, Gap, LiveEvent, LiveSource, Start, SubscribeError, SubscribeOptions};
 use crate::telemetry::Telemetry;
 
@@ -63,7 +63,8 @@ impl SubscribeBuilder {
         self
     }
 
-    /// Starts in the past of stored subjects. Without it, only what is published from now on comes.
+    /// Starts in the past of stored subjects. Without it, a subscription starts where `messaging.initial_stream_id` says
+    /// when one stream stores all that it matches, else with what is published from now on.
     pub fn start(mut self, start: Start) -> Self {
         self.options.start = Some(start);
         self
@@ -90,7 +91,7 @@ impl IntoFuture for SubscribeBuilder {
         Box::pin(async move {
             let inner = self.bus.inner();
             inner.accepts_work()?;
-            let source = inner.backend.subscribe(self.pattern.clone(), self.options).await?;
+            let source = open(inner, &self.pattern, self.options).await?;
             Ok(Subscription {
                 pattern: self.pattern,
                 source: Source::Live(source),
@@ -100,6 +101,24 @@ impl IntoFuture for SubscribeBuilder {
             })
         })
     }
+}
+
+async fn open(
+    inner: &Inner,
+    pattern: &Pattern,
+    options: SubscribeOptions,
+) -> Result<Box<dyn LiveSource>, SubscribeError> {
+    let initial = inner.options.initial_start;
+    // Groups and responders share what is new; the past is for those who read alone, and for consumers.
+    if initial != Start::New && options.start.is_none() && options.queue.is_none() && !options.responder {
+        let stored = SubscribeOptions { start: Some(initial), ..options.clone() };
+        match inner.backend.subscribe(pattern.clone(), stored).await {
+            // The setting concerns stored subjects, and this is none.
+            Err(SubscribeError::NotStored(_) | SubscribeError::Unsupported(_)) => {}
+            outcome => return outcome,
+        }
+    }
+    inner.backend.subscribe(pattern.clone(), options).await
 }
 
 /// A live subscription: a [`Stream`] of [`Event`]s. It ends when it was unsubscribed or the bus drains, after what had

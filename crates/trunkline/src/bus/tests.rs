@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::*;
+use crate::backend::memory::{Hub, HubOptions, MemoryBackend};
+use crate::backend::{Capabilities, LiveSource, Streams, SubscribeOptions, Unsupported};
 use crate::bus::context::Context;
 use crate::bus::handler::HandlerError;
 use crate::bus::request::RequestError;
 use crate::bus::subscribe::Event;
 use crate::topics::payload::{ChannelInbound, ToolCall, ToolResult};
-use crate::{Headers, Received, Topic};
+use crate::{Headers, Pattern, Received, Topic};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -408,4 +410,109 @@ async fn drain_cancels_what_does_not_finish_and_says_so() {
     wait.await.unwrap();
     assert_eq!(bus.drain(SECOND).await, Err(DrainError::Deadline { left: 1 }));
     assert_eq!(bus.status().counters.handlers_running, 0);
+}
+
+/// The in-memory backend with publishes that are over only later.
+struct Later(MemoryBackend, Duration);
+
+impl Backend for Later {
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+    fn status(&self) -> watch::Receiver<BackendStatus> {
+        self.0.status()
+    }
+    fn new_inbox(&self) -> Subject {
+        self.0.new_inbox()
+    }
+    fn publish(&self, m: Message, o: PublishOptions) -> Publishing {
+        let (publishing, delay) = (self.0.publish(m, o), self.1);
+        Publishing::Pending(Box::pin(async move {
+            tokio::time::sleep(delay).await;
+            publishing.outcome().await
+        }))
+    }
+    fn flush(&self) -> Fut<'_, Result<(), PublishError>> {
+        self.0.flush()
+    }
+    fn subscribe(
+        &self,
+        p: Pattern,
+        o: SubscribeOptions,
+    ) -> Fut<'_, Result<Box<dyn LiveSource>, SubscribeError>> {
+        self.0.subscribe(p, o)
+    }
+    fn streams(&self) -> Result<&dyn Streams, Unsupported> {
+        self.0.streams()
+    }
+    fn drain(&self, by: std::time::Instant) -> Fut<'_, Result<(), DrainError>> {
+        self.0.drain(by)
+    }
+}
+
+fn later(delay: Duration, publish_timeout: Duration) -> Bus {
+    let hub = Arc::new(Hub::new(HubOptions::default()));
+    let options = BusOptions { publish_timeout, ..BusOptions::default() };
+    Bus::with_backend(Arc::new(Later(MemoryBackend::connect_to(&hub), delay)), options)
+}
+
+#[tokio::test]
+async fn publish_blocking_inside_a_handler_of_a_current_thread_runtime_does_not_deadlock() {
+    let bus = later(Duration::from_millis(1), SECOND);
+    let mut live = bus.subscribe("a".parse().unwrap()).await.unwrap();
+    let _responder = bus
+        .respond(echo(&bus), async |request, value: Value| {
+            request.bus().publish_blocking(Message::new("a".parse()?, "x"))?;
+            Ok(value)
+        })
+        .start()
+        .await
+        .unwrap();
+    assert_eq!(bus.request(echo(&bus), &json!(1)).await.unwrap(), json!(1));
+    assert_eq!(message(&mut live).await.payload(), "x");
+}
+
+#[test]
+fn publish_blocking_needs_no_runtime_and_gives_up_in_time() {
+    let bus = later(Duration::from_millis(1), SECOND);
+    assert_eq!(bus.publish_blocking(Message::new(subject("a"), "x")), Ok(Receipt::Accepted));
+    let never = later(Duration::from_secs(3600), Duration::from_millis(5));
+    let error = never.publish_blocking(Message::new(subject("a"), "x")).unwrap_err();
+    assert!(matches!(error, PublishError::OutcomeUnknown { .. }), "{error}");
+    assert!(error.is_retryable());
+}
+
+#[tokio::test(start_paused = true)]
+async fn outcomes_that_come_later_keep_their_order_in_publish_many() {
+    let bus = later(SECOND, 10 * SECOND);
+    let messages = (0..2500).map(|n| match n % 100 {
+        7 => Message::new(subject("nachos.dead.x"), "x"),
+        _ => Message::new(subject("a"), "x"),
+    });
+    let outcomes = bus.publish_many(messages).await;
+    assert_eq!(outcomes.len(), 2500);
+    for (n, outcome) in outcomes.iter().enumerate() {
+        match n % 100 {
+            7 => assert!(matches!(outcome, Err(PublishError::Reserved(_)))),
+            _ => assert_eq!(outcome, &Ok(Receipt::Accepted)),
+        }
+    }
+    let counters = bus.status().counters;
+    assert_eq!((counters.published, counters.publish_errors), (2475, 25));
+}
+
+#[tokio::test]
+async fn the_initial_start_holds_for_stored_subjects_and_no_others() {
+    let hub = Arc::new(Hub::new(HubOptions::default()));
+    let options = BusOptions { initial_start: Start::Beginning, ..BusOptions::default() };
+    let bus = Bus::on_hub(&hub, options);
+    bus.stream("kept").unwrap().ensure(vec!["kept.*".parse().unwrap()]).await.unwrap();
+    bus.publish_many(["kept.a", "live.a"].map(|text| Message::new(subject(text), "old"))).await;
+    let mut stored = bus.subscribe("kept.*".parse().unwrap()).await.unwrap();
+    let mut live = bus.subscribe("live.*".parse().unwrap()).await.unwrap();
+    bus.publish_many(["kept.a", "live.a"].map(|text| Message::new(subject(text), "new"))).await;
+    assert_eq!(message(&mut stored).await.payload(), "old");
+    let new = message(&mut stored).await;
+    assert!(new.offset().is_some() && new.payload() == "new");
+    assert_eq!(message(&mut live).await.payload(), "new");
 }
