@@ -62,7 +62,10 @@ impl ConnectOptions {
     ///
     /// [`ConnectError`] when it is not a JSON object, or a known field has the wrong type.
     pub fn parse(json: &[u8]) -> Result<Self, ConnectError> {
-        serde_json::from_slice(json).map_err(ConnectError)
+        // By way of an object: a derived reader takes a list for one too, field by field.
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(json).map_err(ConnectError)?;
+        serde_json::from_value(object.into()).map_err(ConnectError)
     }
 }
 
@@ -193,6 +196,8 @@ mod tests {
         check("");
         check("{");
         check("7");
+        check("[]");
+        check("[true,true]");
         check(r#"{"verbose":"yes"}"#);
         check(r#"{"user":7}"#);
         check("{} {}");

@@ -33,6 +33,8 @@ thread_local! {
 pub(crate) struct Connection {
     server: Arc<Shared>,
     client: Arc<Client>,
+    /// Shared with the client's outbox, which lets go of it when the connection is over.
+    socket: Arc<TcpStream>,
     session: Session,
     /// The start of an operation that is not complete.
     partial: Vec<u8>,
@@ -51,9 +53,9 @@ enum Read {
 }
 
 impl Connection {
-    pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>) -> Self {
+    pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>, socket: Arc<TcpStream>) -> Self {
         let session = Session::new(server.clone(), client.clone());
-        Self { server, client, session, partial: Vec::new(), need: 0 }
+        Self { server, client, socket, session, partial: Vec::new(), need: 0 }
     }
 
     /// Serves the client until one side ends it.
@@ -64,13 +66,13 @@ impl Connection {
         let view = self.server.view(&self.client);
         self.session.close();
         self.server.leave(&self.client, view, why);
-        self.client.outbox.end(Ending::Now);
+        self.client.outbox.close();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
     }
 
     async fn serve(&mut self) -> Closed {
-        let client = self.client.clone();
-        let (outbox, socket) = (&client.outbox, client.outbox.socket());
+        let (client, socket) = (self.client.clone(), self.socket.clone());
+        let outbox = &client.outbox;
         // What `outbox` could not write at once.
         let mut writing = false;
         let mut refused = None;
@@ -80,7 +82,7 @@ impl Connection {
                 Ending::WhenFlushed => refused = refused.or(Some(self.why_ended())),
                 Ending::Now => {
                     if let Some(why @ (Closed::Protocol | Closed::Stale)) = refused {
-                        linger(socket).await;
+                        linger(&socket).await;
                         return why;
                     }
                     return refused.unwrap_or_else(|| self.why_ended());
@@ -138,7 +140,7 @@ impl Connection {
                 () = reader.outbox.has_drained() => return pending,
                 () = tokio::time::sleep_until(until) => return pending,
                 () = outbox.woken() => {}
-                _ = outbox.socket().writable(), if pending => {}
+                _ = self.socket.writable(), if pending => {}
             }
         }
     }
@@ -155,7 +157,7 @@ impl Connection {
         READ.with_borrow_mut(|buffer| {
             let start = self.partial.len();
             buffer[..start].copy_from_slice(&self.partial);
-            let n = match self.client.outbox.socket().try_read(&mut buffer[start..]) {
+            let n = match self.socket.try_read(&mut buffer[start..]) {
                 Ok(0) => return Read::Close(Closed::ByClient),
                 Ok(n) => n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,
@@ -178,7 +180,7 @@ impl Connection {
         self.partial.reserve(missing.min(self.partial.len().max(READ_BYTES)));
         let limit = missing.min(self.partial.capacity() - self.partial.len());
         let mut target = (&mut self.partial).limit(limit);
-        match self.client.outbox.socket().try_read_buf(&mut target) {
+        match self.socket.try_read_buf(&mut target) {
             Ok(0) => return Read::Close(Closed::ByClient),
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,

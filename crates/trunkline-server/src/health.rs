@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use jiff::{Timestamp, Unit};
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -12,12 +11,16 @@ use tokio_util::sync::CancellationToken;
 use trunkline::backend::memory::MemoryBackend;
 use trunkline::backend::{Backend, BackendKind, PublishOptions};
 use trunkline::status::{BackendState, BackendStatus};
-use trunkline::{Message, Subject};
+use trunkline::{Envelope, Message, Subject};
 
 use crate::shared::Shared;
 
 /// Who speaks: `component` of the document and `source` of its envelope.
 const COMPONENT: &str = "trunkline-server";
+/// The envelope's type, and what the subject has behind its root.
+pub(crate) const HEALTH_TYPE: &str = "system.health";
+/// Shortest time between two broadcasts that no change asked for.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// Whether the server can do what the configuration promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -28,7 +31,7 @@ pub(crate) enum Readiness {
     /// Messages flow, but not with the guarantees of the backend that was configured.
     Degraded,
     /// The backend is not there.
-    Unavailable,
+    Down,
 }
 
 impl Readiness {
@@ -36,16 +39,18 @@ impl Readiness {
         match state {
             BackendState::Connected => Self::Ok,
             BackendState::Degraded { .. } => Self::Degraded,
-            _ => Self::Unavailable,
+            _ => Self::Down,
         }
     }
 }
 
-/// What `/readyz` answers.
+/// What `/readyz` answers; a [`SystemHealth`](trunkline::topics::payload::SystemHealth) with more to it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Document {
     pub(crate) status: Readiness,
     component: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     version: &'static str,
     /// Seconds since the start.
     uptime: u64,
@@ -96,6 +101,7 @@ impl Health {
         Document {
             status,
             component: COMPONENT,
+            reason: backend.state.reason().map(str::to_owned),
             version: env!("CARGO_PKG_VERSION"),
             uptime: self.shared.uptime().as_secs(),
             checks: Checks {
@@ -123,15 +129,15 @@ impl Health {
         let mut status = self.status.clone();
         let mut tick = tokio::time::interval(interval.max(INTERVAL_MIN));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut told = true;
+        let mut watched = true;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
                 // Without a sender the state cannot change any more.
-                changed = status.changed(), if told => {
-                    told = changed.is_ok();
-                    if !told {
+                changed = status.changed(), if watched => {
+                    watched = changed.is_ok();
+                    if !watched {
                         continue;
                     }
                 }
@@ -141,43 +147,14 @@ impl Health {
     }
 
     async fn publish(&self, backend: &MemoryBackend, subject: Subject) {
-        let body = match serde_json::to_vec(&Envelope::around(self.document())) {
-            Ok(body) => body,
+        let payload = match serde_json::to_value(self.document()) {
+            Ok(payload) => payload,
             Err(error) => return tracing::warn!(%error, "the server's health cannot be written as JSON"),
         };
-        let message = Message::new(subject, Bytes::from(body));
+        let envelope = Envelope { source: Some(COMPONENT.to_owned()), ..Envelope::new(HEALTH_TYPE, payload) };
+        let message = Message::new(subject, envelope.to_bytes());
         if let Err(error) = backend.publish(message, PublishOptions::default()).outcome().await {
             tracing::warn!(%error, "the server's health was not published");
-        }
-    }
-}
-
-/// Shortest time between two broadcasts that no change asked for.
-const INTERVAL_MIN: Duration = Duration::from_millis(10);
-
-/// The envelope of a broadcast.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope {
-    id: String,
-    timestamp: Timestamp,
-    source: &'static str,
-    r#type: &'static str,
-    correlation_id: String,
-    payload: Document,
-}
-
-impl Envelope {
-    fn around(payload: Document) -> Self {
-        let id = uuid::Uuid::now_v7().to_string();
-        let timestamp = Timestamp::now();
-        Self {
-            correlation_id: id.clone(),
-            id,
-            timestamp: timestamp.round(Unit::Millisecond).unwrap_or(timestamp),
-            source: COMPONENT,
-            r#type: "system.health",
-            payload,
         }
     }
 }

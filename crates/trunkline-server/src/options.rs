@@ -5,8 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use trunkline::Telemetry;
 use trunkline::backend::memory::Hub;
+use trunkline::config::{Config, Server as ServerConfig};
 use trunkline::status::BackendStatus;
+
+use crate::server::StartError;
 
 /// How to start a [`Server`](crate::Server).
 #[derive(Debug, Clone)]
@@ -28,6 +32,8 @@ pub struct ServerOptions {
     /// How often the server's health is published on `{root}.system.health`; a change of the backend's state is
     /// published at once. Default 10 s.
     pub health_interval: Duration,
+    /// Counters of a bus in this process, shown on `/metrics` beside the server's.
+    pub telemetry: Option<Telemetry>,
 }
 
 impl ServerOptions {
@@ -42,6 +48,55 @@ impl ServerOptions {
             subject_root: "nachos".to_owned(),
             backend_status: None,
             health_interval: Duration::from_secs(10),
+            telemetry: None,
+        }
+    }
+}
+
+impl ServerOptions {
+    /// What the configuration says, in front of `hub`.
+    ///
+    /// # Errors
+    /// [`StartError::NotServed`] for what would make the server less safe than the configuration says if it were passed
+    /// over in silence.
+    pub fn from_config(config: &Config, hub: Arc<Hub>) -> Result<Self, StartError> {
+        let server = &config.server;
+        let refusals = [
+            (!server.users.is_empty(), "server.users", "authentication"),
+            (server.permissions != ServerConfig::default().permissions, "server.permissions", "permissions"),
+            (server.auth.user.is_some() || server.auth.token.is_some(), "server.auth", "authentication"),
+            (server.tls.is_on(), "server.tls", "TLS"),
+            (server.websocket.listen.is_some(), "server.websocket.listen", "WebSocket"),
+            (server.metrics_listen.is_some(), "server.metrics_listen", "a separate address for metrics"),
+        ];
+        if let Some((_, setting, missing)) = refusals.into_iter().find(|(given, ..)| *given) {
+            return Err(StartError::NotServed { setting, missing });
+        }
+        Ok(Self {
+            listen: server.listen,
+            http: server.http,
+            limits: Limits::from(&server.limits),
+            subject_root: config.messaging.subject_root.clone(),
+            ..Self::new(hub)
+        })
+    }
+}
+
+impl From<&trunkline::config::Limits> for Limits {
+    fn from(limits: &trunkline::config::Limits) -> Self {
+        // A limit as this machine counts; what does not fit is more than it could ever hold.
+        let count = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
+        let default = Self::default();
+        Self {
+            max_payload: count(limits.max_payload),
+            max_control_line: count(limits.max_control_line),
+            max_connections: count(limits.max_connections),
+            max_subscriptions: limits.max_subscriptions.map_or(default.max_subscriptions, count),
+            max_pending: count(limits.max_pending),
+            ping_interval: limits.ping_interval,
+            ping_max: limits.ping_max,
+            write_deadline: limits.write_deadline,
+            ..default
         }
     }
 }
@@ -65,6 +120,11 @@ pub struct Limits {
     pub ping_max: u32,
     /// A client that takes nothing of what waits for so long is cut off as a slow consumer. Default 10 s.
     pub write_deadline: Duration,
+    /// Most HTTP connections at a time; others wait to be accepted. Default 256.
+    pub http_connections: usize,
+    /// Longest wait for an HTTP client: for the head of its next request, or for it to take some of its answer.
+    /// Default 10 s.
+    pub http_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -78,6 +138,8 @@ impl Default for Limits {
             ping_interval: Duration::from_secs(120),
             ping_max: 2,
             write_deadline: Duration::from_secs(10),
+            http_connections: 256,
+            http_timeout: Duration::from_secs(10),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! and no hand-over between tasks is what makes the server fast.
 
 use std::io::{ErrorKind, IoSlice};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -42,7 +43,6 @@ pub(crate) enum Ending {
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
-    socket: TcpStream,
     /// Guards what waits, and with it who may write: only who holds it touches the socket's sending side. It is held
     /// during one non-blocking write and never across an await.
     state: Mutex<State>,
@@ -55,6 +55,9 @@ pub(crate) struct Outbox {
 
 #[derive(Debug)]
 struct State {
+    /// `None` once the connection is over: routing caches may remember a subscription, and with it this outbox, for as
+    /// long as nobody publishes, and the socket must not stay open with them.
+    socket: Option<Arc<TcpStream>>,
     waiting: Vec<u8>,
     /// How much of `waiting` is written already.
     head: usize,
@@ -82,14 +85,25 @@ impl State {
 }
 
 impl Outbox {
-    pub(crate) fn new(socket: TcpStream, pending_max: usize) -> Self {
-        let state =
-            State { waiting: Vec::new(), head: 0, ending: Ending::No, slow: false, stuck_since: None };
-        Self { socket, state: Mutex::new(state), wake: Notify::new(), drained: Notify::new(), pending_max }
+    pub(crate) fn new(socket: Arc<TcpStream>, pending_max: usize) -> Self {
+        let state = State {
+            socket: Some(socket),
+            waiting: Vec::new(),
+            head: 0,
+            ending: Ending::No,
+            slow: false,
+            stuck_since: None,
+        };
+        Self { state: Mutex::new(state), wake: Notify::new(), drained: Notify::new(), pending_max }
     }
 
-    pub(crate) fn socket(&self) -> &TcpStream {
-        &self.socket
+    /// Lets go of the socket: the connection is over.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        state.end(Ending::Now);
+        state.socket = None;
+        drop(state);
+        self.drained.notify_waiters();
     }
 
     /// Sends the slices in order: to the socket when nothing waits, behind what waits otherwise.
@@ -100,7 +114,8 @@ impl Outbox {
         }
         let mut written = 0;
         if state.pending() == 0 {
-            match self.socket.try_write_vectored(&slices[..slices.len().min(SLICES_MAX)]) {
+            let Some(socket) = &state.socket else { return Written::Closed };
+            match socket.try_write_vectored(&slices[..slices.len().min(SLICES_MAX)]) {
                 Ok(n) => written = n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => {
@@ -163,8 +178,9 @@ impl Outbox {
                 self.emptied(&mut state);
                 return true;
             }
+            let Some(socket) = &state.socket else { return true };
             let end = state.waiting.len().min(state.head + CHUNK_BYTES);
-            match self.socket.try_write(&state.waiting[state.head..end]) {
+            match socket.try_write(&state.waiting[state.head..end]) {
                 Ok(n) => {
                     let before = state.pending();
                     state.head += n;

@@ -13,7 +13,7 @@ use trunkline_protocol::ServerError;
 
 use crate::client::Client;
 use crate::connection::Connection;
-use crate::health::Health;
+use crate::health::{HEALTH_TYPE, Health};
 use crate::http::{self, Monitor};
 use crate::options::ServerOptions;
 use crate::outbox::{Ending, Outbox};
@@ -46,6 +46,14 @@ pub enum StartError {
         /// The configuration key that names it.
         setting: &'static str,
     },
+    /// The configuration asks for something that this server cannot do, and doing without would be less safe.
+    #[error("{setting} is set, and this build has no support for {missing}")]
+    NotServed {
+        /// The configuration key.
+        setting: &'static str,
+        /// What it takes.
+        missing: &'static str,
+    },
     /// The first token of the platform's subjects cannot be one.
     #[error("{root:?} cannot begin a subject (messaging.subject_root)")]
     SubjectRoot {
@@ -66,6 +74,7 @@ impl StartError {
             Self::Exposed { setting, .. } => {
                 format!("set {setting} to a loopback address such as 127.0.0.1:4222")
             }
+            Self::NotServed { setting, .. } => format!("remove {setting} from the configuration"),
             Self::SubjectRoot { .. } => "set messaging.subject_root to a word such as nachos".to_owned(),
         }
     }
@@ -98,7 +107,7 @@ impl Server {
     pub async fn start(options: ServerOptions) -> Result<Self, StartError> {
         let bad_root = |source| StartError::SubjectRoot { root: options.subject_root.clone(), source };
         let health_subject =
-            Subject::new(format!("{}.system.health", options.subject_root)).map_err(bad_root)?;
+            Subject::new(format!("{}.{HEALTH_TYPE}", options.subject_root)).map_err(bad_root)?;
         let dead_letters = Pattern::new(format!("{}.dead.>", options.subject_root)).map_err(bad_root)?;
         let http = match options.http {
             Some(wanted) => {
@@ -119,8 +128,10 @@ impl Server {
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
-            let monitor = Arc::new(Monitor::new(shared.clone(), health, address));
-            tasks.spawn(http::serve(listener, http::router(monitor), stop.clone(), tasks.clone()));
+            let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
+            let bounds = http::Bounds::of(&shared.limits);
+            let app = http::router(monitor);
+            tasks.spawn(http::serve(listener, app, bounds, stop.clone(), tasks.clone()));
             address
         });
         Ok(Self { shared, http, stop, tasks })
@@ -203,7 +214,8 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
         tracing::debug!(%address, %error, "connection lost before it was served");
         return;
     }
-    let outbox = Outbox::new(socket, shared.limits.max_pending);
+    let socket = Arc::new(socket);
+    let outbox = Outbox::new(socket.clone(), shared.limits.max_pending);
     let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, shared.hub.clone()));
     client.touch(shared.now_ms());
     if !shared.enter(&client) {
@@ -211,7 +223,7 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
         client.outbox.flush();
         return;
     }
-    tasks.spawn(Connection::new(shared.clone(), client).run());
+    tasks.spawn(Connection::new(shared.clone(), client, socket).run());
 }
 
 /// Owned by the server's tracker; ends by `stop`.

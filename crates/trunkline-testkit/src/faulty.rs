@@ -98,6 +98,11 @@ impl FaultyBackend {
         self.dice.active.store(false, Ordering::Relaxed);
     }
 
+    /// From now on everything fails as the rates say, after a calm.
+    pub fn rage(&self) {
+        self.dice.active.store(true, Ordering::Relaxed);
+    }
+
     /// How many faults there were.
     pub fn injected(&self) -> u64 {
         self.dice.injected.load(Ordering::Relaxed)

@@ -3,6 +3,7 @@
 
 pub(crate) mod blocking;
 pub mod connect;
+pub mod consume;
 pub mod context;
 pub(crate) mod draft;
 pub(crate) mod frame;
@@ -13,6 +14,7 @@ pub mod received;
 pub mod request;
 pub mod request_stream;
 pub mod respond;
+pub mod stream;
 pub mod subscribe;
 
 #[cfg(test)]
@@ -191,6 +193,11 @@ impl Bus {
     /// Its metrics.
     pub fn telemetry(&self) -> &Telemetry {
         &self.inner.telemetry
+    }
+
+    /// The state of the backend, and every change of it.
+    pub fn backend_status(&self) -> tokio::sync::watch::Receiver<BackendStatus> {
+        self.inner.backend.status()
     }
 
     /// Waits until everything published before has been received by the server.

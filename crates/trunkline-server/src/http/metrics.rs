@@ -1,6 +1,7 @@
 //! `/metrics`: counters and gauges in OpenMetrics text, read when somebody scrapes.
 //!
-//! Names are `trunkline_<noun>_<unit>[_total]`. Labels are names from the configuration, never subjects or ids.
+//! Names are `trunkline_<noun>_<unit>[_total]`; where a bus in this process counts the same thing, the server's name
+//! begins with `trunkline_server_`. Labels are names from the configuration, never subjects or ids.
 
 use std::fmt::Error;
 use std::sync::Arc;
@@ -31,6 +32,9 @@ pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> Response {
     aside(move || {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Snapshot::take(&monitor, streams)));
+        if let Some(telemetry) = &monitor.telemetry {
+            telemetry.register(&mut registry);
+        }
         let mut body = String::new();
         match text::encode(&mut body, &registry) {
             Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response(),
@@ -163,17 +167,17 @@ impl Snapshot {
 
     fn encode_messages(&self, page: &mut Page<'_>) -> Result<(), Error> {
         let Totals { received, sent } = self.totals;
-        page.counter("trunkline_received_messages", "Messages from clients", received.messages)?;
-        page.counter("trunkline_received_bytes", "Headers and payloads from clients", received.bytes)?;
-        page.counter("trunkline_sent_messages", "Messages to clients", sent.messages)?;
-        page.counter("trunkline_sent_bytes", "Headers and payloads to clients", sent.bytes)?;
+        page.counter("trunkline_server_received_messages", "Messages from clients", received.messages)?;
+        page.counter("trunkline_server_received_bytes", "Headers and payloads from clients", received.bytes)?;
+        page.counter("trunkline_server_sent_messages", "Messages to clients", sent.messages)?;
+        page.counter("trunkline_server_sent_bytes", "Headers and payloads to clients", sent.bytes)?;
         page.counter(
-            "trunkline_denied_messages",
+            "trunkline_server_denied_messages",
             "Messages refused for want of permission",
             self.shared.denied(),
         )?;
         let nobody = self.shared.no_responders() + self.hub.no_responders;
-        page.counter("trunkline_no_responders_requests", "Requests that nobody listened for", nobody)?;
+        page.counter("trunkline_server_no_responders_requests", "Requests that nobody listened for", nobody)?;
         let hub = &self.hub;
         page.counter(
             "trunkline_hub_published_messages",

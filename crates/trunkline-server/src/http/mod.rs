@@ -23,12 +23,13 @@ use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use serde::Serialize;
+use trunkline::Telemetry;
 
 use crate::health::{Health, Readiness};
 use crate::process::CpuShare;
 use crate::shared::Shared;
 
-pub(crate) use serve::serve;
+pub(crate) use serve::{Bounds, serve};
 
 /// What there is to ask for: path, and what it answers.
 const ENDPOINTS: [(&str, &str); 8] = [
@@ -47,6 +48,8 @@ const ENDPOINTS: [(&str, &str); 8] = [
 pub(crate) struct Monitor {
     shared: Arc<Shared>,
     health: Arc<Health>,
+    /// Of a bus in this process.
+    telemetry: Option<Telemetry>,
     /// Where it is served.
     address: SocketAddr,
     /// Requests for each of [`ENDPOINTS`].
@@ -55,8 +58,13 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    pub(crate) fn new(shared: Arc<Shared>, health: Arc<Health>, address: SocketAddr) -> Self {
-        Self { shared, health, address, requests: Default::default(), cpu: CpuShare::new() }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        health: Arc<Health>,
+        telemetry: Option<Telemetry>,
+        address: SocketAddr,
+    ) -> Self {
+        Self { shared, health, telemetry, address, requests: Default::default(), cpu: CpuShare::new() }
     }
 
     fn count_request(&self, path: &str) {

@@ -17,12 +17,8 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Most connections at a time; others wait to be accepted.
-const CONNECTIONS_MAX: usize = 256;
-/// Longest wait for the next request's head, idle time included.
-const HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// Longest time in which a client takes nothing of its answer.
-const WRITE_WITHIN: Duration = Duration::from_secs(10);
+use crate::options::Limits;
+
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// What a request may still take once the server stops.
@@ -30,9 +26,29 @@ const STOP_WITHIN: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed for want of a resource.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How many clients there may be, and how patient they are waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    connections: usize,
+    /// For a request's head, idle time included, and for an answer to be taken.
+    patience: Duration,
+}
+
+impl Bounds {
+    pub(crate) fn of(limits: &Limits) -> Self {
+        Self { connections: limits.http_connections.max(1), patience: limits.http_timeout }
+    }
+}
+
 /// Serves `app`. Owned by the server's tracker, as is every connection; ends by `stop`.
-pub(crate) async fn serve(listener: TcpListener, app: Router, stop: CancellationToken, tasks: TaskTracker) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+pub(crate) async fn serve(
+    listener: TcpListener,
+    app: Router,
+    bounds: Bounds,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let slots = Arc::new(Semaphore::new(bounds.connections));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -40,6 +56,7 @@ pub(crate) async fn serve(listener: TcpListener, app: Router, stop: Cancellation
         };
         match accepted {
             Ok((socket, slot)) => {
+                let socket = Impatient { socket, patience: bounds.patience, stalled: None };
                 tasks.spawn(connection(socket, app.clone(), stop.clone(), slot));
             }
             Err(error) => {
@@ -60,13 +77,13 @@ async fn accept(
 }
 
 /// Serves one connection; `_slot` is free again when it is over.
-async fn connection(socket: TcpStream, app: Router, stop: CancellationToken, _slot: OwnedSemaphorePermit) {
-    let io = TokioIo::new(Impatient { socket, stalled: None });
+async fn connection(socket: Impatient, app: Router, stop: CancellationToken, _slot: OwnedSemaphorePermit) {
+    let patience = socket.patience;
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
+        .header_read_timeout(patience)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(io, TowerToHyperService::new(app));
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(app));
     let mut serving = pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
@@ -83,9 +100,10 @@ async fn connection(socket: TcpStream, app: Router, stop: CancellationToken, _sl
     }
 }
 
-/// A socket whose writes fail when the other side takes nothing for [`WRITE_WITHIN`].
+/// A socket whose writes fail when the other side takes nothing for so long.
 struct Impatient {
     socket: TcpStream,
+    patience: Duration,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -96,7 +114,8 @@ impl Impatient {
             self.stalled = None;
             return outcome;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_WITHIN)));
+        let patience = self.patience;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }

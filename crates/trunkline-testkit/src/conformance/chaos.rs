@@ -22,7 +22,7 @@ const SEEDS: u64 = 3;
 const ACK_WAIT: Duration = Duration::from_millis(100);
 
 /// Fails with every violation, and the seed to replay it.
-fn assert_kept(history: &History, expected: &Expectations, seed: u64) {
+pub(super) fn assert_kept(history: &History, expected: &Expectations, seed: u64) {
     let entries = history.entries();
     let violations = check(&entries, expected);
     if !violations.is_empty() {
@@ -42,7 +42,7 @@ async fn all(tasks: JoinSet<()>) {
 }
 
 /// The id in a message.
-fn id_of(message: &Message) -> MessageId {
+pub(super) fn id_of(message: &Message) -> MessageId {
     MessageId::from_payload(&message.payload).unwrap_or_else(|| panic!("nobody published {message:?}"))
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A backend is held to a [`Column`] of the table. What the column promises must hold; what it does not promise
 //! must be refused with a typed `Unsupported`, which [`refusal`] asserts in the property's place. Nothing is
-//! skipped. A backend's tests are one line: [`conformance!`](crate::conformance) makes a test of each property.
+//! skipped. A backend's tests are one line: [`conformance!`](crate::conformance!) makes a test of each property.
 
 pub mod harness;
 pub mod probe;
@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use trunkline::backend::Fut;
 
-use bus::{calls, contexts, replies};
+use bus::{calls, contexts, ordered, replies, survival, work};
 pub use harness::{Column, Faults, Harness};
 
 /// Longest time one property may take; it only ends a test that hangs.
@@ -210,6 +210,30 @@ properties! { $
         dropped_reply_stream_cancels_its_handler: Nothing,
         reply_stream_of_a_dead_responder_never_just_ends: Nothing,
         plain_reply_is_a_stream_of_one_chunk: Nothing,
+    }
+    work {
+        handled_message_is_acknowledged_after_its_handler: Streams,
+        failing_message_is_retried_by_the_policy_then_a_dead_letter: Streams,
+        handler_decides_over_retry: Streams,
+        expired_message_is_a_dead_letter_without_its_handler: Streams,
+        failing_and_stuck_messages_hold_up_no_other: Streams,
+        long_handler_keeps_its_lease: Streams,
+        cancelled_handler_is_not_acknowledged: Streams,
+        lost_lease_cancels_the_handler: Streams,
+        dead_bus_leaves_its_work_to_the_others: Streams,
+        message_stays_until_its_dead_letter_is_written: Streams,
+        dead_letter_never_dead_letters_again: Streams,
+        drain_lets_consumers_finish: Streams,
+    }
+    ordered {
+        key_waits_for_its_failed_message_and_others_go_on: Streams,
+        keys_run_side_by_side: Streams,
+        message_without_a_key_is_queued_behind_nothing: Streams,
+        order_holds_when_the_active_member_dies: Streams,
+    }
+    survival {
+        every_message_ends_well_or_as_a_dead_letter_on_failing_connections: Streams,
+        order_by_key_holds_on_failing_connections: Streams,
     }
     chaos {
         random_fan_out_keeps_every_rule: Nothing,

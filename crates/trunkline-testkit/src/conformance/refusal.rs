@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use trunkline::backend::{
-    BackendKind, PublishError, PublishOptions, Start, SubscribeError, SubscribeOptions, Unsupported,
+    BackendKind, PublishError, PublishOptions, Start, StreamError, SubscribeError, SubscribeOptions,
+    Unsupported,
 };
 
 use super::probe::{Listener, flush, numbered, soon};
@@ -21,6 +22,11 @@ pub async fn assert_refused(need: Need, harness: &Harness) {
         Need::Streams => {
             let refused = backend.streams().err().expect("a backend without streams refuses them");
             assert_names(refused, harness);
+            // The bus passes the refusal on, at the first call that needs a stream.
+            match super::bus::bus(harness).await.stream("any") {
+                Err(StreamError::Unsupported(refused)) => assert_names(refused, harness),
+                other => panic!("a stream is Unsupported, not {other:?}"),
+            }
         }
         Need::StoredStart => {
             for start in [Start::Beginning, Start::At(std::time::SystemTime::UNIX_EPOCH)] {

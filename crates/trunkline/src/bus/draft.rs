@@ -130,63 +130,54 @@ fn inherit(trace: &mut Trace, from: &Trace) {
 macro_rules! draft_setters {
     () => {
         /// Sets the type of the envelope; the topic has one by itself.
-        #[must_use]
         pub fn kind(mut self, kind: impl Into<std::borrow::Cow<'static, str>>) -> Self {
             self.draft.kind = kind.into();
             self
         }
 
         /// Sets the component it comes from; the bus has one by itself.
-        #[must_use]
         pub fn source(mut self, source: impl Into<String>) -> Self {
             self.draft.source = Some(source.into());
             self
         }
 
         /// Sets the conversation it belongs to, instead of the one inherited.
-        #[must_use]
         pub fn conversation(mut self, id: impl Into<String>) -> Self {
             self.draft.trace.conversation_id = Some(id.into());
             self
         }
 
         /// Sets the persona that speaks, instead of the one inherited.
-        #[must_use]
         pub fn persona(mut self, id: impl Into<String>) -> Self {
             self.draft.trace.persona_id = Some(id.into());
             self
         }
 
         /// Sets the tool at work, instead of the one inherited.
-        #[must_use]
         pub fn tool(mut self, id: impl Into<String>) -> Self {
             self.draft.trace.tool_id = Some(id.into());
             self
         }
 
         /// Sets the skill at work, instead of the one inherited.
-        #[must_use]
         pub fn skill(mut self, id: impl Into<String>) -> Self {
             self.draft.trace.skill_id = Some(id.into());
             self
         }
 
         /// Sets the correlation, instead of the one inherited or a new one.
-        #[must_use]
         pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
             self.draft.correlation_id = Some(id.into());
             self
         }
 
         /// Adds a header. One that cannot be sent is an error when the message is.
-        #[must_use]
         pub fn header(mut self, name: &str, value: &str) -> Self {
             self.draft.header(name, value);
             self
         }
 
         /// Sets when nobody will want it, or its answer, any more.
-        #[must_use]
         pub fn deadline(mut self, deadline: jiff::Timestamp) -> Self {
             self.draft.deadline = Some(deadline);
             self

@@ -83,13 +83,13 @@ impl Request {
     }
 
     /// Writes a reply as the requester writes: in an envelope when the request came in one, else as plain JSON.
-    fn write(&self, kind: &Cow<'static, str>, value: &impl Serialize) -> Result<Reply, Failure> {
+    fn write(&self, kind: Cow<'static, str>, value: &impl Serialize) -> Result<Reply, Failure> {
         let failed = |error: String| Failure(HandlerError::new(format!("reply cannot be written: {error}")));
         if self.received.envelope().is_none() {
             let payload = serde_json::to_vec(value).map_err(|error| failed(error.to_string()))?;
             return Ok(Reply::bytes(payload));
         }
-        let draft = Draft::json(kind.clone(), value);
+        let draft = Draft::json(kind, value);
         let (headers, payload) = draft
             .finish(self.subject(), &self.bus.options().source, Some(&self.context))
             .map_err(|error| failed(error.to_string()))?;
@@ -380,7 +380,7 @@ where
                 (service.handler)(request.clone(), payload)
             };
             let value = handling.await.map_err(Failure)?;
-            request.write(&service.kind, &value)
+            request.write(service.kind, &value)
         })
     }
 }

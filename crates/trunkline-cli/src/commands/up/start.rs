@@ -1,17 +1,14 @@
-//! From a configuration to a running bus with the server in front of it.
+//! From a configuration to a running bus, with the server in front of it.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use trunkline::config::{Config, Loaded};
+use trunkline::config::Loaded;
 use trunkline::{Bus, ConnectError};
-use trunkline_server::{Limits, Server, ServerOptions, StartError};
+use trunkline_server::{Server, ServerOptions, StartError};
 
-use crate::failure::Explain;
-
-/// Subscriptions of one client where the configuration sets no limit.
-const SUBSCRIPTIONS_MAX: usize = 1_000_000;
+use crate::failure::{Explain, Kind};
 
 /// Why the bus did not start.
 #[derive(Debug, thiserror::Error)]
@@ -21,11 +18,13 @@ pub(crate) enum UpError {
     Server(#[from] StartError),
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("{setting} asks for {missing}, which this build does not have")]
-    NotServed { setting: &'static str, missing: &'static str },
 }
 
 impl Explain for UpError {
+    fn kind(&self) -> Kind {
+        Kind::Failed
+    }
+
     fn hint(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::Server(StartError::Bind { setting, .. }) => {
@@ -36,10 +35,7 @@ impl Explain for UpError {
                 Some(text.into())
             }
             Self::Server(error) => Some(error.hint().into()),
-            Self::Connect(error) => error.hint().map(Cow::from),
-            Self::NotServed { setting, .. } => {
-                Some(format!("remove {setting} from the configuration").into())
-            }
+            Self::Connect(error) => error.hint().map(Into::into),
         }
     }
 }
@@ -86,56 +82,20 @@ impl Running {
 /// A backend that cannot be reached with `fallback: fail`, an address that is taken, streams that cannot be made.
 pub(crate) async fn start(loaded: &Loaded) -> Result<Running, UpError> {
     let config = &loaded.config;
-    refuse_what_is_not_served(config)?;
+    if !config.components.is_empty() {
+        tracing::warn!("components are configured, and this build does not start them: start them yourself");
+    }
     let (bus, hub) = Bus::open(config).await?;
     let server = match hub {
         Some(hub) => {
-            let mut options = ServerOptions::new(hub);
-            options.listen = config.server.listen;
-            options.http = config.server.http;
-            options.limits = limits(config);
-            options.subject_root.clone_from(&config.messaging.subject_root);
-            options.backend_status = Some(bus.backend().status());
+            let options = ServerOptions {
+                backend_status: Some(bus.backend_status()),
+                telemetry: Some(bus.telemetry().clone()),
+                ..ServerOptions::from_config(config, hub)?
+            };
             Some(Server::start(options).await?)
         }
         None => None,
     };
     Ok(Running { bus, server })
-}
-
-/// What would make the bus less safe or less complete than the configuration says must not be passed over in silence.
-fn refuse_what_is_not_served(config: &Config) -> Result<(), UpError> {
-    let server = &config.server;
-    let auth = &server.auth;
-    let refusals = [
-        (!server.users.is_empty(), "server.users", "authentication"),
-        (auth.user.is_some() || auth.token.is_some(), "server.auth", "authentication"),
-        (server.tls.is_on(), "server.tls", "TLS"),
-        (server.websocket.listen.is_some(), "server.websocket.listen", "WebSocket"),
-        (server.metrics_listen.is_some(), "server.metrics_listen", "an address of its own for metrics"),
-        (!config.components.is_empty(), "components", "a supervisor"),
-    ];
-    match refusals.into_iter().find(|(given, ..)| *given) {
-        Some((_, setting, missing)) => Err(UpError::NotServed { setting, missing }),
-        None => Ok(()),
-    }
-}
-
-fn limits(config: &Config) -> Limits {
-    let limits = &config.server.limits;
-    Limits {
-        max_payload: saturating(limits.max_payload),
-        max_control_line: saturating(limits.max_control_line),
-        max_connections: saturating(limits.max_connections),
-        max_subscriptions: limits.max_subscriptions.map_or(SUBSCRIPTIONS_MAX, saturating),
-        max_pending: saturating(limits.max_pending),
-        ping_interval: limits.ping_interval,
-        ping_max: limits.ping_max,
-        write_deadline: limits.write_deadline,
-    }
-}
-
-/// A limit as this machine counts; what does not fit is more than it could ever hold.
-fn saturating(limit: u64) -> usize {
-    usize::try_from(limit).unwrap_or(usize::MAX)
 }

@@ -4,7 +4,11 @@
 
 pub mod calls;
 pub mod contexts;
+pub mod jobs;
+pub mod ordered;
 pub mod replies;
+pub mod survival;
+pub mod work;
 
 use std::sync::Arc;
 use std::time::Duration;

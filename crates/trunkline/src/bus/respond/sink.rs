@@ -71,8 +71,10 @@ impl<R: Serialize> ReplySink<R> {
     /// Dropping the future while it waits for room sends nothing; later, the chunk may have been sent.
     pub async fn send(&mut self, chunk: &R) -> Result<(), SinkError> {
         let shared = &self.shared;
-        let reply =
-            shared.request.write(&shared.kind, chunk).map_err(|failure| SinkError::Encode(failure.0))?;
+        let reply = shared
+            .request
+            .write(shared.kind.clone(), chunk)
+            .map_err(|failure| SinkError::Encode(failure.0))?;
         if let Some(credit) = &shared.credit {
             let waited = shared.request.bus().options().stream_idle_timeout;
             match timeout(waited, credit.acquire()).await {

@@ -1,0 +1,11 @@
+//! The embedded server against raw sockets: what comes in is made by hand, byte for byte, and next to every test a
+//! well-behaved client goes on working.
+
+mod bad_input;
+mod client;
+mod compared;
+mod fixture;
+mod http;
+mod limits;
+mod metrics;
+mod session;

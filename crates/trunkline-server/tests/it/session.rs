@@ -1,0 +1,123 @@
+//! What a session owes its client, operation by operation.
+
+use super::client::Raw;
+use super::fixture::Fixture;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verbose_client_is_answered_once_for_each_operation() {
+    let mut fixture = Fixture::start().await;
+    let mut raw = Raw::connect(fixture.nats()).await;
+    raw.send(
+        "CONNECT {}\r\nSUB a.b 1\r\nUNSUB 7\r\nPUB a.c 1\r\nx\r\nSUB a..b 2\r\nPUB a.* 1\r\nx\r\nPING\r\n",
+    )
+    .await;
+    raw.expect("+OK\r\n+OK\r\n+OK\r\n+OK\r\n").await;
+    raw.expect("-ERR 'Invalid Subject'\r\n-ERR 'Invalid Publish Subject'\r\nPONG\r\n").await;
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pedantic_client_is_told_of_bad_subjects_and_nobody_gets_them() {
+    let mut fixture = Fixture::start().await;
+    let mut raw = Raw::connect(fixture.nats()).await;
+    raw.send("CONNECT {\"verbose\":false}\r\nSUB bad.> 1\r\n").await;
+    for subject in ["bad.*", "bad.>", "bad..x", "bad."] {
+        raw.send(format!("PUB {subject} 1\r\nx\r\n")).await;
+        assert_eq!(raw.flush().await, "-ERR 'Invalid Publish Subject'\r\n", "{subject}");
+    }
+    raw.send("PUB bad.not 1\r\nx\r\n").await;
+    assert_eq!(raw.flush().await, "MSG bad.not 1 1\r\nx\r\n");
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unsub_with_max_counts_what_was_delivered_before() {
+    let mut fixture = Fixture::start().await;
+    let mut raw = fixture.client().await;
+    let publish = "PUB a 1\r\nx\r\n";
+    raw.send(format!("SUB a 1\r\n{publish}{publish}UNSUB 1 3\r\n{publish}{publish}{publish}")).await;
+    assert_eq!(raw.flush().await, "MSG a 1 1\r\nx\r\n".repeat(3));
+    // A limit that was reached before it was set ends the subscription at once.
+    raw.send(format!("SUB a 2\r\n{publish}{publish}UNSUB 2 1\r\n{publish}")).await;
+    assert_eq!(raw.flush().await, "MSG a 2 1\r\nx\r\n".repeat(2));
+    // Another client's messages count too, and a name is free again once its subscription ended.
+    raw.send("SUB a 1\r\nUNSUB 1 1\r\nPING\r\n").await;
+    raw.expect("PONG\r\n").await;
+    let mut other = fixture.client().await;
+    other.send(publish.repeat(3)).await;
+    other.flush().await;
+    assert_eq!(raw.flush().await, "MSG a 1 1\r\nx\r\n");
+    fixture.varz_becomes("subscriptions", 1).await;
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn echo_false_keeps_a_clients_own_messages_from_it_alone() {
+    let mut fixture = Fixture::start().await;
+    let mut raw = Raw::ready(fixture.nats(), "\"echo\":false").await;
+    let mut other = fixture.client().await;
+    raw.send("SUB a 1\r\n").await;
+    other.send("SUB a 1\r\nPING\r\n").await;
+    other.expect("PONG\r\n").await;
+    raw.send("PUB a 1\r\nx\r\n").await;
+    assert_eq!(raw.flush().await, "");
+    assert_eq!(other.flush().await, "MSG a 1 1\r\nx\r\n");
+    other.send("PUB a 1\r\ny\r\n").await;
+    other.flush().await;
+    assert_eq!(raw.flush().await, "MSG a 1 1\r\ny\r\n");
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_ping_brings_a_second_info_to_clients_that_understand_it() {
+    let mut fixture = Fixture::start().await;
+    let mut raw = Raw::connect(fixture.nats()).await;
+    raw.send("CONNECT {\"verbose\":false,\"protocol\":1}\r\nPING\r\n").await;
+    raw.expect("PONG\r\n").await;
+    let info = raw.line().await;
+    let info: serde_json::Value =
+        serde_json::from_str(info.strip_prefix("INFO ").expect("INFO")).expect("JSON");
+    assert_eq!(info["connect_info"], true);
+    assert_eq!(raw.flush().await, "", "only the first PING does");
+    let mut old = Raw::ready(fixture.nats(), "\"protocol\":0").await;
+    assert_eq!(old.flush().await, "");
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_nobody_listens_for_is_answered_at_once() {
+    let mut fixture = Fixture::start().await;
+    let mut raw = Raw::ready(fixture.nats(), "\"headers\":true,\"no_responders\":true").await;
+    raw.send("SUB inbox.* 1\r\nPUB nobody inbox.7 2\r\nhi\r\n").await;
+    let answer = raw.flush().await;
+    assert!(answer.starts_with("HMSG inbox.7 1 ") && answer.contains("NATS/1.0 503"), "{answer:?}");
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_hangs_up_is_hung_up_on_although_its_subscription_is_remembered() {
+    let mut fixture = Fixture::start().await;
+    let (mut raw, mut publisher) = (fixture.client().await, fixture.client().await);
+    raw.send("SUB a 1\r\nPING\r\n").await;
+    raw.expect("PONG\r\n").await;
+    // From now on the publisher's cache and the shared one lead to the subscription, until somebody publishes again.
+    publisher.send("PUB a 1\r\nx\r\n").await;
+    publisher.flush().await;
+    raw.expect("MSG a 1 1\r\nx\r\n").await;
+    raw.finish_sending().await;
+    assert_eq!(raw.until_closed().await, "");
+    assert_eq!(publisher.flush().await, "");
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_but_the_bus_publishes_dead_letters() {
+    let mut fixture = Fixture::with(|options| options.subject_root = "acme".to_owned()).await;
+    let mut raw = fixture.client().await;
+    raw.send("SUB acme.dead.> 1\r\nPUB acme.dead.audit.siem 1\r\nx\r\n").await;
+    let refused = "-ERR 'Permissions Violation for Publish to \"acme.dead.audit.siem\"'\r\n";
+    assert_eq!(raw.flush().await, refused);
+    raw.send("PUB nachos.dead.audit.siem 1\r\nx\r\nPUB acme.deadline 1\r\nx\r\n").await;
+    assert_eq!(raw.flush().await, "", "other subjects are free");
+    fixture.bystander_is_fine().await;
+}

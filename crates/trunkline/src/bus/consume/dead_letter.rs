@@ -1,0 +1,106 @@
+//! Dead letters: how one is made, written, and where it is kept.
+
+use trunkline_core::redelivery::DeadReason;
+use trunkline_core::{HeaderError, Message, StreamOffset};
+
+use crate::backend::{
+    Delivery, PublishError, PublishOptions, Receipt, StreamConfig, StreamError, Streams, Unsupported,
+};
+use crate::bus::Inner;
+
+/// Name of the built-in stream.
+const STREAM: &str = "dead";
+
+/// Why a dead letter is not surely kept. The message stays with its consumer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DeadLetterError {
+    #[error("dead letter not published")]
+    Publish(#[from] PublishError),
+    #[error("stream of dead letters cannot be made")]
+    Stream(#[from] StreamError),
+    #[error("no stream keeps dead letters")]
+    NotStored,
+    #[error("a header of the message cannot be sent again")]
+    Header(#[from] HeaderError),
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+}
+
+/// Makes sure that dead letters are stored: in a stream of the operator's that covers them, else in the built-in one.
+pub(in crate::bus) async fn ensure_stream(inner: &Inner, streams: &dyn Streams) -> Result<(), StreamError> {
+    let pattern = inner.topics.dead_letters();
+    let covered = |config: &StreamConfig| config.subjects.iter().any(|subject| subject.covers(&pattern));
+    let there = streams.list().await?;
+    if there.iter().any(|stream| covered(&stream.config)) {
+        return Ok(());
+    }
+    // Making it would give a stream of the operator's that has the name other subjects.
+    if let Some(taken) = there.iter().find(|stream| stream.config.name == STREAM) {
+        return Err(StreamError::Conflict {
+            what: format!("stream {STREAM:?}"),
+            found: format!("subjects {:?}", taken.config.subjects),
+            wanted: format!("subjects [{pattern:?}]"),
+        });
+    }
+    let mut config = StreamConfig::new(STREAM, vec![pattern]);
+    config.max_age = Some(inner.options.dead_letter_age);
+    config.max_messages = Some(inner.options.dead_letters_max);
+    streams.ensure(config).await.map(drop)
+}
+
+/// The dead letter of a delivery: the original, and what became of it.
+fn make(
+    inner: &Inner,
+    stream: &str,
+    consumer: &str,
+    delivery: &Delivery,
+    reason: DeadReason,
+) -> Result<Message, HeaderError> {
+    let original = &delivery.message;
+    let mut headers = original.headers.clone();
+    // The id of the original would have the server swallow a redrive of it.
+    headers.remove("Nats-Msg-Id");
+    if let Some(reply) = &original.reply
+        && headers.get("Trunkline-Reply-To").is_none()
+    {
+        headers.set("Trunkline-Reply-To", reply.as_str())?;
+    }
+    headers.set("Trunkline-Dead-Reason", reason.as_str())?;
+    headers.set("Trunkline-Dead-Attempts", delivery.attempt.to_string())?;
+    headers.set("Trunkline-Dead-Stream", stream)?;
+    headers.set("Trunkline-Dead-Consumer", consumer)?;
+    headers.set("Trunkline-Dead-Offset", delivery.offset.to_string())?;
+    headers.set("Trunkline-Dead-Subject", original.subject.as_str())?;
+    let subject = inner.topics.dead(stream, consumer);
+    Ok(Message { subject, reply: None, headers, payload: original.payload.clone() })
+}
+
+/// Names a dead letter, so that writing it twice keeps it once.
+fn dedupe_id(stream: &str, consumer: &str, offset: StreamOffset) -> String {
+    format!("dl:{stream}:{consumer}:{offset}")
+}
+
+/// Writes the dead letter of a delivery, and returns once it is stored.
+pub(super) async fn write(
+    inner: &Inner,
+    stream: &str,
+    consumer: &str,
+    delivery: &Delivery,
+    reason: DeadReason,
+) -> Result<(), DeadLetterError> {
+    // The stream may have been removed since the consumer was started, so a second try makes it anew.
+    for _ in 0..2 {
+        let message = make(inner, stream, consumer, delivery, reason)?;
+        let dedupe_id = Some(dedupe_id(stream, consumer, delivery.offset));
+        let options = PublishOptions { dedupe_id, timeout: None };
+        match inner.publish_unchecked(message, options).outcome().await {
+            Ok(Receipt::Stored { .. } | Receipt::Queued) => return Ok(()),
+            // Without a stream there is neither storage nor deduplication; which of them is said depends on the backend.
+            Ok(Receipt::Accepted) | Err(PublishError::Unsupported(_)) => {
+                ensure_stream(inner, inner.backend.streams()?).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(DeadLetterError::NotStored)
+}

@@ -1,0 +1,486 @@
+//! The task of one member of a consumer: fetches what may be worked on, starts the work, keeps leases alive, settles.
+//!
+//! One task decides everything, so that there is nothing to lock. It never waits for one thing alone: fetch, settlement,
+//! lease of the key order, handlers and the clock are awaited together, each in its own way.
+
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+use trunkline_core::StreamOffset;
+
+use super::Key;
+use super::backoff::Backoff;
+use super::delivered::Delivered;
+use super::keyed::Keyed;
+use super::lease::{KeyLease, LeaseEvent};
+use super::settle::{Settlements, Settling};
+use super::work::Rules;
+use crate::backend::{AckToken, ConsumeError, Delivery, Fetched, Member, Settle, Settled};
+use crate::bus::handler::BoxError;
+use crate::bus::received::Received;
+use crate::telemetry::Telemetry;
+
+/// Longest wait of one fetch; the next one follows at once.
+const FETCH_WAIT: Duration = Duration::from_secs(5);
+/// Most deliveries of one fetch.
+const FETCH_MAX: usize = 256;
+/// Settlements that may wait for the backend beside one for each handler; past it nothing more is fetched.
+const UNSETTLED_SLACK: usize = 1024;
+/// Longest wait for the last settlements and for leaving, when the consumer was told to stop.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Bounds of one member.
+#[derive(Debug, Clone)]
+pub(super) struct Bounds {
+    pub(super) concurrency: usize,
+    pub(super) max_parked: usize,
+    pub(super) ack_wait: Duration,
+}
+
+/// A delivery that waits until its key is free.
+struct Parked {
+    delivery: Delivery,
+    received: Received,
+    renewed: Instant,
+    /// Its lease is lost. It keeps its place until it comes again, so that nothing of its key overtakes it.
+    lost: bool,
+}
+
+/// A delivery at work.
+struct Running {
+    token: AckToken,
+    key: Option<String>,
+    cancel: CancellationToken,
+    renewed: Instant,
+    /// Its lease is lost: it was cancelled, and must not be settled.
+    lost: bool,
+}
+
+/// A fetch under way: when it began, how much it asked for, and what it brings.
+type Fetching = Pin<Box<dyn Future<Output = (Instant, usize, Result<Fetched, ConsumeError>)> + Send>>;
+
+pub(super) struct Engine<S> {
+    rules: Arc<Rules>,
+    service: S,
+    member: Arc<dyn Member>,
+    bounds: Bounds,
+    key: Option<Key>,
+    lease: Option<KeyLease>,
+    keyed: Keyed<StreamOffset, Parked, Instant>,
+    /// The handlers. They end by themselves or by their token, and are joined before the engine ends.
+    handlers: JoinSet<Option<Settle>>,
+    running: HashMap<Id, Running, foldhash::fast::RandomState>,
+    settlements: Settlements,
+    fetching: Option<Fetching>,
+    /// After a failed fetch.
+    fetch_backoff: Backoff,
+    /// Nothing new is started any more.
+    stopping: bool,
+    telemetry: Telemetry,
+}
+
+impl<S> Engine<S>
+where
+    S: Service<Delivered, Response = ()> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+{
+    pub(super) fn new(
+        rules: Arc<Rules>,
+        service: S,
+        member: Arc<dyn Member>,
+        bounds: Bounds,
+        key: Option<Key>,
+    ) -> Self {
+        let telemetry = rules.bus.telemetry().clone();
+        Self {
+            lease: key.is_some().then(|| KeyLease::new(member.clone(), bounds.ack_wait)),
+            keyed: Keyed::new(bounds.concurrency),
+            handlers: JoinSet::new(),
+            running: HashMap::default(),
+            settlements: Settlements::new(member.clone()),
+            fetching: None,
+            fetch_backoff: Backoff::default(),
+            stopping: false,
+            rules,
+            service,
+            member,
+            bounds,
+            key,
+            telemetry,
+        }
+    }
+
+    /// Works until `stop` (which lets handlers finish), `kill` (which cancels them), or until the consumer is gone.
+    pub(super) async fn run(
+        mut self,
+        stop: CancellationToken,
+        kill: CancellationToken,
+    ) -> Result<(), ConsumeError> {
+        let draining = self.rules.bus.inner().draining.clone();
+        let mut tick = interval((self.bounds.ack_wait / 6).max(Duration::from_millis(2)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let result = loop {
+            self.start_parked();
+            self.start_fetch();
+            self.settlements.start();
+            if self.stopping && self.handlers.is_empty() && self.settlements.is_empty() {
+                break Ok(());
+            }
+            let fetch_paused = self.fetch_backoff.until();
+            let settle_paused = self.settlements.paused_until();
+            // Biased, so that leases are renewed under whatever load. Nothing below can starve what follows it: a fetch
+            // needs free handlers, a settlement ended ones.
+            tokio::select! {
+                biased;
+                () = kill.cancelled() => break Ok(()),
+                () = stop.cancelled(), if !self.stopping => self.stop(),
+                () = draining.cancelled(), if !self.stopping => self.stop(),
+                event = lease_event(&mut self.lease) => match event {
+                    // Unsettled messages come again, in order: nothing is waited for from an earlier time.
+                    LeaseEvent::Held => self.keyed.clear(),
+                    LeaseEvent::Lost => self.lose_everything(),
+                    LeaseEvent::Failed(error) => {
+                        if let Err(error) = self.retryable(error) {
+                            break Err(error);
+                        }
+                    }
+                },
+                _ = tick.tick() => self.tick(),
+                (batch, result) = self.settlements.next() => {
+                    if let Err(error) = self.settled(batch, result) {
+                        break Err(error);
+                    }
+                }
+                (began, asked, fetched) = under_way(&mut self.fetching) => {
+                    self.fetching = None;
+                    if let Err(error) = self.fetched(began, asked, fetched) {
+                        break Err(error);
+                    }
+                }
+                Some(ended) = self.handlers.join_next_with_id(), if !self.handlers.is_empty() => {
+                    self.ended(ended);
+                    // Whatever else has ended by now is settled in the same batch.
+                    while let Some(ended) = self.handlers.try_join_next_with_id() {
+                        self.ended(ended);
+                    }
+                }
+                () = sleep_until_some(fetch_paused), if fetch_paused.is_some() => self.fetch_backoff.resume(),
+                () = sleep_until_some(settle_paused), if settle_paused.is_some() => self.settlements.resume(),
+            }
+        };
+        self.farewell().await;
+        result
+    }
+
+    /// Starts nothing more. What is parked goes back to the others when the member leaves.
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.fetching = None;
+        self.keyed.clear();
+    }
+
+    /// Cancels what is left, settles what is done, and leaves.
+    async fn farewell(&mut self) {
+        self.fetching = None;
+        for running in self.running.values() {
+            running.cancel.cancel();
+        }
+        while let Some(ended) = self.handlers.join_next_with_id().await {
+            self.ended(ended);
+        }
+        let goodbye = async {
+            // One try: what is not settled now comes again, to whoever has the consumer then.
+            self.settlements.resume();
+            while self.settlements.start() {
+                let (_, result) = self.settlements.next().await;
+                if let Err(error) = result {
+                    tracing::debug!(%error, "last settlements not made");
+                    break;
+                }
+            }
+            self.member.leave().await
+        };
+        match tokio::time::timeout(FAREWELL, goodbye).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "member did not leave in good order"),
+            Err(_) => tracing::debug!("member did not leave in time"),
+        }
+    }
+
+    fn may_fetch(&self) -> usize {
+        let unsettled = self.settlements.len();
+        if self.stopping
+            || self.fetch_backoff.until().is_some()
+            || unsettled > self.bounds.concurrency + UNSETTLED_SLACK
+        {
+            return 0;
+        }
+        let room = match &self.lease {
+            None => self.bounds.concurrency.saturating_sub(self.running.len()),
+            Some(lease) if !lease.is_held() => 0,
+            // More than can be worked on: messages of busy keys must not hide those of free ones, or of no key.
+            Some(_) => (self.bounds.concurrency + self.bounds.max_parked)
+                .saturating_sub(self.running.len() + self.keyed.parked()),
+        };
+        room.min(FETCH_MAX)
+    }
+
+    fn start_fetch(&mut self) {
+        let max = self.may_fetch();
+        if self.fetching.is_none() && max > 0 {
+            let (member, began) = (self.member.clone(), Instant::now());
+            // A key that waits for a message which does not come again is freed by a fetch that began after `ack_wait`
+            // and brought nothing, so with keys no fetch may take much longer than that.
+            let wait = if self.key.is_some() { FETCH_WAIT.min(self.bounds.ack_wait) } else { FETCH_WAIT };
+            self.fetching = Some(Box::pin(async move { (began, max, member.fetch(max, wait).await) }));
+        }
+    }
+
+    /// What a fetch that failed or was dropped had been given is out until its leases end. With keys nothing later may be
+    /// asked for before: it would overtake what is out.
+    fn let_lost_fetch_return(&mut self) {
+        if self.key.is_some() {
+            self.fetch_backoff.pause_until(Instant::now() + self.bounds.ack_wait);
+        }
+    }
+
+    fn fetched(
+        &mut self,
+        began: Instant,
+        asked: usize,
+        fetched: Result<Fetched, ConsumeError>,
+    ) -> Result<(), ConsumeError> {
+        let fetched = match fetched {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                self.fetch_backoff.pause();
+                self.let_lost_fetch_return();
+                return self.retryable(error);
+            }
+        };
+        self.fetch_backoff.reset();
+        if fetched.missed > 0 {
+            self.telemetry.missed.inc_by(fetched.missed);
+            tracing::warn!(
+                stream = self.rules.stream,
+                consumer = self.rules.consumer,
+                missed = fetched.missed,
+                "limits of the stream removed messages before they were handled"
+            );
+        }
+        let exhausted = fetched.deliveries.len() < asked;
+        for delivery in fetched.deliveries {
+            self.take(delivery);
+        }
+        // Redeliveries come first: what was due when a fetch began and is not in it is not coming any more.
+        if exhausted && self.keyed.give_up_waiting(began) > 0 {
+            tracing::warn!(
+                consumer = self.rules.consumer,
+                "a failed message was removed before its redelivery"
+            );
+        }
+        Ok(())
+    }
+
+    /// Starts a delivery, or parks it until its key is free.
+    fn take(&mut self, delivery: Delivery) {
+        let received = Received::new(delivery.message.clone(), Some(delivery.offset));
+        let offset = delivery.offset;
+        if delivery.attempt > 1 {
+            // It was given out again, so the lease of the one at work, if there is one, is lost.
+            for running in self.running.values_mut().filter(|running| running.token.offset == offset) {
+                lose(running, &self.telemetry);
+            }
+        }
+        match self.key.as_ref().and_then(|key| key.of(&received)) {
+            None => self.start(delivery, received, None),
+            Some(key) => {
+                let parked = Parked { delivery, received, renewed: Instant::now(), lost: false };
+                self.keyed.park(&key, offset, parked);
+            }
+        }
+    }
+
+    fn start_parked(&mut self) {
+        if self.stopping || self.lease.as_ref().is_some_and(|lease| !lease.is_held()) {
+            return;
+        }
+        while let Some((key, offset, parked)) = self.keyed.start_next() {
+            if parked.lost || parked.renewed.elapsed() >= self.bounds.ack_wait {
+                self.keyed.ended();
+                self.wait_for(Some(key), offset, Duration::ZERO);
+            } else {
+                self.start(parked.delivery, parked.received, Some(key));
+            }
+        }
+    }
+
+    fn start(&mut self, delivery: Delivery, received: Received, key: Option<String>) {
+        let cancel = CancellationToken::new();
+        let token = delivery.token.clone();
+        let work = self.rules.clone().work(delivery, received, self.service.clone(), cancel.clone());
+        let id = self.handlers.spawn(work).id();
+        self.running.insert(id, Running { token, key, cancel, renewed: Instant::now(), lost: false });
+    }
+
+    /// Settles what a handler's end calls for.
+    fn ended(&mut self, ended: Result<(Id, Option<Settle>), JoinError>) {
+        let (id, settle) = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::error!(%error, "work on a delivery broke off");
+                (error.id(), None)
+            }
+        };
+        let Some(running) = self.running.remove(&id) else { return };
+        if running.key.is_some() {
+            self.keyed.ended();
+        }
+        match settle {
+            Some(settle) if !running.lost => {
+                self.settlements.push(Settling { token: running.token, settle, key: running.key });
+            }
+            // It comes again: to whoever holds its lease now, or after it, or when this member has left.
+            _ => self.wait_for(running.key, running.token.offset, Duration::ZERO),
+        }
+    }
+
+    fn settled(
+        &mut self,
+        batch: Vec<Settling>,
+        result: Result<Vec<Settled>, ConsumeError>,
+    ) -> Result<(), ConsumeError> {
+        let outcomes = match result {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                self.settlements.put_back(batch);
+                return self.retryable(error);
+            }
+        };
+        // An answer that is missing counts as lost: the message comes again.
+        let outcomes = outcomes.into_iter().chain(std::iter::repeat(Settled::LeaseLost));
+        for (Settling { token, settle, key }, outcome) in batch.into_iter().zip(outcomes) {
+            match (settle, outcome) {
+                (Settle::Progress, outcome) => self.renewed(&token, key.as_deref(), outcome),
+                (Settle::Ack | Settle::Term, Settled::Done) => {
+                    if let Some(key) = key {
+                        self.keyed.settled(&key, token.offset);
+                    }
+                }
+                (Settle::Nak(delay), Settled::Done) => self.wait_for(key, token.offset, delay),
+                (_, Settled::LeaseLost) => {
+                    self.telemetry.leases_lost.inc();
+                    self.wait_for(key, token.offset, Duration::ZERO);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a key blocked until its message has come again.
+    fn wait_for(&mut self, key: Option<String>, offset: StreamOffset, delay: Duration) {
+        if let Some(key) = key {
+            self.keyed.wait_for(&key, offset, Instant::now() + delay + self.bounds.ack_wait);
+        }
+    }
+
+    /// Renews the leases of what is at work or parked, well before `ack_wait` is over, and gives up on those that could
+    /// not be renewed.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        let ack_wait = self.bounds.ack_wait;
+        for running in self.running.values_mut().filter(|running| now - running.renewed >= ack_wait) {
+            lose(running, &self.telemetry);
+        }
+        if self.settlements.is_renewing() {
+            return;
+        }
+        let due = |renewed: Instant| now - renewed >= ack_wait / 4;
+        let running = self.running.values().filter(|running| !running.lost && due(running.renewed));
+        let running = running.map(|running| (running.token.clone(), running.key.clone()));
+        let parked = self.keyed.iter().filter(|(_, parked)| !parked.lost && due(parked.renewed));
+        let parked = parked.map(|(key, parked)| (parked.delivery.token.clone(), Some(key.to_owned())));
+        for (token, key) in running.chain(parked) {
+            self.settlements.push(Settling { token, settle: Settle::Progress, key });
+        }
+    }
+
+    /// What became of a renewal.
+    fn renewed(&mut self, token: &AckToken, key: Option<&str>, outcome: Settled) {
+        let now = Instant::now();
+        let parked = key.and_then(|key| self.keyed.get_mut(key, token.offset));
+        if let Some(running) = self.running.values_mut().find(|running| running.token == *token) {
+            match outcome {
+                Settled::Done => running.renewed = now,
+                Settled::LeaseLost => lose(running, &self.telemetry),
+            }
+        } else if let Some(parked) = parked.filter(|parked| parked.delivery.token == *token) {
+            match outcome {
+                Settled::Done => parked.renewed = now,
+                Settled::LeaseLost => {
+                    parked.lost = true;
+                    self.telemetry.leases_lost.inc();
+                }
+            }
+        }
+    }
+
+    /// Another member has the lease of the key order: all that this one holds is that one's now.
+    fn lose_everything(&mut self) {
+        tracing::info!(stream = self.rules.stream, consumer = self.rules.consumer, "standing by");
+        if self.fetching.take().is_some() {
+            self.let_lost_fetch_return();
+        }
+        self.keyed.clear();
+        for running in self.running.values_mut() {
+            lose(running, &self.telemetry);
+        }
+    }
+
+    fn retryable(&self, error: ConsumeError) -> Result<(), ConsumeError> {
+        self.telemetry.consume_errors.inc();
+        if !error.is_retryable() {
+            return Err(error);
+        }
+        tracing::warn!(stream = self.rules.stream, consumer = self.rules.consumer, %error, "trying again");
+        Ok(())
+    }
+}
+
+/// Cancels a delivery at work whose lease is lost.
+fn lose(running: &mut Running, telemetry: &Telemetry) {
+    if !running.lost {
+        running.lost = true;
+        telemetry.leases_lost.inc();
+        running.cancel.cancel();
+    }
+}
+
+async fn under_way<T>(future: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+async fn lease_event(lease: &mut Option<KeyLease>) -> LeaseEvent {
+    match lease {
+        Some(lease) => lease.next().await,
+        None => pending().await,
+    }
+}
+
+async fn sleep_until_some(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}

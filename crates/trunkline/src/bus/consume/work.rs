@@ -1,0 +1,147 @@
+//! The work on one delivery: admission, the handler, and the dead letter where it comes to that. The result is what to
+//! settle; the engine settles it.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio_util::sync::CancellationToken;
+use tower::{Service, ServiceExt as _};
+use trunkline_core::redelivery::{self, Admission, DeadReason, Ending, RetryPolicy, Settlement};
+
+use super::dead_letter;
+use super::delivered::Delivered;
+use crate::backend::{Delivery, Settle};
+use crate::bus::Bus;
+use crate::bus::handler::{BoxError, HandlerError, Retry, panic_text};
+use crate::bus::received::Received;
+use crate::telemetry::Counted;
+
+/// Shortest delay before a dead letter that could not be written is tried again.
+const DEAD_LETTER_DELAY_MIN: Duration = Duration::from_secs(1);
+
+/// What all deliveries of a consumer have in common.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) bus: Bus,
+    pub(super) stream: String,
+    pub(super) consumer: String,
+    pub(super) retry: RetryPolicy,
+    /// Longest time a handler may take; then it has failed.
+    pub(super) max_handling: Duration,
+}
+
+impl Rules {
+    /// Works on a delivery; `None` when it was cancelled, and nothing is to be settled.
+    pub(super) async fn work<S>(
+        self: Arc<Self>,
+        delivery: Delivery,
+        received: Received,
+        service: S,
+        cancel: CancellationToken,
+    ) -> Option<Settle>
+    where
+        S: Service<Delivered, Response = ()> + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+    {
+        let _running = Counted::one(&self.bus.inner().telemetry.handlers_running);
+        let work = async {
+            if let Some(settle) = self.admit(&delivery, &received).await {
+                return settle;
+            }
+            let delivered = Delivered::new(self.bus.clone(), &delivery, received, cancel.child_token());
+            let ending = self.handle(&delivery, delivered, service).await;
+            self.conclude(&delivery, ending).await
+        };
+        let settle = cancel.run_until_cancelled(work).await;
+        if settle.is_none() {
+            self.bus.inner().telemetry.failed.inc();
+        }
+        settle
+    }
+
+    /// What to settle when the handler must not run.
+    pub(super) async fn admit(&self, delivery: &Delivery, received: &Received) -> Option<Settle> {
+        if delivery.attempt > 1 {
+            self.bus.inner().telemetry.redelivered.inc();
+        }
+        match redelivery::admit(&self.retry, delivery.attempt, received.is_expired()) {
+            Admission::Handle => None,
+            Admission::DeadLetter(reason) => Some(self.bury(delivery, reason).await),
+        }
+    }
+
+    async fn handle<S>(&self, delivery: &Delivery, delivered: Delivered, service: S) -> Ending
+    where
+        S: Service<Delivered, Response = ()>,
+        S::Error: Into<BoxError>,
+    {
+        let context = delivered.context().clone();
+        // Whatever the handler spawned and tied to this delivery ends with it.
+        let spawned = delivered.cancellation().clone().drop_guard();
+        let handling = AssertUnwindSafe(context.scope(service.oneshot(delivered))).catch_unwind();
+        let result = tokio::time::timeout(self.max_handling, handling).await;
+        drop(spawned);
+        let error = match result {
+            Ok(Ok(Ok(()))) => {
+                self.bus.inner().telemetry.handled.inc();
+                return Ending::Succeeded;
+            }
+            Ok(Ok(Err(error))) => HandlerError::from_service(error.into()),
+            Ok(Err(panic)) => HandlerError::new(format!("handler panicked: {}", panic_text(&*panic))),
+            Err(_) => HandlerError::new(format!("handler took longer than {:?}", self.max_handling)),
+        };
+        self.bus.inner().telemetry.failed.inc();
+        tracing::warn!(
+            stream = self.stream, consumer = self.consumer, subject = %delivery.message.subject,
+            offset = %delivery.offset, attempt = delivery.attempt, %error, "delivery failed"
+        );
+        match error.retry() {
+            Retry::Backoff => Ending::Failed { retry_after: None },
+            Retry::After(delay) => Ending::Failed { retry_after: Some(delay) },
+            Retry::Never => Ending::Rejected,
+        }
+    }
+
+    async fn conclude(&self, delivery: &Delivery, ending: Ending) -> Settle {
+        match redelivery::settle(&self.retry, delivery.attempt, ending) {
+            Settlement::Ack => Settle::Ack,
+            Settlement::Retry(delay) => Settle::Nak(delay),
+            Settlement::DeadLetter(reason) => self.bury(delivery, reason).await,
+        }
+    }
+
+    /// Writes the dead letter, and only then has the delivery terminated. One that cannot be written leaves the message
+    /// with its consumer, which tries again.
+    pub(super) async fn bury(&self, delivery: &Delivery, reason: DeadReason) -> Settle {
+        let inner = self.bus.inner();
+        if inner.is_dead_letter(&delivery.message.subject) {
+            // It is stored where it is, and stays there: a dead letter never becomes another one.
+            tracing::error!(
+                consumer = self.consumer, offset = %delivery.offset, %reason, "dead letter given up on, it stays stored"
+            );
+            return Settle::Term;
+        }
+        match dead_letter::write(inner, &self.stream, &self.consumer, delivery, reason).await {
+            Ok(()) => {
+                inner.telemetry.dead_letters.inc();
+                tracing::warn!(
+                    stream = self.stream, consumer = self.consumer, subject = %delivery.message.subject,
+                    offset = %delivery.offset, attempts = delivery.attempt, %reason, "dead letter"
+                );
+                Settle::Term
+            }
+            Err(error) => {
+                inner.telemetry.dead_letter_errors.inc();
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(
+                    stream = self.stream, consumer = self.consumer, offset = %delivery.offset, %error, cause,
+                    "dead letter not written, the message stays and is tried again"
+                );
+                Settle::Nak(self.retry.delay_after(delivery.attempt).max(DEAD_LETTER_DELAY_MIN))
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+import asyncio, json, os, nats
+
+async def main():
+    bus = await nats.connect(os.environ.get("NATS_URL", "nats://127.0.0.1:4222"))
+    async def weather(msg):
+        city = json.loads(msg.data)["payload"]["arguments"]["city"]
+        await msg.respond(json.dumps({"output": f"sunny in {city}"}).encode())
+    await bus.subscribe("nachos.tool.weather.call", queue="weather", cb=weather)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
