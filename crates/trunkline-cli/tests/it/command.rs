@@ -1,5 +1,6 @@
 //! Runs the binary: to its end, or in the background. Every wait has a bound, and nothing outlives its test.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,12 +15,19 @@ use nix::unistd::Pid;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a command ended.
-#[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: String,
     pub(crate) took: Duration,
+}
+
+impl fmt::Debug for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stdout = String::from_utf8_lossy(&self.stdout);
+        let shown: String = stdout.chars().take(4096).collect();
+        write!(f, "{} after {:?}\n--- stdout\n{shown}\n--- stderr\n{}", self.status, self.took, self.stderr)
+    }
 }
 
 impl Ended {

@@ -92,7 +92,6 @@ fn a_payload_over_the_limit_names_limit_and_setting() {
     check(&run(&["pub", "--url", server.url(), "a", "--file", "/nonexistent/x"]), 1, &["/nonexistent/x"]);
 }
 
-/// `check` without the demand for a hint: reading a file that is not there needs none.
 #[test]
 fn mistakes_in_the_configuration_stop_every_command_that_reads_it() {
     let directory = tempfile::tempdir().unwrap();
@@ -141,10 +140,7 @@ fn a_reader_that_leaves_is_no_failure() {
     let mut line = std::process::Command::new("sh");
     let binary = env!("CARGO_BIN_EXE_trunkline");
     // `head` leaves after one line while thousands are still to be printed.
-    line.args([
-        "-c",
-        "\"$0\" pub --url \"$1\" a x --count 20000 --json | head -n 1; echo \"${PIPESTATUS:-none}\"",
-    ]);
+    line.args(["-c", "\"$0\" pub --url \"$1\" a x --count 20000 --json | head -n 1"]);
     line.args([binary, server.url()]);
     let ended = start(line, b"").end();
     assert!(!ended.stderr.contains("error"), "{}", ended.stderr);

@@ -1,6 +1,6 @@
 //! `trunkline up`, from start to stop.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,30 @@ fn sigterm_stops_in_time_with_clients_connected() {
     assert!(ended.status.success(), "{ended:?}");
     assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
     assert!(TcpStream::connect(&address).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once_and_still_removes_the_ports_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ports.json");
+    let (mut running, nats, _) = up(&["--ports-file", text(&file)]);
+    // What waits for a client that reads nothing keeps the clean stop busy until its bound.
+    let address = nats.trim_start_matches("nats://").to_owned();
+    let mut stuck = TcpStream::connect(&address).unwrap();
+    stuck.write_all(b"CONNECT {\"verbose\":false}\r\nSUB flood 1\r\nPING\r\n").unwrap();
+    let mut lines = BufReader::new(stuck.try_clone().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "PONG"), "the subscription is there");
+    let payload = directory.path().join("payload");
+    std::fs::write(&payload, vec![b'x'; 1 << 19]).unwrap();
+    run(&["pub", "--url", &nats, "flood", "--file", text(&payload), "--count", "40"]).ok();
+    let asked = Instant::now();
+    running.signal(Signal::SIGTERM);
+    running.until_it_says("stopping");
+    running.signal(Signal::SIGTERM);
+    let ended = running.end();
+    assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?}: {ended:?}", asked.elapsed());
+    assert!(ended.stderr.contains("second signal"), "{ended:?}");
+    assert!(!file.exists());
 }
 
 #[test]
