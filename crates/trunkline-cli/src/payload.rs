@@ -54,7 +54,7 @@ impl Explain for PayloadError {
             Self::Missing => {
                 Some("give it as an argument ('' for an empty one), with --file, or on stdin".into())
             }
-            Self::Read { .. } => None,
+            Self::Read { .. } => Some("check the path, and that it may be read".into()),
             Self::TooLarge { .. } => Some("put large data elsewhere and send where it is".into()),
             Self::Timeout { .. } => {
                 Some("close stdin, or give the payload as an argument ('' for an empty one)".into())

@@ -31,7 +31,13 @@ pub(crate) struct Override {
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub(crate) struct SettingsError(#[from] ConfigError);
+pub(crate) struct SettingsError(Box<ConfigError>);
+
+impl From<ConfigError> for SettingsError {
+    fn from(error: ConfigError) -> Self {
+        Self(Box::new(error))
+    }
+}
 
 impl Explain for SettingsError {
     fn kind(&self) -> Kind {

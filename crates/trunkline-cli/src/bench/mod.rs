@@ -54,7 +54,7 @@ pub(crate) struct BenchArgs {
     #[arg(value_enum, value_name = "SCENARIO")]
     scenarios: Vec<Scenario>,
 
-    /// The server to load: nats://[USER:PASSWORD@]HOST[:PORT]
+    /// The server to load: `nats://[USER:PASSWORD@]HOST[:PORT]`
     #[arg(long, default_value = "nats://127.0.0.1:4222", value_name = "URL")]
     url: String,
 

@@ -46,10 +46,15 @@ pub(crate) fn run(global: &GlobalArgs, args: &ConfigArgs) -> Result<(), Failure>
     match args.command {
         ConfigCommand::Show { json } => {
             let entries = settings::load(global, [])?.entries();
-            Ok(if json { output::json_document(&entries)? } else { show(&entries)? })
+            match json {
+                true => output::json_document(&entries)?,
+                false => show(&entries)?,
+            }
         }
-        ConfigCommand::Keys { json } => Ok(if json { keys_document()? } else { keys_table()? }),
+        ConfigCommand::Keys { json: true } => keys_document()?,
+        ConfigCommand::Keys { json: false } => keys_table()?,
     }
+    Ok(())
 }
 
 fn show(entries: &[Entry]) -> Result<(), OutputError> {

@@ -174,7 +174,8 @@ pub(crate) async fn run(global: &GlobalArgs, args: ReplyArgs) -> Result<(), Fail
         all = finish(responder, args.timeout, &mut answered, args.json) => all?,
         () = interrupts.kill().cancelled() => false,
     };
-    client.close().await?;
+    client.bus.flush().await.map_err(ClientError::from)?;
+    client.close().await;
     match all_answered {
         true => Ok(()),
         false => Err(ReplyError::Unfinished { waited: args.timeout }.into()),

@@ -79,9 +79,8 @@ pub(crate) async fn run(global: &GlobalArgs, args: &RequestArgs) -> Result<(), F
         result = ask(&client, args, request) => result,
         () = interrupts.stop().cancelled() => Err(AskError::Interrupted.into()),
     };
-    let closed = client.close().await;
-    result?;
-    Ok(closed?)
+    client.close().await;
+    result
 }
 
 async fn ask(client: &Client, args: &RequestArgs, request: Message) -> Result<(), Failure> {

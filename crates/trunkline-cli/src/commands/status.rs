@@ -148,12 +148,16 @@ fn http_of(config: &Config) -> Option<Url> {
 
 async fn over_http(url: &Url, limit: Duration) -> Result<Report, StatusError> {
     let started = Instant::now();
-    let health = http::get(url, "/healthz", limit).await?;
+    let mut health = http::get(url, "/readyz", limit).await?;
+    if health.status == 404 {
+        // A nats-server, which knows only this path and no backends.
+        health = http::get(url, "/healthz", limit).await?;
+    }
     let round_trip_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
     let said: Value = serde_json::from_slice(&health.body).unwrap_or_default();
-    let text = |key: &str| said.get(key).and_then(Value::as_str).map(str::to_owned);
+    let text = |pointer: &str| said.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     let ready = health.status == 200;
-    let status = text("status").unwrap_or_else(|| if ready { "ok" } else { "not ready" }.to_owned());
+    let status = text("/status").unwrap_or_else(|| if ready { "ok" } else { "not ready" }.to_owned());
     let facts = http::get(url, "/varz", limit).await?;
     let server = match serde_json::from_slice(&facts.body) {
         Ok(Value::Object(server)) if facts.status == 200 => server,
@@ -162,7 +166,7 @@ async fn over_http(url: &Url, limit: Duration) -> Result<Report, StatusError> {
     Ok(Report {
         ready,
         status,
-        reason: text("reason").or_else(|| text("error")),
+        reason: text("/checks/backend/reason").or_else(|| text("/error")),
         asked: url.as_str().trim_end_matches('/').to_owned(),
         round_trip_micros,
         server,

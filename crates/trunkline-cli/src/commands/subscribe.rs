@@ -128,7 +128,7 @@ pub(crate) async fn run(global: &GlobalArgs, args: &SubscribeArgs) -> Result<(),
         }
     };
     output::note(&summary(&tally));
-    client.close().await?;
+    client.close().await;
     match (end, args.count) {
         (End::Timeout, Some(wanted)) => {
             Err(TooFew { received: tally.received, wanted, end: "in the time given (--timeout)" }.into())

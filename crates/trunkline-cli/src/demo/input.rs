@@ -15,6 +15,18 @@ const PAUSE: Duration = Duration::from_secs(1);
 const CITIES: [&str; 8] = ["Oslo", "Lisbon", "Nairobi", "Kyoto", "Quito", "New York", "Tbilisi", "Perth"];
 const PEOPLE: [&str; 5] = ["ada", "grace", "linus", "margaret", "ken"];
 
+/// What made-up people talk about.
+#[derive(Clone, Copy)]
+enum Topic {
+    Weather,
+    Arithmetic,
+    Greeting,
+}
+
+/// In this order, again and again: within seconds everything has been seen, a tool that fails included.
+const TOPICS: [Topic; 5] =
+    [Topic::Weather, Topic::Arithmetic, Topic::Weather, Topic::Weather, Topic::Greeting];
+
 /// Talks on both channels until enough was said, then waits: the answers are still to come.
 pub(super) async fn talk(web: Channel, slack: Channel, enough: Option<u64>) -> Result<(), DemoError> {
     let mut people = People { random: fastrand::Rng::with_seed(SEED), web, slack, made_up: 0 };
@@ -48,10 +60,12 @@ impl People {
     /// Somebody says something on one of the channels.
     async fn made_up(&mut self) -> Result<(), DemoError> {
         let sender = PEOPLE[self.random.usize(..PEOPLE.len())];
-        let text = match self.random.u8(..10) {
-            0 => "Hello there".to_owned(),
-            1..=4 => format!("What is {} * {}?", self.random.u8(2..=99), self.random.u8(2..=99)),
-            _ => format!("What is the weather in {}?", CITIES[self.random.usize(..CITIES.len())]),
+        let text = match TOPICS[self.made_up % TOPICS.len()] {
+            Topic::Weather => {
+                format!("What is the weather in {}?", CITIES[self.random.usize(..CITIES.len())])
+            }
+            Topic::Arithmetic => format!("What is {} * {}?", self.random.u8(2..=99), self.random.u8(2..=99)),
+            Topic::Greeting => "Hello there".to_owned(),
         };
         let conversation = self.new_conversation();
         let channel = [&self.web, &self.slack][self.made_up % 2];

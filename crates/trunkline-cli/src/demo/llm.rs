@@ -98,7 +98,7 @@ fn phrase(wish: &ToolWish, result: &Value) -> String {
         other => other.to_string(),
     };
     match (result["isError"].as_bool(), wish.name.as_str()) {
-        (Some(true), name) => format!("I asked the {name} tool several times and it failed: {output}"),
+        (Some(true), name) => format!("The {name} tool failed: {output}."),
         (_, "weather") => {
             format!("In {} it is {output}.", wish.arguments["city"].as_str().unwrap_or("there"))
         }

@@ -1,9 +1,14 @@
-//! Tests of the `trunkline` binary from outside, as its users meet it: stock clients against
+//! Tests of the `trunkline` binary from outside, as its users meet it: its commands, and stock clients against
 //! `trunkline up`.
 
 mod clients_node;
 mod clients_python;
+mod command;
+mod demo;
 mod envelope;
+mod errors;
+mod messages;
+mod up;
 
 use std::path::Path;
 

@@ -1,0 +1,195 @@
+//! `trunkline up`, from start to stop.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use trunkline_testkit::servers::NatsServer;
+
+use crate::command::{PATIENCE, Running, command, run, start, text};
+
+const FREE: [&str; 4] = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+
+/// A bus on free ports; its URLs for clients and for HTTP.
+fn up(arguments: &[&str]) -> (Running, String, String) {
+    let mut running = start(command(&[&["up"], &FREE[..], arguments].concat()), b"");
+    let address = |line: String| line.split_whitespace().nth(1).expect("a label and a URL").to_owned();
+    let nats = address(running.until_it_says("clients "));
+    let http = address(running.until_it_says("http "));
+    running.until_it_says("Ctrl-C stops it");
+    (running, nats, http)
+}
+
+#[test]
+fn banner_tells_both_urls_the_backend_and_what_to_try() {
+    let (running, nats, http) = up(&[]);
+    assert!(nats.starts_with("nats://127.0.0.1:") && http.starts_with("http://127.0.0.1:"), "{nats} {http}");
+    run(&["pub", "--url", &nats, "a", "x"]).ok();
+    running.signal(Signal::SIGINT);
+    let ended = running.end();
+    assert!(ended.status.success(), "{ended:?}");
+    assert!(ended.stdout.is_empty(), "the banner is no data: {ended:?}");
+    assert!(ended.stderr.contains("in_memory (this process)"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("trunkline sub 'nachos.>' --url"), "{}", ended.stderr);
+}
+
+#[test]
+fn ports_file_appears_whole_when_ready_and_goes_at_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ports.json");
+    let (running, nats, http) = up(&["--ports-file", text(&file)]);
+    let ports: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((ports["nats"].as_str(), ports["http"].as_str()), (Some(&*nats), Some(&*http)));
+    running.signal(Signal::SIGTERM);
+    running.end().ok();
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[test]
+fn sigterm_stops_in_time_with_clients_connected() {
+    let (running, nats, _) = up(&[]);
+    let mut subscriber = start(command(&["sub", "--url", &nats, ">"]), b"");
+    subscriber.until_it_says("listening on");
+    // A client that never reads what it is sent must not hold up the stop either.
+    let address = nats.trim_start_matches("nats://").to_owned();
+    let mut idle = TcpStream::connect(&address).unwrap();
+    idle.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut first = [0; 4];
+    idle.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"INFO");
+    let asked = Instant::now();
+    running.signal(Signal::SIGTERM);
+    let ended = running.end();
+    assert!(ended.status.success(), "{ended:?}");
+    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+    assert!(TcpStream::connect(&address).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once_and_still_removes_the_ports_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ports.json");
+    let (mut running, nats, _) = up(&["--ports-file", text(&file)]);
+    // What waits for a client that reads nothing keeps the clean stop busy until its bound.
+    let address = nats.trim_start_matches("nats://").to_owned();
+    let mut stuck = TcpStream::connect(&address).unwrap();
+    stuck.write_all(b"CONNECT {\"verbose\":false}\r\nSUB flood 1\r\nPING\r\n").unwrap();
+    let mut lines = BufReader::new(stuck.try_clone().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "PONG"), "the subscription is there");
+    let payload = directory.path().join("payload");
+    std::fs::write(&payload, vec![b'x'; 1 << 19]).unwrap();
+    run(&["pub", "--url", &nats, "flood", "--file", text(&payload), "--count", "40"]).ok();
+    let asked = Instant::now();
+    running.signal(Signal::SIGTERM);
+    running.until_it_says("stopping");
+    running.signal(Signal::SIGTERM);
+    let ended = running.end();
+    assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?}: {ended:?}", asked.elapsed());
+    assert!(ended.stderr.contains("second signal"), "{ended:?}");
+    assert!(!file.exists());
+}
+
+#[test]
+fn what_was_published_before_the_stop_reaches_its_subscriber() {
+    let (running, nats, _) = up(&[]);
+    let mut subscriber = start(command(&["sub", "--url", &nats, "a", "--count", "1000", "--json"]), b"");
+    subscriber.until_it_says("listening on");
+    run(&["pub", "--url", &nats, "a", "x", "--count", "1000"]).ok();
+    running.signal(Signal::SIGTERM);
+    running.end().ok();
+    assert_eq!(subscriber.end().json().len(), 1000);
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_its_setting() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (flag, other, setting) in
+        [("--listen", "--http", "server.listen"), ("--http", "--listen", "server.http")]
+    {
+        let ended = run(&["up", flag, &address, other, "127.0.0.1:0"]);
+        assert_eq!(ended.code(), 1, "{ended:?}");
+        for text in [&*address, setting, flag, "hint: "] {
+            assert!(ended.stderr.contains(text), "{text} is missing: {}", ended.stderr);
+        }
+    }
+}
+
+#[test]
+fn an_address_that_others_can_reach_is_refused() {
+    let ended = run(&["up", "--listen", "0.0.0.0:0", "--http", "127.0.0.1:0"]);
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    assert!(ended.stderr.contains("server.listen") && ended.stderr.contains("hint: "), "{}", ended.stderr);
+}
+
+#[test]
+fn settings_that_this_build_cannot_honour_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.yaml");
+    for (content, setting) in [
+        ("server: {users: [{user: a, password: b}]}", "server.users"),
+        ("server: {auth: {token: secret-token}}", "server.auth"),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        let ended = run(&[&["--config", text(&file), "up"], &FREE[..]].concat());
+        assert_eq!(ended.code(), 1, "{ended:?}");
+        assert!(ended.stderr.contains(setting), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("secret-token"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn an_unavailable_backend_falls_back_loudly_or_fails() {
+    let (running, _, http) = up(&["--backend", "redis"]);
+    let status = run(&["status", "--http", &http, "--json"]);
+    let report: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status.code(), 1, "a degraded bus is not ready: {report}");
+    assert_eq!(report["status"], "degraded", "{report}");
+    running.signal(Signal::SIGTERM);
+    let ended = running.end();
+    for text in ["WARN", "FALLBACK", "redis", "lost", "degraded"] {
+        assert!(ended.stderr.contains(text), "{text} is missing: {}", ended.stderr);
+    }
+
+    let mut failing = command(&["up", "--backend", "redis"]);
+    failing.env("TRUNKLINE_FALLBACK", "fail");
+    let ended = start(failing, b"").end();
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    assert!(ended.stderr.contains("redis") && ended.stderr.contains("hint: "), "{}", ended.stderr);
+}
+
+#[test]
+fn with_backend_nats_the_servers_themselves_are_the_bus() {
+    let nats = NatsServer::start::<&str>([]);
+    let mut joining = command(&["up", "--demo", "--demo-conversations", "1"]);
+    joining.env("TRUNKLINE_URL", nats.url());
+    let ended = start(joining, b"").end();
+    assert!(ended.status.success(), "{ended:?}");
+    assert!(ended.stderr.contains(nats.url()), "{}", ended.stderr);
+    assert!(String::from_utf8_lossy(&ended.stdout).contains("answered in"), "{ended:?}");
+
+    let mut unreachable = command(&["up", "--backend", "nats"]);
+    unreachable.env("NATS_URL", "nats://127.0.0.1:1").env("TRUNKLINE_CONNECT_TIMEOUT", "300ms");
+    let ended = start(unreachable, b"").end();
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    assert!(ended.stderr.contains("127.0.0.1:1") && ended.stderr.contains("hint: "), "{}", ended.stderr);
+}
+
+#[test]
+fn status_tells_over_http_and_over_nats_how_the_bus_is() {
+    let (_running, nats, http) = up(&[]);
+    for arguments in [["--http", &*http], ["--url", &*nats]] {
+        let answer = run(&[&["status", "--json"], &arguments[..]].concat()).ok();
+        let report: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!(
+            (&report["ready"], report["status"].as_str()),
+            (&Value::Bool(true), Some("ok")),
+            "{report}"
+        );
+        assert!(report["server"]["server_id"].is_string(), "{report}");
+    }
+    let lines = run(&["status", "--http", &http]).lines();
+    assert!(lines.iter().any(|line| line.contains("status") && line.contains("ok")), "{lines:?}");
+}
