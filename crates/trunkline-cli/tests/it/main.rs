@@ -4,6 +4,7 @@
 mod clients_node;
 mod clients_python;
 mod command;
+mod conformance;
 mod demo;
 mod envelope;
 mod errors;
