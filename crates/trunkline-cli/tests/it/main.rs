@@ -9,6 +9,7 @@ mod demo;
 mod envelope;
 mod errors;
 mod messages;
+mod readme;
 mod up;
 
 use std::path::Path;
