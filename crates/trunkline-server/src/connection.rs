@@ -218,7 +218,8 @@ impl Connection {
 async fn linger(socket: &TcpStream) {
     let drain = async {
         let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
-        let mut sink = [0; 4096];
+        // On the heap: as part of the task's state it would cost every idle connection its size.
+        let mut sink = vec![0; 4096];
         while socket.readable().await.is_ok() {
             match socket.try_read(&mut sink) {
                 Ok(0) => break,
