@@ -153,8 +153,12 @@ impl FanOut {
             }
             self.history.record(Event::Stopping { reader });
             if rng.u8(0..3) > 0 || group.is_some() && !self.members_die {
-                for message in listener.stop().await {
+                let (rest, gaps) = listener.stop_with_gaps().await;
+                for message in rest {
                     self.history.record(Event::Received { reader, id: id_of(&message) });
+                }
+                for gap in gaps {
+                    self.history.record(Event::Missed { reader, count: gap.missed });
                 }
                 self.history.record(Event::Ended { reader });
             }

@@ -45,6 +45,9 @@ pub type Fut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// | keyed order through redelivery | one active member per keyed consumer (lease), the others stand by | same | [`Unsupported`] | same |
 /// | late ack of a lost lease | refused | refused and fenced on the server | – | refused by the library |
 ///
+/// Queue groups of live subscriptions share at most once: what a dead member had is gone. On `nats`, a member that stops
+/// ends with a [`Gap`] of unknown size, for what the server may have given it while it was leaving.
+///
 /// Everywhere: consumers give a dead member's unfinished messages to the others; all buffers are bounded; a capability
 /// that is missing is a typed [`Unsupported`] at the call.
 ///

@@ -52,6 +52,9 @@ impl Receiving {
                 () = &mut stopped => return,
                 more = std::future::poll_fn(|cx| self.poll_receive(cx, &mut decoder, &mut batch)) => {
                     if !more {
+                        if unsubscribed && self.subscription.queue.is_some() {
+                            self.note_departure(&mut batch);
+                        }
                         return;
                     }
                 }
@@ -107,6 +110,13 @@ impl Receiving {
             self.connection = connection;
             batch.push(LiveEvent::Gap(Gap { missed: None }));
         }
+    }
+
+    /// The library forgets a subscription as soon as the UNSUB is written. What the server gave this member of a
+    /// queue group between that and reading the UNSUB nobody else got, and nobody can count.
+    fn note_departure(&self, batch: &mut Vec<LiveEvent>) {
+        batch.push(LiveEvent::Gap(Gap { missed: None }));
+        self.deliver(batch);
     }
 
     fn decode(&self, decoder: &mut Decoder, received: async_nats::Message) -> LiveEvent {
