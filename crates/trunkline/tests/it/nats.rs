@@ -146,16 +146,19 @@ async fn one_member_of_a_queue_group_gets_each_message() {
     for member in &mut members {
         // An echo of the member's own connection comes behind its share.
         member.stop().await.unwrap();
-        let before = seen.len();
+        let (before, mut departed) = (seen.len(), false);
         loop {
             let events = batch(&mut **member, 64).await;
             if events.is_empty() {
                 break;
             }
             for event in &events {
-                assert!(seen.insert(text(event)), "{event:?} came twice");
+                assert!(!departed, "{event:?} comes behind the gap that ends a member");
+                departed = matches!(event, LiveEvent::Gap(Gap { missed: None }));
+                assert!(departed || seen.insert(text(event)), "{event:?} came twice");
             }
         }
+        assert!(departed, "a member that leaves says that it may have missed messages");
         assert!(seen.len() > before, "a member got nothing");
     }
     assert_eq!(seen.len(), 500);

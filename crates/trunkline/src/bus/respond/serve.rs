@@ -55,7 +55,11 @@ where
                         handlers.spawn(self.clone().answer(received));
                     }
                     // The subscription has counted it; whoever asked runs into a timeout.
-                    Some(Event::Gap(gap)) => tracing::warn!(missed = gap.missed, "requests were lost"),
+                    Some(Event::Gap(gap)) => match gap.missed {
+                        Some(missed) => tracing::warn!(missed, "requests were lost"),
+                        None if stopping => tracing::debug!("requests may have been lost while leaving"),
+                        None => tracing::warn!("requests may have been lost"),
+                    },
                     None => ended = true,
                 },
             }
