@@ -81,6 +81,8 @@ pub(super) struct Engine<S> {
     fetching: Option<Fetching>,
     /// After a failed fetch.
     fetch_backoff: Backoff,
+    /// Until when nothing is fetched past the bound on parked deliveries, because what came was not what is waited for.
+    crowded_until: Option<Instant>,
     /// Nothing new is started any more.
     stopping: bool,
     telemetry: Telemetry,
@@ -108,6 +110,7 @@ where
             settlements: Settlements::new(member.clone()),
             fetching: None,
             fetch_backoff: Backoff::default(),
+            crowded_until: None,
             stopping: false,
             rules,
             service,
@@ -136,6 +139,7 @@ where
             }
             let fetch_paused = self.fetch_backoff.until();
             let settle_paused = self.settlements.paused_until();
+            let redelivery_due = self.redelivery_due();
             // Biased, so that leases are renewed under whatever load. Nothing below can starve what follows it: a fetch
             // needs free handlers, a settlement ended ones.
             tokio::select! {
@@ -174,6 +178,8 @@ where
                 }
                 () = sleep_until_some(fetch_paused), if fetch_paused.is_some() => self.fetch_backoff.resume(),
                 () = sleep_until_some(settle_paused), if settle_paused.is_some() => self.settlements.resume(),
+                // The fetch is started above.
+                () = sleep_until_some(redelivery_due), if redelivery_due.is_some() => {}
             }
         };
         self.farewell().await;
@@ -223,14 +229,44 @@ where
         {
             return 0;
         }
-        let room = match &self.lease {
-            None => self.bounds.concurrency.saturating_sub(self.running.len()),
-            Some(lease) if !lease.is_held() => 0,
+        if self.lease.as_ref().is_some_and(|lease| !lease.is_held()) {
+            return 0;
+        }
+        match self.room() {
+            0 => self.awaited_now(),
+            room => room.min(FETCH_MAX),
+        }
+    }
+
+    /// How many deliveries there is room for.
+    fn room(&self) -> usize {
+        let taken = self.running.len() + self.keyed.parked();
+        match &self.lease {
+            None => self.bounds.concurrency.saturating_sub(taken),
             // More than can be worked on: messages of busy keys must not hide those of free ones, or of no key.
-            Some(_) => (self.bounds.concurrency + self.bounds.max_parked)
-                .saturating_sub(self.running.len() + self.keyed.parked()),
-        };
-        room.min(FETCH_MAX)
+            Some(_) => (self.bounds.concurrency + self.bounds.max_parked).saturating_sub(taken),
+        }
+    }
+
+    /// How many keys wait for a message that may come again by now. There is always room for those: what is parked
+    /// behind them would wait for ever.
+    fn awaited_now(&self) -> usize {
+        let now = Instant::now();
+        if self.crowded_until.is_some_and(|until| now < until) {
+            return 0;
+        }
+        self.keyed.waits().filter(|until| *until <= now + self.bounds.ack_wait).count().min(FETCH_MAX)
+    }
+
+    /// When a fetch will be due that brings back what a key waits for, although there is no room for anything else.
+    fn redelivery_due(&self) -> Option<Instant> {
+        let active = self.lease.as_ref().is_some_and(KeyLease::is_held) && !self.stopping;
+        let fetches = self.fetching.is_some() || self.fetch_backoff.until().is_some();
+        if !active || fetches || self.room() > 0 {
+            return None;
+        }
+        let due = self.keyed.waits().min()?.checked_sub(self.bounds.ack_wait)?;
+        Some(self.crowded_until.map_or(due, |until| until.max(due)))
     }
 
     fn start_fetch(&mut self) {
@@ -276,11 +312,16 @@ where
                 "limits of the stream removed messages before they were handled"
             );
         }
-        let exhausted = fetched.deliveries.len() < asked;
+        // Redeliveries come first: what was due when a fetch began and is not in it is not coming any more.
+        let first_ones = fetched.deliveries.iter().any(|delivery| delivery.attempt == 1);
+        let exhausted = first_ones || fetched.deliveries.len() < asked;
         for delivery in fetched.deliveries {
             self.take(delivery);
         }
-        // Redeliveries come first: what was due when a fetch began and is not in it is not coming any more.
+        let bound = self.bounds.concurrency + self.bounds.max_parked;
+        if first_ones && self.running.len() + self.keyed.parked() > bound {
+            self.crowded_until = Some(Instant::now() + self.bounds.ack_wait / 4);
+        }
         if exhausted && self.keyed.give_up_waiting(began) > 0 {
             tracing::warn!(
                 consumer = self.rules.consumer,

@@ -498,6 +498,43 @@ async fn parked_messages_keep_their_leases_and_are_bounded() {
     assert_eq!(bus.status().counters.redelivered, 0);
 }
 
+/// Room for parked deliveries that is full must not keep out the message that all of them wait for.
+#[tokio::test(start_paused = true)]
+async fn a_failed_message_comes_again_although_its_key_fills_all_room() {
+    let bus = bus().await;
+    let order: Vec<String> = (0..30).map(|n| n.to_string()).collect();
+    for text in &order {
+        bus.publish_bytes(subject("work.a"), text.clone()).await.unwrap();
+    }
+    let (log, start) = (Log::default(), Instant::now());
+    let _consumer = {
+        let log = log.clone();
+        consumer(&bus)
+            .ordered_by(Key::Subject)
+            .concurrency(2)
+            .max_parked(4)
+            .backoff([SECOND])
+            .spawn(move |delivered| {
+                let text = String::from_utf8_lossy(delivered.received().payload()).into_owned();
+                let fails = matches!(&*text, "0" | "1" | "12") && delivered.attempt() < 3;
+                if !fails {
+                    log.note(text);
+                }
+                async move { if fails { Err(HandlerError::new("no")) } else { Ok(()) } }
+            })
+            .await
+            .unwrap()
+    };
+    while pending(&bus).await != (0, 0) {
+        assert!(start.elapsed() < 20 * SECOND, "stuck: {:?}, handled {:?}", pending(&bus).await, log.take());
+        assert!(pending(&bus).await.0 <= 2 + 4 + 1, "{:?}", pending(&bus).await);
+        sleep(MS(50)).await;
+    }
+    assert_eq!(log.take(), order);
+    assert!(start.elapsed() < 7 * SECOND, "each comes again when its backoff is over: {:?}", start.elapsed());
+    assert_eq!(bus.status().counters.redelivered, 6);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_a_handler_publishes_belongs_to_the_chain_of_its_message() {
     let bus = bus().await;
