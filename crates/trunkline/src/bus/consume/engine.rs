@@ -4,6 +4,7 @@
 //! lease of the key order, handlers and the clock are awaited together, each in its own way.
 
 use std::future::{Future, pending};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use super::lease::{KeyLease, LeaseEvent};
 use super::settle::{Settlements, Settling};
 use super::work::Rules;
 use crate::backend::{AckToken, ConsumeError, Delivery, Fetched, Member, Settle, Settled};
-use crate::bus::handler::BoxError;
+use crate::bus::handler::{BoxError, HandlerError, panic_text};
 use crate::bus::received::Received;
 use crate::telemetry::Telemetry;
 
@@ -341,11 +342,20 @@ where
                 lose(running, &self.telemetry);
             }
         }
-        match self.key.as_ref().and_then(|key| key.of(&received)) {
-            None => self.start(delivery, received, None),
-            Some(key) => {
+        // The function is the application's; what it panics on must not take the whole consumer down.
+        let key = self.key.as_ref().map(|key| catch_unwind(AssertUnwindSafe(|| key.of(&received))));
+        match key {
+            None | Some(Ok(None)) => self.start(delivery, received, None, Instant::now()),
+            Some(Ok(Some(key))) => {
                 let parked = Parked { delivery, received, renewed: Instant::now(), lost: false };
                 self.keyed.park(&key, offset, parked);
+            }
+            Some(Err(panic)) => {
+                let error = HandlerError::new(format!("key function panicked: {}", panic_text(&*panic)));
+                let token = delivery.token.clone();
+                let cancel = CancellationToken::new();
+                let work = self.rules.clone().give_up(delivery, received, error, cancel.clone());
+                self.spawn(work, token, None, Instant::now(), cancel);
             }
         }
     }
@@ -359,17 +369,29 @@ where
                 self.keyed.ended();
                 self.wait_for(Some(key), offset, Duration::ZERO);
             } else {
-                self.start(parked.delivery, parked.received, Some(key));
+                self.start(parked.delivery, parked.received, Some(key), parked.renewed);
             }
         }
     }
 
-    fn start(&mut self, delivery: Delivery, received: Received, key: Option<String>) {
+    /// Starts the handler of a delivery whose lease was last renewed at `renewed`.
+    fn start(&mut self, delivery: Delivery, received: Received, key: Option<String>, renewed: Instant) {
         let cancel = CancellationToken::new();
         let token = delivery.token.clone();
         let work = self.rules.clone().work(delivery, received, self.service.clone(), cancel.clone());
+        self.spawn(work, token, key, renewed, cancel);
+    }
+
+    fn spawn(
+        &mut self,
+        work: impl Future<Output = Option<Settle>> + Send + 'static,
+        token: AckToken,
+        key: Option<String>,
+        renewed: Instant,
+        cancel: CancellationToken,
+    ) {
         let id = self.handlers.spawn(work).id();
-        self.running.insert(id, Running { token, key, cancel, renewed: Instant::now(), lost: false });
+        self.running.insert(id, Running { token, key, cancel, renewed, lost: false });
     }
 
     /// Settles what a handler's end calls for.

@@ -498,6 +498,36 @@ async fn parked_messages_keep_their_leases_and_are_bounded() {
     assert_eq!(bus.status().counters.redelivered, 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_message_on_which_the_key_function_panics_fails_alone() {
+    let bus = bus().await;
+    store(&bus, &["work.poison", "work.a", "work.b"]).await;
+    let log = Log::default();
+    let consumer = {
+        let log = log.clone();
+        consumer(&bus)
+            .ordered_by(Key::with(|received| {
+                assert!(received.subject().as_str() != "work.poison", "a key function of the tests panics");
+                Some(received.subject().to_string())
+            }))
+            .max_deliver(2)
+            .backoff([SECOND])
+            .spawn(move |delivered| {
+                log.note(delivered.subject().as_str());
+                async { Ok(()) }
+            })
+            .await
+            .unwrap()
+    };
+    sleep(10 * SECOND).await;
+    assert!(!consumer.has_ended());
+    assert_eq!(log.take(), ["work.a", "work.b"]);
+    assert_eq!(pending(&bus).await, (0, 0));
+    let dead = dead_letters(&bus).await;
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].headers.get("Trunkline-Dead-Attempts"), Some("2"));
+}
+
 /// Room for parked deliveries that is full must not keep out the message that all of them wait for.
 #[tokio::test(start_paused = true)]
 async fn a_failed_message_comes_again_although_its_key_fills_all_room() {
