@@ -230,6 +230,8 @@ properties! { $
         keys_run_side_by_side: Streams,
         message_without_a_key_is_queued_behind_nothing: Streams,
         order_holds_when_the_active_member_dies: Streams,
+        failed_message_comes_again_past_a_backlog_of_its_key: Streams,
+        order_holds_when_the_lease_lapses_and_comes_back: Streams,
     }
     survival {
         every_message_ends_well_or_as_a_dead_letter_on_failing_connections: Streams,

@@ -149,8 +149,14 @@ where
                 () = stop.cancelled(), if !self.stopping => self.stop(),
                 () = draining.cancelled(), if !self.stopping => self.stop(),
                 event = lease_event(&mut self.lease) => match event {
-                    // Unsettled messages come again, in order: nothing is waited for from an earlier time.
-                    LeaseEvent::Held => self.keyed.clear(),
+                    LeaseEvent::Held { new } => {
+                        // Everything unsettled comes again at once, in order: nothing is waited for from an earlier time.
+                        // Otherwise it comes when it is due, and its keys have waited for it all the while.
+                        if new {
+                            self.keyed.clear();
+                            self.fetch_backoff.reset();
+                        }
+                    }
                     LeaseEvent::Lost => self.lose_everything(),
                     LeaseEvent::Failed(error) => {
                         if let Err(error) = self.retryable(error) {
@@ -502,7 +508,10 @@ where
         if self.fetching.take().is_some() {
             self.let_lost_fetch_return();
         }
-        self.keyed.clear();
+        // Should the lease come back to this very member, their keys must still wait for them.
+        for parked in self.keyed.values_mut() {
+            parked.lost = true;
+        }
         for running in self.running.values_mut() {
             lose(running, &self.telemetry);
         }

@@ -52,6 +52,11 @@ impl<O: Copy + Ord, T, W: Copy + Ord> Keyed<O, T, W> {
         self.keys.iter().flat_map(|(key, queue)| queue.parked.values().map(|item| (key.as_str(), item)))
     }
 
+    /// The parked deliveries, to change what is known of them.
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.keys.values_mut().flat_map(|queue| queue.parked.values_mut())
+    }
+
     /// Until when each key that waits for a failed message does so at least.
     pub(super) fn waits(&self) -> impl Iterator<Item = W> {
         self.keys.values().filter_map(|queue| match queue.state {
