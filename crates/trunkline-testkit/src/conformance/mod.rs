@@ -219,6 +219,7 @@ properties! { $
         failing_and_stuck_messages_hold_up_no_other: Streams,
         long_handler_keeps_its_lease: Streams,
         cancelled_handler_is_not_acknowledged: Streams,
+        message_that_outlives_its_handlers_is_a_dead_letter_in_the_end: Streams,
         lost_lease_cancels_the_handler: Streams,
         dead_bus_leaves_its_work_to_the_others: Streams,
         message_stays_until_its_dead_letter_is_written: Streams,
