@@ -107,6 +107,11 @@ impl Harness {
         (self.connect)().await
     }
 
+    /// As [`Harness::backend`], for a runtime of the property's own: the connection lives where the future is polled.
+    pub fn connecting(&self) -> Fut<'static, Arc<dyn Backend>> {
+        (self.connect)()
+    }
+
     /// How to hurt the server.
     ///
     /// # Panics

@@ -219,6 +219,7 @@ properties! { $
         failing_and_stuck_messages_hold_up_no_other: Streams,
         long_handler_keeps_its_lease: Streams,
         cancelled_handler_is_not_acknowledged: Streams,
+        message_that_outlives_its_handlers_is_a_dead_letter_in_the_end: Streams,
         lost_lease_cancels_the_handler: Streams,
         dead_bus_leaves_its_work_to_the_others: Streams,
         message_stays_until_its_dead_letter_is_written: Streams,
@@ -230,6 +231,8 @@ properties! { $
         keys_run_side_by_side: Streams,
         message_without_a_key_is_queued_behind_nothing: Streams,
         order_holds_when_the_active_member_dies: Streams,
+        failed_message_comes_again_past_a_backlog_of_its_key: Streams,
+        order_holds_when_the_lease_lapses_and_comes_back: Streams,
     }
     survival {
         every_message_ends_well_or_as_a_dead_letter_on_failing_connections: Streams,

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use trunkline_core::redelivery::RetryPolicy;
-use trunkline_core::{OffsetError, Pattern, SubjectError, Token};
+use trunkline_core::{OffsetError, Pattern, StreamOffset, SubjectError, Token};
 
 use super::{Bus, BusOptions};
 use crate::backend::memory::{Hub, HubOptions, MemoryBackend};
 use crate::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
-use crate::backend::{Backend, BackendKind, Start, StreamConfig, StreamError, Unsupported};
+use crate::backend::{Backend, BackendKind, Capabilities, Start, StreamConfig, StreamError, Unsupported};
 use crate::config::{Config, Fallback, InitialStreamId, Messaging};
 use crate::topics::Topics;
 
@@ -31,6 +31,17 @@ pub enum ConnectError {
     /// Streams are configured, and the backend has none.
     #[error("streams are configured (messaging.streams)")]
     NoStreams(#[source] Unsupported),
+    /// The outbox is wanted, and this build has none: what is published while the server is away would be refused.
+    #[error("an outbox is configured, and this build has none (messaging.outbox)")]
+    NoOutbox,
+    /// The saved offset is one of another backend.
+    #[error("offset {offset} is not one of backend {backend} (messaging.initial_stream_id)")]
+    ForeignStart {
+        /// The backend.
+        backend: BackendKind,
+        /// The offset.
+        offset: StreamOffset,
+    },
     /// `messaging.subject_root` is no token, or too long.
     #[error("the root of the subjects cannot be used (messaging.subject_root)")]
     Root(#[source] SubjectError),
@@ -57,6 +68,12 @@ impl ConnectError {
                 Some("set messaging.backend to in_memory or nats, or messaging.fallback to in_memory")
             }
             Self::NoStreams(error) => Some(error.hint()),
+            Self::NoOutbox => Some(
+                "remove messaging.outbox: a publish while the server is away is then an error that says so",
+            ),
+            Self::ForeignStart { .. } => Some(
+                "redis writes offsets as MS-SEQ, the others as N; use $ or 0-0 after a change of backend",
+            ),
             _ => None,
         }
     }
@@ -106,10 +123,17 @@ impl Bus {
     /// See [`ConnectError`].
     pub async fn open(config: &Config) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
         let messaging = &config.messaging;
-        let options = BusOptions::try_from(messaging)?;
+        if messaging.outbox && messaging.backend == BackendKind::Nats {
+            return Err(ConnectError::NoOutbox);
+        }
+        for (key, reason) in without_effect(config) {
+            tracing::warn!(key, reason, "this setting has no effect");
+        }
+        let mut options = BusOptions::try_from(messaging)?;
+        let root = options.subject_root.clone();
         let hub = || {
             let hub = Arc::new(Hub::new(HubOptions::from(config)));
-            reserve_dead_letters(&hub, &options.subject_root);
+            reserve_dead_letters(&hub, &root);
             hub
         };
         let (backend, hub): (Arc<dyn Backend>, _) = match messaging.backend {
@@ -130,8 +154,59 @@ impl Bus {
                 }
             },
         };
+        options.initial_start = start_on(backend.capabilities(), messaging.backend, options.initial_start)?;
         ensure_streams(&*backend, messaging).await?;
         Ok((Self::with_backend(backend, options), hub))
+    }
+}
+
+/// What is set and changes nothing, so that nobody relies on it: the keys, and why.
+fn without_effect(config: &Config) -> Vec<(&'static str, &'static str)> {
+    let default = Config::default();
+    let (messaging, backend) = (&config.messaging, config.messaging.backend);
+    let copies = messaging.streams.iter().any(|stream| stream.replicas > 1);
+    let all = [
+        (
+            messaging.outbox,
+            "messaging.outbox",
+            "in this process there is no server that could be away, and this build has no outbox",
+        ),
+        (
+            messaging.stream_prefix != default.messaging.stream_prefix && backend != BackendKind::Redis,
+            "messaging.stream_prefix",
+            "only the names of Redis keys and of JetStream streams have it, and this build makes neither",
+        ),
+        (
+            copies && backend != BackendKind::Nats,
+            "messaging.streams[].replicas",
+            "only JetStream keeps copies",
+        ),
+        (
+            config.runtime.resources.memory.is_some(),
+            "runtime.resources.memory",
+            "this build bounds each buffer by itself (messaging.max_pending, server.limits), not all of them together",
+        ),
+    ];
+    all.into_iter().filter(|(set, ..)| *set).map(|(_, key, reason)| (key, reason)).collect()
+}
+
+/// Where new readers start on the backend in use. An offset of another backend is refused and never turned into another
+/// start; the fallback begins empty, so that the offset of the backend that was asked for stands before everything there.
+fn start_on(backend: Capabilities, wanted: BackendKind, start: Start) -> Result<Start, ConnectError> {
+    match start {
+        Start::After(offset @ StreamOffset::Entry(..)) if wanted != BackendKind::Redis => {
+            Err(ConnectError::ForeignStart { backend: wanted, offset })
+        }
+        Start::After(_) if backend.kind != wanted => Ok(Start::Beginning),
+        start => {
+            if start != Start::New && !backend.streams {
+                tracing::warn!(
+                    key = "messaging.initial_stream_id",
+                    "this setting has no effect: the backend stores nothing that a reader could start in"
+                );
+            }
+            Ok(start)
+        }
     }
 }
 
@@ -272,5 +347,50 @@ mod tests {
         let (_bus, hub) = Bus::open(&config).await.unwrap();
         let streams = crate::backend::Streams::list(&*hub.unwrap()).await.unwrap();
         assert_eq!(streams[0].config.max_messages, Some(10));
+    }
+
+    #[tokio::test]
+    async fn what_would_be_promised_and_not_kept_is_refused() {
+        let nats =
+            "messaging: {backend: nats, nats_url: 'nats://127.0.0.1:1', fallback: in_memory, outbox: on}";
+        let error = Bus::connect(config(nats)).await.unwrap_err();
+        assert!(matches!(error, ConnectError::NoOutbox) && error.hint().is_some(), "{error:?}");
+        let error =
+            Bus::connect(config("messaging: {initial_stream_id: 1692632086370-0}")).await.unwrap_err();
+        let offset = StreamOffset::Entry(1_692_632_086_370, 0);
+        assert!(
+            matches!(error, ConnectError::ForeignStart { backend: BackendKind::InMemory, offset: o } if o == offset),
+            "{error:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_saved_offset_stands_before_everything_on_the_fallback() {
+        let redis = "messaging: {backend: redis, initial_stream_id: 1692632086370-0}";
+        let bus = Bus::connect(config(redis)).await.unwrap();
+        assert_eq!(bus.options().initial_start, Start::Beginning);
+    }
+
+    #[test]
+    fn what_has_no_effect_is_named() {
+        let named =
+            |yaml: &str| without_effect(&config(yaml)).into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        assert!(named("messaging: {backend: nats}").is_empty());
+        assert!(
+            named("messaging: {backend: redis, stream_prefix: mine}").is_empty(),
+            "the fallback is loud by itself"
+        );
+        let streams = "streams: [{name: a, subjects: [a], replicas: 3}]";
+        assert_eq!(
+            named(&format!(
+                "{{messaging: {{outbox: on, stream_prefix: mine, {streams}}}, runtime: {{resources: {{memory: 1GB}}}}}}"
+            )),
+            [
+                "messaging.outbox",
+                "messaging.stream_prefix",
+                "messaging.streams[].replicas",
+                "runtime.resources.memory"
+            ]
+        );
     }
 }

@@ -3,14 +3,12 @@
 //! A waiter registers, sends the token's subject along as `reply`, and is handed every message that comes to it.
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Weak};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, mpsc};
-use tokio::time::Instant;
 use trunkline_core::{Message, Pattern, Subject};
 
 use super::Inner;
@@ -37,21 +35,14 @@ pub(crate) struct Inbox {
 struct Shared {
     prefix: Subject,
     /// Guards who waits for which token; held for one look-up.
-    waiting: Mutex<HashMap<u64, Waiting, foldhash::fast::RandomState>>,
+    waiting: Mutex<HashMap<u64, mpsc::Sender<Arc<Message>>, foldhash::fast::RandomState>>,
     tokens: AtomicU64,
     waiting_max: usize,
     /// Set when the reader has ended: no reply comes any more.
     ended: AtomicBool,
     telemetry: Telemetry,
-}
-
-/// Who waits for a token.
-enum Waiting {
-    Open(mpsc::Sender<Arc<Message>>),
-    /// A reply stream that was dropped before its first frame told where to cancel it; forgotten after `until`.
-    Cancel {
-        until: Instant,
-    },
+    /// Whoever waits holds the bus; the reader does not, or it would never go.
+    bus: Weak<Inner>,
 }
 
 /// Why nobody can wait for a reply.
@@ -107,18 +98,13 @@ impl Inbox {
             waiting_max: inner.options.requests_max,
             ended: AtomicBool::new(false),
             telemetry: inner.telemetry.clone(),
+            bus: Arc::downgrade(inner),
         });
-        // The reader holds no clone of the bus, or the bus would never go. It ends by `killed`.
+        // It ends by `killed`.
         let killed = inner.killed.clone();
-        let backend = Arc::downgrade(inner);
         let reader = Reader { shared: shared.clone() };
         inner.services.spawn(async move {
-            let cancel = |message| {
-                if let Some(inner) = backend.upgrade() {
-                    inner.publish_aside(message);
-                }
-            };
-            killed.run_until_cancelled(reader.run(source, cancel)).await;
+            killed.run_until_cancelled(reader.run(source)).await;
         });
         Ok(Self { shared })
     }
@@ -131,13 +117,9 @@ impl Inbox {
         let (sender, messages) = mpsc::channel(capacity);
         let mut waiting = shared.waiting.lock();
         if waiting.len() >= shared.waiting_max {
-            let now = Instant::now();
-            waiting.retain(|_, waiting| !matches!(waiting, Waiting::Cancel { until } if *until <= now));
-            if waiting.len() >= shared.waiting_max {
-                return Err(InboxError::Full(shared.waiting_max));
-            }
+            return Err(InboxError::Full(shared.waiting_max));
         }
-        waiting.insert(token, Waiting::Open(sender));
+        waiting.insert(token, sender);
         drop(waiting);
         let in_flight = Counted::one(&shared.telemetry.requests_in_flight);
         Ok(Waiter { reply, messages, token, shared: shared.clone(), _in_flight: in_flight })
@@ -145,21 +127,30 @@ impl Inbox {
 }
 
 impl Waiter {
-    /// Stops waiting, and cancels the reply stream as soon as its first frame tells where to.
-    pub(crate) fn cancel_on_first_frame(&self, within: Duration) {
-        let mut waiting = self.shared.waiting.lock();
-        if let Some(entry) = waiting.get_mut(&self.token) {
-            *entry = Waiting::Cancel { until: Instant::now() + within };
+    /// Ends the wait. A reply stream that has begun and that nobody has looked at is cancelled; so is one that begins
+    /// later, by the reader.
+    pub(crate) fn close(&mut self) {
+        self.shared.waiting.lock().remove(&self.token);
+        while let Ok(message) = self.messages.try_recv() {
+            self.shared.cancel_stream_of(&message);
         }
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut waiting = self.shared.waiting.lock();
-        if let Some(Waiting::Open(_)) = waiting.get(&self.token) {
-            waiting.remove(&self.token);
+        self.close();
+    }
+}
+
+impl Shared {
+    /// Cancels the reply stream that this is the first frame of; `false` when it is none.
+    fn cancel_stream_of(&self, message: &Message) -> bool {
+        let Some(control) = frame::control_of(message) else { return false };
+        if let Some(inner) = self.bus.upgrade() {
+            inner.publish_aside(frame::cancel(control));
         }
+        true
     }
 }
 
@@ -169,7 +160,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(&self, mut source: Box<dyn LiveSource>, cancel: impl Fn(Message)) {
+    async fn run(&self, mut source: Box<dyn LiveSource>) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let taken = poll_fn(|cx| source.poll_batch(cx, BATCH, &mut batch)).await;
@@ -178,7 +169,7 @@ impl Reader {
             }
             for event in batch.drain(..) {
                 match event {
-                    LiveEvent::Message { message, .. } => self.hand_out(message, &cancel),
+                    LiveEvent::Message { message, .. } => self.hand_out(message),
                     LiveEvent::Gap(gap) => {
                         // Whoever misses a reply runs into its timeout; a reply stream sees the missing number.
                         tracing::warn!(missed = gap.missed, "replies were lost");
@@ -190,13 +181,13 @@ impl Reader {
         }
     }
 
-    fn hand_out(&self, message: Arc<Message>, cancel: &impl Fn(Message)) {
+    fn hand_out(&self, message: Arc<Message>) {
         let shared = &self.shared;
         shared.telemetry.received.inc();
         let token = message.subject.as_str().rsplit('.').next().and_then(|token| token.parse::<u64>().ok());
-        let mut waiting = shared.waiting.lock();
-        let control = match token.and_then(|token| waiting.get(&token).map(|entry| (token, entry))) {
-            Some((_, Waiting::Open(sender))) => {
+        {
+            let waiting = shared.waiting.lock();
+            if let Some(sender) = token.and_then(|token| waiting.get(&token)) {
                 // A full channel belongs to a reply stream whose responder ignores the window: the number of the
                 // lost frame will be missed.
                 if sender.try_send(message).is_err() {
@@ -204,16 +195,10 @@ impl Reader {
                 }
                 return;
             }
-            Some((token, Waiting::Cancel { .. })) => {
-                waiting.remove(&token);
-                frame::control_of(&message)
-            }
-            None => None,
-        };
-        drop(waiting);
-        match control {
-            Some(subject) => cancel(frame::cancel(subject)),
-            None => drop(shared.telemetry.late_replies.inc()),
+        }
+        // A reply stream that begins when nobody wants it any more would go on until its responder stalls.
+        if !shared.cancel_stream_of(&message) {
+            shared.telemetry.late_replies.inc();
         }
     }
 }

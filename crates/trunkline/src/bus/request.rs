@@ -198,7 +198,12 @@ impl Bus {
 
     async fn exchange(&self, message: Message, timeout: Duration) -> Result<Received, RequestError> {
         let by = Instant::now() + timeout;
-        let (subject, mut waiter) = self.send_request(message, timeout, 1).await?;
+        let subject = message.subject.clone();
+        // The time counts for the inbox too, which is made with the first request and may have to wait for the server.
+        let (subject, mut waiter) = match timeout_at(by, self.send_request(message, timeout, 1)).await {
+            Ok(sent) => sent?,
+            Err(_) => return Err(RequestError::Timeout { subject, waited: timeout }),
+        };
         let message = match timeout_at(by, waiter.messages.recv()).await {
             Ok(Some(message)) => message,
             Ok(None) => return Err(RequestError::Closed),

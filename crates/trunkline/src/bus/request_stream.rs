@@ -394,10 +394,10 @@ impl RawReplyStream {
     }
 
     /// Tells the responder that nobody reads any more.
-    fn cancel(&self) {
+    fn cancel(&mut self) {
         match &self.control {
             Some(control) => self.bus.inner().publish_aside(frame::cancel(control.clone())),
-            None => self.waiter.cancel_on_first_frame(self.idle_timeout),
+            None => self.waiter.close(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The bus over the in-memory backend: publish, subscribe, request, respond.
 
+use std::future::IntoFuture;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -204,6 +205,26 @@ async fn errors_panics_and_unreadable_payloads_are_error_replies_and_others_live
     assert_eq!(ask(json!("panic")).await, (500, "handler panicked: boom".into()));
     assert_eq!(ask(json!(7)).await.0, 400);
     assert_eq!(ask(json!("well")).await, (0, "fine".into()));
+}
+
+#[tokio::test]
+async fn a_reply_that_is_too_large_is_an_error_reply() {
+    let hub = Arc::new(Hub::new(HubOptions { max_payload: 1024, ..HubOptions::default() }));
+    let bus = Bus::on_hub(&hub, BusOptions::default());
+    let responder = bus.respond(echo(&bus), async |_, _: Value| Ok(json!("x".repeat(2000)))).start();
+    let _responder = responder.await.unwrap();
+    let error = bus.request(echo(&bus), &json!(1)).timeout(60 * SECOND).await.unwrap_err();
+    assert!(matches!(error, RequestError::Service { code: 500, .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_timeout_of_a_request_counts_for_its_inbox_too() {
+    let hub = Arc::new(Hub::new(HubOptions::default()));
+    let stuck = Stuck(MemoryBackend::connect_to(&hub));
+    let bus = Bus::with_backend(Arc::new(stuck), BusOptions::default());
+    let request = bus.request(echo(&bus), &json!(1)).timeout(SECOND).into_future();
+    let error = tokio::time::timeout(2 * SECOND, request).await.expect("it ends in time").unwrap_err();
+    assert!(matches!(error, RequestError::Timeout { waited: SECOND, .. }), "{error}");
 }
 
 #[tokio::test]
@@ -441,6 +462,40 @@ impl Backend for Later {
         o: SubscribeOptions,
     ) -> Fut<'_, Result<Box<dyn LiveSource>, SubscribeError>> {
         self.0.subscribe(p, o)
+    }
+    fn streams(&self) -> Result<&dyn Streams, Unsupported> {
+        self.0.streams()
+    }
+    fn drain(&self, by: std::time::Instant) -> Fut<'_, Result<(), DrainError>> {
+        self.0.drain(by)
+    }
+}
+
+/// The in-memory backend whose subscriptions are never made, as those on a server that does not answer.
+struct Stuck(MemoryBackend);
+
+impl Backend for Stuck {
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+    fn status(&self) -> watch::Receiver<BackendStatus> {
+        self.0.status()
+    }
+    fn new_inbox(&self) -> Subject {
+        self.0.new_inbox()
+    }
+    fn publish(&self, m: Message, o: PublishOptions) -> Publishing {
+        self.0.publish(m, o)
+    }
+    fn flush(&self) -> Fut<'_, Result<(), PublishError>> {
+        self.0.flush()
+    }
+    fn subscribe(
+        &self,
+        _: Pattern,
+        _: SubscribeOptions,
+    ) -> Fut<'_, Result<Box<dyn LiveSource>, SubscribeError>> {
+        Box::pin(std::future::pending())
     }
     fn streams(&self) -> Result<&dyn Streams, Unsupported> {
         self.0.streams()

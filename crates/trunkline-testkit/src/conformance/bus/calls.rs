@@ -218,13 +218,15 @@ pub async fn handler_that_publishes_does_not_deadlock(harness: &Harness) {
     let mut events = soon("subscribe", asking.subscribe((&event).into()).into_future()).await.expect("live");
     let topic = topic(harness, "tool.chatty.call");
 
-    let answering = bus(harness).await;
+    // The tasks of this connection share their one thread with the handler that blocks it.
+    let (connecting, options) = (harness.connecting(), super::options(harness));
     let (ready, is_ready) = tokio::sync::oneshot::channel();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let (serving, served) = (topic.clone(), event.clone());
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async move {
+            let answering = Bus::with_backend(connecting.await, options);
             let responder = answering.respond(serving, move |request, value: Value| {
                 let event = served.clone();
                 async move {

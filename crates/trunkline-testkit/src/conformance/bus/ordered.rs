@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Barrier, Semaphore};
+use trunkline::backend::Start;
 use trunkline::redelivery::RetryPolicy;
-use trunkline::{Bus, BusOptions, Delivered, HandlerError};
+use trunkline::{Bus, BusOptions, Delivered, HandlerError, Key as OrderKey};
 
 use super::jobs::{Job, die_with, settled, start, work};
 use super::options;
 use crate::conformance::Harness;
 use crate::conformance::probe::{number, numbered, publish, publish_numbers, soon};
+use crate::faulty::{FaultRates, FaultyBackend};
 
 /// The lease of ordered consumers under test: short, because a successor waits for its end.
 const ACK_WAIT: Duration = Duration::from_millis(300);
@@ -213,5 +215,86 @@ pub async fn order_holds_when_the_active_member_dies(harness: &Harness) {
         let mut each = begun;
         each.dedup();
         assert_eq!(each, (0..10).collect::<Vec<_>>());
+    }
+}
+
+/// A backlog on one key that fills all room for waiting messages does not shut out the failed one that they wait for.
+pub async fn failed_message_comes_again_past_a_backlog_of_its_key(harness: &Harness) {
+    let (stream, backend) = (work(harness).await, harness.backend().await);
+    let bus = Bus::with_backend(harness.backend().await, ordered(harness));
+    publish_numbers(&*backend, &harness.subject("work.a"), 0..30).await;
+    let handled = Arc::new(Mutex::new(Vec::new()));
+    let _consumer = {
+        let handled = handled.clone();
+        let consumer =
+            bus.stream(&stream).expect("a backend with streams").consumer("c").expect("a valid name");
+        let consumer = consumer.start(Start::Beginning).ordered_by(OrderKey::Subject);
+        let spawned = consumer.concurrency(2).max_parked(4).spawn(move |delivered: Delivered| {
+            let n = number(delivered.received().message());
+            let fails = n % 10 == 0 && delivered.attempt() < 3;
+            if !fails {
+                handled.lock().unwrap_or_else(PoisonError::into_inner).push(n);
+            }
+            async move { if fails { Err(HandlerError::new("bad luck")) } else { Ok(()) } }
+        });
+        soon("spawn", spawned).await.expect("joining a consumer of a stream that is there")
+    };
+    settled(&*backend, &stream).await;
+    let handled = handled.lock().unwrap_or_else(PoisonError::into_inner);
+    assert_eq!(*handled, (0..30).collect::<Vec<_>>());
+}
+
+/// A member that could not renew its lease for a while, and has it again, does not let later messages of a key overtake
+/// those that it had to give up.
+pub async fn order_holds_when_the_lease_lapses_and_comes_back(harness: &Harness) {
+    let (stream, backend) = (work(harness).await, harness.backend().await);
+    publish_numbers(&*backend, &harness.subject("work.b"), 0..2).await;
+    publish_numbers(&*backend, &harness.subject("work.a"), 0..20).await;
+    publish_numbers(&*backend, &harness.subject("work.b"), 2..20).await;
+    let rates = FaultRates { lease: 1.0, ..FaultRates::default() };
+    let faulty = Arc::new(FaultyBackend::new(harness.backend().await, rates, 1));
+    faulty.calm();
+    let bus = Bus::with_backend(faulty.clone(), ordered(harness));
+    let (keys, started, gate) = (Keys::default(), Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let _consumer = {
+        let (keys, started, gate) = (keys.clone(), started.clone(), gate.clone());
+        let consumer =
+            bus.stream(&stream).expect("a backend with streams").consumer("c").expect("a valid name");
+        let consumer = consumer.start(Start::Beginning).ordered_by(OrderKey::Subject);
+        // With all room taken no fetch is under way when the lease is lost.
+        let spawned = consumer.concurrency(1).max_parked(3).spawn(move |delivered: Delivered| {
+            let (keys, started, gate) = (keys.clone(), started.clone(), gate.clone());
+            async move {
+                let _at_work = keys.begin(&delivered);
+                if delivered.subject().tokens().last() == Some("b") {
+                    return match (number(delivered.received().message()), delivered.attempt()) {
+                        // Out for longer than the lease of any delivery.
+                        (0, 1) => Err(HandlerError::retry_after(4 * ACK_WAIT, "later")),
+                        _ => Ok(()),
+                    };
+                }
+                started.add_permits(1);
+                drop(gate.acquire().await?);
+                Ok(())
+            }
+        });
+        soon("spawn", spawned).await.expect("joining a consumer of a stream that is there")
+    };
+    soon("the first handler", started.acquire()).await.expect("the semaphore lives").forget();
+    faulty.rage();
+    let lost = async {
+        while bus.status().counters.leases_lost == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the handler is cancelled", lost).await;
+    gate.add_permits(1);
+    faulty.calm();
+    settled(&*backend, &stream).await;
+    for key in ["a", "b"] {
+        let mut begun = keys.begun(key);
+        assert!(begun.is_sorted(), "key {key} ran out of order: {begun:?}");
+        begun.dedup();
+        assert_eq!(begun, (0..20).collect::<Vec<_>>());
     }
 }

@@ -207,6 +207,27 @@ pub async fn cancelled_handler_is_not_acknowledged(harness: &Harness) {
     settled(&*backend, &stream).await;
 }
 
+/// A message whose handlers never come to an end, because their processes do, is a dead letter before it runs once more
+/// than it may.
+pub async fn message_that_outlives_its_handlers_is_a_dead_letter_in_the_end(harness: &Harness) {
+    let (stream, backend) = (work(harness).await, harness.backend().await);
+    publish_numbers(&*backend, &harness.subject("work.x"), 7..8).await;
+    for attempt in 1..=3 {
+        let bus = bus_with(harness, three_tries(harness)).await;
+        let mut doomed = start(&bus, Job::new(&stream), |_| std::future::pending()).await;
+        assert_eq!(doomed.run().await.attempt, attempt);
+        doomed.stop().await;
+    }
+    assert!(dead_letters(harness).await.is_empty(), "it was delivered as often as it may be, and not more");
+    let bus = bus_with(harness, three_tries(harness)).await;
+    let mut last = start(&bus, Job::new(&stream), async |_| Ok(())).await;
+    settled(&*backend, &stream).await;
+    assert!(last.no_more_runs(), "a fourth handler saw it");
+    let dead = dead_letters(harness).await;
+    assert_eq!(dead.iter().map(|letter| number(letter)).collect::<Vec<_>>(), [7]);
+    assert_eq!(dead[0].headers.get("Trunkline-Dead-Reason"), Some("max_deliver"));
+}
+
 /// When the connection keeps the bus from renewing a lease, the handler is cancelled, its end is not acknowledged,
 /// and the message is handled again.
 pub async fn lost_lease_cancels_the_handler(harness: &Harness) {

@@ -4,6 +4,7 @@
 //! lease of the key order, handlers and the clock are awaited together, each in its own way.
 
 use std::future::{Future, pending};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use super::lease::{KeyLease, LeaseEvent};
 use super::settle::{Settlements, Settling};
 use super::work::Rules;
 use crate::backend::{AckToken, ConsumeError, Delivery, Fetched, Member, Settle, Settled};
-use crate::bus::handler::BoxError;
+use crate::bus::handler::{BoxError, HandlerError, panic_text};
 use crate::bus::received::Received;
 use crate::telemetry::Telemetry;
 
@@ -81,6 +82,8 @@ pub(super) struct Engine<S> {
     fetching: Option<Fetching>,
     /// After a failed fetch.
     fetch_backoff: Backoff,
+    /// Until when nothing is fetched past the bound on parked deliveries, because what came was not what is waited for.
+    crowded_until: Option<Instant>,
     /// Nothing new is started any more.
     stopping: bool,
     telemetry: Telemetry,
@@ -108,6 +111,7 @@ where
             settlements: Settlements::new(member.clone()),
             fetching: None,
             fetch_backoff: Backoff::default(),
+            crowded_until: None,
             stopping: false,
             rules,
             service,
@@ -136,6 +140,7 @@ where
             }
             let fetch_paused = self.fetch_backoff.until();
             let settle_paused = self.settlements.paused_until();
+            let redelivery_due = self.redelivery_due();
             // Biased, so that leases are renewed under whatever load. Nothing below can starve what follows it: a fetch
             // needs free handlers, a settlement ended ones.
             tokio::select! {
@@ -144,8 +149,14 @@ where
                 () = stop.cancelled(), if !self.stopping => self.stop(),
                 () = draining.cancelled(), if !self.stopping => self.stop(),
                 event = lease_event(&mut self.lease) => match event {
-                    // Unsettled messages come again, in order: nothing is waited for from an earlier time.
-                    LeaseEvent::Held => self.keyed.clear(),
+                    LeaseEvent::Held { new } => {
+                        // Everything unsettled comes again at once, in order: nothing is waited for from an earlier time.
+                        // Otherwise it comes when it is due, and its keys have waited for it all the while.
+                        if new {
+                            self.keyed.clear();
+                            self.fetch_backoff.reset();
+                        }
+                    }
                     LeaseEvent::Lost => self.lose_everything(),
                     LeaseEvent::Failed(error) => {
                         if let Err(error) = self.retryable(error) {
@@ -174,6 +185,8 @@ where
                 }
                 () = sleep_until_some(fetch_paused), if fetch_paused.is_some() => self.fetch_backoff.resume(),
                 () = sleep_until_some(settle_paused), if settle_paused.is_some() => self.settlements.resume(),
+                // The fetch is started above.
+                () = sleep_until_some(redelivery_due), if redelivery_due.is_some() => {}
             }
         };
         self.farewell().await;
@@ -223,14 +236,44 @@ where
         {
             return 0;
         }
-        let room = match &self.lease {
-            None => self.bounds.concurrency.saturating_sub(self.running.len()),
-            Some(lease) if !lease.is_held() => 0,
+        if self.lease.as_ref().is_some_and(|lease| !lease.is_held()) {
+            return 0;
+        }
+        match self.room() {
+            0 => self.awaited_now(),
+            room => room.min(FETCH_MAX),
+        }
+    }
+
+    /// How many deliveries there is room for.
+    fn room(&self) -> usize {
+        let taken = self.running.len() + self.keyed.parked();
+        match &self.lease {
+            None => self.bounds.concurrency.saturating_sub(taken),
             // More than can be worked on: messages of busy keys must not hide those of free ones, or of no key.
-            Some(_) => (self.bounds.concurrency + self.bounds.max_parked)
-                .saturating_sub(self.running.len() + self.keyed.parked()),
-        };
-        room.min(FETCH_MAX)
+            Some(_) => (self.bounds.concurrency + self.bounds.max_parked).saturating_sub(taken),
+        }
+    }
+
+    /// How many keys wait for a message that may come again by now. There is always room for those: what is parked
+    /// behind them would wait for ever.
+    fn awaited_now(&self) -> usize {
+        let now = Instant::now();
+        if self.crowded_until.is_some_and(|until| now < until) {
+            return 0;
+        }
+        self.keyed.waits().filter(|until| *until <= now + self.bounds.ack_wait).count().min(FETCH_MAX)
+    }
+
+    /// When a fetch will be due that brings back what a key waits for, although there is no room for anything else.
+    fn redelivery_due(&self) -> Option<Instant> {
+        let active = self.lease.as_ref().is_some_and(KeyLease::is_held) && !self.stopping;
+        let fetches = self.fetching.is_some() || self.fetch_backoff.until().is_some();
+        if !active || fetches || self.room() > 0 {
+            return None;
+        }
+        let due = self.keyed.waits().min()?.checked_sub(self.bounds.ack_wait)?;
+        Some(self.crowded_until.map_or(due, |until| until.max(due)))
     }
 
     fn start_fetch(&mut self) {
@@ -276,11 +319,16 @@ where
                 "limits of the stream removed messages before they were handled"
             );
         }
-        let exhausted = fetched.deliveries.len() < asked;
+        // Redeliveries come first: what was due when a fetch began and is not in it is not coming any more.
+        let first_ones = fetched.deliveries.iter().any(|delivery| delivery.attempt == 1);
+        let exhausted = first_ones || fetched.deliveries.len() < asked;
         for delivery in fetched.deliveries {
             self.take(delivery);
         }
-        // Redeliveries come first: what was due when a fetch began and is not in it is not coming any more.
+        let bound = self.bounds.concurrency + self.bounds.max_parked;
+        if first_ones && self.running.len() + self.keyed.parked() > bound {
+            self.crowded_until = Some(Instant::now() + self.bounds.ack_wait / 4);
+        }
         if exhausted && self.keyed.give_up_waiting(began) > 0 {
             tracing::warn!(
                 consumer = self.rules.consumer,
@@ -300,11 +348,20 @@ where
                 lose(running, &self.telemetry);
             }
         }
-        match self.key.as_ref().and_then(|key| key.of(&received)) {
-            None => self.start(delivery, received, None),
-            Some(key) => {
+        // The function is the application's; what it panics on must not take the whole consumer down.
+        let key = self.key.as_ref().map(|key| catch_unwind(AssertUnwindSafe(|| key.of(&received))));
+        match key {
+            None | Some(Ok(None)) => self.start(delivery, received, None, Instant::now()),
+            Some(Ok(Some(key))) => {
                 let parked = Parked { delivery, received, renewed: Instant::now(), lost: false };
                 self.keyed.park(&key, offset, parked);
+            }
+            Some(Err(panic)) => {
+                let error = HandlerError::new(format!("key function panicked: {}", panic_text(&*panic)));
+                let token = delivery.token.clone();
+                let cancel = CancellationToken::new();
+                let work = self.rules.clone().give_up(delivery, received, error, cancel.clone());
+                self.spawn(work, token, None, Instant::now(), cancel);
             }
         }
     }
@@ -318,17 +375,29 @@ where
                 self.keyed.ended();
                 self.wait_for(Some(key), offset, Duration::ZERO);
             } else {
-                self.start(parked.delivery, parked.received, Some(key));
+                self.start(parked.delivery, parked.received, Some(key), parked.renewed);
             }
         }
     }
 
-    fn start(&mut self, delivery: Delivery, received: Received, key: Option<String>) {
+    /// Starts the handler of a delivery whose lease was last renewed at `renewed`.
+    fn start(&mut self, delivery: Delivery, received: Received, key: Option<String>, renewed: Instant) {
         let cancel = CancellationToken::new();
         let token = delivery.token.clone();
         let work = self.rules.clone().work(delivery, received, self.service.clone(), cancel.clone());
+        self.spawn(work, token, key, renewed, cancel);
+    }
+
+    fn spawn(
+        &mut self,
+        work: impl Future<Output = Option<Settle>> + Send + 'static,
+        token: AckToken,
+        key: Option<String>,
+        renewed: Instant,
+        cancel: CancellationToken,
+    ) {
         let id = self.handlers.spawn(work).id();
-        self.running.insert(id, Running { token, key, cancel, renewed: Instant::now(), lost: false });
+        self.running.insert(id, Running { token, key, cancel, renewed, lost: false });
     }
 
     /// Settles what a handler's end calls for.
@@ -439,7 +508,10 @@ where
         if self.fetching.take().is_some() {
             self.let_lost_fetch_return();
         }
-        self.keyed.clear();
+        // Should the lease come back to this very member, their keys must still wait for them.
+        for parked in self.keyed.values_mut() {
+            parked.lost = true;
+        }
         for running in self.running.values_mut() {
             lose(running, &self.telemetry);
         }

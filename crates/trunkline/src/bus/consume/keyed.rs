@@ -52,6 +52,19 @@ impl<O: Copy + Ord, T, W: Copy + Ord> Keyed<O, T, W> {
         self.keys.iter().flat_map(|(key, queue)| queue.parked.values().map(|item| (key.as_str(), item)))
     }
 
+    /// The parked deliveries, to change what is known of them.
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.keys.values_mut().flat_map(|queue| queue.parked.values_mut())
+    }
+
+    /// Until when each key that waits for a failed message does so at least.
+    pub(super) fn waits(&self) -> impl Iterator<Item = W> {
+        self.keys.values().filter_map(|queue| match queue.state {
+            State::Waiting { until, .. } => Some(until),
+            State::Free | State::Busy(_) => None,
+        })
+    }
+
     /// A parked delivery.
     pub(super) fn get_mut(&mut self, key: &str, offset: O) -> Option<&mut T> {
         self.keys.get_mut(key)?.parked.get_mut(&offset)

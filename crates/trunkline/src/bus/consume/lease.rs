@@ -17,7 +17,10 @@ const TTL_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) enum LeaseEvent {
     /// This member is the active one.
-    Held,
+    Held {
+        /// It was not before, so everything unsettled comes to it at once.
+        new: bool,
+    },
     /// It was the active one, and is not any more, or was not for a while: nothing it holds is its own.
     Lost,
     /// The backend could not be asked; it is asked again.
@@ -104,7 +107,7 @@ impl KeyLease {
                 self.backoff.reset();
                 self.held_until = Some(asked + self.ttl);
                 match (had, new) {
-                    (false, _) => Some(LeaseEvent::Held),
+                    (false, new) => Some(LeaseEvent::Held { new }),
                     (true, false) => None,
                     // Somebody may have been active in between.
                     (true, true) => Some(LeaseEvent::Lost),

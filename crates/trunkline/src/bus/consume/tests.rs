@@ -499,6 +499,73 @@ async fn parked_messages_keep_their_leases_and_are_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_on_which_the_key_function_panics_fails_alone() {
+    let bus = bus().await;
+    store(&bus, &["work.poison", "work.a", "work.b"]).await;
+    let log = Log::default();
+    let consumer = {
+        let log = log.clone();
+        consumer(&bus)
+            .ordered_by(Key::with(|received| {
+                assert!(received.subject().as_str() != "work.poison", "a key function of the tests panics");
+                Some(received.subject().to_string())
+            }))
+            .max_deliver(2)
+            .backoff([SECOND])
+            .spawn(move |delivered| {
+                log.note(delivered.subject().as_str());
+                async { Ok(()) }
+            })
+            .await
+            .unwrap()
+    };
+    sleep(10 * SECOND).await;
+    assert!(!consumer.has_ended());
+    assert_eq!(log.take(), ["work.a", "work.b"]);
+    assert_eq!(pending(&bus).await, (0, 0));
+    let dead = dead_letters(&bus).await;
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].headers.get("Trunkline-Dead-Attempts"), Some("2"));
+}
+
+/// Room for parked deliveries that is full must not keep out the message that all of them wait for.
+#[tokio::test(start_paused = true)]
+async fn a_failed_message_comes_again_although_its_key_fills_all_room() {
+    let bus = bus().await;
+    let order: Vec<String> = (0..30).map(|n| n.to_string()).collect();
+    for text in &order {
+        bus.publish_bytes(subject("work.a"), text.clone()).await.unwrap();
+    }
+    let (log, start) = (Log::default(), Instant::now());
+    let _consumer = {
+        let log = log.clone();
+        consumer(&bus)
+            .ordered_by(Key::Subject)
+            .concurrency(2)
+            .max_parked(4)
+            .backoff([SECOND])
+            .spawn(move |delivered| {
+                let text = String::from_utf8_lossy(delivered.received().payload()).into_owned();
+                let fails = matches!(&*text, "0" | "1" | "12") && delivered.attempt() < 3;
+                if !fails {
+                    log.note(text);
+                }
+                async move { if fails { Err(HandlerError::new("no")) } else { Ok(()) } }
+            })
+            .await
+            .unwrap()
+    };
+    while pending(&bus).await != (0, 0) {
+        assert!(start.elapsed() < 20 * SECOND, "stuck: {:?}, handled {:?}", pending(&bus).await, log.take());
+        assert!(pending(&bus).await.0 <= 2 + 4 + 1, "{:?}", pending(&bus).await);
+        sleep(MS(50)).await;
+    }
+    assert_eq!(log.take(), order);
+    assert!(start.elapsed() < 7 * SECOND, "each comes again when its backoff is over: {:?}", start.elapsed());
+    assert_eq!(bus.status().counters.redelivered, 6);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_handler_publishes_belongs_to_the_chain_of_its_message() {
     let bus = bus().await;
     let mut live = bus.subscribe("out".parse().unwrap()).await.unwrap();

@@ -62,6 +62,23 @@ impl Rules {
         settle
     }
 
+    /// Concludes a delivery that failed before it reached its handler; `None` when that was cancelled.
+    pub(super) async fn give_up(
+        self: Arc<Self>,
+        delivery: Delivery,
+        received: Received,
+        error: HandlerError,
+        cancel: CancellationToken,
+    ) -> Option<Settle> {
+        let work = async {
+            match self.admit(&delivery, &received).await {
+                Some(settle) => settle,
+                None => self.conclude(&delivery, self.failed(&delivery, &error)).await,
+            }
+        };
+        cancel.run_until_cancelled(work).await
+    }
+
     /// What to settle when the handler must not run.
     pub(super) async fn admit(&self, delivery: &Delivery, received: &Received) -> Option<Settle> {
         if delivery.attempt > 1 {
@@ -93,6 +110,11 @@ impl Rules {
             Ok(Err(panic)) => HandlerError::new(format!("handler panicked: {}", panic_text(&*panic))),
             Err(_) => HandlerError::new(format!("handler took longer than {:?}", self.max_handling)),
         };
+        self.failed(delivery, &error)
+    }
+
+    /// Takes note of a failure, and of what it calls for.
+    fn failed(&self, delivery: &Delivery, error: &HandlerError) -> Ending {
         self.bus.inner().telemetry.failed.inc();
         tracing::warn!(
             stream = self.stream, consumer = self.consumer, subject = %delivery.message.subject,

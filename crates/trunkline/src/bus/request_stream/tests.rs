@@ -45,6 +45,11 @@ async fn by_hand(bus: &Bus) -> (Subscription, RawReplyStream, Subject) {
     (requests, stream, reply)
 }
 
+async fn reply_subject(requests: &mut Subscription) -> Subject {
+    let Some(Event::Message(request)) = requests.next().await else { panic!("no request") };
+    request.reply().unwrap().clone()
+}
+
 async fn send(bus: &Bus, to: &Subject, kind: FrameKind, seq: u64, control: Option<&Subject>) {
     let mut message = Message::new(to.clone(), seq.to_string());
     frame::mark(&mut message.headers, kind, seq, control);
@@ -52,7 +57,8 @@ async fn send(bus: &Bus, to: &Subject, kind: FrameKind, seq: u64, control: Optio
 }
 
 async fn control(subscription: &mut Subscription) -> frame::Control {
-    let Some(Event::Message(message)) = subscription.next().await else { panic!("no control message") };
+    let next = tokio::time::timeout(Duration::from_secs(10), subscription.next()).await;
+    let Ok(Some(Event::Message(message))) = next else { panic!("no control message") };
     frame::parse_control(message.payload()).unwrap()
 }
 
@@ -95,6 +101,32 @@ async fn a_requester_that_takes_nothing_ends_the_handler() {
     assert_eq!(chunks.next().await.unwrap().unwrap(), 0);
     let error = chunks.next().await.unwrap().unwrap_err();
     assert!(matches!(error, StreamReplyError::Service { code: 500, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_or_opens_is_cancelled_by_its_first_frame() {
+    let bus = Bus::in_memory();
+    let mut requests = bus.subscribe(topic().pattern()).await.unwrap();
+    let control_subject: Subject = "control.here".parse().unwrap();
+    let mut controls = bus.subscribe((&control_subject).into()).await.unwrap();
+    let message = || Message::new(topic().subject().clone(), "1");
+
+    // The first frame has arrived, and nobody has looked at it.
+    let unread = bus.request_stream_message(message(), Duration::from_secs(600)).await.unwrap();
+    let to = reply_subject(&mut requests).await;
+    send(&bus, &to, FrameKind::Chunk, 0, Some(&control_subject)).await;
+    while unread.waiter.messages.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    drop(unread);
+    assert_eq!(control(&mut controls).await, frame::Control::Cancel);
+
+    // A plain request is over when its reply turns out to be a stream.
+    let timeout = Duration::from_millis(1);
+    assert!(matches!(bus.request_message(message(), timeout).await, Err(RequestError::Timeout { .. })));
+    let to = reply_subject(&mut requests).await;
+    send(&bus, &to, FrameKind::Chunk, 0, Some(&control_subject)).await;
+    assert_eq!(control(&mut controls).await, frame::Control::Cancel);
 }
 
 #[tokio::test]
