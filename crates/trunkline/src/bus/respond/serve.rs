@@ -20,6 +20,9 @@ use crate::bus::received::Received;
 use crate::bus::subscribe::{Event, Subscription};
 use crate::telemetry::Counted;
 
+/// Longest wait of a responder that was stopped for the server to hear of it.
+const LEAVING: Duration = Duration::from_secs(2);
+
 /// What the task works with.
 #[derive(Clone)]
 pub(super) struct Server<S> {
@@ -40,11 +43,21 @@ where
     pub(super) async fn run(self, mut requests: Subscription, stop: CancellationToken) {
         // Handlers end by themselves, at their deadline, or by `kill`; they are joined below before this task ends.
         let mut handlers = JoinSet::new();
-        let (mut stopping, mut ended, kill) = (false, false, self.kill.clone());
+        let (mut stopping, mut killed, mut ended, kill) = (false, false, false, self.kill.clone());
+        let mut leaving = std::pin::pin!(tokio::time::sleep(LEAVING));
         while !(ended && handlers.is_empty()) {
             tokio::select! {
                 biased;
-                () = kill.cancelled(), if !ended => ended = true,
+                () = kill.cancelled(), if !killed => {
+                    // The server hears of it before this ends, and what it had sent by then is answered with 503: a
+                    // request that nobody will ever answer must not look like one that takes long.
+                    killed = true;
+                    leaving.as_mut().reset(tokio::time::Instant::now() + LEAVING);
+                    if !std::mem::replace(&mut stopping, true) {
+                        requests.begin_stop();
+                    }
+                }
+                () = &mut leaving, if killed && !ended => ended = true,
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
                     requests.begin_stop();
