@@ -39,6 +39,9 @@ use crate::topics::Topics;
 use blocking::BlockingPublisher;
 use inbox::InboxSlot;
 
+/// Longest wait for cancelled handlers at the end of a drain, the farewell of consumers included.
+const CANCELLED_WAIT: Duration = Duration::from_secs(3);
+
 /// Settings of a bus. Every one has a default.
 #[derive(Debug, Clone)]
 pub struct BusOptions {
@@ -211,7 +214,8 @@ impl Bus {
     /// Ends the bus in good order, within `within`: nothing new starts; subscriptions stop, and their readers get what
     /// has arrived; responders and consumers let their handlers finish; what was published is flushed; the backend
     /// disconnects. Handlers may publish until they end. At the deadline handlers are cancelled; what they had not
-    /// acknowledged is redelivered to others. A second call waits for the same end.
+    /// acknowledged is redelivered to others. One that blocks its thread cannot be cancelled and is left behind after
+    /// three more seconds. A second call waits for the same end.
     ///
     /// # Errors
     /// [`DrainError::Deadline`] tells how much was left unfinished; the bus is closed all the same.
@@ -226,10 +230,16 @@ impl Bus {
         let flushed = tokio::time::timeout_at(by, inner.backend.flush()).await;
         inner.closed.store(true, Ordering::Release);
         let drained = inner.backend.drain(by.into_std()).await;
-        // Cancelled tasks end at their next await; they are not left running behind the caller's back.
+        // Cancelled tasks end at their next await; they are not left running behind the caller's back, unless a handler
+        // blocks its thread and never comes to one.
         inner.services.close();
-        inner.tasks.wait().await;
-        inner.services.wait().await;
+        let ended = async {
+            inner.tasks.wait().await;
+            inner.services.wait().await;
+        };
+        if tokio::time::timeout(CANCELLED_WAIT, ended).await.is_err() {
+            tracing::error!("handlers block their threads and could not be cancelled");
+        }
         match flushed {
             _ if !finished => Err(DrainError::Deadline { left: left.max(1) }),
             Ok(Err(PublishError::NotConnected { server, reason })) => {

@@ -433,6 +433,33 @@ async fn drain_cancels_what_does_not_finish_and_says_so() {
     assert_eq!(bus.status().counters.handlers_running, 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drain_ends_although_a_handler_blocks_its_thread() {
+    let bus = Bus::in_memory();
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let blocked = Arc::new(parking_lot::Mutex::new(blocked));
+    let (started, wait) = oneshot::channel();
+    let started = parking_lot::Mutex::new(Some(started));
+    let _responder = bus
+        .respond(echo(&bus), move |_, value: Value| {
+            let (blocked, started) = (blocked.clone(), started.lock().take());
+            async move {
+                let _ = started.unwrap().send(());
+                let _ = blocked.lock().recv();
+                Ok(value)
+            }
+        })
+        .start()
+        .await
+        .unwrap();
+    let request = Message { reply: Some(subject("r")), ..Message::new(subject("nachos.test.echo"), "1") };
+    bus.publish_message(request).await.unwrap();
+    wait.await.unwrap();
+    let drained = tokio::time::timeout(30 * SECOND, bus.drain(Duration::from_millis(1))).await;
+    assert!(matches!(drained, Ok(Err(DrainError::Deadline { .. }))), "{drained:?}");
+    drop(release);
+}
+
 /// The in-memory backend with publishes that are over only later.
 struct Later(MemoryBackend, Duration);
 

@@ -231,7 +231,7 @@ pub async fn failed_message_comes_again_past_a_backlog_of_its_key(harness: &Harn
         let consumer = consumer.start(Start::Beginning).ordered_by(OrderKey::Subject);
         let spawned = consumer.concurrency(2).max_parked(4).spawn(move |delivered: Delivered| {
             let n = number(delivered.received().message());
-            let fails = n % 10 == 0 && delivered.attempt() < 3;
+            let fails = n.is_multiple_of(10) && delivered.attempt() < 3;
             if !fails {
                 handled.lock().unwrap_or_else(PoisonError::into_inner).push(n);
             }

@@ -1,7 +1,9 @@
 //! Dead letters: how one is made, written, and where it is kept.
 
+use std::time::SystemTime;
+
 use trunkline_core::redelivery::DeadReason;
-use trunkline_core::{HeaderError, Message, StreamOffset};
+use trunkline_core::{HeaderError, Message};
 
 use crate::backend::{
     Delivery, PublishError, PublishOptions, Receipt, StreamConfig, StreamError, Streams, Unsupported,
@@ -75,9 +77,11 @@ fn make(
     Ok(Message { subject, reply: None, headers, payload: original.payload.clone() })
 }
 
-/// Names a dead letter, so that writing it twice keeps it once.
-fn dedupe_id(stream: &str, consumer: &str, offset: StreamOffset) -> String {
-    format!("dl:{stream}:{consumer}:{offset}")
+/// Names a dead letter, so that writing it twice keeps it once. The time stands for the message itself: a stream that was
+/// removed and made again counts its offsets anew, and its dead letters are others.
+fn dedupe_id(stream: &str, consumer: &str, delivery: &Delivery) -> String {
+    let stored = delivery.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    format!("dl:{stream}:{consumer}:{}:{stored}", delivery.offset)
 }
 
 /// Writes the dead letter of a delivery, and returns once it is stored.
@@ -91,7 +95,7 @@ pub(super) async fn write(
     // The stream may have been removed since the consumer was started, so a second try makes it anew.
     for _ in 0..2 {
         let message = make(inner, stream, consumer, delivery, reason)?;
-        let dedupe_id = Some(dedupe_id(stream, consumer, delivery.offset));
+        let dedupe_id = Some(dedupe_id(stream, consumer, delivery));
         let options = PublishOptions { dedupe_id, timeout: None };
         match inner.publish_unchecked(message, options).outcome().await {
             Ok(Receipt::Stored { .. } | Receipt::Queued) => return Ok(()),

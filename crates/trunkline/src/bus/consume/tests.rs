@@ -242,6 +242,24 @@ async fn a_dead_letter_never_becomes_another_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn dead_letters_of_a_stream_made_anew_are_not_taken_for_those_of_the_old_one() {
+    let bus = bus().await;
+    for text in ["work.old", "work.new"] {
+        let stream = bus.stream("work").unwrap();
+        stream.ensure(vec!["work.*".parse().unwrap()]).await.unwrap();
+        store(&bus, &[text]).await;
+        let consumer = consumer(&bus).spawn(async |_| Err(HandlerError::reject("no"))).await.unwrap();
+        while pending(&bus).await != (0, 0) {
+            settle().await;
+        }
+        consumer.stop().await.unwrap();
+        stream.remove().await.unwrap();
+    }
+    let dead: Vec<_> = dead_letters(&bus).await.into_iter().map(|letter| letter.payload).collect();
+    assert_eq!(dead, ["work.old", "work.new"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dead_letter_that_is_not_stored_leaves_its_message_until_it_is() {
     let bus = bus().await;
     store(&bus, &["work.a"]).await;
