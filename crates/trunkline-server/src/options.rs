@@ -60,13 +60,16 @@ impl ServerOptions {
     /// [`StartError::NotServed`] for what would make the server less safe than the configuration says if it were passed
     /// over in silence.
     pub fn from_config(config: &Config, hub: Arc<Hub>) -> Result<Self, StartError> {
-        let server = &config.server;
+        let (server, unset) = (&config.server, ServerConfig::default());
         let refusals = [
             (!server.users.is_empty(), "server.users", "authentication"),
-            (server.permissions != ServerConfig::default().permissions, "server.permissions", "permissions"),
-            (server.auth.user.is_some() || server.auth.token.is_some(), "server.auth", "authentication"),
-            (server.tls.is_on(), "server.tls", "TLS"),
-            (server.websocket.listen.is_some(), "server.websocket.listen", "WebSocket"),
+            (server.permissions != unset.permissions, "server.permissions", "permissions"),
+            (server.auth.user.is_some(), "server.auth.user", "authentication"),
+            (server.auth.password.is_some(), "server.auth.password", "authentication"),
+            (server.auth.token.is_some(), "server.auth.token", "authentication"),
+            (server.auth.no_auth_user.is_some(), "server.auth.no_auth_user", "authentication"),
+            (server.tls != unset.tls, "server.tls", "TLS"),
+            (server.websocket != unset.websocket, "server.websocket", "WebSocket"),
             (server.metrics_listen.is_some(), "server.metrics_listen", "a separate address for metrics"),
         ];
         if let Some((_, setting, missing)) = refusals.into_iter().find(|(given, ..)| *given) {
