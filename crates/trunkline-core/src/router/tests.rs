@@ -174,3 +174,15 @@ fn caches_are_bounded_by_what_their_answers_lead_to() {
     cache.trim();
     assert!(cache.targets() <= 16 << 10, "{} targets kept by a publisher that pauses", cache.targets());
 }
+
+#[test]
+fn nobody_gets_what_has_an_empty_token() {
+    let router = Router::new();
+    for (n, p) in ["a.*.b", "a.>", "a.*", ">", "*.a"].into_iter().enumerate() {
+        router.insert(&pattern(p), Role::Subscriber, n);
+    }
+    for subject in ["a..b", "a.", ".a", "", "."] {
+        assert!(router.matches(subject.as_bytes()).is_empty(), "{subject:?}");
+    }
+    assert_eq!(router.matches(b"a.b").subscribers.len(), 3);
+}

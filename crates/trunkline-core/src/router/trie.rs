@@ -139,7 +139,11 @@ impl<T> Trie<T> {
     /// Calls `found` with every entry whose pattern matches the literal subject.
     pub(super) fn collect<'t>(&'t self, subject: &[u8], found: &mut impl FnMut(&'t Entry<T>)) {
         // Subjects are UTF-8; bytes that are not match nothing but wildcards would, so they match nothing at all.
-        if let Ok(subject) = std::str::from_utf8(subject) {
+        // And as on nats-server nobody gets what has an empty token: no pattern could ask for it, but wildcards would
+        // hand it to readers that count on subjects to be subjects.
+        if let Ok(subject) = std::str::from_utf8(subject)
+            && !subject.split('.').any(str::is_empty)
+        {
             walk(&self.root, Some(subject), found);
         }
     }
