@@ -49,8 +49,8 @@ pub(crate) struct Client {
     /// To the client.
     pub(crate) sent: Traffic,
     pub(crate) subscriptions: AtomicU64,
-    /// Guards the subscriptions. Changed by the session alone, one at a time; monitoring looks on. Taken by no publish,
-    /// and no other lock is taken while it is held.
+    /// Guards the subscriptions. Changed by the session, and by whoever makes a subscription's last delivery; monitoring
+    /// looks on. No other lock is taken while it is held.
     pub(crate) table: Mutex<Subscriptions>,
     pub(crate) started: SystemTime,
     hub: Arc<Hub>,
@@ -64,9 +64,6 @@ pub(crate) struct Client {
     /// Messages that had gone to the client when that was last looked at.
     seen_sent: AtomicU64,
     pings: Mutex<Pings>,
-    /// Subscriptions that ended by themselves, for the session to forget. Taken by the session before each batch.
-    ended: Mutex<Vec<Sid>>,
-    has_ended: AtomicBool,
     ending_reason: OnceLock<Closed>,
 }
 
@@ -97,8 +94,6 @@ impl Client {
             last_delivery: AtomicU64::new(0),
             seen_sent: AtomicU64::new(0),
             pings: Mutex::default(),
-            ended: Mutex::default(),
-            has_ended: AtomicBool::new(false),
             ending_reason: OnceLock::new(),
         }
     }
@@ -192,22 +187,17 @@ impl Client {
         self.pings.lock().outstanding = 0;
     }
 
-    /// A subscription made its last delivery: it leaves the routing table at once, so that it does not count as
-    /// somebody listening, and the session forgets it later.
-    fn note_ended(&self, subscription: &Subscription) {
+    /// A subscription made its last delivery: it is gone at once, so that it does not count as somebody listening and
+    /// its name can be used again.
+    fn forget_ended(&self, subscription: &Subscription) {
         if let Some(id) = subscription.id.get() {
             self.hub.router().remove(&subscription.pattern, *id);
         }
-        let sid = &subscription.sid;
-        self.ended.lock().push(sid.clone());
-        self.has_ended.store(true, Ordering::Release);
-    }
-
-    /// Subscriptions that ended by themselves since it was last asked.
-    pub(crate) fn take_ended(&self) -> Vec<Sid> {
-        match self.has_ended.swap(false, Ordering::AcqRel) {
-            true => std::mem::take(&mut *self.ended.lock()),
-            false => Vec::new(),
+        let mut table = self.table.lock();
+        // The client may have unsubscribed it meanwhile, and have given its name to another.
+        if table.get(&subscription.sid).is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), subscription)) {
+            table.remove(&subscription.sid);
+            self.subscriptions.store(table.len() as u64, Ordering::Relaxed);
         }
     }
 }
@@ -257,22 +247,33 @@ impl Subscription {
 
     /// Ends after `max` deliveries in all; `true` when they were made already.
     pub(crate) fn limit(&self, max: u64) -> bool {
-        self.max.store(max, Ordering::Release);
-        self.delivered() >= max
+        // Sequentially consistent here and in `take_delivery`: of this store and the delivery under way on another thread
+        // at least one sees the other. If neither did, the last delivery would end nothing, and the subscription would
+        // stay for as long as nobody publishes there: an inbox for one reply, for ever.
+        self.max.store(max, Ordering::SeqCst);
+        self.delivered.load(Ordering::SeqCst) >= max
     }
 
-    /// Takes the place of one delivery; `false` when the subscription has ended.
+    /// Takes the place of one delivery; `false` when the subscription has ended. A place that was taken is filled: a limit
+    /// set meanwhile counts it.
     #[inline]
     pub(crate) fn take_delivery(&self) -> bool {
-        let n = self.delivered.fetch_add(1, Ordering::Relaxed) + 1;
-        let max = self.max.load(Ordering::Acquire);
-        if max != 0 && n >= max {
-            if !self.ended.swap(true, Ordering::AcqRel) {
-                self.client.note_ended(self);
-            }
-            return n <= max;
+        if self.has_ended() {
+            return false;
         }
-        !self.ended.load(Ordering::Relaxed)
+        let n = self.delivered.fetch_add(1, Ordering::SeqCst) + 1;
+        let max = self.max.load(Ordering::SeqCst);
+        if max == 0 || n < max {
+            return true;
+        }
+        if !self.ended.swap(true, Ordering::AcqRel) {
+            self.client.forget_ended(self);
+        }
+        n <= max
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 
     /// No delivery from here on.
@@ -308,5 +309,70 @@ impl SessionSink for Subscription {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+    use trunkline::backend::memory::Target;
+    use trunkline_core::Role;
+
+    /// A limit of one and the first delivery come at the same time, from two threads: one of them must end it.
+    #[test]
+    fn a_limit_that_meets_the_last_delivery_ends_the_subscription() {
+        const ROUNDS: usize = 20_000;
+        let hub = Arc::new(Hub::default());
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let client = Arc::new(Client::new(1, address, Outbox::without_socket(), hub.clone()));
+        let pattern: Pattern = "inbox".parse().unwrap();
+        let subscriptions: Vec<_> = (0..ROUNDS)
+            .map(|n| {
+                let sid = n.to_string();
+                let made = Subscription::new(client.clone(), sid.as_bytes(), pattern.clone(), None);
+                let made = Arc::new(made);
+                let id = hub.router().insert(&pattern, Role::Subscriber, Target::Session(made.clone()));
+                made.id.set(id).unwrap();
+                client.table.lock().insert(Sid::from_slice(sid.as_bytes()), made.clone());
+                made
+            })
+            .collect();
+        let (start, turn) = (Barrier::new(2), AtomicU64::new(0));
+        // Both go on to the next round at the same moment, as near as can be on a machine that has other things to do.
+        let meet = |round: usize| {
+            turn.fetch_add(1, Ordering::SeqCst);
+            for spins in 0_u32.. {
+                if turn.load(Ordering::SeqCst) >= 2 * (round as u64 + 1) {
+                    return;
+                }
+                match spins % 256 {
+                    255 => std::thread::yield_now(),
+                    _ => std::hint::spin_loop(),
+                }
+            }
+        };
+        let refused = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                for (round, subscription) in subscriptions.iter().enumerate() {
+                    meet(round);
+                    refused.fetch_add(u64::from(!subscription.take_delivery()), Ordering::Relaxed);
+                }
+            });
+            start.wait();
+            for (round, subscription) in subscriptions.iter().enumerate() {
+                meet(round);
+                if subscription.limit(1) {
+                    subscription.end();
+                    client.forget_ended(subscription);
+                }
+            }
+        });
+        assert_eq!(refused.into_inner(), 0, "deliveries were counted and not made");
+        assert_eq!(hub.router().stats().subscriptions, 0, "some of {ROUNDS} were ended by neither");
+        assert!(client.table.lock().is_empty());
     }
 }

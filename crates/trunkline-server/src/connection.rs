@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BufMut;
-use tokio::io::Interest;
+use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
 use crate::client::Client;
@@ -14,6 +14,7 @@ use crate::outbox::Ending;
 use crate::session::{Fed, Session};
 use crate::shared::{Closed, Shared};
 use crate::staging::Staging;
+use crate::view::ClientView;
 
 /// Read buffer of a worker thread.
 const READ_BYTES: usize = 256 << 10;
@@ -21,8 +22,14 @@ const READ_BYTES: usize = 256 << 10;
 const CARRIED_BYTES: usize = 32 << 10;
 /// Longest pause of a publisher whose reader does not keep up, once a batch.
 const PAUSE_MAX: Duration = Duration::from_millis(10);
-/// How long a refused client is still read, so that it sees why before its connection is reset.
-const LINGER: Duration = Duration::from_millis(250);
+/// A connection that has read so much since it last let others run does so now: a client that sends without pause never
+/// leaves its socket empty, and its task would never wait for anything.
+const TURN_BYTES: usize = 1 << 20;
+/// Subscriptions that leave the routing table before others run again.
+const LEAVING_AT_ONCE: usize = 1024;
+/// How long a client that is sent away is still read, so that it gets all that was sent to it before its connection is
+/// reset. Clients close as soon as they have it.
+const LINGER: Duration = Duration::from_secs(1);
 
 thread_local! {
     // Shared by all connections of a worker thread: used between two awaits, empty at each.
@@ -40,6 +47,10 @@ pub(crate) struct Connection {
     partial: Vec<u8>,
     /// How many bytes `partial` must have before it is worth parsing.
     need: usize,
+    /// `partial` has whole operations that were left for another turn.
+    more: bool,
+    /// Bytes read, or offered to the socket, since others could run.
+    turn_bytes: usize,
 }
 
 /// What a read came to.
@@ -55,22 +66,37 @@ enum Read {
 impl Connection {
     pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>, socket: Arc<TcpStream>) -> Self {
         let session = Session::new(server.clone(), client.clone());
-        Self { server, client, socket, session, partial: Vec::new(), need: 0 }
+        Self { server, client, socket, session, partial: Vec::new(), need: 0, more: false, turn_bytes: 0 }
     }
 
     /// Serves the client until one side ends it.
     pub(crate) async fn run(mut self) {
         let info = self.server.info(&self.client);
         self.client.outbox.write_later(|out| info.write(out));
-        let why = self.serve().await;
-        let view = self.server.view(&self.client);
-        self.session.close();
+        let mut subscriptions = 0;
+        let why = self.serve(&mut subscriptions).await;
+        self.leave_routing(&mut subscriptions).await;
+        // Monitoring shows the subscriptions that it had.
+        let view = ClientView { subscriptions, ..self.server.view(&self.client) };
         self.server.leave(&self.client, view, why);
         self.client.outbox.close();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
     }
 
-    async fn serve(&mut self) -> Closed {
+    /// Ends the subscriptions, as soon as the connection is to end and not when it has: whoever publishes meanwhile would
+    /// take this client for somebody who listens. Adds how many there were.
+    async fn leave_routing(&mut self, subscriptions: &mut u64) {
+        let ended = self.session.end_all();
+        *subscriptions += ended.len() as u64;
+        for some in ended.chunks(LEAVING_AT_ONCE) {
+            self.session.forget_all(some);
+            if some.len() == LEAVING_AT_ONCE {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    async fn serve(&mut self, subscriptions: &mut u64) -> Closed {
         let (client, socket) = (self.client.clone(), self.socket.clone());
         let outbox = &client.outbox;
         // What `outbox` could not write at once.
@@ -79,14 +105,22 @@ impl Connection {
         loop {
             match outbox.ending() {
                 Ending::No => {}
-                Ending::WhenFlushed => refused = refused.or(Some(self.why_ended())),
+                Ending::WhenFlushed if refused.is_none() => {
+                    refused = Some(self.why_ended());
+                    self.leave_routing(subscriptions).await;
+                }
+                Ending::WhenFlushed => {}
                 Ending::Now => {
-                    if let Some(why @ (Closed::Protocol | Closed::Stale)) = refused {
+                    if let Some(why @ (Closed::Protocol | Closed::Stale | Closed::Shutdown)) = refused {
                         linger(&socket).await;
                         return why;
                     }
                     return refused.unwrap_or_else(|| self.why_ended());
                 }
+            }
+            if self.turn_bytes > TURN_BYTES {
+                self.turn_bytes = 0;
+                tokio::task::yield_now().await;
             }
             let interest = match (refused.is_some(), writing) {
                 (false, false) => Some(Interest::READABLE),
@@ -94,31 +128,45 @@ impl Connection {
                 (true, true) => Some(Interest::WRITABLE),
                 (true, false) => None,
             };
+            let again = self.more && refused.is_none();
             let ready = tokio::select! {
                 biased;
                 () = outbox.woken() => {
-                    writing = !outbox.flush();
+                    writing = self.write();
                     continue;
                 }
-                ready = socket.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => ready,
+                // What was read is not all acted on, so nothing is waited for.
+                () = tokio::task::yield_now(), if again => Ok(Ready::READABLE),
+                ready = socket.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() && !again => ready,
             };
             let Ok(ready) = ready else { return Closed::ByClient };
-            if writing && (ready.is_writable() || ready.is_write_closed()) {
-                writing = !outbox.flush();
+            if writing && (again || ready.is_writable() || ready.is_write_closed()) {
+                writing = self.write();
             }
             if refused.is_none() && (ready.is_readable() || ready.is_read_closed()) {
                 match self.read() {
                     Read::Empty => {}
                     Read::Batch { behind: None } => {}
                     Read::Batch { behind: Some(reader) } => writing |= self.pause_for(&reader).await,
-                    Read::Close(Closed::ByClient) => return Closed::ByClient,
+                    // One that only stopped sending may still read what waits for it.
+                    Read::Close(Closed::ByClient) if outbox.pending() == 0 => return Closed::ByClient,
                     Read::Close(why) => {
                         refused = Some(why);
                         outbox.end(Ending::WhenFlushed);
+                        self.leave_routing(subscriptions).await;
                     }
                 }
             }
         }
+    }
+
+    /// Writes what waits; says whether something still does.
+    fn write(&mut self) -> bool {
+        let writing = !self.client.outbox.flush();
+        if writing {
+            self.turn_bytes += TURN_BYTES / 4;
+        }
+        writing
     }
 
     fn why_ended(&self) -> Closed {
@@ -147,9 +195,18 @@ impl Connection {
 
     fn read(&mut self) -> Read {
         match self.need > CARRIED_BYTES {
+            _ if self.more => self.go_on(),
             true => self.read_large(),
             false => self.read_shared(),
         }
+    }
+
+    /// Has more of what was read acted on.
+    fn go_on(&mut self) -> Read {
+        let input = std::mem::take(&mut self.partial);
+        let (fed, behind) = self.feed(&input);
+        self.partial.extend_from_slice(&input[fed.consumed..]);
+        self.after(fed, behind)
     }
 
     /// Reads into the thread's buffer, behind the start of an operation if there is one.
@@ -163,6 +220,7 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,
                 Err(_) => return Read::Close(Closed::ByClient),
             };
+            self.turn_bytes += n;
             let input = &buffer[..start + n];
             let (fed, behind) = self.feed(input);
             self.partial.clear();
@@ -182,7 +240,7 @@ impl Connection {
         let mut target = (&mut self.partial).limit(limit);
         match self.socket.try_read_buf(&mut target) {
             Ok(0) => return Read::Close(Closed::ByClient),
-            Ok(_) => {}
+            Ok(n) => self.turn_bytes += n,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,
             Err(_) => return Read::Close(Closed::ByClient),
         }
@@ -205,7 +263,7 @@ impl Connection {
     }
 
     fn after(&mut self, fed: Fed, behind: Option<Arc<Client>>) -> Read {
-        self.need = fed.need;
+        (self.need, self.more) = (fed.need, fed.more);
         match fed.close {
             Some(why) => Read::Close(why),
             None => Read::Batch { behind },

@@ -18,6 +18,8 @@ pub(crate) const HIGH_WATER_BYTES: usize = 1 << 20;
 const SLICES_MAX: usize = 1024;
 /// Bytes offered to the socket at a time while the lock is held.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Most chunks written at a time: what waits for a reader that is as fast as its publishers never ends.
+const CHUNKS_MAX: usize = 16;
 /// Buffers larger than this are given back once they are empty.
 const KEPT_BYTES: usize = 16 << 10;
 
@@ -97,6 +99,20 @@ impl Outbox {
         Self { state: Mutex::new(state), wake: Notify::new(), drained: Notify::new(), pending_max }
     }
 
+    /// The outbox of a connection that is over.
+    #[cfg(test)]
+    pub(crate) fn without_socket() -> Self {
+        let state = State {
+            socket: None,
+            waiting: Vec::new(),
+            head: 0,
+            ending: Ending::Now,
+            slow: false,
+            stuck_since: None,
+        };
+        Self { state: Mutex::new(state), wake: Notify::new(), drained: Notify::new(), pending_max: 0 }
+    }
+
     /// Lets go of the socket: the connection is over.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
@@ -170,9 +186,9 @@ impl Outbox {
         Written::Pending(pending)
     }
 
-    /// Writes what waits as far as the socket takes it; `true` when nothing waits any more.
+    /// Writes what waits as far as the socket takes it, up to 4 MiB; `true` when nothing waits any more.
     pub(crate) fn flush(&self) -> bool {
-        loop {
+        for _ in 0..CHUNKS_MAX {
             let mut state = self.state.lock();
             if state.pending() == 0 {
                 self.emptied(&mut state);
@@ -203,6 +219,7 @@ impl Outbox {
                 }
             }
         }
+        false
     }
 
     fn emptied(&self, state: &mut State) {

@@ -17,7 +17,7 @@ use crate::health::{HEALTH_TYPE, Health};
 use crate::http::{self, Monitor};
 use crate::options::ServerOptions;
 use crate::outbox::{Ending, Outbox};
-use crate::shared::Shared;
+use crate::shared::{Entry, Shared};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -218,12 +218,16 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
     let outbox = Outbox::new(socket.clone(), shared.limits.max_pending);
     let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, shared.hub.clone()));
     client.touch(shared.now_ms());
-    if !shared.enter(&client) {
-        client.outbox.end_with(|out| ServerError::MaxConnections.write(out));
-        client.outbox.flush();
-        return;
+    match shared.enter(&client) {
+        Entry::Served => {
+            tasks.spawn(Connection::new(shared.clone(), client, socket).run());
+        }
+        Entry::Full => {
+            client.outbox.end_with(|out| ServerError::MaxConnections.write(out));
+            client.outbox.flush();
+        }
+        Entry::Stopping => {}
     }
-    tasks.spawn(Connection::new(shared.clone(), client, socket).run());
 }
 
 /// Owned by the server's tracker; ends by `stop`.

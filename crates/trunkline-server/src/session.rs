@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use trunkline::backend::Receipt;
-use trunkline::backend::memory::{Delivered, Target};
+use trunkline::backend::memory::{Delivered, Hub, Target};
 use trunkline::{Headers, Message, Pattern, Subject};
 use trunkline_core::{MatchCache, MatchSet, Role, StreamOffset};
 use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ServerError, encode, parse};
@@ -29,6 +29,8 @@ pub(crate) struct Fed {
     pub(crate) need: usize,
     /// The connection ends once what is staged was sent.
     pub(crate) close: Option<Closed>,
+    /// What was done is enough for one turn; the rest of the input is to be fed again, after others had theirs.
+    pub(crate) more: bool,
 }
 
 pub(crate) struct Session {
@@ -57,11 +59,8 @@ impl Session {
 
     /// Acts on the whole operations at the start of `input`.
     pub(crate) fn feed(&mut self, input: &[u8], staging: &mut Staging) -> Fed {
-        for sid in self.client.take_ended() {
-            self.forget(&sid);
-        }
         let limits = self.server.protocol_limits;
-        let mut fed = Fed { consumed: 0, need: 0, close: None };
+        let mut fed = Fed { consumed: 0, need: 0, close: None, more: false };
         let mut counted = Counted::default();
         while fed.consumed < input.len() {
             let outcome = match parse(&input[fed.consumed..], &limits) {
@@ -83,7 +82,12 @@ impl Session {
                 fed.close = Some(why);
                 break;
             }
+            if staging.is_full() {
+                fed.more = fed.consumed < input.len();
+                break;
+            }
         }
+        self.cache.trim();
         if fed.consumed > 0 {
             self.client.touch(self.server.now_ms());
             self.client.is_alive();
@@ -95,16 +99,20 @@ impl Session {
         fed
     }
 
-    /// Ends every subscription.
-    pub(crate) fn close(&mut self) {
+    /// Ends every subscription. What it returns is still to be taken out of the routing table, by [`Session::forget_all`].
+    pub(crate) fn end_all(&mut self) -> Vec<Arc<Subscription>> {
         let subscriptions: Subscriptions = std::mem::take(&mut *self.client.table.lock());
-        for subscription in subscriptions.into_values() {
-            subscription.end();
+        self.client.subscriptions.store(0, Ordering::Relaxed);
+        subscriptions.into_values().inspect(|subscription| subscription.end()).collect()
+    }
+
+    /// Takes subscriptions that were ended out of the routing table.
+    pub(crate) fn forget_all(&self, ended: &[Arc<Subscription>]) {
+        for subscription in ended {
             if let Some(id) = subscription.id.get() {
                 self.server.hub.router().remove(&subscription.pattern, *id);
             }
         }
-        self.client.subscriptions.store(0, Ordering::Relaxed);
     }
 
     #[inline]
@@ -256,7 +264,9 @@ impl Session {
             return self.refuse(ServerError::InvalidPublishSubject, staging);
         }
         let targets = self.server.hub.router().lookup(&mut self.cache, m.subject);
+        staging.looked_at(targets.subscribers.len() + targets.queues.len());
         let mut delivery = Delivery {
+            hub: &self.server.hub,
             m,
             input,
             own: self.client.id,
@@ -291,17 +301,16 @@ impl Session {
         Ok(())
     }
 
-    /// Tells the client itself, where it listens on `reply`, that nobody listens for its request.
+    /// Tells the client itself, where it listens on `reply`, that nobody listens for its request: once, and beside the
+    /// deliveries that a limit counts, as nats-server does.
     fn answer_no_responders(&self, reply: &[u8], staging: &mut Staging) {
         self.server.count_no_responders();
         let targets = self.server.hub.router().matches(reply);
-        for target in &targets.subscribers {
-            if let Some(subscription) = subscription_of(target)
-                && subscription.client.id == self.client.id
-                && subscription.take_delivery()
-            {
-                encode::no_responders(staging.line(&self.client), reply, &subscription.sid);
-            }
+        let own = |subscription: &&Subscription| {
+            subscription.client.id == self.client.id && !subscription.has_ended()
+        };
+        if let Some(subscription) = targets.subscribers.iter().filter_map(subscription_of).find(own) {
+            encode::no_responders(staging.line(&self.client), reply, &subscription.sid);
         }
     }
 }
@@ -335,6 +344,7 @@ enum Stored {
 
 /// One message on its way to its targets.
 struct Delivery<'a> {
+    hub: &'a Hub,
     m: &'a Outgoing<'a>,
     input: &'a [u8],
     own: u64,
@@ -372,6 +382,9 @@ impl Delivery<'_> {
             true => inbox.push(message, offset),
             false => inbox.offer(message, offset),
         };
+        if count || outcome == Delivered::Done {
+            self.hub.count(outcome);
+        }
         // One that is full listens all the same, and was told what it missed.
         outcome == Delivered::Done || (count && outcome == Delivered::Full)
     }
@@ -390,7 +403,10 @@ impl Delivery<'_> {
                 return;
             }
         }
-        self.give(&members[first], staging);
+        // Dropped at a member that can tell its reader so; sessions that could not take it are gone.
+        staging.looked_at(members.len());
+        let mut others = (0..members.len()).map(|n| &members[(first + n) % members.len()]);
+        self.somebody |= others.any(|member| self.give_inbox(member, true));
     }
 
     #[cold]
@@ -411,7 +427,9 @@ impl Delivery<'_> {
             }
         }
         for tap in &targets.taps {
-            self.give_inbox(tap, true);
+            if let (Target::Inbox(tap), Some(message)) = (tap, self.message()) {
+                tap.push(message, self.offset);
+            }
         }
         Stored::Go
     }

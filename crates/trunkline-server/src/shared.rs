@@ -61,6 +61,15 @@ impl Closed {
     }
 }
 
+/// What becomes of a client that comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    Served,
+    /// There are as many clients as there may be.
+    Full,
+    Stopping,
+}
+
 /// Messages and bytes in both directions.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Totals {
@@ -103,6 +112,8 @@ struct Table {
     clients: HashMap<u64, Arc<Client>, foldhash::fast::RandomState>,
     gone: Totals,
     departed: VecDeque<Departed>,
+    /// No client is let in any more: one that was accepted while the others were told to end would be told nothing.
+    stopping: bool,
 }
 
 impl Shared {
@@ -145,16 +156,19 @@ impl Shared {
         self.next_client.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Enters a client; `false` when there are as many as there may be.
-    pub(crate) fn enter(&self, client: &Arc<Client>) -> bool {
+    /// Enters a client, unless there are as many as there may be, or the server stops.
+    pub(crate) fn enter(&self, client: &Arc<Client>) -> Entry {
         let mut table = self.table.lock();
+        if table.stopping {
+            return Entry::Stopping;
+        }
         if table.clients.len() >= self.limits.max_connections {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            return false;
+            return Entry::Full;
         }
         self.accepted.fetch_add(1, Ordering::Relaxed);
         table.clients.insert(client.id, client.clone());
-        true
+        Entry::Served
     }
 
     /// A client leaves; `view` is what it was before its session closed.
@@ -278,6 +292,7 @@ impl Shared {
 
     /// Lets every connection send what waits, then end.
     pub(crate) fn end_all(&self, ending: Ending) {
+        self.table.lock().stopping = true;
         for client in self.clients() {
             client.set_ending_reason(Closed::Shutdown);
             client.outbox.end(ending);

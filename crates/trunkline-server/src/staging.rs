@@ -17,6 +17,12 @@ use crate::outbox::{HIGH_WATER_BYTES, Written};
 const VECTORED_BYTES: usize = 4 << 10;
 /// A destination with more than this is written before the batch is over.
 const SLOT_BYTES_MAX: usize = 1 << 20;
+/// Most work of one turn, in bytes: what is to be written, and [`LOOK_BYTES`] for each target that was looked at. It
+/// bounds what is staged for all destinations together, which with a fan-out to thousands would be thousands of times
+/// the batch, and the time that other connections of the worker thread wait, to some 10 ms.
+const TURN_BYTES_MAX: usize = 16 << 20;
+/// A target costs about as much as so many bytes, whether it gets something or not.
+const LOOK_BYTES: usize = 64;
 /// Slots whose buffer grew beyond this give it back.
 const KEPT_BYTES: usize = 512 << 10;
 /// Up to so many destinations a scan finds the slot faster than a map.
@@ -30,6 +36,8 @@ pub(crate) struct Staging {
     /// The slot after the one used last: a subject's receivers come in the same order every time.
     hint: usize,
     index: HashMap<u64, usize, foldhash::fast::RandomState>,
+    /// Work since the last flush, in bytes.
+    load: usize,
     /// Destinations that do not keep up, found when writing.
     behind: Option<Arc<Client>>,
 }
@@ -63,6 +71,18 @@ impl Staging {
         &mut self.slots[slot].lines
     }
 
+    /// Counts targets of a message, whether they get it or not.
+    #[inline]
+    pub(crate) fn looked_at(&mut self, targets: usize) {
+        self.load += targets * LOOK_BYTES;
+    }
+
+    /// Whether it is time to write what is staged, and to let others have their turn.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.load > TURN_BYTES_MAX
+    }
+
     /// Stages a message for a subscription `sid` of `client`. `input` is the read buffer.
     #[inline]
     pub(crate) fn message(&mut self, client: &Arc<Client>, sid: &[u8], m: &Outgoing<'_>, input: &[u8]) {
@@ -71,7 +91,9 @@ impl Staging {
         // Clients that did not ask for headers get the message without them, as from nats-server.
         let header = m.header.filter(|_| client.headers());
         slot.messages += 1;
-        slot.message_bytes += (m.payload.len() + header.map_or(0, <[u8]>::len)) as u64;
+        let bytes = m.payload.len() + header.map_or(0, <[u8]>::len);
+        slot.message_bytes += bytes as u64;
+        self.load += bytes + m.subject.len();
         if m.payload.len() < VECTORED_BYTES {
             encode::msg(&mut slot.lines, m.subject, sid, m.reply, header, m.payload);
         } else {
@@ -144,7 +166,7 @@ impl Staging {
             // A burst to thousands of clients leaves no buffers behind.
             self.slots.truncate(SCANNED_SLOTS * 8);
         }
-        (self.used, self.hint) = (0, 0);
+        (self.used, self.hint, self.load) = (0, 0, 0);
         self.behind.take()
     }
 

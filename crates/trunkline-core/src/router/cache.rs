@@ -8,8 +8,14 @@ use super::{MatchSet, Router, hash_of};
 
 /// Most answers a publisher keeps. Past it the cache starts over: subjects that matter are back after one message.
 const PRIVATE_ENTRIES_MAX: usize = 1024;
+/// Most targets that the answers a publisher keeps lead to, together: thousands of subjects that thousands listen to
+/// would otherwise be kept as millions of places, by everybody who ever published there. A single answer that leads to
+/// more is taken from the shared cache each time, which is nothing beside delivering to so many.
+const PRIVATE_TARGETS_MAX: usize = 16 << 10;
 /// Most answers a shard of the shared cache keeps.
 const SHARED_ENTRIES_MAX: usize = 1024;
+/// Most targets that the answers of a shard lead to, together; one answer with more is kept alone.
+const SHARED_TARGETS_MAX: usize = 64 << 10;
 
 pub(super) struct Stamped<T> {
     pub(super) stamp: u64,
@@ -33,13 +39,15 @@ struct Slot<T> {
 /// An empty one allocates nothing. It keeps at most 1024 subjects.
 pub struct MatchCache<T> {
     slots: HashTable<Slot<T>>,
+    /// How many targets all answers lead to, together.
+    targets: usize,
     /// Lookups answered here since the start; the owner adds them to its statistics.
     pub hits: u64,
 }
 
 impl<T> Default for MatchCache<T> {
     fn default() -> Self {
-        Self { slots: HashTable::new(), hits: 0 }
+        Self { slots: HashTable::new(), targets: 0, hits: 0 }
     }
 }
 
@@ -54,9 +62,10 @@ impl<T: Clone> MatchCache<T> {
     pub(super) fn get_or_insert(&mut self, subject: &[u8], router: &Router<T>) -> &Arc<MatchSet<T>> {
         let hash = hash_of(subject);
         let slots = &mut self.slots;
-        if slots.len() >= PRIVATE_ENTRIES_MAX && slots.find(hash, |slot| *slot.subject == *subject).is_none()
-        {
+        let full = slots.len() >= PRIVATE_ENTRIES_MAX || self.targets > PRIVATE_TARGETS_MAX;
+        if full && slots.find(hash, |slot| *slot.subject == *subject).is_none() {
             slots.clear();
+            self.targets = 0;
         }
         let slot = match slots.entry(hash, |slot| *slot.subject == *subject, |slot| slot.hash) {
             hashbrown::hash_table::Entry::Occupied(found) => {
@@ -64,12 +73,15 @@ impl<T: Clone> MatchCache<T> {
                 if slot.answer.stamp == router.stamp(slot.answer.part) {
                     self.hits += 1;
                 } else {
+                    self.targets -= slot.answer.set.targets();
                     slot.answer = router.shared_lookup(subject);
+                    self.targets += slot.answer.set.targets();
                 }
                 slot
             }
             hashbrown::hash_table::Entry::Vacant(vacant) => {
                 let answer = router.shared_lookup(subject);
+                self.targets += answer.set.targets();
                 vacant.insert(Slot { hash, subject: subject.into(), answer }).into_mut()
             }
         };
@@ -79,16 +91,33 @@ impl<T: Clone> MatchCache<T> {
     /// Forgets every answer, and with them the targets they hold.
     pub fn clear(&mut self) {
         self.slots = HashTable::new();
+        self.targets = 0;
+    }
+
+    /// Forgets every answer if they lead to more targets than are worth keeping. To be called before a pause: between
+    /// two lookups an answer of any size is kept.
+    #[inline]
+    pub fn trim(&mut self) {
+        if self.targets > PRIVATE_TARGETS_MAX {
+            self.clear();
+        }
+    }
+
+    /// How many targets all answers lead to, together.
+    pub fn targets(&self) -> usize {
+        self.targets
     }
 }
 
 pub(super) struct Shared<T> {
     slots: HashTable<Slot<T>>,
+    /// How many targets all answers lead to, together.
+    targets: usize,
 }
 
 impl<T> Shared<T> {
     pub(super) fn new() -> Self {
-        Self { slots: HashTable::new() }
+        Self { slots: HashTable::new(), targets: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -108,14 +137,20 @@ impl<T> Shared<T> {
         (slot.answer.stamp == stamp).then(|| slot.answer.clone())
     }
 
+    pub(super) fn targets(&self) -> usize {
+        self.targets
+    }
+
     pub(super) fn insert(&mut self, hash: u64, subject: &[u8], answer: Stamped<T>) {
-        if let Some(slot) = self.slots.find_mut(hash, |slot| *slot.subject == *subject) {
-            slot.answer = answer;
-            return;
+        let targets = answer.set.targets();
+        if let Ok(old) = self.slots.find_entry(hash, |slot| *slot.subject == *subject) {
+            self.targets -= old.remove().0.answer.set.targets();
         }
-        if self.slots.len() >= SHARED_ENTRIES_MAX {
+        if self.slots.len() >= SHARED_ENTRIES_MAX || self.targets + targets > SHARED_TARGETS_MAX {
             self.slots.clear();
+            self.targets = 0;
         }
+        self.targets += targets;
         self.slots.insert_unique(hash, Slot { hash, subject: subject.into(), answer }, |slot| slot.hash);
     }
 }

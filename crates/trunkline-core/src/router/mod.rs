@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytestring::ByteString;
 use foldhash::fast::FixedState;
+use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 
 pub use cache::MatchCache;
@@ -85,23 +86,61 @@ impl<T> MatchSet<T> {
         self.subscribers.is_empty() && self.queues.is_empty()
     }
 
+    /// How many targets there are: what it costs to keep it, and to deliver to it.
+    pub fn targets(&self) -> usize {
+        let members: usize = self.queues.iter().map(|queue| queue.members.len()).sum();
+        self.subscribers.len() + members + self.stores.len() + self.taps.len()
+    }
+
     /// Whether nothing at all happens with a message.
     pub fn is_empty(&self) -> bool {
         self.nobody_listens() && self.stores.is_empty() && self.taps.is_empty()
     }
 }
 
-impl<T: Clone> MatchSet<T> {
+/// Up to so many queue groups of one subject are searched one by one.
+const SEARCHED_GROUPS: usize = 16;
+
+/// A match set in the making.
+struct Collector<T> {
+    set: MatchSet<T>,
+    /// Where each group is in `set.queues`, once there are many.
+    groups: HashMap<ByteString, usize, foldhash::fast::RandomState>,
+}
+
+impl<T: Clone> Collector<T> {
+    fn new() -> Self {
+        Self { set: MatchSet::default(), groups: HashMap::default() }
+    }
+
     fn add(&mut self, entry: &Entry<T>) {
         let target = entry.target.clone();
         match &entry.role {
-            Role::Subscriber => self.subscribers.push(target),
-            Role::Store => self.stores.push(target),
-            Role::Tap => self.taps.push(target),
-            Role::QueueMember(group) => match self.queues.iter_mut().find(|queue| queue.group == *group) {
-                Some(queue) => queue.members.push(target),
-                None => self.queues.push(QueueMatch { group: group.clone(), members: vec![target] }),
+            Role::Subscriber => self.set.subscribers.push(target),
+            Role::Store => self.set.stores.push(target),
+            Role::Tap => self.set.taps.push(target),
+            Role::QueueMember(group) => match self.place_of(group) {
+                Some(at) => self.set.queues[at].members.push(target),
+                None => self.add_group(group.clone(), target),
             },
+        }
+    }
+
+    fn place_of(&self, group: &ByteString) -> Option<usize> {
+        match self.set.queues.len() > SEARCHED_GROUPS {
+            true => self.groups.get(group).copied(),
+            false => self.set.queues.iter().position(|queue| queue.group == *group),
+        }
+    }
+
+    fn add_group(&mut self, group: ByteString, target: T) {
+        let queues = &mut self.set.queues;
+        queues.push(QueueMatch { group: group.clone(), members: vec![target] });
+        let at = queues.len() - 1;
+        if at == SEARCHED_GROUPS {
+            self.groups.extend(queues.iter().enumerate().map(|(at, queue)| (queue.group.clone(), at)));
+        } else if at > SEARCHED_GROUPS {
+            self.groups.insert(group, at);
         }
     }
 }
@@ -125,6 +164,8 @@ pub struct RouterStats {
     pub fanout_max: u64,
     /// Listeners that all answers in the shared cache lead to, together.
     pub fanout_total: u64,
+    /// Targets of every kind that all answers in the shared cache lead to, together; bounded.
+    pub cached_targets: u64,
 }
 
 /// The routing table, shared by all publishers and subscribers of a process.
@@ -207,10 +248,11 @@ impl<T: Clone> Router<T> {
     /// Counters for monitoring.
     pub fn stats(&self) -> RouterStats {
         let removes = self.removes.load(Ordering::Relaxed);
-        let (mut cached, mut fanout_max, mut fanout_total) = (0, 0, 0);
+        let (mut cached, mut cached_targets, mut fanout_max, mut fanout_total) = (0, 0, 0, 0);
         for shard in &self.shared {
             let shard = shard.lock();
             cached += shard.len() as u64;
+            cached_targets += shard.targets() as u64;
             for listeners in shard.listeners() {
                 fanout_max = fanout_max.max(listeners);
                 fanout_total += listeners;
@@ -221,6 +263,7 @@ impl<T: Clone> Router<T> {
             cached,
             fanout_max,
             fanout_total,
+            cached_targets,
             inserts: self.next_id.load(Ordering::Relaxed) - 1,
             removes,
             matches: self.matches.load(Ordering::Relaxed),
@@ -256,9 +299,9 @@ impl<T: Clone> Router<T> {
             self.shared_hits.fetch_add(1, Ordering::Relaxed);
             return found;
         }
-        let mut set = MatchSet::default();
-        self.table.read().collect(subject, &mut |entry| set.add(entry));
-        let answer = Stamped { stamp, part, set: Arc::new(set) };
+        let mut found = Collector::new();
+        self.table.read().collect(subject, &mut |entry| found.add(entry));
+        let answer = Stamped { stamp, part, set: Arc::new(found.set) };
         shard.lock().insert(hash, subject, answer.clone());
         answer
     }

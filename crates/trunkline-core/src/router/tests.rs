@@ -108,3 +108,81 @@ proptest! {
         }
     }
 }
+
+/// What takes a fraction of a second, and took minutes when everybody looked at everybody else.
+const SOON: std::time::Duration = std::time::Duration::from_secs(20);
+
+#[test]
+fn two_hundred_thousand_listeners_of_one_subject_leave_in_any_order() {
+    let started = std::time::Instant::now();
+    let (router, p) = (Router::new(), pattern("a.b"));
+    let mut ids: Vec<_> = (0..200_000).map(|n| router.insert(&p, Role::Subscriber, n)).collect();
+    shuffle(&mut ids);
+    for (n, id) in ids.iter().enumerate() {
+        assert!(router.remove(&p, *id));
+        assert!(!router.remove(&p, *id));
+        if n == 150_000 {
+            assert_eq!(router.matches(b"a.b").subscribers.len(), 200_000 - n - 1);
+        }
+    }
+    assert!(router.matches(b"a.b").is_empty());
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+}
+
+/// The same order each time, and none that a list would like.
+fn shuffle<X>(items: &mut [X]) {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for n in (1..items.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        items.swap(n, (state >> 33) as usize % (n + 1));
+    }
+}
+
+#[test]
+fn a_hundred_thousand_queue_groups_of_one_subject_are_told_apart() {
+    let started = std::time::Instant::now();
+    let (router, p) = (Router::new(), pattern("a.b"));
+    for member in 0..2 {
+        for n in 0..100_000 {
+            router.insert(&p, Role::QueueMember(format!("q{n}").into()), n * 2 + member);
+        }
+    }
+    let set = router.matches(b"a.b");
+    assert_eq!(set.queues.len(), 100_000);
+    for queue in &set.queues {
+        let [first, second] = queue.members[..] else { panic!("{queue:?}") };
+        assert_eq!((first % 2, second), (0, first + 1));
+        assert_eq!(queue.group, format!("q{}", first / 2));
+    }
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+}
+
+#[test]
+fn caches_are_bounded_by_what_their_answers_lead_to() {
+    let router = Router::new();
+    let everything = pattern(">");
+    for n in 0..10_000 {
+        router.insert(&everything, Role::Subscriber, n);
+    }
+    let mut cache = MatchCache::default();
+    for n in 0..200 {
+        assert_eq!(router.lookup(&mut cache, format!("a.{n}").as_bytes()).subscribers.len(), 10_000);
+        assert!(cache.targets() <= 30_000, "{} targets kept by a publisher", cache.targets());
+    }
+    let kept = router.stats().cached_targets;
+    assert!((10_000..=16 * (64 << 10)).contains(&kept), "{kept} targets kept for all");
+    cache.trim();
+    assert!(cache.targets() <= 16 << 10, "{} targets kept by a publisher that pauses", cache.targets());
+}
+
+#[test]
+fn nobody_gets_what_has_an_empty_token() {
+    let router = Router::new();
+    for (n, p) in ["a.*.b", "a.>", "a.*", ">", "*.a"].into_iter().enumerate() {
+        router.insert(&pattern(p), Role::Subscriber, n);
+    }
+    for subject in ["a..b", "a.", ".a", "", "."] {
+        assert!(router.matches(subject.as_bytes()).is_empty(), "{subject:?}");
+    }
+    assert_eq!(router.matches(b"a.b").subscribers.len(), 3);
+}

@@ -4,6 +4,7 @@
 mod bad_input;
 mod client;
 mod compared;
+mod fairness;
 mod fixture;
 mod http;
 mod limits;

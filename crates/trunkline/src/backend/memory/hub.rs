@@ -241,6 +241,15 @@ impl Hub {
         }
     }
 
+    /// Counts what became of a message that a session gave to a subscription of this process.
+    pub fn count(&self, outcome: Delivered) {
+        match outcome {
+            Delivered::Done => self.delivered.fetch_add(1, Ordering::Relaxed),
+            Delivered::Full => self.dropped.fetch_add(1, Ordering::Relaxed),
+            Delivered::Gone => return,
+        };
+    }
+
     /// Tells whoever listens on `reply` that nobody listens for its request.
     pub fn answer_no_responders(&self, reply: &Subject) {
         self.no_responders.fetch_add(1, Ordering::Relaxed);
@@ -260,7 +269,8 @@ fn give(target: &Target, message: &Arc<Message>, offset: Option<StreamOffset>) -
     }
 }
 
-/// One member gets it: a random one, or the next that can take it. Only when none can is it dropped, at the first choice.
+/// One member gets it: a random one, or the next that can take it. Only when none can is it dropped, at a member that
+/// tells its reader so.
 fn give_one(members: &[Target], message: &Arc<Message>, offset: Option<StreamOffset>) -> Delivered {
     let first = fastrand::usize(..members.len());
     for n in 0..members.len() {
@@ -273,5 +283,45 @@ fn give_one(members: &[Target], message: &Arc<Message>, offset: Option<StreamOff
             return outcome;
         }
     }
-    give(&members[first], message, offset)
+    // Sessions that could not take it are gone; an inbox that could not is full.
+    let mut inboxes = (0..members.len()).filter_map(|n| match &members[(first + n) % members.len()] {
+        Target::Inbox(inbox) => Some(inbox.push(message.clone(), offset)),
+        _ => None,
+    });
+    inboxes.find(|outcome| *outcome != Delivered::Gone).unwrap_or(Delivered::Gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session whose connection is over and which has not left the routing table yet.
+    struct Gone;
+
+    impl SessionSink for Gone {
+        fn deliver(&self, _: &Arc<Message>) -> Delivered {
+            Delivered::Gone
+        }
+
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+    }
+
+    #[test]
+    fn what_no_member_of_a_queue_group_can_take_is_reported_by_one_that_reads() {
+        let hub = Hub::default();
+        let pattern: Pattern = "work".parse().unwrap();
+        let inbox = Arc::new(Inbox::new(1));
+        let member = || Role::QueueMember("q".into());
+        hub.router().insert(&pattern, member(), Target::Inbox(inbox.clone()));
+        hub.router().insert(&pattern, member(), Target::Session(Arc::new(Gone)));
+        let targets = hub.router().matches(b"work");
+        for _ in 0..101 {
+            let message = Message::new("work".parse().unwrap(), "");
+            hub.publish_to(&targets, message, &PublishOptions::default()).unwrap();
+        }
+        // Whichever member was drawn first.
+        assert_eq!((hub.stats().delivered, hub.stats().dropped), (1, 100));
+    }
 }
