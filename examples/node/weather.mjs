@@ -5,7 +5,8 @@ bus.subscribe("nachos.tool.weather.call", {
   queue: "weather",
   callback: (error, msg) => {
     if (error) throw error;
-    const { city } = msg.json().payload.arguments;
+    const call = msg.json();
+    const { city } = (call.payload ?? call).arguments; // with an envelope or without
     msg.respond(JSON.stringify({ output: `sunny in ${city}` }));
   },
 });

@@ -55,40 +55,42 @@ pub(crate) struct MessageArgs {
     envelope: EnvelopeArgs,
 }
 
+/// Heading of the flags below in the help; set on each, or it would go on over the flags that follow.
+const ENVELOPE: &str = "Envelope (each of these wraps the payload in one)";
+
 /// Envelope and trace. Each of these flags wraps the payload in an envelope.
 #[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Envelope (each of these wraps the payload in one)")]
 struct EnvelopeArgs {
     /// Wrap the payload in an envelope with a fresh id
-    #[arg(long)]
+    #[arg(help_heading = ENVELOPE, long)]
     envelope: bool,
 
     /// Type of the envelope [default: message]
-    #[arg(long = "type", value_name = "TYPE")]
+    #[arg(help_heading = ENVELOPE, long = "type", value_name = "TYPE")]
     kind: Option<String>,
 
     /// Who sends it [default: cli]
-    #[arg(long, value_name = "NAME")]
+    #[arg(help_heading = ENVELOPE, long, value_name = "NAME")]
     source: Option<String>,
 
     /// Conversation it belongs to
-    #[arg(long, value_name = "ID")]
+    #[arg(help_heading = ENVELOPE, long, value_name = "ID")]
     conversation: Option<String>,
 
     /// Persona that speaks
-    #[arg(long, value_name = "ID")]
+    #[arg(help_heading = ENVELOPE, long, value_name = "ID")]
     persona: Option<String>,
 
     /// Tool it is about
-    #[arg(long, value_name = "ID")]
+    #[arg(help_heading = ENVELOPE, long, value_name = "ID")]
     tool: Option<String>,
 
     /// Skill it is about
-    #[arg(long, value_name = "ID")]
+    #[arg(help_heading = ENVELOPE, long, value_name = "ID")]
     skill: Option<String>,
 
     /// Correlation id [default: the id of the envelope]
-    #[arg(long, value_name = "ID")]
+    #[arg(help_heading = ENVELOPE, long, value_name = "ID")]
     correlation: Option<String>,
 }
 

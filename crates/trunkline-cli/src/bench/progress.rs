@@ -6,13 +6,17 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::plan::Workload;
 
-/// The progress of a benchmark; invisible unless stderr is a terminal.
+/// The progress of a benchmark: a bar on a terminal, one line elsewhere.
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {
     /// A bar over so many runs.
     pub(super) fn new(steps: u64, wanted: bool) -> Self {
         let visible = wanted && std::io::stderr().is_terminal();
+        if wanted && !visible {
+            // Where no bar can be drawn, one line says that there is something to wait for.
+            eprintln!("bench: {steps} runs ahead");
+        }
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(steps), target);
         if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}") {

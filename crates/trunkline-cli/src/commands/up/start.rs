@@ -30,7 +30,7 @@ impl Explain for UpError {
             Self::Server(StartError::Bind { setting, .. }) => {
                 let flag = if *setting == "server.http" { "--http" } else { "--listen" };
                 let text = format!(
-                    "stop what uses that address, or choose another with {flag} or {setting}; port 0 takes a free one"
+                    "another `trunkline up` may be running: stop what uses that address, or choose another with {flag} or {setting}; port 0 takes a free one"
                 );
                 Some(text.into())
             }

@@ -320,7 +320,11 @@ impl Link {
         }
         self.forget_fences(self.fences_sent.load(Ordering::SeqCst));
         self.current.store(connection, Ordering::SeqCst);
-        tracing::info!(server = self.server, connection, "connected to NATS");
+        match connection {
+            1 => tracing::info!(server = self.server, "connected to NATS"),
+            // As loud as the loss was.
+            _ => tracing::warn!(server = self.server, connection, "connected to NATS again"),
+        }
         self.set_state(BackendState::Connected);
         self.announced.send_replace(connection);
     }
