@@ -2,10 +2,12 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpSocket;
+use trunkline::backend::memory::{Inbox, Target};
+use trunkline_core::Role;
 
 use super::client::{Raw, json, within};
 use super::fixture::Fixture;
@@ -17,34 +19,30 @@ const SOON: Duration = Duration::from_secs(5);
 /// On one thread, where a task that never waits would be the only one that runs.
 #[tokio::test]
 async fn a_client_that_sends_without_pause_leaves_room_for_others() {
-    let fixture = Fixture::start().await;
+    let mut fixture = Fixture::start().await;
     let mut other = fixture.client().await;
-    let (address, stop) = (fixture.nats(), Arc::new(AtomicBool::new(false)));
-    let flood = std::thread::spawn({
-        let stop = stop.clone();
-        move || {
-            let started = Instant::now();
-            let mut socket = std::net::TcpStream::connect(address).expect("the server listens");
-            let batch = "PUB flood 4\r\nxxxx\r\n".repeat(50_000);
-            // Ends by itself, so that a server that serves nobody else fails the test rather than hanging it.
-            while !stop.load(Ordering::Relaxed) && started.elapsed() < 4 * SOON {
-                if socket.write_all(batch.as_bytes()).is_err() {
-                    return;
-                }
-            }
-        }
-    });
-    fixture.varz_becomes("connections", 3).await;
-    for _ in 0..5 {
-        let started = Instant::now();
-        other.flush().await;
-        assert!(started.elapsed() < SOON, "a round trip took {:?}", started.elapsed());
+    fixture.without_bystander();
+    let inbox = Arc::new(Inbox::new(1 << 20));
+    let target = Target::Inbox(inbox.clone());
+    fixture.hub.router().insert(&"flood".parse().expect("a pattern"), Role::Subscriber, target);
+    let mut socket = std::net::TcpStream::connect(fixture.nats()).expect("the server listens");
+    socket.write_all(b"CONNECT {\"verbose\":false}\r\n").expect("the connection stands");
+    // The server has taken the connection and waits for more.
+    fixture.varz_becomes("connections", 2).await;
+    other.flush().await;
+    // All that the system takes, before the server runs again.
+    socket.set_nonblocking(true).expect("a connected socket");
+    let message = format!("PUB flood 64\r\n{}\r\n", "x".repeat(64));
+    let mut sent = 0;
+    while let Ok(n) = socket.write(&message.as_bytes()[sent % message.len()..]) {
+        sent += n;
     }
-    stop.store(true, Ordering::Relaxed);
-    within("the flood's end", tokio::task::spawn_blocking(move || flood.join()))
-        .await
-        .expect("joined")
-        .expect("sent");
+    assert!(sent > 2 << 20, "the system took only {sent} bytes");
+    assert_eq!(other.flush().await, "");
+    let mut events = Vec::new();
+    let _ = inbox.poll_batch(&mut Context::from_waker(Waker::noop()), usize::MAX, &mut events);
+    let done = events.len() * message.len();
+    assert!(done < 3 << 19, "the other's turn came after {done} of {sent} bytes");
 }
 
 #[tokio::test]
