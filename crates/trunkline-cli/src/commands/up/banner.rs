@@ -22,7 +22,10 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
         Some(address) => format!("http://{address}"),
         None => "not served".to_owned(),
     };
+    let is_configured = loaded.config.server.auth.admin_token.is_some();
     let token = match running.admin_token() {
+        // Its owner knows it, and a log may be read by others.
+        Some(_) if is_configured => "as configured (server.auth.admin_token)".to_owned(),
         Some(token) => format!("{token} {DIM}(admin API){DIM:#}"),
         None => "no admin API".to_owned(),
     };
