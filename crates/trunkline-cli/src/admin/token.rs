@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::geteuid;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::{Pid, geteuid};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
@@ -27,6 +29,8 @@ pub(crate) struct Found {
     pub(crate) http: String,
     /// Its token.
     pub(crate) admin_token: String,
+    /// The process that wrote it.
+    pid: i32,
 }
 
 /// The file of a running server, as long as it exists.
@@ -51,10 +55,12 @@ impl RuntimeFile {
             _ => {}
         }
         check_private(directory)?;
+        remove_orphans(directory);
         let found = Found {
             nats: format!("nats://{nats}"),
             http: format!("http://{http}"),
             admin_token: token.to_owned(),
+            pid: std::process::id().try_into().unwrap_or_default(),
         };
         let content = serde_json::to_vec(&found)?;
         let path = directory.join(file_name(http.port()));
@@ -71,6 +77,18 @@ impl Drop for RuntimeFile {
         // A server that took over the port in the meantime has written its own.
         if fs::read(&self.path).is_ok_and(|content| content == self.content) {
             let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes the files of servers that were killed.
+fn remove_orphans(directory: &Path) {
+    for file in fs::read_dir(directory).into_iter().flatten().take(FILES_MAX).flatten() {
+        let is_orphan =
+            |found: &Found| found.pid > 0 && kill(Pid::from_raw(found.pid), None) == Err(Errno::ESRCH);
+        if read(&file.path()).as_ref().is_some_and(is_orphan) {
+            // Another server may be at it too.
+            let _ = fs::remove_file(file.path());
         }
     }
 }
@@ -179,13 +197,33 @@ mod tests {
     }
 
     #[test]
+    fn files_of_servers_that_are_gone_are_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("trunkline");
+        let (nats, http) = addresses();
+        let mine = RuntimeFile::write_in(&directory, nats, http, "secret").unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        let orphan = format!(r#"{{"nats":"","http":"","admin_token":"x","pid":{pid}}}"#);
+        fs::write(directory.join("admin-1.json"), orphan).unwrap();
+        let other =
+            RuntimeFile::write_in(&directory, nats, "127.0.0.1:43".parse().unwrap(), "secret").unwrap();
+        assert!(!directory.join("admin-1.json").exists());
+        assert!(mine.path.exists() && other.path.exists());
+    }
+
+    #[test]
     fn a_directory_that_others_may_enter_is_not_trusted() {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let (nats, http) = addresses();
         assert!(RuntimeFile::write_in(directory.path(), nats, http, "secret").is_err());
-        fs::write(directory.path().join("admin-42.json"), r#"{"nats":"","http":"","admin_token":"x"}"#)
-            .unwrap();
+        fs::write(
+            directory.path().join("admin-42.json"),
+            r#"{"nats":"","http":"","admin_token":"x","pid":1}"#,
+        )
+        .unwrap();
         assert!(find_in(directory.path(), &url("http://127.0.0.1:42")).is_none());
     }
 }

@@ -8,6 +8,7 @@ mod demo;
 mod envelope;
 mod errors;
 mod messages;
+mod streams;
 mod up;
 
 use std::path::Path;
