@@ -255,8 +255,6 @@ fn before(offset: StreamOffset) -> Start {
 mod tests {
     use std::time::Duration;
 
-    use futures_util::StreamExt as _;
-
     use super::*;
     use crate::{Delivered, HandlerError};
 

@@ -20,30 +20,26 @@ const BODY_SLACK_BYTES: usize = 512 << 10;
 
 /// An answer that is no success.
 #[derive(Debug)]
-pub(crate) struct ApiError {
-    problem: Problem,
-    error: String,
-    hint: Option<String>,
-}
+pub(crate) struct ApiError(Box<ErrorJson>);
 
 impl ApiError {
     pub(super) fn new(problem: Problem, error: impl Display) -> Self {
         let hint = problem.hint().map(str::to_owned);
-        Self { problem, error: error.to_string(), hint }
+        Self(Box::new(ErrorJson { error: error.to_string(), hint, problem }))
     }
 
     /// A hint that says more than the one of its kind.
     fn hint(mut self, hint: &str) -> Self {
-        self.hint = Some(hint.to_owned());
+        self.0.hint = Some(hint.to_owned());
         self
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = ErrorJson { error: self.error, hint: self.hint, problem: self.problem };
-        let mut response = (status, ok(&body)).into_response();
+        let status =
+            StatusCode::from_u16(self.0.problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, ok(&self.0)).into_response();
         if status == StatusCode::UNAUTHORIZED {
             let challenge = header::HeaderValue::from_static("Bearer realm=\"trunkline admin\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);

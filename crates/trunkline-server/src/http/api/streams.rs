@@ -24,11 +24,8 @@ pub(super) async fn list(State(api): State<Arc<Api>>, params: Params) -> Answer 
     let page = params.page()?;
     let streams = api.streams()?.list().await?;
     let some = streams.iter().skip(page.offset).take(page.limit.min(LIST_MAX));
-    ok_list(some.map(StreamJson::from).collect(), streams.len())
-}
-
-fn ok_list(streams: Vec<StreamJson>, total: usize) -> Answer {
-    Ok(ok(&StreamsJson { streams, total }))
+    let streams_shown = some.map(StreamJson::from).collect();
+    Ok(ok(&StreamsJson { streams: streams_shown, total: streams.len() }))
 }
 
 /// The stream of this name.
