@@ -7,10 +7,15 @@ use clap::{Parser, Subcommand};
 use crate::bench::BenchArgs;
 use crate::commands::completions::CompletionsArgs;
 use crate::commands::config::ConfigArgs;
+use crate::commands::consume::ConsumeArgs;
+use crate::commands::consumer::ConsumerArgs;
+use crate::commands::dlq::DeadLetterArgs;
 use crate::commands::publish::PublishArgs;
+use crate::commands::replay::ReplayArgs;
 use crate::commands::reply::ReplyArgs;
 use crate::commands::request::RequestArgs;
 use crate::commands::status::StatusArgs;
+use crate::commands::stream::StreamArgs;
 use crate::commands::subscribe::SubscribeArgs;
 use crate::commands::up::UpArgs;
 use crate::settings::GlobalArgs;
@@ -55,6 +60,11 @@ pub(crate) enum Command {
     Sub(SubscribeArgs),
     Request(RequestArgs),
     Reply(ReplyArgs),
+    Stream(StreamArgs),
+    Consumer(ConsumerArgs),
+    Consume(ConsumeArgs),
+    Dlq(DeadLetterArgs),
+    Replay(ReplayArgs),
     Status(StatusArgs),
     Config(ConfigArgs),
     #[command(after_help = "Examples:

@@ -126,14 +126,27 @@ impl ClientArgs {
             Some(url) => url.clone(),
             None => url_of(&settings::load(global, [])?.config)?,
         };
-        let mut options = NatsOptions::new(url.servers().iter().map(ToString::to_string));
-        options.name = Some("trunkline".to_owned());
-        options.connect_timeout = self.connect_timeout;
-        options.publish_timeout = patience;
-        let backend = NatsBackend::connect(options).await.map_err(ClientError::from)?;
-        let options = BusOptions { publish_timeout: patience, ..BusOptions::default() };
-        Ok(Client { bus: Bus::with_backend(Arc::new(backend), options), server: url.to_string() })
+        let bus = connect_to(&url, self.connect_timeout, patience).await?;
+        Ok(Client { bus, server: url.to_string() })
     }
+}
+
+/// A bus over these NATS servers. `patience` is the longest wait for the outcome of a publish.
+///
+/// # Errors
+/// No server that lets us in within the time given.
+pub(crate) async fn connect_to(
+    url: &NatsUrl,
+    connect_timeout: Duration,
+    patience: Duration,
+) -> Result<Bus, ClientError> {
+    let mut options = NatsOptions::new(url.servers().iter().map(ToString::to_string));
+    options.name = Some("trunkline".to_owned());
+    options.connect_timeout = connect_timeout;
+    options.publish_timeout = patience;
+    let backend = NatsBackend::connect(options).await?;
+    let options = BusOptions { publish_timeout: patience, ..BusOptions::default() };
+    Ok(Bus::with_backend(Arc::new(backend), options))
 }
 
 /// Where clients of the configured bus connect: to the NATS servers themselves, or to the embedded server.

@@ -50,6 +50,16 @@ impl Explain for ExecError {
     }
 }
 
+impl ExecError {
+    /// The exit status, of a command that ended by itself.
+    pub(crate) fn code(&self) -> Option<i32> {
+        match self {
+            Self::Exit { status, .. } => status.code(),
+            _ => None,
+        }
+    }
+}
+
 fn colon(said: &str) -> String {
     match said {
         "" => String::new(),

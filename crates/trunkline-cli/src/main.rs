@@ -2,6 +2,7 @@
 //!
 //! Here a command line becomes a command and its end an exit code; what each command does stands in `commands`.
 
+mod admin;
 mod args;
 mod bench;
 mod client;

@@ -30,6 +30,8 @@ struct Ports {
     nats: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     http: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    admin_token: Option<String>,
 }
 
 /// The file, as long as it exists.
@@ -39,8 +41,8 @@ pub(crate) struct PortsFile {
 }
 
 impl PortsFile {
-    /// Writes `{"nats":"nats://HOST:PORT","http":"http://HOST:PORT"}` beside the path and renames it there, so that whoever
-    /// waits for the file never reads half of it.
+    /// Writes `{"nats":"nats://HOST:PORT","http":"http://HOST:PORT","admin_token":"TOKEN"}` beside the path and renames it
+    /// there, so that whoever waits for the file never reads half of it. Only this user may read it.
     ///
     /// # Errors
     /// The directory does not exist or may not be written to.
@@ -48,10 +50,12 @@ impl PortsFile {
         path: &Path,
         nats: Option<SocketAddr>,
         http: Option<SocketAddr>,
+        admin_token: Option<&str>,
     ) -> Result<Self, PortsFileError> {
         let ports = Ports {
             nats: nats.map(|addr| format!("nats://{addr}")),
             http: http.map(|addr| format!("http://{addr}")),
+            admin_token: admin_token.map(str::to_owned),
         };
         put(path, &ports).map_err(|source| PortsFileError { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned() })
@@ -63,6 +67,7 @@ fn put(path: &Path, ports: &Ports) -> io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    // Made with mode 0600, which it keeps: there is a token in it.
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     serde_json::to_writer(&mut file, ports)?;
     file.write_all(b"\n")?;
@@ -87,9 +92,14 @@ mod tests {
         let path = directory.path().join("ports.json");
         let nats = "127.0.0.1:41".parse().unwrap();
         let http = "127.0.0.1:42".parse().unwrap();
-        let file = PortsFile::write(&path, Some(nats), Some(http)).unwrap();
+        let file = PortsFile::write(&path, Some(nats), Some(http), Some("x")).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text, "{\"nats\":\"nats://127.0.0.1:41\",\"http\":\"http://127.0.0.1:42\"}\n");
+        assert_eq!(
+            text,
+            "{\"nats\":\"nats://127.0.0.1:41\",\"http\":\"http://127.0.0.1:42\",\"admin_token\":\"x\"}\n"
+        );
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
+        assert_eq!(mode & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file is left");
         drop(file);
         assert!(!path.exists());
@@ -97,7 +107,8 @@ mod tests {
 
     #[test]
     fn a_missing_directory_is_an_error_that_names_the_path() {
-        let error = PortsFile::write(Path::new("/nonexistent-directory/ports.json"), None, None).unwrap_err();
+        let error =
+            PortsFile::write(Path::new("/nonexistent-directory/ports.json"), None, None, None).unwrap_err();
         assert!(error.to_string().contains("/nonexistent-directory/ports.json"));
     }
 }

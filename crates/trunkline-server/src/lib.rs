@@ -13,6 +13,7 @@
 //! # }
 //! ```
 
+pub mod admin;
 mod client;
 mod connection;
 mod health;
@@ -26,5 +27,5 @@ mod shared;
 mod staging;
 mod view;
 
-pub use options::{Limits, ServerOptions};
+pub use options::{AdminDefaults, Limits, ServerOptions};
 pub use server::{Server, StartError};

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use trunkline::Telemetry;
+use trunkline::backend::Backend;
 use trunkline::backend::memory::Hub;
-use trunkline::config::{Config, Server as ServerConfig};
+use trunkline::config::{Config, Secret, Server as ServerConfig};
+use trunkline::redelivery::RetryPolicy;
 use trunkline::status::BackendStatus;
+use trunkline::{BusOptions, Start, Telemetry};
 
 use crate::server::StartError;
 
 /// How to start a [`Server`](crate::Server).
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ServerOptions {
     /// Where NATS clients connect; port 0 is any free one. Default `127.0.0.1:4222`, key `server.listen`.
     pub listen: SocketAddr,
@@ -34,6 +36,45 @@ pub struct ServerOptions {
     pub health_interval: Duration,
     /// Counters of a bus in this process, shown on `/metrics` beside the server's.
     pub telemetry: Option<Telemetry>,
+    /// Token of the admin API; `None` makes a new one at every start. Key `server.auth.admin_token`.
+    pub admin_token: Option<Secret>,
+    /// What the admin API works on; `None` is the hub.
+    pub backend: Option<Arc<dyn Backend>>,
+    /// What the admin API tells its clients to do by default.
+    pub admin_defaults: AdminDefaults,
+}
+
+/// Defaults of consumers that run in clients of the admin API; keys `messaging.consumer.*` and
+/// `messaging.initial_stream_id`.
+#[derive(Debug, Clone)]
+pub struct AdminDefaults {
+    /// How often a message is delivered, and after which delays.
+    pub retry: RetryPolicy,
+    /// Longest time a delivery may stay unsettled.
+    pub ack_wait: Duration,
+    /// Where a new consumer starts.
+    pub initial_start: Start,
+}
+
+impl From<&BusOptions> for AdminDefaults {
+    fn from(options: &BusOptions) -> Self {
+        Self {
+            retry: options.retry.clone(),
+            ack_wait: options.ack_wait,
+            initial_start: options.initial_start,
+        }
+    }
+}
+
+impl std::fmt::Debug for ServerOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerOptions")
+            .field("listen", &self.listen)
+            .field("http", &self.http)
+            .field("limits", &self.limits)
+            .field("subject_root", &self.subject_root)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ServerOptions {
@@ -49,6 +90,9 @@ impl ServerOptions {
             backend_status: None,
             health_interval: Duration::from_secs(10),
             telemetry: None,
+            admin_token: None,
+            backend: None,
+            admin_defaults: AdminDefaults::from(&BusOptions::default()),
         }
     }
 }
@@ -80,6 +124,7 @@ impl ServerOptions {
             http: server.http,
             limits: Limits::from(&server.limits),
             subject_root: config.messaging.subject_root.clone(),
+            admin_token: server.auth.admin_token.clone(),
             ..Self::new(hub)
         })
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use trunkline::backend::Backend;
+use trunkline::backend::memory::MemoryBackend;
 use trunkline::{Pattern, Subject};
 use trunkline_core::SubjectError;
 use trunkline_protocol::ServerError;
@@ -14,7 +16,7 @@ use trunkline_protocol::ServerError;
 use crate::client::Client;
 use crate::connection::Connection;
 use crate::health::{HEALTH_TYPE, Health};
-use crate::http::{self, Monitor};
+use crate::http::{self, Api, Members, Monitor, Token};
 use crate::options::ServerOptions;
 use crate::outbox::{Ending, Outbox};
 use crate::shared::{Entry, Shared};
@@ -54,6 +56,12 @@ pub enum StartError {
         /// What it takes.
         missing: &'static str,
     },
+    /// The system gives no random bytes to make the admin token of.
+    #[error("the admin token cannot be made: {reason}")]
+    AdminToken {
+        /// What the system said.
+        reason: String,
+    },
     /// The first token of the platform's subjects cannot be one.
     #[error("{root:?} cannot begin a subject (messaging.subject_root)")]
     SubjectRoot {
@@ -75,6 +83,7 @@ impl StartError {
                 format!("set {setting} to a loopback address such as 127.0.0.1:4222")
             }
             Self::NotServed { setting, .. } => format!("remove {setting} from the configuration"),
+            Self::AdminToken { .. } => "set server.auth.admin_token".to_owned(),
             Self::SubjectRoot { .. } => "set messaging.subject_root to a word such as nachos".to_owned(),
         }
     }
@@ -84,6 +93,7 @@ impl StartError {
 pub struct Server {
     shared: Arc<Shared>,
     http: Option<SocketAddr>,
+    token: Token,
     /// Ends accepting, looking after, and HTTP.
     stop: CancellationToken,
     /// Every task of the server, connections included.
@@ -109,6 +119,8 @@ impl Server {
         let health_subject =
             Subject::new(format!("{}.{HEALTH_TYPE}", options.subject_root)).map_err(bad_root)?;
         let dead_letters = Pattern::new(format!("{}.dead.>", options.subject_root)).map_err(bad_root)?;
+        let token = Token::new(options.admin_token.map(|token| token.expose().to_owned()))
+            .map_err(|error| StartError::AdminToken { reason: error.to_string() })?;
         let http = match options.http {
             Some(wanted) => {
                 let listener = bind(wanted, "server.http")?;
@@ -130,11 +142,23 @@ impl Server {
         let http = http.map(|(listener, address)| {
             let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
             let bounds = http::Bounds::of(&shared.limits);
-            let app = http::router(monitor);
+            let backend = options
+                .backend
+                .unwrap_or_else(|| Arc::new(MemoryBackend::connect_to(&shared.hub)) as Arc<dyn Backend>);
+            let api = Arc::new(Api::new(
+                backend,
+                token.clone(),
+                options.subject_root,
+                shared.limits.max_payload,
+                options.admin_defaults,
+                shared.limits.http_timeout,
+            ));
+            tasks.spawn(expire_members(api.members().clone(), stop.clone()));
+            let app = http::router(monitor, api);
             tasks.spawn(http::serve(listener, app, bounds, stop.clone(), tasks.clone()));
             address
         });
-        Ok(Self { shared, http, stop, tasks })
+        Ok(Self { shared, http, token, stop, tasks })
     }
 
     /// Where NATS clients connect.
@@ -145,6 +169,11 @@ impl Server {
     /// Where health, monitoring and metrics are served.
     pub fn http_addr(&self) -> Option<SocketAddr> {
         self.http
+    }
+
+    /// The token of the admin API.
+    pub fn admin_token(&self) -> &str {
+        self.token.expose()
     }
 
     /// Stops: no new connections; what waits is sent, until `within` is over; then everything is closed. Returns how many
@@ -227,6 +256,18 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
             client.outbox.flush();
         }
         Entry::Stopping => {}
+    }
+}
+
+/// Owned by the server's tracker; ends by `stop`.
+async fn expire_members(members: Arc<Members>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => members.expire(tokio::time::Instant::now()),
+        }
     }
 }
 

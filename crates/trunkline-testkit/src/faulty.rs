@@ -14,7 +14,7 @@ use trunkline::backend::{
     Settled, StreamConfig, StreamError, StreamInfo, Streams, SubscribeError, SubscribeOptions, Unsupported,
 };
 use trunkline::status::BackendStatus;
-use trunkline::{Message, Pattern, Subject};
+use trunkline::{Message, Pattern, StreamOffset, Subject};
 
 /// How often each fault happens, between 0 and 1.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -184,6 +184,11 @@ impl Streams for FaultyBackend {
     fn read(&self, stream: &str, request: ReadRequest) -> Fut<'_, Result<ReadPage, StreamError>> {
         let stream = stream.to_owned();
         Box::pin(async move { self.inner_streams()?.read(&stream, request).await })
+    }
+
+    fn delete(&self, stream: &str, offsets: Vec<StreamOffset>) -> Fut<'_, Result<u64, StreamError>> {
+        let stream = stream.to_owned();
+        Box::pin(async move { self.inner_streams()?.delete(&stream, offsets).await })
     }
 
     fn join(&self, stream: &str, config: ConsumerConfig) -> Fut<'_, Result<Arc<dyn Member>, StreamError>> {

@@ -5,6 +5,7 @@ pub(crate) mod blocking;
 pub mod connect;
 pub mod consume;
 pub mod context;
+pub mod dead_letters;
 pub(crate) mod draft;
 pub(crate) mod frame;
 pub mod handler;

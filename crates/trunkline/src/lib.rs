@@ -50,6 +50,7 @@ pub use backend::{
 pub use bus::connect::ConnectError;
 pub use bus::consume::{Consumer, ConsumerBuilder, ConsumerError, Delivered, Key, Pulled, Puller};
 pub use bus::context::Context;
+pub use bus::dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterPage, DeadLetters, RedriveError};
 pub use bus::handler::{BoxError, Failure, HandlerError, Retry};
 pub use bus::received::Received;
 pub use bus::request::RequestError;

@@ -2,10 +2,15 @@
 
 pub(crate) mod completions;
 pub(crate) mod config;
+pub(crate) mod consume;
+pub(crate) mod consumer;
+pub(crate) mod dlq;
 pub(crate) mod publish;
+pub(crate) mod replay;
 pub(crate) mod reply;
 pub(crate) mod request;
 pub(crate) mod status;
+pub(crate) mod stream;
 pub(crate) mod subscribe;
 pub(crate) mod up;
 
@@ -62,6 +67,11 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Sub(args) => block_on(CLIENT_THREADS, subscribe::run(&global, &args)),
         Command::Request(args) => block_on(CLIENT_THREADS, request::run(&global, &args)),
         Command::Reply(args) => block_on(CLIENT_THREADS, reply::run(&global, args)),
+        Command::Stream(args) => block_on(CLIENT_THREADS, stream::run(&global, args)),
+        Command::Consumer(args) => block_on(CLIENT_THREADS, consumer::run(&global, args)),
+        Command::Consume(args) => block_on(CLIENT_THREADS, consume::run(&global, args)),
+        Command::Dlq(args) => block_on(CLIENT_THREADS, dlq::run(&global, args)),
+        Command::Replay(args) => block_on(CLIENT_THREADS, replay::run(&global, args)),
         Command::Status(args) => block_on(CLIENT_THREADS, status::run(&global, &args)),
         Command::Config(args) => config::run(&global, &args),
         Command::Bench(args) => block_on(0, async { Ok(bench::run(args).await?) }),

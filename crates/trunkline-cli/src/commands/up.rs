@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use trunkline::config::Loaded;
 
+use crate::admin::RuntimeFile;
 use crate::client::ClientError;
 use crate::demo;
 use crate::failure::Failure;
@@ -79,15 +80,31 @@ pub(crate) async fn run(loaded: Loaded, args: UpArgs) -> Result<(), Failure> {
         () = interrupts.stop().cancelled() => return Ok(()),
     };
     let ports = match &args.ports_file {
-        Some(path) => Some(PortsFile::write(path, running.nats_addr(), running.http_addr())?),
+        Some(path) => {
+            Some(PortsFile::write(path, running.nats_addr(), running.http_addr(), running.admin_token())?)
+        }
         None => None,
     };
+    let token_file = write_token(&running);
     output::note(&banner::text(&loaded, &running, args.demo));
     let result = work(&running, &args, &interrupts).await;
     // The file goes first: who reads it from now on shall not find a bus that refuses connections.
     drop(ports);
+    drop(token_file);
     stop(running, &interrupts).await;
     result
+}
+
+/// Lets commands of this user find the admin API without being told. Where that cannot be, they are given `--token`.
+fn write_token(running: &Running) -> Option<RuntimeFile> {
+    let (nats, http, token) = (running.nats_addr()?, running.http_addr()?, running.admin_token()?);
+    match RuntimeFile::write(nats, http, token) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            tracing::warn!(%error, "the admin token is not kept for other commands, give them --token");
+            None
+        }
+    }
 }
 
 async fn work(running: &Running, args: &UpArgs, interrupts: &Interrupts) -> Result<(), Failure> {

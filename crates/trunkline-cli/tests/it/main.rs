@@ -10,6 +10,7 @@ mod envelope;
 mod errors;
 mod messages;
 mod readme;
+mod streams;
 mod up;
 
 use std::path::Path;

@@ -1,8 +1,9 @@
 //! The HTTP side of the server: probes, metrics, and monitoring in nats-server's shape.
 //!
-//! Everything here reads what the server counts anyway, when somebody asks: no session ever waits for it. Nothing here
-//! changes anything.
+//! Everything here but the admin API reads what the server counts anyway, when somebody asks, and changes nothing: no session
+//! ever waits for it.
 
+mod api;
 mod connz;
 mod durations;
 mod host;
@@ -29,6 +30,7 @@ use crate::health::{Health, Readiness};
 use crate::process::CpuShare;
 use crate::shared::Shared;
 
+pub(crate) use api::{Api, Members, Token};
 pub(crate) use serve::{Bounds, serve};
 
 /// What there is to ask for: path, and what it answers.
@@ -81,7 +83,7 @@ impl Monitor {
 }
 
 /// Everything that is served.
-pub(crate) fn router(monitor: Arc<Monitor>) -> Router {
+pub(crate) fn router(monitor: Arc<Monitor>, api: Arc<Api>) -> Router {
     Router::new()
         .route("/", get(index))
         .route("/healthz", get(healthz))
@@ -94,8 +96,9 @@ pub(crate) fn router(monitor: Arc<Monitor>) -> Router {
         .route("/accountz", get(varz::accountz))
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
-        .layer(middleware::from_fn_with_state(monitor.clone(), guard))
-        .with_state(monitor)
+        .with_state(monitor.clone())
+        .merge(api::router(api))
+        .layer(middleware::from_fn_with_state(monitor, guard))
 }
 
 /// Before every handler: refuses names that are not this machine's, then counts.

@@ -202,6 +202,9 @@ pub enum StreamError {
         /// The newest one stored.
         last: StreamOffset,
     },
+    /// Single messages cannot be taken out of this stream.
+    #[error("single messages cannot be deleted from stream {0:?}, its backend removes whole streams only")]
+    NotDeletable(String),
     /// The bus is draining or closed.
     #[error("the bus is closed")]
     Closed,

@@ -145,7 +145,7 @@ pub struct ConsumerInfo {
     pub lag: u64,
     /// Deliveries that were repeats.
     pub redelivered: u64,
-    /// Messages that limits removed before they were settled.
+    /// Messages that limits or a deletion removed before they were settled.
     pub missed: u64,
     /// Members now.
     pub members: u64,
@@ -183,6 +183,18 @@ pub trait Streams: Send + Sync {
     /// # Errors
     /// No such stream, an offset of another backend, no connection.
     fn read(&self, stream: &str, request: ReadRequest) -> Fut<'_, Result<ReadPage, StreamError>>;
+
+    /// Removes single messages, and returns how many there were. Other offsets stay as they are; a consumer that had not
+    /// settled such a message counts it as missed.
+    ///
+    /// *Redis*: XDEL. *JetStream*: a message delete for each. The default refuses.
+    ///
+    /// # Errors
+    /// No such stream, an offset of another backend, no connection, or a backend that removes whole streams only.
+    fn delete(&self, stream: &str, offsets: Vec<StreamOffset>) -> Fut<'_, Result<u64, StreamError>> {
+        let _ = offsets;
+        Box::pin(std::future::ready(Err(StreamError::NotDeletable(stream.to_owned()))))
+    }
 
     /// Joins a durable consumer as a new member, creating the consumer when it is not there.
     ///

@@ -16,7 +16,7 @@ pub(super) const URL_VARIABLE: &str = "TRUNKLINE_URL";
 /// Path of the configuration file.
 pub(super) const FILE_VARIABLE: &str = "TRUNKLINE_CONFIG";
 /// Variables with the prefix that are not keys: read elsewhere.
-const RESERVED: [&str; 3] = [URL_VARIABLE, FILE_VARIABLE, "TRUNKLINE_LOG"];
+const RESERVED: [&str; 4] = [URL_VARIABLE, FILE_VARIABLE, "TRUNKLINE_LOG", "TRUNKLINE_ADMIN_TOKEN"];
 const RESERVED_PREFIX: &str = "TRUNKLINE_TEST_";
 /// An unknown name this close to a known one is a mistake; further away it may belong to the component itself.
 const TYPO_EDITS_MAX: usize = 2;

@@ -22,6 +22,13 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
         Some(address) => format!("http://{address}"),
         None => "not served".to_owned(),
     };
+    let is_configured = loaded.config.server.auth.admin_token.is_some();
+    let token = match running.admin_token() {
+        // Its owner knows it, and a log may be read by others.
+        Some(_) if is_configured => "as configured (server.auth.admin_token)".to_owned(),
+        Some(token) => format!("{token} {DIM}(admin API){DIM:#}"),
+        None => "no admin API".to_owned(),
+    };
     let backend = match &status.state {
         BackendState::Connected => format!("{} ({})", status.backend, status.server),
         state => {
@@ -49,6 +56,7 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
         "{NAME}trunkline {version}{NAME:#} is ready\n  \
          clients   {url}\n  \
          http      {http}\n  \
+         token     {token}\n  \
          backend   {backend}\n  \
          config    {file}\n  \
          try next  {next}\n  \

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use trunkline::config::Loaded;
 use trunkline::{Bus, ConnectError};
-use trunkline_server::{Server, ServerOptions, StartError};
+use trunkline_server::{AdminDefaults, Server, ServerOptions, StartError};
 
 use crate::failure::{Explain, Kind};
 
@@ -62,6 +62,12 @@ impl Running {
         self.server.as_ref().and_then(Server::http_addr)
     }
 
+    /// The token of the admin API, where it is served.
+    pub(crate) fn admin_token(&self) -> Option<&str> {
+        let server = self.server.as_ref()?;
+        server.http_addr().map(|_| server.admin_token())
+    }
+
     /// Stops both within the time given, and returns how many connections had to be cut.
     pub(crate) async fn stop(self, within: Duration) -> usize {
         let started = tokio::time::Instant::now();
@@ -91,6 +97,8 @@ pub(crate) async fn start(loaded: &Loaded) -> Result<Running, UpError> {
             let options = ServerOptions {
                 backend_status: Some(bus.backend_status()),
                 telemetry: Some(bus.telemetry().clone()),
+                backend: Some(bus.backend().clone()),
+                admin_defaults: AdminDefaults::from(bus.options()),
                 ..ServerOptions::from_config(config, hub)?
             };
             Some(Server::start(options).await?)

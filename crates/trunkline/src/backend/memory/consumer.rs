@@ -157,7 +157,7 @@ impl Consumer {
         Settled::Done
     }
 
-    /// Takes note of what limits removed from the log: what was not settled by then is missed.
+    /// Takes note of what was removed from the log: what was not settled by then is missed.
     pub(super) fn forget(&mut self, removed: &Removed) {
         for (sequence, message) in removed {
             let unread = *sequence >= self.cursor && self.wants(message);
@@ -172,7 +172,7 @@ impl Consumer {
     pub(super) fn info(&self, log: &Log, now: Instant) -> ConsumerInfo {
         let floor = self.pending.keys().next().copied().unwrap_or(self.cursor).saturating_sub(1);
         let lag = match &self.config.filter {
-            None => (log.last() + 1).saturating_sub(self.cursor.max(log.first())),
+            None => log.messages_from(self.cursor),
             Some(filter) => (self.cursor.max(log.first())..=log.last())
                 .filter_map(|sequence| log.get(sequence))
                 .filter(|stored| filter.matches(&stored.message.subject))

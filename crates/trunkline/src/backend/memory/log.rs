@@ -19,6 +19,8 @@ pub(super) struct Log {
     entries: VecDeque<Stored>,
     /// Sequence of `entries[0]`, or of the next message when there are none.
     first: u64,
+    /// Entries that hold a message; the others were deleted. The first entry always holds one.
+    messages: u64,
     bytes: u64,
     /// Never goes back, so that a start by time can search.
     newest_time: SystemTime,
@@ -29,10 +31,11 @@ pub(super) struct Log {
 #[derive(Debug)]
 struct Stored {
     time: SystemTime,
-    message: Arc<Message>,
+    /// `None` once it was deleted.
+    message: Option<Arc<Message>>,
 }
 
-/// What limits removed, oldest first.
+/// What was removed, oldest first.
 pub(super) type Removed = Vec<(u64, Arc<Message>)>;
 
 impl Log {
@@ -41,6 +44,7 @@ impl Log {
             config,
             entries: VecDeque::new(),
             first: 1,
+            messages: 0,
             bytes: 0,
             newest_time: SystemTime::UNIX_EPOCH,
             dedupe: HashMap::new(),
@@ -59,7 +63,17 @@ impl Log {
     }
 
     pub(super) fn messages(&self) -> u64 {
-        self.entries.len() as u64
+        self.messages
+    }
+
+    /// Messages kept at or after `from`.
+    pub(super) fn messages_from(&self, from: u64) -> u64 {
+        let skipped = from.saturating_sub(self.first);
+        if self.messages == self.entries.len() as u64 {
+            return self.messages.saturating_sub(skipped);
+        }
+        let skipped = usize::try_from(skipped).unwrap_or(usize::MAX);
+        self.entries.iter().skip(skipped).filter(|stored| stored.message.is_some()).count() as u64
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -71,7 +85,7 @@ impl Log {
         Some(StoredMessage {
             offset: StreamOffset::Sequence(sequence),
             time: stored.time,
-            message: stored.message.clone(),
+            message: stored.message.clone()?,
         })
     }
 
@@ -98,7 +112,8 @@ impl Log {
     ) -> (u64, Removed) {
         self.newest_time = self.newest_time.max(wall);
         self.bytes += message.size_bytes() as u64;
-        self.entries.push_back(Stored { time: self.newest_time, message: message.clone() });
+        self.entries.push_back(Stored { time: self.newest_time, message: Some(message.clone()) });
+        self.messages += 1;
         let sequence = self.last();
         if let Some(id) = dedupe_id {
             self.dedupe.insert(id.to_owned(), sequence);
@@ -110,22 +125,45 @@ impl Log {
     /// Removes what limits say, from the old end.
     pub(super) fn apply_limits(&mut self, wall: SystemTime) -> Removed {
         let mut removed = Vec::new();
-        let config = &self.config;
         while let Some(oldest) = self.entries.front() {
+            let config = &self.config;
             let too_old = config
                 .max_age
                 .is_some_and(|age| wall.duration_since(oldest.time).is_ok_and(|old_by| old_by > age));
-            let too_many = config.max_messages.is_some_and(|max| self.entries.len() as u64 > max);
+            let too_many = config.max_messages.is_some_and(|max| self.messages > max);
             let too_big = config.max_bytes.is_some_and(|max| self.bytes > max);
             if !(too_old || too_many || too_big) {
                 break;
             }
-            let Some(oldest) = self.entries.pop_front() else { break };
-            self.bytes -= oldest.message.size_bytes() as u64;
-            removed.push((self.first, oldest.message));
-            self.first += 1;
+            removed.extend(self.take(self.first));
+            self.trim();
         }
         removed
+    }
+
+    /// Removes single messages; sequences that hold none are passed over.
+    pub(super) fn delete(&mut self, sequences: impl IntoIterator<Item = u64>) -> Removed {
+        let mut removed: Removed = sequences.into_iter().filter_map(|sequence| self.take(sequence)).collect();
+        self.trim();
+        removed.sort_unstable_by_key(|(sequence, _)| *sequence);
+        removed
+    }
+
+    /// Empties an entry and leaves it in its place; [`Log::trim`] must follow.
+    fn take(&mut self, sequence: u64) -> Option<(u64, Arc<Message>)> {
+        let at = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
+        let message = self.entries.get_mut(at)?.message.take()?;
+        self.messages -= 1;
+        self.bytes -= message.size_bytes() as u64;
+        Some((sequence, message))
+    }
+
+    /// Drops empty entries from the old end.
+    fn trim(&mut self) {
+        while self.entries.front().is_some_and(|stored| stored.message.is_none()) {
+            self.entries.pop_front();
+            self.first += 1;
+        }
     }
 
     /// Sequence of the first message at or after `start`, which may lie before the oldest one kept.
@@ -249,6 +287,26 @@ mod tests {
         assert_eq!((page.missed, page.end, page.messages[0].offset), (1, false, StreamOffset::Sequence(3)));
         let page = log.page(&ReadRequest { from: page.next, filter, max: 10 }).unwrap();
         assert_eq!((page.messages.len(), page.end, page.missed), (1, true, 0));
+    }
+
+    #[test]
+    fn deleted_messages_leave_the_offsets_of_the_others_alone() {
+        let mut log = log(|c| c.max_messages = Some(3));
+        for at in 1..=4 {
+            put(&mut log, "a.b", at);
+        }
+        let numbers = |removed: Removed| removed.into_iter().map(|(n, _)| n).collect::<Vec<_>>();
+        assert_eq!(numbers(log.delete([3, 1, 3, 9])), [3]);
+        assert_eq!((log.first(), log.last(), log.messages(), log.bytes()), (2, 4, 2, 26));
+        assert_eq!((log.messages_from(3), log.messages_from(0), log.messages_from(9)), (1, 2, 0));
+        assert!(log.get(3).is_none() && log.next_match(3, None).is_some_and(|(n, _)| n == 4));
+        // A hole does not count against the limit, and goes with what stands before it.
+        assert_eq!(put(&mut log, "a.b", 5), (5, 0));
+        assert_eq!(put(&mut log, "a.b", 6), (6, 1));
+        assert_eq!(log.first(), 4);
+        assert_eq!(numbers(log.delete([4, 5, 6])), [4, 5, 6]);
+        assert_eq!((log.first(), log.last(), log.messages(), log.bytes()), (7, 6, 0, 0));
+        assert_eq!(put(&mut log, "a.b", 7), (7, 0));
     }
 
     #[test]

@@ -314,6 +314,19 @@ impl Streams for Hub {
         ready(self.stream(stream).and_then(|stream| stream.lock().log.page(&request)))
     }
 
+    fn delete(&self, stream: &str, offsets: Vec<StreamOffset>) -> Fut<'_, Result<u64, StreamError>> {
+        let delete = |stream: StreamHandle| {
+            let number = |offset: StreamOffset| offset.sequence().ok_or(StreamError::ForeignOffset(offset));
+            let numbers = offsets.into_iter().map(number).collect::<Result<Vec<_>, _>>()?;
+            Ok(stream.change(|state| {
+                let removed = state.log.delete(numbers);
+                state.note_removed(&removed);
+                removed.len() as u64
+            }))
+        };
+        ready(self.stream(stream).and_then(delete))
+    }
+
     fn join(&self, stream: &str, config: ConsumerConfig) -> Fut<'_, Result<Arc<dyn Member>, StreamError>> {
         let member = self.stream(stream).and_then(|stream| stream.join(config));
         ready(member.map(|member| Arc::new(member) as Arc<dyn Member>))

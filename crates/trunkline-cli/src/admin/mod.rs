@@ -1,0 +1,174 @@
+//! The way of a command to the streams of a bus: over the admin API of a running `trunkline up`, or over NATS.
+//!
+//! Either way the command gets a [`Bus`], so that retry, dead letters and replay are the library's own.
+
+mod backend;
+mod error;
+mod link;
+mod member;
+mod token;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline::backend::StreamError;
+use trunkline::config::{Backend, Config, NatsUrl};
+use trunkline::redelivery::RetryPolicy;
+use trunkline::{Bus, BusOptions, Token};
+use trunkline_server::admin::ServerJson;
+use url::Url;
+
+use crate::client::{self, ClientError};
+use crate::duration;
+use crate::failure::Failure;
+use crate::settings::{self, GlobalArgs};
+
+use backend::AdminBackend;
+pub(crate) use error::AdminError;
+use link::Link;
+pub(crate) use token::RuntimeFile;
+
+/// How long a command that is done waits for its connection to close.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Which bus, how to be let in, and how long to wait for it.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Which bus")]
+pub(crate) struct AdminArgs {
+    /// Where the server answers HTTP [default: that of --url, else the configured server.http]
+    #[arg(long, value_name = "URL", conflicts_with = "url")]
+    http: Option<Url>,
+
+    /// The bus by the address of its clients: a `trunkline up` of this user on this machine, or any NATS server
+    #[arg(long, value_name = "URL", value_parser = NatsUrl::parse)]
+    url: Option<NatsUrl>,
+
+    /// Token of the admin API [default: $TRUNKLINE_ADMIN_TOKEN, else found for a `trunkline up` of this user]
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+
+    /// Longest wait for an answer
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "5s")]
+    api_timeout: Duration,
+}
+
+/// A bus whose streams can be worked on.
+pub(crate) struct AdminClient {
+    /// What the command works with.
+    pub(crate) bus: Bus,
+    server: String,
+}
+
+impl AdminClient {
+    /// Where it is, without credentials.
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Disconnects.
+    pub(crate) async fn close(self) {
+        // The work is done by now: that the server has gone in the meantime makes it no failure.
+        if let Err(error) = self.bus.drain(CLOSING).await {
+            tracing::debug!(%error, "the connection was not closed in good order");
+        }
+    }
+}
+
+/// Where to go.
+enum Place {
+    Http(Url),
+    Nats(NatsUrl),
+}
+
+impl AdminArgs {
+    /// Connects to a bus with streams.
+    ///
+    /// # Errors
+    /// No server, no token, a wrong one, or a NATS server without streams.
+    pub(crate) async fn connect(&self, global: &GlobalArgs) -> Result<AdminClient, Failure> {
+        let configured = match (&self.http, &self.url) {
+            (None, None) => Some(settings::load(global, [])?.config),
+            _ => None,
+        };
+        let place = match (&self.http, &self.url, &configured) {
+            (Some(http), ..) => Place::Http(http.clone()),
+            (None, Some(url), _) => place_of(url.clone()),
+            (None, None, Some(config)) if config.messaging.backend == Backend::Nats => {
+                place_of(config.messaging.nats_url.clone())
+            }
+            (None, None, config) => Place::Http(http_of(config.as_ref())?),
+        };
+        match place {
+            Place::Http(url) => self.over_http(url, configured.as_ref()).await,
+            Place::Nats(url) => self.over_nats(&url).await,
+        }
+    }
+
+    async fn over_http(&self, url: Url, configured: Option<&Config>) -> Result<AdminClient, Failure> {
+        let from_environment =
+            || std::env::var("TRUNKLINE_ADMIN_TOKEN").ok().filter(|token| !token.is_empty());
+        let given = self.token.clone().or_else(from_environment);
+        let found = || token::find(&url).map(|file| file.admin_token);
+        // Only for the address that the same configuration names: a token is not shown to strangers.
+        let of_config = || {
+            let token = configured.and_then(|config| config.server.auth.admin_token.as_ref());
+            token.map(|token| token.expose().to_owned())
+        };
+        let is_found = given.is_none();
+        let token = given.or_else(found).or_else(of_config);
+        let token = token.ok_or_else(|| AdminError::NoToken { url: shown(&url) })?;
+        let link = Arc::new(Link::new(&url, token, is_found, self.api_timeout)?);
+        let server: ServerJson = link.get("/server").await?;
+        let options = options_of(&server, self.api_timeout)?;
+        let backend = AdminBackend::new(link, &server);
+        Ok(AdminClient { bus: Bus::with_backend(Arc::new(backend), options), server: shown(&url) })
+    }
+
+    async fn over_nats(&self, url: &NatsUrl) -> Result<AdminClient, Failure> {
+        let bus = client::connect_to(url, self.api_timeout, self.api_timeout).await?;
+        // What this server cannot do is told before anything is done.
+        if let Err(error) = bus.backend().streams() {
+            return Err(AdminError::Stream(StreamError::from(error)).into());
+        }
+        Ok(AdminClient { bus, server: url.to_string() })
+    }
+}
+
+/// A NATS address is that of a Trunkline server when one of this user says so; else it is taken as it is.
+fn place_of(url: NatsUrl) -> Place {
+    let of_server = |server: &trunkline::config::NatsUrl| token::find_by_nats(&server.to_string());
+    match of_server(&url).and_then(|file| Url::parse(&file.http).ok()) {
+        Some(http) => Place::Http(http),
+        None => Place::Nats(url),
+    }
+}
+
+fn http_of(config: Option<&Config>) -> Result<Url, Failure> {
+    let listen: Option<SocketAddr> = config.and_then(|config| config.server.http);
+    let address = listen.ok_or(AdminError::NoHttp)?;
+    let address = client::reachable(address).ok_or(ClientError::NoPort)?;
+    Ok(Url::parse(&format!("http://{address}"))
+        .map_err(|error| ClientError::Address { reason: error.to_string() })?)
+}
+
+/// An address without the slash that parsing adds.
+fn shown(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
+}
+
+/// The settings of the server, so that a worker behaves as the configuration of the bus says.
+fn options_of(server: &ServerJson, patience: Duration) -> Result<BusOptions, AdminError> {
+    let unclear = || AdminError::NotAdmin { url: "the server".to_owned() };
+    let initial_start = trunkline_server::admin::parse_start(&server.initial_start).map_err(|_| unclear())?;
+    let backoff = server.backoff_ms.iter().copied().map(Duration::from_millis).collect();
+    Ok(BusOptions {
+        subject_root: Token::new(server.subject_root.clone()).map_err(|_| unclear())?,
+        publish_timeout: patience,
+        retry: RetryPolicy { max_deliver: server.max_deliver, backoff },
+        ack_wait: Duration::from_millis(server.ack_wait_ms),
+        initial_start,
+        source: "cli".to_owned(),
+        ..BusOptions::default()
+    })
+}

@@ -1,0 +1,140 @@
+//! Who may use the admin API: whoever has the token, and no page of another site.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use subtle::ConstantTimeEq as _;
+
+use super::Api;
+use super::answer::ApiError;
+use crate::admin::Problem;
+
+/// Random bytes of a token that the server makes.
+const TOKEN_BYTES: usize = 24;
+
+/// The system gives no random bytes.
+#[derive(Debug, thiserror::Error)]
+#[error("the system gives no random bytes: {0}")]
+pub(crate) struct TokenError(getrandom::Error);
+
+/// The token of the admin API.
+#[derive(Clone)]
+pub(crate) struct Token(String);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Token {
+    /// The configured token, or a new one.
+    pub(crate) fn new(configured: Option<String>) -> Result<Self, TokenError> {
+        if let Some(token) = configured {
+            return Ok(Self(token));
+        }
+        let mut bytes = [0; TOKEN_BYTES];
+        getrandom::fill(&mut bytes).map_err(TokenError)?;
+        Ok(Self(URL_SAFE_NO_PAD.encode(bytes)))
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Compares in a time that does not tell how much is right.
+    fn is(&self, given: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(given).into()
+    }
+}
+
+/// Before every handler of the API. That the name of the host is the loopback's has been checked by then.
+pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    match check(&api.token, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+fn check(token: &Token, headers: &HeaderMap) -> Result<(), ApiError> {
+    if let Some(origin) = headers.get(header::ORIGIN)
+        && !is_same(origin, headers.get(header::HOST))
+    {
+        let text =
+            format!("pages of {} may not use the admin API", String::from_utf8_lossy(origin.as_bytes()));
+        return Err(ApiError::new(Problem::ForeignOrigin, text));
+    }
+    let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let bearer = given.and_then(|given| {
+        let (scheme, rest) = given.split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
+    });
+    match bearer {
+        Some(bearer) if token.is(bearer) => Ok(()),
+        Some(_) => Err(ApiError::new(Problem::Unauthorized, "this token is not the server's admin token")),
+        None => Err(ApiError::new(Problem::Unauthorized, "the admin API needs a token")),
+    }
+}
+
+/// Whether a page's origin is where it sends the request to.
+fn is_same(origin: &header::HeaderValue, host: Option<&header::HeaderValue>) -> bool {
+    let (Ok(origin), Some(Ok(host))) = (origin.to_str(), host.map(|host| host.to_str())) else {
+        return false;
+    };
+    origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(pairs: &[(header::HeaderName, &str)]) -> Option<Problem> {
+        let token = Token::new(Some("secret".to_owned())).expect("it is given");
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, header::HeaderValue::from_static("localhost:8222"));
+        for (name, value) in pairs {
+            headers.insert(name, value.parse().expect("a valid value"));
+        }
+        check(&token, &headers).err().map(|error| {
+            let response = error.into_response();
+            match response.status().as_u16() {
+                401 => Problem::Unauthorized,
+                403 => Problem::ForeignOrigin,
+                status => panic!("{status}"),
+            }
+        })
+    }
+
+    #[test]
+    fn only_the_token_opens() {
+        for good in ["Bearer secret", "bearer secret"] {
+            assert_eq!(problem(&[(header::AUTHORIZATION, good)]), None, "{good}");
+        }
+        for bad in ["", "Bearer", "Bearer ", "Bearer secre", "Bearer secret1", "Basic secret", "secret"] {
+            assert_eq!(problem(&[(header::AUTHORIZATION, bad)]), Some(Problem::Unauthorized), "{bad}");
+        }
+        assert_eq!(problem(&[]), Some(Problem::Unauthorized));
+    }
+
+    #[test]
+    fn pages_of_other_origins_are_refused_even_with_the_token() {
+        let token = (header::AUTHORIZATION, "Bearer secret");
+        assert_eq!(problem(&[token.clone(), (header::ORIGIN, "http://localhost:8222")]), None);
+        for foreign in ["http://localhost:3000", "http://evil.example", "null", "http://localhost"] {
+            let refused = problem(&[token.clone(), (header::ORIGIN, foreign)]);
+            assert_eq!(refused, Some(Problem::ForeignOrigin), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn made_tokens_differ() {
+        let token = || Token::new(None).expect("the system has random bytes").expose().to_owned();
+        let (one, other) = (token(), token());
+        assert!(one.len() >= 32 && one != other, "{one} {other}");
+    }
+}

@@ -1,0 +1,108 @@
+//! The admin API, `/api/v1`: streams, consumers, stored messages, and work for clients without a connection of their own.
+//!
+//! Every request needs the token. What a request asks for is done by the backend that the server is a front of; nothing
+//! here decides about retry or dead letters, which is the business of the bus that the client runs.
+
+mod answer;
+mod consumers;
+mod guard;
+mod members;
+mod publish;
+mod streams;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::middleware;
+use axum::response::Response;
+use axum::routing::{get, post};
+use trunkline::Unsupported;
+use trunkline::backend::{Backend, Streams};
+
+use crate::admin::{BASE, Problem, ServerJson};
+use crate::options::AdminDefaults;
+use answer::{ApiError, ok};
+pub(crate) use guard::Token;
+pub(crate) use members::Members;
+
+/// What the handlers know.
+pub(crate) struct Api {
+    backend: Arc<dyn Backend>,
+    token: Token,
+    subject_root: String,
+    max_payload: usize,
+    defaults: AdminDefaults,
+    members: Arc<Members>,
+    /// Longest wait for the rest of a request's body.
+    patience: Duration,
+}
+
+impl Api {
+    pub(crate) fn new(
+        backend: Arc<dyn Backend>,
+        token: Token,
+        subject_root: String,
+        max_payload: usize,
+        defaults: AdminDefaults,
+        patience: Duration,
+    ) -> Self {
+        let members = Arc::default();
+        Self { backend, token, subject_root, max_payload, defaults, members, patience }
+    }
+
+    pub(crate) fn members(&self) -> &Arc<Members> {
+        &self.members
+    }
+
+    fn streams(&self) -> Result<&dyn Streams, Unsupported> {
+        self.backend.streams()
+    }
+}
+
+/// The routes of the API.
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    let routes = Router::new()
+        .route("/server", get(server))
+        .route("/publish", post(publish::publish))
+        .route("/streams", get(streams::list).post(streams::ensure))
+        .route("/streams/{stream}", get(streams::info).delete(streams::remove))
+        .route("/streams/{stream}/messages", get(streams::read))
+        .route("/streams/{stream}/messages/delete", post(streams::delete))
+        .route("/streams/{stream}/consumers", get(consumers::list))
+        .route("/streams/{stream}/consumers/{consumer}", get(consumers::info).delete(consumers::remove))
+        .route("/streams/{stream}/consumers/{consumer}/members", post(members::join))
+        .route("/members/{member}", axum::routing::delete(members::leave))
+        .route("/members/{member}/fetch", post(members::fetch))
+        .route("/members/{member}/settle", post(members::settle))
+        .route("/members/{member}/lease", post(members::lease))
+        .route("/members/{member}/heartbeat", post(members::heartbeat))
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_allowed)
+        .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
+        .with_state(api);
+    Router::new().nest(BASE, routes)
+}
+
+async fn server(State(api): State<Arc<Api>>) -> Response {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    ok(&ServerJson {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        backend: api.backend.capabilities().kind.to_string(),
+        subject_root: api.subject_root.clone(),
+        max_payload: api.max_payload,
+        ack_wait_ms: millis(api.defaults.ack_wait),
+        max_deliver: api.defaults.retry.max_deliver,
+        backoff_ms: api.defaults.retry.backoff.iter().copied().map(millis).collect(),
+        initial_start: crate::admin::show_start(api.defaults.initial_start),
+    })
+}
+
+async fn not_found(uri: axum::http::Uri) -> ApiError {
+    ApiError::new(Problem::NotFound, format!("there is no {} in the admin API", uri.path()))
+}
+
+async fn not_allowed(method: axum::http::Method, uri: axum::http::Uri) -> ApiError {
+    ApiError::new(Problem::MethodNotAllowed, format!("{method} is not possible on {}", uri.path()))
+}
