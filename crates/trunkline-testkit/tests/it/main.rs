@@ -7,6 +7,7 @@ mod conformance_memory;
 mod conformance_nats;
 mod envelope;
 mod nats_server;
+mod redis_server;
 mod sabotage;
 mod scenario_run;
 mod tcp_proxy;
