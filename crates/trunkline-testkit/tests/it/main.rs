@@ -5,6 +5,7 @@ mod clients_node;
 mod clients_python;
 mod conformance_memory;
 mod conformance_nats;
+mod conformance_redis;
 mod envelope;
 mod nats_server;
 mod redis_server;
