@@ -289,6 +289,17 @@ impl Link {
         (self.server.clone(), reason)
     }
 
+    /// What the first command after connecting failed with.
+    pub(super) fn unusable(&self, failure: Failure, waited: Duration) -> RedisConnectError {
+        let denied =
+            matches!(&failure, Failure::Refused(error) if matches!(error.code(), "NOPERM" | "NOAUTH"));
+        let (server, reason) = self.failed(failure);
+        match denied {
+            true => RedisConnectError::Unauthorized { server, reason },
+            false => RedisConnectError::Unreachable { server, waited, reason },
+        }
+    }
+
     pub(super) fn stream_error(&self, failure: Failure) -> StreamError {
         let (server, reason) = self.failed(failure);
         StreamError::NotConnected { server, reason }

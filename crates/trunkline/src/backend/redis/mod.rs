@@ -82,11 +82,7 @@ impl RedisBackend {
     /// Dropping the future leaves nothing behind.
     pub async fn connect(options: RedisOptions) -> Result<Self, RedisConnectError> {
         let link = Link::connect(&options).await?;
-        let unreachable = |failure: link::Failure| RedisConnectError::Unreachable {
-            server: link.server.clone(),
-            waited: options.connect_timeout,
-            reason: format!("connected, but commands fail: {failure:?}"),
-        };
+        let unreachable = |failure| link.unusable(failure, options.connect_timeout);
         let shared = Arc::new(Shared::new(link.clone(), options.clone()));
         // From here on every change of the routes is followed; what they are now is read after that.
         let control = shared.control_tip().await.map_err(unreachable)?;
