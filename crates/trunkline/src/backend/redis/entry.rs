@@ -1,7 +1,7 @@
 //! Messages as entries of a Redis stream, and what else is read out of answers.
 //!
 //! An entry has two fields. `n` is the running number of the message in its stream: entries are numbered by time, so
-//! only this tells how many are missing. `m` is the message: a line `SUBJECT REPLY HEADER-BYTES` (`-` where there is no
+//! only this tells how many are missing. `m` is the message: a line `SUBJECT REPLY HEADER-BYTES` (`.` where there is no
 //! reply), the header block in its NATS text form, and the payload.
 
 use std::sync::Arc;
@@ -13,6 +13,9 @@ use trunkline_core::{HeaderError, Headers, Message, StreamOffset, Subject, Subje
 
 use super::link::Failure;
 use crate::backend::StoredMessage;
+
+/// In the place of a reply subject; no subject is written like this.
+const NO_REPLY: &str = ".";
 
 /// Id of an entry: milliseconds and a number within them.
 pub(super) type EntryId = (u64, u64);
@@ -45,6 +48,11 @@ impl Entry {
         StreamOffset::Entry(self.id.0, self.id.1)
     }
 
+    /// Bytes of what it carries.
+    pub(super) fn size_bytes(&self) -> usize {
+        self.message.as_ref().map_or(0, |message| message.size_bytes())
+    }
+
     /// The message with its place and time; `None` for what is no message.
     pub(super) fn stored(&self) -> Option<StoredMessage> {
         let message = self.message.as_ref().ok()?.clone();
@@ -58,7 +66,7 @@ pub(super) fn time_of(id: EntryId) -> SystemTime {
 }
 
 pub(super) fn encode(message: &Message) -> Vec<u8> {
-    let reply = message.reply.as_ref().map_or("-", |reply| reply.as_str());
+    let reply = message.reply.as_ref().map_or(NO_REPLY, |reply| reply.as_str());
     let mut headers = Vec::new();
     if !message.headers.is_empty() {
         message.headers.encode(&mut headers);
@@ -90,7 +98,7 @@ fn decode(blob: Bytes) -> Result<Message, Undecodable> {
     Ok(Message {
         subject: Subject::new(subject.to_owned())?,
         reply: match reply {
-            "-" => None,
+            NO_REPLY => None,
             reply => Some(Subject::new(reply.to_owned())?),
         },
         headers,
@@ -199,7 +207,7 @@ mod tests {
             (None, Headers::new(), &b""[..]),
             (Some("_INBOX.a.1"), headers.clone(), b"\r\n\0\xff"),
             (None, headers, b"{}"),
-            (Some("-.-"), Headers::new(), b"a b c\r\n"),
+            (Some("-"), Headers::new(), b"a b c\r\n"),
         ] {
             let message = Message {
                 subject: Subject::new("nachos.ä.b").unwrap(),
@@ -214,10 +222,10 @@ mod tests {
     #[test]
     fn what_is_no_message_is_refused_and_not_cut_short() {
         for blob in
-            ["", "a", "a - 0", "a - 0 0\r\n", "a - x\r\n", "a - 3\r\nxx", "a..b - 0\r\n", "a - 2\r\nxx"]
+            ["", "a", "a . 0", "a . 0 0\r\n", "a . x\r\n", "a . 3\r\nxx", "a..b . 0\r\n", "a . 2\r\nxx"]
         {
             assert!(decode(Bytes::from_static(blob.as_bytes())).is_err(), "{blob:?}");
         }
-        assert!(decode(Bytes::from_static(b"a - 18446744073709551615\r\n")).is_err());
+        assert!(decode(Bytes::from_static(b"a . 18446744073709551615\r\n")).is_err());
     }
 }

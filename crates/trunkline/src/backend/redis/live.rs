@@ -346,6 +346,10 @@ impl Live {
     /// Ends when the connection fails.
     async fn read_control(self: &Arc<Self>, position: &mut EntryId) {
         let Ok(mut connection) = self.shared.link.open().await else { return };
+        // What the connection before had not told, and whether the server still knows.
+        if self.shared.refresh().await.is_err() {
+            return;
+        }
         let key = self.shared.control_key();
         loop {
             let mut command = redis::cmd("XREAD");
@@ -436,7 +440,13 @@ impl LiveSource for RedisSource {
     fn stop(&mut self) -> Fut<'_, Result<(), SubscribeError>> {
         Box::pin(async move {
             match self.live.upgrade() {
-                Some(live) => live.finish(&self.subscription).await,
+                // A task, because a group that is left half way would hold its place: it ends also when nobody waits.
+                Some(live) => {
+                    let (tasks, runtime) = (live.tasks.clone(), live.runtime.clone());
+                    let subscription = self.subscription.clone();
+                    let ending = async move { live.finish(&subscription).await };
+                    tasks.spawn_on(ending, &runtime).await.unwrap_or(Err(SubscribeError::Closed))
+                }
                 None => Ok(()),
             }
         })

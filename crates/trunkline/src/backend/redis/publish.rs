@@ -393,8 +393,8 @@ impl Writer {
     async fn refresh(&self) {
         let link = &self.shared.link;
         let _ = link.query(redis::cmd("SCRIPT").arg("LOAD").arg(PUBLISH.source())).await;
-        if let Ok((_, true)) = self.shared.reload().await {
-            self.shared.restore().await;
+        if let Err(failure) = self.shared.refresh().await {
+            tracing::debug!(?failure, "the routes cannot be read now");
         }
     }
 

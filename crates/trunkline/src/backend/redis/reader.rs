@@ -5,7 +5,7 @@
 //! had. The running numbers of entries tell when limits took something away before it was read.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -21,8 +21,9 @@ use super::routes::Home;
 use crate::backend::inbox::Inbox;
 use crate::backend::{Gap, LiveEvent};
 
-/// Entries of one read.
+/// Most entries of one read, and the bytes that one is to bring: how many entries that is, the read before tells.
 const READ_ENTRIES: usize = 256;
+const READ_BYTES: usize = 4 << 20;
 /// Longest time one read blocks, and how much longer it may take until its connection counts as broken.
 const BLOCK: Duration = Duration::from_secs(5);
 const BLOCK_GRACE: Duration = Duration::from_secs(2);
@@ -62,8 +63,6 @@ pub(super) struct Reader {
     position: watch::Sender<EntryId>,
     /// There is something to do differently.
     changed: Notify,
-    /// Id of the connection it reads on, 0 while there is none.
-    client_id: AtomicI64,
     stop: CancellationToken,
 }
 
@@ -100,7 +99,6 @@ impl Reader {
             }),
             position: watch::Sender::new(position),
             changed: Notify::new(),
-            client_id: AtomicI64::new(0),
             stop,
         })
     }
@@ -155,7 +153,6 @@ impl Reader {
                     read = self.read_on_one_connection() => read,
                     () = current.lost.cancelled() => Ok(()),
                 };
-                self.client_id.store(0, Ordering::SeqCst);
                 if let Err(error) = read {
                     tracing::debug!(stream = self.home.name, ?error, "a read failed and is tried again");
                     self.link.suspect();
@@ -173,7 +170,7 @@ impl Reader {
         let broken = |error: redis::RedisError| Failure::NotConnected(error.to_string());
         let mut connection = self.link.open().await.map_err(broken)?;
         let id: i64 = redis::cmd("CLIENT").arg("ID").query_async(&mut connection).await.map_err(broken)?;
-        self.client_id.store(id, Ordering::SeqCst);
+        let mut count = READ_ENTRIES;
         loop {
             self.wait_for_room().await;
             let from = {
@@ -183,7 +180,7 @@ impl Reader {
             };
             let mut command = redis::cmd("XREAD");
             let block = u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX);
-            command.arg("COUNT").arg(READ_ENTRIES).arg("BLOCK").arg(block);
+            command.arg("COUNT").arg(count).arg("BLOCK").arg(block);
             command.arg("STREAMS").arg(&self.home.key).arg(print_id(from));
             let reading = connection.send_packed_command(&command);
             tokio::pin!(reading);
@@ -205,7 +202,12 @@ impl Reader {
             if let Value::ServerError(error) = answer {
                 return Err(Failure::Refused(error));
             }
-            self.hand_out(read_entries(answer)?);
+            let entries = read_entries(answer)?;
+            let bytes: usize = entries.iter().map(Entry::size_bytes).sum();
+            if let Some(each) = bytes.checked_div(entries.len()) {
+                count = (READ_BYTES / each.max(1)).clamp(1, READ_ENTRIES);
+            }
+            self.hand_out(entries);
         }
     }
 

@@ -81,6 +81,8 @@ impl Home {
 #[derive(Debug)]
 pub(super) struct Routes {
     pub(super) version: u64,
+    /// When the first stream was entered; another one means that the server lost its data since. 0 without streams.
+    pub(super) era: u64,
     prefix: String,
     /// Configured streams by name.
     pub(super) streams: BTreeMap<String, Arc<Home>>,
@@ -92,7 +94,7 @@ impl Routes {
     pub(super) fn new(
         prefix: &str,
         root: &str,
-        version: u64,
+        (version, era): (u64, u64),
         configs: impl IntoIterator<Item = StreamConfig>,
     ) -> Self {
         let stream = |config: StreamConfig| {
@@ -130,6 +132,7 @@ impl Routes {
             .collect();
         Self {
             version,
+            era,
             prefix: prefix.to_owned(),
             streams: configs.into_iter().map(stream).collect(),
             families,
@@ -260,7 +263,7 @@ mod tests {
 
     fn routes() -> Routes {
         let config = StreamConfig::new("hot", vec!["nachos.tool.hot.>".parse().unwrap()]);
-        Routes::new("p", "nachos", 1, [config])
+        Routes::new("p", "nachos", (1, 1), [config])
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(super) struct Tip {
 impl Shared {
     pub(super) fn new(link: Arc<Link>, options: RedisOptions) -> Self {
         let process = format!("{:012x}{:08x}", fastrand::u64(..1 << 48), std::process::id());
-        let routes = Routes::new(&options.prefix, &options.subject_root, 0, []);
+        let routes = Routes::new(&options.prefix, &options.subject_root, (0, 0), []);
         Self { link, options, process, routes: RwLock::new(Arc::new(routes)), ensured: Mutex::default() }
     }
 
@@ -61,15 +61,37 @@ impl Shared {
         format!("{}:control", self.options.prefix)
     }
 
+    /// Copies the routes from the server, and enters the streams of this process again where the server has forgotten
+    /// them.
+    pub(super) async fn refresh(&self) -> Result<(), Failure> {
+        if let (_, true) = self.reload().await? {
+            self.restore().await;
+        }
+        Ok(())
+    }
+
     /// Copies the routes from the server. Says whether the server has forgotten them since.
     pub(super) async fn reload(&self) -> Result<(Arc<Routes>, bool), Failure> {
+        let routes = Arc::new(self.load().await?);
+        let mut current = self.routes.write();
+        let forgotten = current.era != 0 && current.era != routes.era;
+        // Another copy may have been taken later and put in place first.
+        if forgotten || routes.version >= current.version {
+            *current = routes.clone();
+        }
+        Ok((routes, forgotten))
+    }
+
+    async fn load(&self) -> Result<Routes, Failure> {
         let answer = self.link.query(redis::cmd("HGETALL").arg(self.routes_key())).await?;
-        let (mut version, mut configs) = (0, Vec::new());
+        let (mut version, mut era, mut configs) = (0, 0, Vec::new());
         let mut fields = list(answer)?.into_iter();
         while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
             let name = text(&name)?;
             if name == "version" {
                 version = number(&value)?;
+            } else if name == "era" {
+                era = number(&value)?;
             } else if let Some(name) = name.strip_prefix("s:") {
                 let record = serde_json::from_str::<StreamRecord>(&text(&value)?).ok();
                 match record.and_then(|record| record.config(name)) {
@@ -81,12 +103,7 @@ impl Shared {
                 }
             }
         }
-        let routes =
-            Arc::new(Routes::new(&self.options.prefix, &self.options.subject_root, version, configs));
-        let mut current = self.routes.write();
-        let forgotten = version < current.version;
-        *current = routes.clone();
-        Ok((routes, forgotten))
+        Ok(Routes::new(&self.options.prefix, &self.options.subject_root, (version, era), configs))
     }
 
     /// The streams chosen by the routes, and where each of them stands, in one step with the check that the routes are
@@ -103,7 +120,7 @@ impl Shared {
                 Ok(tips) => return Ok(homes.into_iter().zip(tips).collect()),
                 Err(failure) if is_stale(&failure) => {
                     last = failure;
-                    self.reload().await?;
+                    self.refresh().await?;
                 }
                 Err(failure) => return Err(failure),
             }

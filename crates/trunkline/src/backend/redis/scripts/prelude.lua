@@ -34,8 +34,8 @@ local function field(entry, name)
 end
 
 -- XTRIM MINID came with Redis 6.2; this does the same on 6.0. What has become too old is taken away once, so the cost
--- is that of one more command for each message.
-local function trim_age(stream, oldest)
+-- is that of one more command for each message. At most so many pages of 100 go at a time.
+local function trim_age(stream, oldest, pages)
   if oldest <= 0 then
     return
   end
@@ -51,7 +51,8 @@ local function trim_age(stream, oldest)
     if #ids > 0 then
       redis.call('XDEL', stream, unpack(ids))
     end
-  until #ids < 100
+    pages = pages - 1
+  until #ids < 100 or pages <= 0
 end
 
 -- What Redis says a stream takes is an estimate by a few of its nodes; so are the bytes that are kept.

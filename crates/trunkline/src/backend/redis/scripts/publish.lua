@@ -56,7 +56,8 @@ if skipped > 0 then
   redis.call('DECRBY', KEYS[3], skipped)
 end
 if ARGV[5] ~= '0' then
-  trim_age(stream, now - tonumber(ARGV[5]))
+  -- Five for each batch catch up with any backlog, without holding up the server for it.
+  trim_age(stream, now - tonumber(ARGV[5]), 5)
 end
 if ARGV[6] ~= '0' then
   trim_bytes(stream, tonumber(ARGV[6]))

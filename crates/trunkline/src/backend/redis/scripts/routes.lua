@@ -5,6 +5,10 @@ if (redis.call('HGET', KEYS[1], 'version') or '0') ~= ARGV[1] then
   return redis.error_reply('STALE the routes have changed')
 end
 local stream = KEYS[3]
+if redis.call('HEXISTS', KEYS[1], 'version') == 0 then
+  -- Versions grow also over a loss of all data, and the era tells that there was one.
+  redis.call('HSET', KEYS[1], 'version', clock(), 'era', clock())
+end
 local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 if ARGV[3] ~= '' then
   redis.call('HSET', KEYS[1], 's:' .. ARGV[2], ARGV[3])

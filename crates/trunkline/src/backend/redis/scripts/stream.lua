@@ -9,7 +9,7 @@ if ARGV[1] ~= '0' then
   redis.call('XTRIM', stream, 'MAXLEN', ARGV[1])
 end
 if ARGV[2] ~= '0' then
-  trim_age(stream, clock() - tonumber(ARGV[2]))
+  trim_age(stream, clock() - tonumber(ARGV[2]), math.huge)
 end
 if ARGV[3] ~= '0' then
   trim_bytes(stream, tonumber(ARGV[3]))
