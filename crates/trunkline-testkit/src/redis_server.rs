@@ -21,12 +21,13 @@ const PORTS: std::ops::Range<u16> = 15_000..32_000;
 pub struct RedisServer(ServerProcess);
 
 impl RedisServer {
-    /// Starts a server with an append-only file.
+    /// Starts a server with an append-only file that is synced with each write: with `everysec` the server may hold
+    /// back even the write while a sync is under way, and a kill then takes what was confirmed.
     ///
     /// # Panics
     /// When there is no `redis-server` (the message says how to get it) or it does not come up.
     pub fn start() -> RedisServer {
-        RedisServer::start_with(["--appendonly", "yes"])
+        RedisServer::start_with(["--appendonly", "yes", "--appendfsync", "always"])
     }
 
     /// Starts a server that keeps nothing over a restart.

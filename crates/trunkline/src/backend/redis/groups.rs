@@ -143,7 +143,7 @@ impl GroupReader {
         self.stopped.cancelled().await;
         self.seats.lock().members.clear();
         if let Some(entry) = self.joined.get() {
-            self.presence.forget(*entry);
+            self.presence.unlist(*entry).await;
         }
         let leaving = self.shared.link.run_script(&GROUP_LEAVE, &[&self.home.key], |command| {
             command.arg(&self.group).arg(&self.member);

@@ -363,7 +363,7 @@ impl Live {
             if changes.is_empty() {
                 continue;
             }
-            if self.shared.reload().await.is_err() {
+            if self.shared.refresh().await.is_err() {
                 return;
             }
             for change in changes {

@@ -89,11 +89,11 @@ impl RedisBackend {
         shared.reload().await.map_err(unreachable)?;
 
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let presence = Presence::new(&shared);
+        let (presence, unlisted) = Presence::new(&shared);
         let live = Live::new(&shared, &presence, &tasks, &stop);
         let (publisher, writer) = Publisher::new(&shared);
         tasks.spawn(link.run(stop.clone()));
-        tasks.spawn(presence.run(stop.clone()));
+        tasks.spawn(presence.run(unlisted, stop.clone()));
         tasks.spawn(live.clone().follow_routes(control));
         tasks.spawn(writer.run(stop.clone()));
         Ok(Self {

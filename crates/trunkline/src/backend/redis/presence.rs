@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use trunkline_core::Pattern;
 
@@ -17,6 +19,10 @@ use super::scripts::HEARTBEAT;
 use super::shared::Shared;
 
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
+/// How soon a renewal that failed is tried again: after an outage entries may have ended.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// Entries that wait to be taken away.
+const UNLISTED_MAX: usize = 64;
 /// How long an entry lasts.
 pub(super) const EXPIRY: Duration = Duration::from_secs(6);
 
@@ -27,17 +33,25 @@ pub(super) struct Listing {
     name: String,
 }
 
+/// An entry to take away, and whom to tell.
+pub(super) type Unlisted = (Listing, oneshot::Sender<()>);
+
 /// All entries of this process.
 pub(super) struct Presence {
     shared: Arc<Shared>,
     /// Held for one map operation, or to copy the entries.
     listings: Mutex<HashMap<u64, Listing>>,
     next_id: AtomicU64,
+    unlisted: mpsc::Sender<Unlisted>,
 }
 
 impl Presence {
-    pub(super) fn new(shared: &Arc<Shared>) -> Arc<Self> {
-        Arc::new(Self { shared: shared.clone(), listings: Mutex::default(), next_id: AtomicU64::new(0) })
+    /// No entries yet, and what [`Presence::run`] is to be spawned with.
+    pub(super) fn new(shared: &Arc<Shared>) -> (Arc<Self>, mpsc::Receiver<Unlisted>) {
+        let (sender, unlisted) = mpsc::channel(UNLISTED_MAX);
+        let next_id = AtomicU64::new(0);
+        let presence = Self { shared: shared.clone(), listings: Mutex::default(), next_id, unlisted: sender };
+        (Arc::new(presence), unlisted)
     }
 
     /// Lists who answers on `pattern`. A literal subject has a set of its own, found without looking at any other.
@@ -66,39 +80,53 @@ impl Presence {
         id
     }
 
-    /// Renews an entry no more.
-    pub(super) fn forget(&self, id: u64) -> Option<Listing> {
-        self.listings.lock().remove(&id)
-    }
-
     /// Takes an entry away. Where that fails it ends by itself.
     pub(super) async fn unlist(&self, id: u64) {
-        if let Some(Listing { set, name }) = self.forget(id) {
-            let _ = self.shared.link.query(redis::cmd("ZREM").arg(set).arg(name)).await;
+        let listing = self.listings.lock().remove(&id);
+        if let Some(listing) = listing {
+            let (done, over) = oneshot::channel();
+            // Without the task nothing renews the entry, and it ends by itself.
+            if self.unlisted.send((listing, done)).await.is_ok() {
+                let _ = over.await;
+            }
         }
     }
 
-    /// Renews all entries, until `stop`.
-    pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let renewing = async {
-            loop {
-                // At once after a reconnect: while it lasted entries may have ended.
-                let Some(current) = self.shared.link.connected().await else { return };
-                let listings: Vec<Listing> = self.listings.lock().values().cloned().collect();
-                if !listings.is_empty()
-                    && let Err(failure) = self.renew(&listings).await
-                {
-                    tracing::debug!(?failure, "entries of responders are not renewed");
+    /// Renews all entries and takes away those that are to go, until `stop`. One task does both, so that an entry which
+    /// was taken away is not renewed by a command that was on its way.
+    pub(super) async fn run(
+        self: Arc<Self>,
+        mut unlisted: mpsc::Receiver<Unlisted>,
+        stop: CancellationToken,
+    ) {
+        let mut renewal = Instant::now();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some((listing, done)) = unlisted.recv() => {
+                    let mut command = redis::cmd("ZREM");
+                    let _ = self.shared.link.query(command.arg(listing.set).arg(listing.name)).await;
+                    let _ = done.send(());
                 }
-                tokio::select! {
-                    () = tokio::time::sleep(RENEW_INTERVAL) => {}
-                    () = current.lost.cancelled() => {}
+                () = tokio::time::sleep_until(renewal) => {
+                    let renewed = self.renew_all().await;
+                    renewal = Instant::now() + if renewed { RENEW_INTERVAL } else { RETRY_INTERVAL };
                 }
             }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = renewing => {}
+        }
+    }
+
+    async fn renew_all(&self) -> bool {
+        let listings: Vec<Listing> = self.listings.lock().values().cloned().collect();
+        if listings.is_empty() {
+            return true;
+        }
+        match self.renew(&listings).await {
+            Ok(()) => true,
+            Err(failure) => {
+                tracing::debug!(?failure, "entries of responders are not renewed");
+                false
+            }
         }
     }
 

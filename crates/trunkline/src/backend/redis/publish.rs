@@ -240,8 +240,13 @@ impl Writer {
                     return;
                 }
             }
-            if let Some(Order::Flush(done)) = self.waiting.pop_front() {
-                let _ = done.send(self.flushed());
+            // An answer that nobody responds may have come in front: it is sent first.
+            match self.waiting.pop_front() {
+                Some(Order::Flush(done)) => {
+                    let _ = done.send(self.flushed());
+                }
+                Some(other) => self.waiting.push_front(other),
+                None => {}
             }
             return;
         }

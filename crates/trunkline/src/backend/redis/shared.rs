@@ -61,22 +61,27 @@ impl Shared {
         format!("{}:control", self.options.prefix)
     }
 
-    /// Copies the routes from the server, and enters the streams of this process again where the server has forgotten
-    /// them.
-    pub(super) async fn refresh(&self) -> Result<(), Failure> {
-        if let (_, true) = self.reload().await? {
-            self.restore().await;
+    /// Copies the routes from the server. Where the server has lost them, the streams of this process are entered again
+    /// first: until they are, nobody here acts by routes without them.
+    pub(super) async fn refresh(&self) -> Result<Arc<Routes>, Failure> {
+        let (routes, forgotten) = self.reload().await?;
+        if !forgotten {
+            return Ok(routes);
         }
-        Ok(())
+        self.restore().await;
+        let routes = Arc::new(self.load().await?);
+        *self.routes.write() = routes.clone();
+        Ok(routes)
     }
 
-    /// Copies the routes from the server. Says whether the server has forgotten them since.
+    /// Copies the routes from the server, unless it has lost its data since: then it says so, and the copy stays as it
+    /// was.
     pub(super) async fn reload(&self) -> Result<(Arc<Routes>, bool), Failure> {
         let routes = Arc::new(self.load().await?);
         let mut current = self.routes.write();
         let forgotten = current.era != 0 && current.era != routes.era;
         // Another copy may have been taken later and put in place first.
-        if forgotten || routes.version >= current.version {
+        if !forgotten && routes.version >= current.version {
             *current = routes.clone();
         }
         Ok((routes, forgotten))

@@ -84,7 +84,7 @@ impl Shared {
     /// A stream by name, asking the server where the copy of the routes does not know it.
     async fn find(&self, name: &str) -> Result<Arc<Home>, StreamError> {
         self.refuse_when_closed()?;
-        let (routes, _) = self.reload().await.map_err(|failure| self.link.stream_error(failure))?;
+        let routes = self.refresh().await.map_err(|failure| self.link.stream_error(failure))?;
         routes.stream(name).ok_or_else(|| StreamError::NoStream(name.to_owned()))
     }
 
@@ -124,7 +124,7 @@ impl Shared {
     async fn list_streams(&self) -> Result<Vec<StreamInfo>, StreamError> {
         self.refuse_when_closed()?;
         let failed = |failure| self.link.stream_error(failure);
-        let (routes, _) = self.reload().await.map_err(failed)?;
+        let routes = self.refresh().await.map_err(failed)?;
         let mut infos = Vec::new();
         for home in routes.streams.values() {
             if let Some(config) = &home.config {
@@ -140,7 +140,7 @@ impl Shared {
         self.ensured.lock().remove(name);
         let mut last = Failure::Unexpected("the streams keep changing".to_owned());
         for _ in 0..STALE_RETRIES {
-            let (routes, _) = self.reload().await.map_err(failed)?;
+            let routes = self.refresh().await.map_err(failed)?;
             if !routes.streams.contains_key(name) {
                 return Ok(false);
             }
