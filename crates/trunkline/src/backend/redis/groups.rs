@@ -159,6 +159,7 @@ impl GroupReader {
         let _stopped = self.stopped.clone().drop_guard();
         loop {
             let connected = tokio::select! {
+                biased;
                 connected = self.shared.link.connected() => connected,
                 () = self.stopping.notified() => return,
                 () = stop.cancelled() => return,
@@ -206,12 +207,15 @@ impl GroupReader {
         let mut connection = link.open().await.map_err(broken)?;
         let id: i64 = redis::cmd("CLIENT").arg("ID").query_async(&mut connection).await.map_err(broken)?;
         loop {
-            if self.seats.lock().closing {
-                return Ok(true);
-            }
+            // The last reads of a group that closes do not wait: what was stored by then is handed out.
+            let closing = self.seats.lock().closing;
             let mut command = redis::cmd("XREADGROUP");
             command.arg("GROUP").arg(format!("q:{}", self.group)).arg(&self.member);
-            command.arg("COUNT").arg(READ_ENTRIES).arg("BLOCK").arg(millis(BLOCK)).arg("NOACK");
+            command.arg("COUNT").arg(READ_ENTRIES);
+            if !closing {
+                command.arg("BLOCK").arg(millis(BLOCK));
+            }
+            command.arg("NOACK");
             command.arg("STREAMS").arg(&self.home.key).arg(">");
             let reading = connection.send_packed_command(&command);
             tokio::pin!(reading);
@@ -234,7 +238,12 @@ impl GroupReader {
             if let Value::ServerError(error) = answer {
                 return Err(Failure::Refused(error));
             }
-            self.hand_out(read_entries(answer)?);
+            let entries = read_entries(answer)?;
+            let rest = entries.len() == READ_ENTRIES;
+            self.hand_out(entries);
+            if closing && !rest {
+                return Ok(true);
+            }
         }
     }
 

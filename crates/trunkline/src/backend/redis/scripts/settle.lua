@@ -7,15 +7,23 @@ local consumer, due = stream .. ':consumer:' .. name, stream .. ':due:' .. name
 local now = clock()
 local known = redis.call('HMGET', consumer, 'identity', 'ack_wait')
 local answers, woken = {}, false
+-- Acks are carried out together at the end; what this batch has acknowledged already is over for the rest of it.
+local done, acked, undue = {}, {}, {}
 for i = 4, #ARGV, 4 do
   local id, what = ARGV[i], ARGV[i + 2]
-  local held = known[1] == ARGV[3] and redis.pcall('XPENDING', stream, group, id, id, 1)[1]
+  local held = known[1] == ARGV[3] and not done[id] and redis.pcall('XPENDING', stream, group, id, id, 1)[1]
   if not held or held[2] ~= member or held[4] ~= tonumber(ARGV[i + 1]) then
     answers[#answers + 1] = 0
   elseif what == 'ack' then
-    redis.call('XACK', stream, group, id)
-    redis.call('ZREM', due, pad(id))
+    done[id] = true
+    acked[#acked + 1] = id
+    undue[#undue + 1] = pad(id)
     answers[#answers + 1] = 1
+    if #acked == 500 then
+      redis.call('XACK', stream, group, unpack(acked))
+      redis.call('ZREM', due, unpack(undue))
+      acked, undue = {}, {}
+    end
   elseif what == 'nak' then
     local kept = give_back(stream, group, due, id, now + tonumber(ARGV[i + 3]))
     if not kept then
@@ -35,6 +43,10 @@ for i = 4, #ARGV, 4 do
     end
     answers[#answers + 1] = kept and 1 or 0
   end
+end
+if #acked > 0 then
+  redis.call('XACK', stream, group, unpack(acked))
+  redis.call('ZREM', due, unpack(undue))
 end
 if woken then
   wake(stream)
