@@ -12,6 +12,9 @@ pub const NODE_PATH_VARIABLE: &str = "TRUNKLINE_TEST_NODE_PATH";
 /// Names the `nats-server` program.
 pub const NATS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_NATS_SERVER";
 
+/// Names the `redis-server` program.
+pub const REDIS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_SERVER";
+
 /// The Python interpreter to run client scripts with.
 ///
 /// # Panics
@@ -37,6 +40,17 @@ pub fn node_path() -> PathBuf {
 /// When there is none; the message says which variable or command provides it.
 pub fn nats_server() -> PathBuf {
     locate(NATS_SERVER_VARIABLE, "venv/bin/nats-server", "the nats-server program")
+}
+
+/// The `redis-server` program: a package of the system, so it is not where `setup` puts the others.
+///
+/// # Panics
+/// When there is none; the message says which variable or command provides it.
+pub fn redis_server() -> PathBuf {
+    let path =
+        env::var_os(REDIS_SERVER_VARIABLE).map_or_else(|| "/usr/bin/redis-server".into(), PathBuf::from);
+    require(&path, REDIS_SERVER_VARIABLE, "the redis-server program");
+    path
 }
 
 fn locate(variable: &str, installed_as: &str, what: &str) -> PathBuf {

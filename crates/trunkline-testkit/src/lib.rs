@@ -11,11 +11,13 @@ pub mod environment;
 pub mod faulty;
 pub mod history;
 pub mod process;
+pub mod redis_server;
 pub mod seeds;
 pub mod servers;
 pub mod tcp_proxy;
 
 pub use clients::{ClientLibrary, ScenarioRun};
 pub use process::ServerProcess;
+pub use redis_server::RedisServer;
 pub use servers::{NatsServer, TrunklineServer};
 pub use tcp_proxy::TcpProxy;

@@ -52,9 +52,9 @@ pub(crate) trait Program: Send + Sync {
     /// The file in which the process `pid` says where it listens.
     fn ports_file(&self, directory: &Path, pid: u32) -> PathBuf;
 
-    /// Reads that file. `None` while it is incomplete, which it is for a moment: servers write it
-    /// in place.
-    fn parse_ports(&self, content: &str) -> Option<Addresses>;
+    /// Reads that file of the process `pid`. `None` while it is incomplete, which it is for a moment: servers write
+    /// it in place.
+    fn parse_ports(&self, content: &str, pid: u32) -> Option<Addresses>;
 }
 
 /// A server process and the temporary directory it works in.
@@ -232,8 +232,9 @@ fn launch(program: &dyn Program, directory: &Path, former: Option<&Addresses>) -
     let ports_file = program.ports_file(directory, child.id());
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let addresses =
-            fs::read_to_string(&ports_file).ok().and_then(|content| program.parse_ports(&content));
+        let addresses = fs::read_to_string(&ports_file)
+            .ok()
+            .and_then(|content| program.parse_ports(&content, child.id()));
         if let Some(addresses) = addresses {
             return (child, addresses);
         }
@@ -250,7 +251,7 @@ fn launch(program: &dyn Program, directory: &Path, former: Option<&Addresses>) -
     }
 }
 
-fn log_path(directory: &Path) -> PathBuf {
+pub(crate) fn log_path(directory: &Path) -> PathBuf {
     directory.join("server.log")
 }
 

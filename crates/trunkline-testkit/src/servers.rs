@@ -73,7 +73,7 @@ impl Program for NatsServerProgram {
         directory.join(format!("nats-server_{pid}.ports"))
     }
 
-    fn parse_ports(&self, content: &str) -> Option<Addresses> {
+    fn parse_ports(&self, content: &str, _pid: u32) -> Option<Addresses> {
         let ports: Value = serde_json::from_str(content).ok()?;
         let first = |list: &str| Some(ports.get(list)?.get(0)?.as_str()?.to_owned());
         Some(Addresses { nats: first("nats")?, http: first("monitoring")? })
@@ -146,7 +146,7 @@ impl Program for TrunklineProgram {
         directory.join("trunkline.ports")
     }
 
-    fn parse_ports(&self, content: &str) -> Option<Addresses> {
+    fn parse_ports(&self, content: &str, _pid: u32) -> Option<Addresses> {
         let ports: Value = serde_json::from_str(content).ok()?;
         Some(Addresses {
             nats: ports.get("nats")?.as_str()?.to_owned(),
@@ -183,7 +183,7 @@ impl DerefMut for TrunklineServer {
     }
 }
 
-fn temporary_directory() -> TempDir {
+pub(crate) fn temporary_directory() -> TempDir {
     tempfile::Builder::new()
         .prefix("trunkline-test-")
         .tempdir()

@@ -4,10 +4,13 @@ use std::ops::DerefMut;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use trunkline::backend::nats::{NatsBackend, NatsOptions};
+use trunkline::backend::redis::{RedisBackend, RedisOptions};
 use trunkline::backend::{Backend, Fut};
+use trunkline::config::RedisUrl;
 
 use super::{Column, Faults, Harness};
 use crate::process::ServerProcess;
+use crate::redis_server::RedisServer;
 
 /// Hurts a server process by signals.
 struct ProcessFaults<S> {
@@ -56,6 +59,22 @@ pub fn nats_core<S: DerefMut<Target = ServerProcess> + Send + 'static>(server: S
         async move {
             let backend =
                 NatsBackend::connect(options).await.expect("the server was ready when it was started");
+            let backend: Arc<dyn Backend> = Arc::new(backend);
+            backend
+        }
+    });
+    harness.with_faults(faults)
+}
+
+/// The `redis` backend in front of a server of its own.
+pub fn redis(server: RedisServer) -> Harness {
+    let url = RedisUrl::parse(server.url()).expect("a server process has a valid URL");
+    let faults = ProcessFaults { server: Arc::new(Mutex::new(server)) };
+    let harness = Harness::new(Column::Redis, move || {
+        let options = RedisOptions::new(url.clone());
+        async move {
+            let backend =
+                RedisBackend::connect(options).await.expect("the server was ready when it was started");
             let backend: Arc<dyn Backend> = Arc::new(backend);
             backend
         }

@@ -4,9 +4,12 @@
 //! above it, and are the same everywhere. Backends never import each other.
 
 pub mod error;
+mod inbox;
 pub mod live;
 pub mod memory;
 pub mod nats;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod stream;
 
 use std::future::Future;

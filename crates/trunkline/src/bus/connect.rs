@@ -8,6 +8,8 @@ use trunkline_core::{OffsetError, Pattern, StreamOffset, SubjectError, Token};
 use super::{Bus, BusOptions};
 use crate::backend::memory::{Hub, HubOptions, MemoryBackend};
 use crate::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
+#[cfg(feature = "redis")]
+use crate::backend::redis::{RedisBackend, RedisConnectError, RedisOptions};
 use crate::backend::{Backend, BackendKind, Capabilities, Start, StreamConfig, StreamError, Unsupported};
 use crate::config::{Config, Fallback, InitialStreamId, Messaging};
 use crate::topics::Topics;
@@ -19,9 +21,19 @@ pub enum ConnectError {
     /// NATS cannot be reached or used, and `messaging.fallback` is `fail`.
     #[error("backend nats cannot be used (messaging.fallback is fail)")]
     Nats(#[source] NatsConnectError),
+    /// Redis cannot be reached or used, and `messaging.fallback` is `fail`.
+    #[cfg(feature = "redis")]
+    #[error("backend redis cannot be used (messaging.fallback is fail)")]
+    Redis(#[source] RedisConnectError),
     /// This build has no such backend, and `messaging.fallback` is `fail`.
     #[error("backend {backend} is not in this build (messaging.fallback is fail)")]
     NotInBuild {
+        /// The backend that was asked for.
+        backend: BackendKind,
+    },
+    /// Clients of an embedded server cannot be served from this backend, and `messaging.fallback` is `fail`.
+    #[error("the server's bridge to backend {backend} is not in this build (messaging.fallback is fail)")]
+    NoBridge {
         /// The backend that was asked for.
         backend: BackendKind,
     },
@@ -55,6 +67,8 @@ impl ConnectError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Nats(error) => error.is_retryable(),
+            #[cfg(feature = "redis")]
+            Self::Redis(error) => error.is_retryable(),
             Self::Stream(error) => error.is_retryable(),
             _ => false,
         }
@@ -64,7 +78,9 @@ impl ConnectError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Nats(error) => Some(error.hint()),
-            Self::NotInBuild { .. } => {
+            #[cfg(feature = "redis")]
+            Self::Redis(error) => Some(error.hint()),
+            Self::NotInBuild { .. } | Self::NoBridge { .. } => {
                 Some("set messaging.backend to in_memory or nats, or messaging.fallback to in_memory")
             }
             Self::NoStreams(error) => Some(error.hint()),
@@ -117,13 +133,27 @@ impl Bus {
         Ok(Self::open(&config).await?.0)
     }
 
-    /// As [`Bus::connect`], and the hub when the bus is in this process: what an embedded server is put in front of.
+    /// As [`Bus::connect`], for a process that puts an embedded server in front of the bus: the hub is what it serves.
+    /// With `backend: nats` there is none, clients go to the NATS servers themselves. `backend: redis` is as if it could
+    /// not be reached: the server has no bridge to it in this build.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn open_front(config: &Config) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
+        Self::open_as(config, true).await
+    }
+
+    /// As [`Bus::connect`], and the hub when the bus is in this process.
     ///
     /// # Errors
     /// See [`ConnectError`].
     pub async fn open(config: &Config) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
+        Self::open_as(config, false).await
+    }
+
+    async fn open_as(config: &Config, front: bool) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
         let messaging = &config.messaging;
-        if messaging.outbox && messaging.backend == BackendKind::Nats {
+        if messaging.outbox && messaging.backend != BackendKind::InMemory {
             return Err(ConnectError::NoOutbox);
         }
         for (key, reason) in without_effect(config) {
@@ -141,6 +171,20 @@ impl Bus {
                 let hub = hub();
                 (Arc::new(MemoryBackend::connect_to(&hub)), Some(hub))
             }
+            BackendKind::Redis if front => {
+                let hub = hub();
+                let error = ConnectError::NoBridge { backend: BackendKind::Redis };
+                (Arc::new(fall_back(messaging, &hub, error)?), Some(hub))
+            }
+            #[cfg(feature = "redis")]
+            BackendKind::Redis => match RedisBackend::connect(RedisOptions::from(config)).await {
+                Ok(backend) => (Arc::new(backend), None),
+                Err(error) => {
+                    let hub = hub();
+                    (Arc::new(fall_back(messaging, &hub, ConnectError::Redis(error))?), Some(hub))
+                }
+            },
+            #[cfg(not(feature = "redis"))]
             BackendKind::Redis => {
                 let hub = hub();
                 let error = ConnectError::NotInBuild { backend: BackendKind::Redis };
@@ -194,7 +238,9 @@ fn without_effect(config: &Config) -> Vec<(&'static str, &'static str)> {
 /// start; the fallback begins empty, so that the offset of the backend that was asked for stands before everything there.
 fn start_on(backend: Capabilities, wanted: BackendKind, start: Start) -> Result<Start, ConnectError> {
     match start {
-        Start::After(offset @ StreamOffset::Entry(..)) if wanted != BackendKind::Redis => {
+        Start::After(offset)
+            if matches!(offset, StreamOffset::Entry(..)) != (wanted == BackendKind::Redis) =>
+        {
             Err(ConnectError::ForeignStart { backend: wanted, offset })
         }
         Start::After(_) if backend.kind != wanted => Ok(Start::Beginning),
@@ -226,6 +272,11 @@ fn fall_back(
     let wanted = messaging.backend;
     let reason = match &error {
         ConnectError::Nats(cause) => cause.to_string(),
+        #[cfg(feature = "redis")]
+        ConnectError::Redis(cause) => cause.to_string(),
+        ConnectError::NoBridge { .. } => {
+            format!("the server's bridge to backend {wanted} is not in this build")
+        }
         _ => format!("backend {wanted} is not in this build"),
     };
     tracing::warn!(
@@ -290,6 +341,22 @@ impl From<&Config> for HubOptions {
     }
 }
 
+#[cfg(feature = "redis")]
+impl From<&Config> for RedisOptions {
+    fn from(config: &Config) -> Self {
+        let messaging = &config.messaging;
+        let mut options = Self::new(messaging.redis_url.clone());
+        options.prefix = messaging.stream_prefix.clone();
+        options.subject_root = messaging.subject_root.clone();
+        options.connect_timeout = messaging.connect_timeout;
+        options.publish_timeout = messaging.publish_timeout;
+        options.dedupe_window = messaging.dedupe_window;
+        options.max_pending = saturating(messaging.max_pending);
+        options.max_payload = saturating(config.server.limits.max_payload);
+        options
+    }
+}
+
 impl From<&Messaging> for NatsOptions {
     fn from(messaging: &Messaging) -> Self {
         let mut options = Self::new(messaging.nats_url.servers().iter().map(ToString::to_string));
@@ -329,6 +396,7 @@ mod tests {
         assert!(matches!(error, ConnectError::Nats(_)) && error.is_retryable(), "{error:?}");
     }
 
+    #[cfg(not(feature = "redis"))]
     #[tokio::test]
     async fn redis_falls_back_because_it_is_not_in_this_build() {
         let bus = Bus::connect(config("messaging: {backend: redis}")).await.unwrap();
@@ -339,6 +407,49 @@ mod tests {
         );
         let error = Bus::connect(config("messaging: {backend: redis, fallback: fail}")).await.unwrap_err();
         assert!(matches!(error, ConnectError::NotInBuild { backend: BackendKind::Redis }), "{error:?}");
+    }
+
+    #[cfg(feature = "redis")]
+    #[tokio::test]
+    async fn redis_that_cannot_be_had_falls_back_unless_that_is_forbidden() {
+        for (url, retryable) in [
+            ("redis://127.0.0.1:1", true),
+            ("redis-sentinel://127.0.0.1:1/main", false),
+            ("redis-cluster://127.0.0.1:1", false),
+        ] {
+            let redis = format!("messaging: {{backend: redis, redis_url: '{url}', connect_timeout: 200ms");
+            let bus = Bus::connect(config(&format!("{redis}}}"))).await.unwrap();
+            let status = bus.status().backend;
+            assert!(matches!(status.state, BackendState::Degraded { .. }), "{url}: {status:?}");
+            assert_eq!(status.backend, BackendKind::InMemory);
+            let error = Bus::connect(config(&format!("{redis}, fallback: fail}}"))).await.unwrap_err();
+            assert!(matches!(error, ConnectError::Redis(_)), "{url}: {error:?}");
+            assert_eq!(error.is_retryable(), retryable, "{url}: {error:?}");
+            assert!(error.hint().is_some());
+        }
+    }
+
+    #[cfg(feature = "redis")]
+    #[tokio::test]
+    async fn redis_keeps_what_the_configuration_says_under_its_prefix() {
+        let server = trunkline_testkit::RedisServer::start();
+        let written = config(&format!(
+            "messaging: {{backend: redis, redis_url: '{}', stream_prefix: other, fallback: fail, \
+             streams: [{{name: audit, subjects: ['nachos.audit.>'], max_messages: 10}}]}}",
+            server.url()
+        ));
+        let (bus, hub) = Bus::open(&written).await.unwrap();
+        assert!(hub.is_none() && bus.status().backend.state.is_ready(), "{:?}", bus.status());
+        // Another process under another prefix sees nothing of it.
+        let mut elsewhere = written;
+        elsewhere.messaging.stream_prefix = "elsewhere".to_owned();
+        elsewhere.messaging.streams.clear();
+        let backend = RedisBackend::connect(RedisOptions::from(&elsewhere)).await.unwrap();
+        assert!(backend.streams().unwrap().list().await.unwrap().is_empty());
+        elsewhere.messaging.stream_prefix = "other".to_owned();
+        let backend = RedisBackend::connect(RedisOptions::from(&elsewhere)).await.unwrap();
+        let streams = backend.streams().unwrap().list().await.unwrap();
+        assert_eq!(streams[0].config.max_messages, Some(10));
     }
 
     #[tokio::test]

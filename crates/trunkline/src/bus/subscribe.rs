@@ -76,8 +76,9 @@ impl SubscribeBuilder {
         self
     }
 
-    /// Marks it as one that answers requests.
-    pub(crate) fn responder(mut self) -> Self {
+    /// Marks it as one that answers requests by hand, so that requesters learn that somebody is there: backend redis
+    /// keeps a registry of responders. [`Bus::respond`] does this by itself.
+    pub fn responder(mut self) -> Self {
         self.options.responder = true;
         self
     }

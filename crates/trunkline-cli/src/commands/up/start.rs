@@ -91,7 +91,7 @@ pub(crate) async fn start(loaded: &Loaded) -> Result<Running, UpError> {
     if !config.components.is_empty() {
         tracing::warn!("components are configured, and this build does not start them: start them yourself");
     }
-    let (bus, hub) = Bus::open(config).await?;
+    let (bus, hub) = Bus::open_front(config).await?;
     let server = match hub {
         Some(hub) => {
             let options = ServerOptions {

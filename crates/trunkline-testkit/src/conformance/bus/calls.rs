@@ -104,8 +104,8 @@ pub async fn nobody_answering_is_known_at_once(harness: &Harness) {
 pub async fn silent_responder_is_a_timeout_and_its_late_reply_goes_to_nobody(harness: &Harness) {
     let (asking, answering) = (bus(harness).await, bus(harness).await);
     let topic = topic(harness, "tool.late.call");
-    let mut calls =
-        soon("subscribe", answering.subscribe(topic.pattern()).into_future()).await.expect("live");
+    let calls = answering.subscribe(topic.pattern()).responder();
+    let mut calls = soon("subscribe", calls.into_future()).await.expect("live");
     let timeout = Duration::from_millis(100);
     let asked = Instant::now();
     let request = asking.request(topic.clone(), &json!(1)).timeout(timeout);

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{Pattern, Subject};
 
-use super::inbox::Inbox;
+use crate::backend::inbox::Inbox;
 
 /// First delay before a lost connection is made again. It also gives the tasks of subscriptions the time to take
 /// what the old connection had brought, so that a gap stands behind it.

@@ -6,7 +6,6 @@
 
 mod connect;
 mod events;
-mod inbox;
 mod link;
 mod live;
 mod message;

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
-use crate::backend::live::{Gap, LiveEvent};
+use super::live::{Gap, LiveEvent};
 
 /// Messages and gaps between the task that receives them and the reader.
 pub(super) struct Inbox {
@@ -14,6 +15,8 @@ pub(super) struct Inbox {
     max_messages: usize,
     /// Held for the time of moving a batch in or out, never across an await; no other lock is taken inside.
     state: Mutex<State>,
+    /// The reader has taken something: there is room.
+    taken: Notify,
 }
 
 #[derive(Default)]
@@ -30,7 +33,7 @@ struct State {
 
 impl Inbox {
     pub(super) fn new(max_messages: usize) -> Self {
-        Self { max_messages: max_messages.max(1), state: Mutex::default() }
+        Self { max_messages: max_messages.max(1), state: Mutex::default(), taken: Notify::new() }
     }
 
     /// Moves a batch in; what there is no room for is dropped and counted, before any reader can see the gap.
@@ -59,6 +62,46 @@ impl Inbox {
         }
     }
 
+    /// Moves a message in if there is room and somebody to read it; else it is given back, for another reader.
+    #[cfg_attr(
+        not(feature = "redis"),
+        expect(dead_code, reason = "only backend redis shares messages out itself")
+    )]
+    pub(super) fn offer(&self, message: LiveEvent) -> Result<(), LiveEvent> {
+        let waker = {
+            let mut state = self.state.lock();
+            if state.closed || state.messages >= self.max_messages {
+                return Err(message);
+            }
+            state.settle_gaps();
+            state.events.push_back(message);
+            state.messages += 1;
+            state.reader.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// Waits until half of the room is free, or nobody reads any more.
+    #[cfg_attr(
+        not(feature = "redis"),
+        expect(dead_code, reason = "only backend redis can wait with what it reads")
+    )]
+    pub(super) async fn room(&self) {
+        loop {
+            let taken = self.taken.notified();
+            {
+                let state = self.state.lock();
+                if state.closed || state.messages * 2 <= self.max_messages {
+                    return;
+                }
+            }
+            taken.await;
+        }
+    }
+
     /// Here messages are missing, nobody knows how many.
     pub(super) fn push_unknown_gap(&self) {
         let waker = {
@@ -78,6 +121,7 @@ impl Inbox {
             state.closed = true;
             state.reader.take()
         };
+        self.taken.notify_waiters();
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -107,6 +151,8 @@ impl Inbox {
         let messages =
             out[before..].iter().filter(|event| matches!(event, LiveEvent::Message { .. })).count();
         state.messages -= messages;
+        drop(state);
+        self.taken.notify_waiters();
         Poll::Ready(count)
     }
 }

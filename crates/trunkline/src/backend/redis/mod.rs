@@ -1,0 +1,207 @@
+//! The `redis` backend: real Redis Streams, from Redis 6.0 on.
+//!
+//! A stream is one key, `PREFIX:{NAME}`; what belongs to it lies beside it in keys that start the same. Subjects that no
+//! configured stream matches go to one built-in stream for each family of the platform's subjects, replies to one
+//! expiring stream for each process. Whatever must look and act in one step is a Lua script.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `link` | the connection for all that does not block, made anew for ever; the status |
+//! | `routes`, `shared` | which stream keeps which subject, the same for everybody by a version on the server |
+//! | `publish` | batches of messages, and an outcome for each |
+//! | `reader`, `groups`, `live` | subscriptions: one blocking read a stream, one a queue group |
+//! | `presence` | who answers requests, and is a member of a queue group, by heartbeat |
+//! | `streams`, `member` | streams, and durable consumers on them |
+//!
+//! The client library reads and writes the protocol. Its own reconnecting is not used: which command may have been
+//! carried out, and what is read again from where, is for the bus to know.
+
+mod entry;
+mod groups;
+mod link;
+mod live;
+mod member;
+mod options;
+mod presence;
+mod publish;
+mod reader;
+mod routes;
+mod scripts;
+mod shared;
+mod streams;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use trunkline_core::{Message, Pattern, Subject};
+
+pub use options::{RedisConnectError, RedisOptions};
+
+use crate::backend::{
+    Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
+    PublishOptions, Publishing, Streams, SubscribeError, SubscribeOptions, Unsupported,
+};
+use crate::status::BackendStatus;
+use link::Link;
+use live::Live;
+use presence::Presence;
+use publish::Publisher;
+use shared::Shared;
+use streams::RedisStreams;
+
+/// A connection to one Redis server.
+///
+/// Its tasks end when it is dropped. Dropping does not wait for messages under way: [`Backend::flush`] or
+/// [`Backend::drain`] first.
+pub struct RedisBackend {
+    shared: Arc<Shared>,
+    publisher: Publisher,
+    live: Arc<Live>,
+    streams: RedisStreams,
+    inboxes: AtomicU64,
+    tasks: TaskTracker,
+    /// Ends all tasks of this backend.
+    stop: CancellationToken,
+    _stop_on_drop: DropGuard,
+}
+
+impl RedisBackend {
+    /// Connects. Call it within a tokio runtime that lives as long as the backend.
+    ///
+    /// Tries again until `connect_timeout` has passed when the server does not answer; a bad address and bad credentials
+    /// fail at once. Once connected, it reconnects for ever, with backoff up to 2 s and jitter.
+    ///
+    /// # Errors
+    /// See [`RedisConnectError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    pub async fn connect(options: RedisOptions) -> Result<Self, RedisConnectError> {
+        let link = Link::connect(&options).await?;
+        let unreachable = |failure| link.unusable(failure, options.connect_timeout);
+        let shared = Arc::new(Shared::new(link.clone(), options.clone()));
+        // From here on every change of the routes is followed; what they are now is read after that.
+        let control = shared.control_tip().await.map_err(unreachable)?;
+        shared.reload().await.map_err(unreachable)?;
+
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (presence, unlisted) = Presence::new(&shared);
+        let live = Live::new(&shared, &presence, &tasks, &stop);
+        let (publisher, writer) = Publisher::new(&shared);
+        tasks.spawn(link.run(stop.clone()));
+        tasks.spawn(presence.run(unlisted, stop.clone()));
+        tasks.spawn(live.clone().follow_routes(control));
+        tasks.spawn(writer.run(stop.clone()));
+        Ok(Self {
+            streams: RedisStreams(shared.clone()),
+            shared,
+            publisher,
+            live,
+            inboxes: AtomicU64::new(0),
+            tasks,
+            _stop_on_drop: stop.clone().drop_guard(),
+            stop,
+        })
+    }
+
+    /// Messages that subscriptions of this backend were not given because their readers were slow. Each is reported as a
+    /// gap, too.
+    pub fn dropped_messages(&self) -> u64 {
+        self.live.dropped.load(Ordering::Relaxed)
+    }
+
+    async fn drain_until(&self, by: Instant) -> Result<(), DrainError> {
+        let link = &self.shared.link;
+        if link.refusing.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let left = self.live.subscriptions().len() as u64;
+        let draining = async {
+            let flushed = self.publisher.flush(by.saturating_duration_since(Instant::now())).await;
+            for subscription in self.live.subscriptions() {
+                if let Err(error) = self.live.finish(&subscription).await {
+                    tracing::debug!(%error, "a subscription ended before it had everything");
+                }
+            }
+            flushed
+        };
+        let drained = tokio::time::timeout_at(by.into(), draining).await;
+        let reason = link.reason();
+        let connected = link.current().is_some();
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        match drained {
+            Ok(Ok(())) => Ok(()),
+            // Nothing was under way: the missing connection has cost nothing.
+            Ok(Err(PublishError::NotConnected { .. })) if left == 0 => Ok(()),
+            Ok(Err(_)) if !connected => Err(DrainError::NotConnected { server: link.server.clone(), reason }),
+            Ok(Err(_)) | Err(_) => Err(DrainError::Deadline { left: left.max(1) }),
+        }
+    }
+}
+
+impl std::fmt::Debug for RedisBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisBackend").field("server", &self.shared.link.server).finish_non_exhaustive()
+    }
+}
+
+impl Backend for RedisBackend {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            kind: BackendKind::Redis,
+            streams: true,
+            subscribe_from_offset: true,
+            durable: true,
+            resumes_after_reconnect: true,
+            fenced_acks: true,
+            dedupe: true,
+            no_responders: NoResponders::Registry,
+        }
+    }
+
+    fn status(&self) -> watch::Receiver<BackendStatus> {
+        self.shared.link.status()
+    }
+
+    fn new_inbox(&self) -> Subject {
+        let n = self.inboxes.fetch_add(1, Ordering::Relaxed);
+        Subject::new(format!("{}.{}.{n}", routes::INBOX, self.shared.process))
+            .expect("made of letters, digits and dots")
+    }
+
+    fn publish(&self, m: Message, o: PublishOptions) -> Publishing {
+        let timeout = o.timeout.unwrap_or(self.shared.options.publish_timeout);
+        self.publisher.publish(m, o.dedupe_id, timeout)
+    }
+
+    fn flush(&self) -> Fut<'_, Result<(), PublishError>> {
+        Box::pin(async move {
+            match self.shared.link.refusing.load(Ordering::SeqCst) {
+                true => Err(PublishError::Closed),
+                false => self.publisher.flush(self.shared.options.publish_timeout).await,
+            }
+        })
+    }
+
+    fn subscribe(
+        &self,
+        p: Pattern,
+        o: SubscribeOptions,
+    ) -> Fut<'_, Result<Box<dyn LiveSource>, SubscribeError>> {
+        Box::pin(self.live.subscribe(p, o))
+    }
+
+    fn streams(&self) -> Result<&dyn Streams, Unsupported> {
+        Ok(&self.streams)
+    }
+
+    fn drain(&self, by: Instant) -> Fut<'_, Result<(), DrainError>> {
+        Box::pin(self.drain_until(by))
+    }
+}

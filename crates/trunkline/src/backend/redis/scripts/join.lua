@@ -1,0 +1,60 @@
+-- Joins a consumer, creating it where it is not there.
+-- KEYS: stream, routes. ARGV: name of the stream (empty: built in), consumer, member, identity of the consumer if it is
+-- made now, how to start ('new', 'beginning', 'after', 'at'), id to start after, ack_wait in ms, filter, keyed (0 or 1),
+-- ms after which a member that was not seen is forgotten.
+-- Answers {'OK', identity}, {'NOSTREAM'}, {'CONFLICT', filter, keyed} or {'AHEAD', last id}.
+local stream, name, member = KEYS[1], ARGV[2], ARGV[3]
+local group = 'c:' .. name
+local consumer, due = stream .. ':consumer:' .. name, stream .. ':due:' .. name
+local members = stream .. ':members:' .. name
+local now = clock()
+if ARGV[1] ~= '' and redis.call('HEXISTS', KEYS[2], 's:' .. ARGV[1]) == 0 then
+  return { 'NOSTREAM' }
+end
+if redis.call('EXISTS', consumer) == 1 then
+  local known = redis.call('HMGET', consumer, 'filter', 'keyed')
+  if known[1] ~= ARGV[8] or known[2] ~= ARGV[9] then
+    return { 'CONFLICT', known[1], known[2] }
+  end
+  redis.call('HSET', consumer, 'ack_wait', ARGV[7])
+else
+  local id, index
+  if ARGV[5] == 'new' then
+    id, index = last_id(stream), added(stream)
+  else
+    id = ARGV[6]
+    if ARGV[5] == 'after' and pad(id) > pad(last_id(stream)) then
+      return { 'AHEAD', last_id(stream) }
+    end
+    index = index_at(stream, id)
+  end
+  local made = redis.pcall('XGROUP', 'CREATE', stream, group, id, 'MKSTREAM')
+  if type(made) == 'table' and made.err then
+    redis.call('XGROUP', 'SETID', stream, group, id)
+  end
+  redis.call('HSET', consumer, 'identity', ARGV[4], 'ack_wait', ARGV[7], 'filter', ARGV[8], 'keyed', ARGV[9],
+    'index', index, 'read', id, 'start', ARGV[5] == 'beginning' and '0-0' or id)
+  redis.call('SADD', stream .. ':consumers', name)
+  redis.call('DEL', stream .. ':gone:' .. name)
+end
+
+-- Every pending message is due some time. That it is so is made sure of here, should a key have been lost.
+if redis.pcall('XPENDING', stream, group)[1] ~= redis.call('ZCARD', due) then
+  local start, page = '-', nil
+  repeat
+    page = redis.pcall('XPENDING', stream, group, start, '+', 1000)
+    for _, pending in ipairs(page) do
+      redis.call('ZADD', due, 'NX', now + ARGV[7], pad(pending[1]))
+      start = pending[1]
+    end
+  until #page < 1000
+end
+
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', members, '-inf', now - ARGV[10])) do
+  if #redis.call('XPENDING', stream, group, '-', '+', 1, dead) == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, dead)
+    redis.call('ZREM', members, dead)
+  end
+end
+redis.call('ZADD', members, now, member)
+return { 'OK', redis.call('HGET', consumer, 'identity') }

@@ -1,0 +1,345 @@
+//! Streams: entering, listing, removing and reading them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use trunkline_core::StreamOffset;
+
+use super::entry::{EntryId, array, entries, entry_id, list, number, parse_id, print_id, text};
+use super::link::Failure;
+use super::member::{self, RedisMember};
+use super::routes::{Home, Routes, StreamRecord, millis};
+use super::scripts::{ROUTES, STREAM};
+use super::shared::{STALE_RETRIES, Shared, is_stale};
+use crate::backend::{
+    ConsumerConfig, ConsumerInfo, Fut, Member, ReadPage, ReadRequest, Start, StreamConfig, StreamError,
+    StreamInfo, Streams,
+};
+
+/// Longest name of a stream or consumer, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+/// Entries asked for at a time while a page is filled.
+const READ_ENTRIES: usize = 256;
+
+/// The streams of one server.
+pub(super) struct RedisStreams(pub(super) Arc<Shared>);
+
+impl Shared {
+    /// Enters a stream, or its changes.
+    async fn enter(&self, config: &StreamConfig) -> Result<Arc<Home>, StreamError> {
+        let record = serde_json::to_string(&StreamRecord::of(config))
+            .map_err(|error| self.link.stream_error(Failure::Unexpected(error.to_string())))?;
+        let mut last = Failure::Unexpected("the streams keep changing".to_owned());
+        for _ in 0..STALE_RETRIES {
+            let (routes, _) = self.reload().await.map_err(|failure| self.link.stream_error(failure))?;
+            check_overlap(&routes, config)?;
+            if let Some(home) = routes.streams.get(&config.name)
+                && home.config.as_ref() == Some(config)
+            {
+                return Ok(home.clone());
+            }
+            match self.change_routes(&routes, &config.name, &record).await {
+                Ok(()) => {}
+                Err(failure) if is_stale(&failure) => last = failure,
+                Err(failure) => return Err(self.link.stream_error(failure)),
+            }
+        }
+        Err(self.link.stream_error(last))
+    }
+
+    async fn change_routes(&self, routes: &Routes, name: &str, record: &str) -> Result<(), Failure> {
+        // The key of a stream follows from its name alone.
+        let key = format!("{}:{{{name}}}", self.options.prefix);
+        let (routes_key, control_key) = (self.routes_key(), self.control_key());
+        let changing = self.link.run_script(&ROUTES, &[&routes_key, &control_key, &key], |command| {
+            command.arg(routes.version).arg(name).arg(record);
+        });
+        changing.await?;
+        self.reload().await.map(|_| ())
+    }
+
+    /// Enters again the streams that this process had made, on a server that has forgotten them.
+    pub(super) async fn restore(&self) {
+        let ensured: Vec<StreamConfig> = self.ensured.lock().values().cloned().collect();
+        tracing::warn!(
+            server = self.link.server,
+            streams = ensured.len(),
+            "the server has lost its data; streams and consumers are made again, messages are gone"
+        );
+        for config in ensured {
+            if let Err(error) = self.enter(&config).await {
+                tracing::warn!(stream = config.name, %error, "a stream cannot be made again");
+            }
+        }
+    }
+
+    fn refuse_when_closed(&self) -> Result<(), StreamError> {
+        match self.link.refusing.load(Ordering::SeqCst) {
+            true => Err(StreamError::Closed),
+            false => Ok(()),
+        }
+    }
+
+    /// A stream by name, asking the server where the copy of the routes does not know it.
+    async fn find(&self, name: &str) -> Result<Arc<Home>, StreamError> {
+        self.refuse_when_closed()?;
+        let routes = self.refresh().await.map_err(|failure| self.link.stream_error(failure))?;
+        routes.stream(name).ok_or_else(|| StreamError::NoStream(name.to_owned()))
+    }
+
+    async fn stream_info(&self, home: &Home, config: StreamConfig) -> Result<StreamInfo, Failure> {
+        let limits = home.limits;
+        let asking = self.link.run_script(&STREAM, &[&home.key], |command| {
+            command
+                .arg(limits.max_messages.unwrap_or(0))
+                .arg(limits.max_age.map_or(0, millis))
+                .arg(limits.max_bytes.unwrap_or(0));
+        });
+        let [messages, bytes, first, last, consumers] = array::<5>(asking.await?)?;
+        let mut consumers = list(consumers)?.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+        consumers.sort_unstable();
+        let last = entry_id(&last)?;
+        Ok(StreamInfo {
+            config,
+            messages: number(&messages)?,
+            bytes: number(&bytes)?,
+            first: parse_id(&text(&first)?).map(offset),
+            last: (last != (0, 0)).then(|| offset(last)),
+            consumers,
+        })
+    }
+
+    async fn ensure_stream(&self, config: StreamConfig) -> Result<StreamInfo, StreamError> {
+        self.refuse_when_closed()?;
+        check_name(&config.name)?;
+        if config.subjects.is_empty() {
+            return Err(StreamError::NoSubjects(config.name));
+        }
+        let home = self.enter(&config).await?;
+        self.ensured.lock().insert(config.name.clone(), config.clone());
+        self.stream_info(&home, config).await.map_err(|failure| self.link.stream_error(failure))
+    }
+
+    async fn list_streams(&self) -> Result<Vec<StreamInfo>, StreamError> {
+        self.refuse_when_closed()?;
+        let failed = |failure| self.link.stream_error(failure);
+        let routes = self.refresh().await.map_err(failed)?;
+        let mut infos = Vec::new();
+        for home in routes.streams.values() {
+            if let Some(config) = &home.config {
+                infos.push(self.stream_info(home, config.clone()).await.map_err(failed)?);
+            }
+        }
+        Ok(infos)
+    }
+
+    async fn remove_stream(&self, name: &str) -> Result<bool, StreamError> {
+        self.refuse_when_closed()?;
+        let failed = |failure| self.link.stream_error(failure);
+        self.ensured.lock().remove(name);
+        let mut last = Failure::Unexpected("the streams keep changing".to_owned());
+        for _ in 0..STALE_RETRIES {
+            let routes = self.refresh().await.map_err(failed)?;
+            if !routes.streams.contains_key(name) {
+                return Ok(false);
+            }
+            match self.change_routes(&routes, name, "").await {
+                Ok(()) => return Ok(true),
+                Err(failure) if is_stale(&failure) => last = failure,
+                Err(failure) => return Err(failed(failure)),
+            }
+        }
+        Err(failed(last))
+    }
+
+    async fn read_page(&self, name: &str, request: ReadRequest) -> Result<ReadPage, StreamError> {
+        let home = self.find(name).await?;
+        let failed = |failure| self.link.stream_error(failure);
+        // Limits by age hold for readers, too, not only when somebody publishes.
+        let config = StreamConfig::new(name, Vec::new());
+        let info = self.stream_info(&home, config).await.map_err(failed)?;
+        let last = match info.last {
+            Some(StreamOffset::Entry(ms, seq)) => (ms, seq),
+            _ => (0, 0),
+        };
+        let mut page = ReadPage { messages: Vec::new(), next: request.from, end: false, missed: 0 };
+        let mut after = match start_after(request.from)? {
+            StartAfter::New => {
+                page.next = Start::After(offset(last));
+                page.end = true;
+                return Ok(page);
+            }
+            StartAfter::Id { id, saved: true } if id > last => {
+                return Err(StreamError::OffsetAhead {
+                    stream: name.to_owned(),
+                    offset: offset(id),
+                    last: offset(last),
+                });
+            }
+            StartAfter::Id { id, .. } => id,
+        };
+        let max = request.max.max(1);
+        // The running numbers tell how many messages are missing between the one asked for and the first one kept.
+        let mut expected = match request.from {
+            Start::After(_) => self.index_of(&home, after).await.map_err(failed)?.map(|index| index + 1),
+            _ => None,
+        };
+        loop {
+            let want = READ_ENTRIES.min(if request.filter.is_none() {
+                max - page.messages.len()
+            } else {
+                READ_ENTRIES
+            });
+            let mut command = redis::cmd("XRANGE");
+            command.arg(&home.key).arg(print_id(next_id(after))).arg("+").arg("COUNT").arg(want);
+            let found = self.link.query(&command).await.and_then(entries).map_err(failed)?;
+            let count = found.len();
+            for entry in found {
+                if let (Some(expected), Some(index)) = (expected.take(), entry.index) {
+                    page.missed = index.saturating_sub(expected);
+                }
+                after = entry.id;
+                page.next = Start::After(entry.offset());
+                if let Some(stored) = entry.stored()
+                    && request.filter.as_ref().is_none_or(|filter| filter.matches(&stored.message.subject))
+                {
+                    page.messages.push(stored);
+                    if page.messages.len() == max {
+                        page.end = after >= last;
+                        return Ok(page);
+                    }
+                }
+            }
+            if count < want {
+                page.end = true;
+                return Ok(page);
+            }
+        }
+    }
+
+    /// Running number of a message that is still kept.
+    pub(super) async fn index_of(&self, home: &Home, id: EntryId) -> Result<Option<u64>, Failure> {
+        let id = print_id(id);
+        let answer = self.link.query(redis::cmd("XRANGE").arg(&home.key).arg(&id).arg(&id)).await?;
+        Ok(entries(answer)?.first().and_then(|entry| entry.index))
+    }
+}
+
+/// Where a reader starts, in terms of Redis.
+pub(super) enum StartAfter {
+    /// With what is stored from now on.
+    New,
+    /// With the first entry after this id.
+    Id {
+        id: EntryId,
+        /// It is an offset that somebody saved, so it cannot lie ahead of the stream.
+        saved: bool,
+    },
+}
+
+pub(super) fn start_after(start: Start) -> Result<StartAfter, StreamError> {
+    Ok(match start {
+        Start::New => StartAfter::New,
+        Start::Beginning => StartAfter::Id { id: (0, 0), saved: false },
+        Start::After(StreamOffset::Entry(ms, seq)) => StartAfter::Id { id: (ms, seq), saved: true },
+        Start::After(foreign) => return Err(StreamError::ForeignOffset(foreign)),
+        Start::At(time) => StartAfter::Id { id: before(time), saved: false },
+    })
+}
+
+/// The last id that no message of this time or later can have.
+fn before(time: SystemTime) -> EntryId {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let whole = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    // Entries know their time in whole milliseconds: one stored within the millisecond asked for may be earlier.
+    let ms = if u128::from(whole) * 1_000_000 < since.as_nanos() { whole + 1 } else { whole };
+    ms.checked_sub(1).map_or((0, 0), |ms| (ms, u64::MAX))
+}
+
+fn next_id(id: EntryId) -> EntryId {
+    match id.1.checked_add(1) {
+        Some(seq) => (id.0, seq),
+        None => (id.0.saturating_add(1), 0),
+    }
+}
+
+fn offset(id: EntryId) -> StreamOffset {
+    StreamOffset::Entry(id.0, id.1)
+}
+
+fn check_overlap(routes: &Routes, config: &StreamConfig) -> Result<(), StreamError> {
+    for other in routes.streams.values().filter(|home| home.name != config.name) {
+        for theirs in other.config.iter().flat_map(|config| &config.subjects) {
+            if let Some(mine) = config.subjects.iter().find(|mine| mine.overlaps(theirs)) {
+                return Err(StreamError::Overlap {
+                    stream: config.name.clone(),
+                    pattern: mine.clone(),
+                    other: other.name.clone(),
+                    other_pattern: theirs.clone(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), StreamError> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    match !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(good) {
+        true => Ok(()),
+        false => Err(StreamError::BadName(name.to_owned())),
+    }
+}
+
+impl Streams for RedisStreams {
+    fn ensure(&self, config: StreamConfig) -> Fut<'_, Result<StreamInfo, StreamError>> {
+        Box::pin(self.0.ensure_stream(config))
+    }
+
+    fn list(&self) -> Fut<'_, Result<Vec<StreamInfo>, StreamError>> {
+        Box::pin(self.0.list_streams())
+    }
+
+    fn remove(&self, stream: &str) -> Fut<'_, Result<bool, StreamError>> {
+        let stream = stream.to_owned();
+        Box::pin(async move { self.0.remove_stream(&stream).await })
+    }
+
+    fn read(&self, stream: &str, request: ReadRequest) -> Fut<'_, Result<ReadPage, StreamError>> {
+        let stream = stream.to_owned();
+        Box::pin(async move { self.0.read_page(&stream, request).await })
+    }
+
+    fn join(&self, stream: &str, config: ConsumerConfig) -> Fut<'_, Result<Arc<dyn Member>, StreamError>> {
+        let stream = stream.to_owned();
+        Box::pin(async move {
+            check_name(&config.name)?;
+            let home = self.0.find(&stream).await?;
+            let member = RedisMember::join(&self.0, home, config).await?;
+            Ok(Arc::new(member) as Arc<dyn Member>)
+        })
+    }
+
+    fn consumer_info(
+        &self,
+        stream: &str,
+        consumer: &str,
+    ) -> Fut<'_, Result<Option<ConsumerInfo>, StreamError>> {
+        let (stream, consumer) = (stream.to_owned(), consumer.to_owned());
+        Box::pin(async move {
+            let home = self.0.find(&stream).await?;
+            member::info(&self.0, &home, &consumer).await.map_err(|failure| self.0.link.stream_error(failure))
+        })
+    }
+
+    fn remove_consumer(&self, stream: &str, consumer: &str) -> Fut<'_, Result<bool, StreamError>> {
+        let (stream, consumer) = (stream.to_owned(), consumer.to_owned());
+        Box::pin(async move {
+            let home = self.0.find(&stream).await?;
+            member::remove(&self.0, &home, &consumer)
+                .await
+                .map_err(|failure| self.0.link.stream_error(failure))
+        })
+    }
+}

@@ -1,0 +1,250 @@
+//! Servers, connections and data that go away.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use trunkline::backend::{
+    Backend, ConsumerConfig, Member, PublishError, PublishOptions, Receipt, Settle, Start, StreamConfig,
+    SubscribeOptions,
+};
+use trunkline::status::BackendState;
+use trunkline::{Message, Subject};
+use trunkline_testkit::RedisServer;
+
+use super::{
+    PATIENCE, connect, connect_through, ensure, next, proxy, publish, publish_surely, raw, run, soon,
+    streams, subject, subscribe, wait_for, wait_for_disconnected,
+};
+
+fn queue(name: &str) -> SubscribeOptions {
+    SubscribeOptions { queue: Some(name.parse().expect("a token")), ..SubscribeOptions::default() }
+}
+
+async fn join(backend: &impl Backend, stream: &str, ack_wait: Duration) -> Arc<dyn Member> {
+    let config = ConsumerConfig { start: Start::Beginning, ack_wait, ..ConsumerConfig::new("c") };
+    soon(backend.streams().expect("streams").join(stream, config)).await.expect("a member")
+}
+
+/// Connections that the server closes, one after another: nothing that was stored is missed or comes twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_connections_cost_no_message() {
+    let server = RedisServer::start();
+    let (reader, writer) = (connect(&server).await, connect(&server).await);
+    let mut source = subscribe(&reader, "nachos.tool.x", SubscribeOptions::default()).await;
+    let mut killer = raw(&server).await;
+    for n in 0..200 {
+        if n % 20 == 0 {
+            let _: i64 = run(&mut killer, "CLIENT KILL TYPE normal SKIPME yes").await;
+        }
+        publish_surely(&writer, "nachos.tool.x", n).await;
+    }
+    for n in 0..200 {
+        assert_eq!(next(&mut *source).await, n.to_string());
+    }
+}
+
+/// A reader that was cut off gets everything that was stored meanwhile, from where it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscription_resumes_where_it_was_cut_off() {
+    let server = RedisServer::start();
+    let proxy = proxy(&server).await;
+    let (reader, writer) = (connect_through(&proxy).await, connect(&server).await);
+    let mut source = subscribe(&reader, "nachos.>", SubscribeOptions::default()).await;
+    for (round, fault) in [(0, "cut"), (1, "half open")] {
+        publish(&writer, "nachos.tool.x", format!("{round}-before")).await.unwrap();
+        assert_eq!(next(&mut *source).await, format!("{round}-before"));
+        if fault == "cut" {
+            proxy.cut()
+        } else {
+            proxy.half_open()
+        }
+        wait_for_disconnected(&reader).await;
+        for n in 0..300 {
+            publish(&writer, "nachos.tool.x", format!("{round}-{n}")).await.unwrap();
+        }
+        proxy.heal();
+        for n in 0..300 {
+            assert_eq!(next(&mut *source).await, format!("{round}-{n}"), "{fault}");
+        }
+    }
+}
+
+/// What limits removed while the reader was away is a gap with its number, in its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_trimmed_before_it_was_read_is_a_counted_gap() {
+    let server = RedisServer::start();
+    let proxy = proxy(&server).await;
+    let (reader, writer) = (connect_through(&proxy).await, connect(&server).await);
+    let mut config = StreamConfig::new("short", vec!["short.*".parse().unwrap()]);
+    config.max_messages = Some(10);
+    ensure(&writer, config).await;
+    let mut all = subscribe(&reader, "short.>", SubscribeOptions::default()).await;
+    let mut some = subscribe(&reader, "short.x", SubscribeOptions::default()).await;
+    publish(&writer, "short.x", "before").await.unwrap();
+    assert_eq!((next(&mut *all).await, next(&mut *some).await), ("before".to_owned(), "before".to_owned()));
+    proxy.cut();
+    wait_for_disconnected(&reader).await;
+    for n in 0..100 {
+        publish(&writer, "short.x", n).await.unwrap();
+    }
+    proxy.heal();
+    assert_eq!(next(&mut *all).await, "gap 90");
+    // Of a part of the subjects nobody knows how many.
+    assert_eq!(next(&mut *some).await, "gap ?");
+    for n in 90..100 {
+        assert_eq!((next(&mut *all).await, next(&mut *some).await), (n.to_string(), n.to_string()));
+    }
+}
+
+/// A server that loses its data while everybody stays connected: streams, consumers and groups are made again, and all
+/// goes on with what comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn emptied_server_is_furnished_again() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+    let member = join(&backend, "work", Duration::from_secs(600)).await;
+    let mut plain = subscribe(&backend, "work.*", SubscribeOptions::default()).await;
+    let mut group = subscribe(&backend, "work.*", queue("q")).await;
+    publish(&backend, "work.x", "before").await.unwrap();
+    assert_eq!(next(&mut *plain).await, "before");
+    assert_eq!(next(&mut *group).await, "before");
+
+    let _: () = run(&mut raw(&server).await, "FLUSHALL").await;
+    let receipt = publish(&backend, "work.x", "after").await.unwrap();
+    assert!(matches!(&receipt, Receipt::Stored { stream, .. } if stream == "work"), "{receipt:?}");
+    assert_eq!(next(&mut *plain).await, "after");
+    let fetched = soon(member.fetch(10, PATIENCE)).await.unwrap();
+    assert_eq!(&*fetched.deliveries[0].message.payload, b"after");
+    let token = fetched.deliveries[0].token.clone();
+    soon(member.settle(vec![(token, Settle::Ack)])).await.unwrap();
+    // The group says that something may be missing, and goes on.
+    let mut seen = next(&mut *group).await;
+    let mut n = 0;
+    while !seen.starts_with("late") {
+        assert!(matches!(seen.as_str(), "gap ?" | "after"), "{seen}");
+        publish(&backend, "work.x", format!("late {n}")).await.unwrap();
+        n += 1;
+        seen = next(&mut *group).await;
+    }
+}
+
+/// A server without a log comes back empty: the same, through a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_that_comes_back_empty_is_furnished_again() {
+    let mut server = RedisServer::start_volatile();
+    let backend = connect(&server).await;
+    ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+    let member = join(&backend, "work", Duration::from_secs(600)).await;
+    let mut plain = subscribe(&backend, "work.*", SubscribeOptions::default()).await;
+    publish(&backend, "work.x", "before").await.unwrap();
+    assert_eq!(next(&mut *plain).await, "before");
+    server.kill();
+    wait_for_disconnected(&backend).await;
+    let error = publish(&backend, "work.x", "meanwhile").await.unwrap_err();
+    assert!(matches!(error, PublishError::NotConnected { .. }), "{error:?}");
+    assert!(soon(member.fetch(1, PATIENCE)).await.is_err_and(|error| error.is_retryable()));
+    server.restart();
+    wait_for(&backend, BackendState::is_ready).await;
+    publish_surely(&backend, "work.x", 1).await;
+    assert_eq!(next(&mut *plain).await, "1");
+    let fetched = soon(member.fetch(10, PATIENCE)).await.unwrap();
+    assert_eq!(&*fetched.deliveries[0].message.payload, b"1");
+}
+
+/// Messages trimmed while they were pending are counted, not delivered for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trimmed_pending_messages_are_counted_and_do_not_come_again() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    let mut config = StreamConfig::new("short", vec!["short".parse().unwrap()]);
+    config.max_messages = Some(3);
+    ensure(&backend, config).await;
+    let member = join(&backend, "short", Duration::from_millis(100)).await;
+    for n in 0..3 {
+        publish(&backend, "short", n).await.unwrap();
+    }
+    assert_eq!(soon(member.fetch(3, PATIENCE)).await.unwrap().deliveries.len(), 3);
+    for n in 3..6 {
+        publish(&backend, "short", n).await.unwrap();
+    }
+    let (mut missed, mut seen) = (0, Vec::new());
+    while missed < 3 || seen.len() < 3 {
+        let fetched = soon(member.fetch(10, PATIENCE)).await.unwrap();
+        missed += fetched.missed;
+        for delivery in fetched.deliveries {
+            soon(member.settle(vec![(delivery.token.clone(), Settle::Ack)])).await.unwrap();
+            seen.push(String::from_utf8_lossy(&delivery.message.payload).into_owned());
+        }
+    }
+    assert_eq!((missed, seen), (3, vec!["3".to_owned(), "4".to_owned(), "5".to_owned()]));
+    let info = soon(streams(&backend).consumer_info("short", "c")).await.unwrap().unwrap();
+    assert_eq!((info.missed, info.pending, info.lag), (3, 0, 0));
+}
+
+/// What was pending and delayed before a crash of the server is so after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumer_goes_on_after_a_crash_of_the_server() {
+    let mut server = RedisServer::start();
+    let backend = connect(&server).await;
+    ensure(&backend, StreamConfig::new("work", vec!["work".parse().unwrap()])).await;
+    let member = join(&backend, "work", Duration::from_secs(600)).await;
+    for n in 0..3 {
+        publish(&backend, "work", n).await.unwrap();
+    }
+    let got = soon(member.fetch(3, PATIENCE)).await.unwrap().deliveries;
+    let settles = vec![
+        (got[0].token.clone(), Settle::Ack),
+        (got[1].token.clone(), Settle::Nak(Duration::from_millis(50))),
+    ];
+    soon(member.settle(settles)).await.unwrap();
+    server.kill();
+    wait_for_disconnected(&backend).await;
+    server.restart();
+    wait_for(&backend, BackendState::is_ready).await;
+    let again = soon(member.fetch(3, PATIENCE)).await.unwrap().deliveries;
+    assert_eq!((again.len(), &*again[0].message.payload, again[0].attempt), (1, &b"1"[..], 2));
+    let late = vec![(got[2].token.clone(), Settle::Ack), (again[0].token.clone(), Settle::Ack)];
+    soon(member.settle(late)).await.unwrap();
+    let info = soon(streams(&backend).consumer_info("work", "c")).await.unwrap().unwrap();
+    assert_eq!((info.pending, info.lag), (0, 0));
+}
+
+/// A responder that died counts for six seconds at most.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_responder_is_forgotten() {
+    let server = RedisServer::start();
+    let proxy = proxy(&server).await;
+    let (answering, asking) = (connect_through(&proxy).await, connect(&server).await);
+    let responder = SubscribeOptions { responder: true, ..SubscribeOptions::default() };
+    let _calls = subscribe(&answering, "nachos.tool.*.call", responder).await;
+    proxy.half_open();
+    let died = Instant::now();
+    let inbox: Subject = asking.new_inbox();
+    let mut replies = subscribe(&asking, inbox.as_str(), SubscribeOptions::default()).await;
+    loop {
+        let call = Message { reply: Some(inbox.clone()), ..Message::new(subject("nachos.tool.x.call"), "") };
+        soon(asking.publish(call, PublishOptions::default()).outcome()).await.unwrap();
+        let answered = tokio::time::timeout(Duration::from_millis(100), next(&mut *replies)).await;
+        if answered.is_ok() {
+            break;
+        }
+        assert!(died.elapsed() < Duration::from_secs(9), "it still counts");
+    }
+    assert!(died.elapsed() > Duration::from_secs(3), "it was listed until its entry ended");
+}
+
+/// A subscription on which nothing happens outlives every timeout there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_subscription_stays() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    let mut plain = subscribe(&backend, "nachos.tool.x", SubscribeOptions::default()).await;
+    let mut group = subscribe(&backend, "nachos.tool.x", queue("q")).await;
+    // Longer than a read blocks and more.
+    let quiet = tokio::time::timeout(Duration::from_secs(8), next(&mut *plain)).await;
+    assert!(quiet.is_err(), "nothing was published, yet there is {quiet:?}");
+    publish(&backend, "nachos.tool.x", 1).await.unwrap();
+    assert_eq!((next(&mut *plain).await, next(&mut *group).await), ("1".to_owned(), "1".to_owned()));
+    assert!(backend.status().borrow().state.is_ready());
+}

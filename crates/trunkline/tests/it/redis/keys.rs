@@ -1,0 +1,153 @@
+//! What lies on the server, and who may see it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use trunkline::backend::redis::{RedisBackend, RedisConnectError};
+use trunkline::backend::{Backend, PublishError, Receipt, Start, StreamConfig, SubscribeOptions};
+use trunkline_testkit::RedisServer;
+
+use super::{connect, ensure, next, options, publish, raw, run, soon, streams, subscribe};
+
+/// Thousands of subjects are few keys, and every key starts with the prefix.
+#[tokio::test]
+async fn many_subjects_are_few_keys_and_all_under_the_prefix() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    let mut all = subscribe(&backend, "nachos.>", SubscribeOptions::default()).await;
+    for n in 0..1000 {
+        publish(&backend, &format!("nachos.tool.t{n}.call"), n).await.unwrap();
+    }
+    for n in 0..1000 {
+        assert_eq!(next(&mut *all).await, n.to_string());
+    }
+    let keys: BTreeSet<String> = run(&mut raw(&server).await, "KEYS *").await;
+    assert!(keys.len() < 20, "{keys:?}");
+    assert!(keys.iter().all(|key| key.starts_with("atlas_bus:")), "{keys:?}");
+    assert!(keys.contains("atlas_bus:{family.tool}"), "{keys:?}");
+    let clients: String = run(&mut raw(&server).await, "CLIENT LIST").await;
+    assert!(clients.lines().count() < 20, "{clients}");
+}
+
+/// Subjects go to the stream of their family, unless a configured stream takes them; dead letters do not age.
+#[tokio::test]
+async fn subjects_go_to_their_family_or_their_stream() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    ensure(&backend, StreamConfig::new("hot", vec!["nachos.tool.hot.>".parse().unwrap()])).await;
+    for (subject, stream) in [
+        ("nachos.tool.hot.call", "hot"),
+        ("nachos.tool.cold.call", "family.tool"),
+        ("nachos.llm.request", "family.llm"),
+        ("nachos.dead.s.c", "family.dead"),
+        ("nachos.unheard.of", "family.other"),
+        ("elsewhere", "family.other"),
+    ] {
+        let receipt = publish(&backend, subject, "x").await.unwrap();
+        assert!(matches!(&receipt, Receipt::Stored { stream: found, .. } if found == stream), "{receipt:?}");
+    }
+}
+
+/// Two prefixes on one server never see each other.
+#[tokio::test]
+async fn prefixes_do_not_see_each_other() {
+    let server = RedisServer::start();
+    let one = connect(&server).await;
+    let mut elsewhere = options(server.url());
+    elsewhere.prefix = "elsewhere".to_owned();
+    let two = RedisBackend::connect(elsewhere).await.unwrap();
+    let (mut ones, mut twos) = (
+        subscribe(&one, ">", SubscribeOptions::default()).await,
+        subscribe(&two, ">", SubscribeOptions::default()).await,
+    );
+    ensure(&one, StreamConfig::new("s", vec!["a.>".parse().unwrap()])).await;
+    ensure(&two, StreamConfig::new("s", vec!["a.b".parse().unwrap()])).await;
+    publish(&one, "a.b", "one").await.unwrap();
+    publish(&two, "a.b", "two").await.unwrap();
+    assert_eq!((next(&mut *ones).await, next(&mut *twos).await), ("one".to_owned(), "two".to_owned()));
+    assert!(soon(streams(&one).remove("s")).await.unwrap());
+    assert_eq!(soon(streams(&two).list()).await.unwrap().len(), 1);
+}
+
+/// A stream that another process makes later is drawn from by subscriptions that were there before, and what comes
+/// after it was removed reaches them, too.
+#[tokio::test]
+async fn streams_that_come_and_go_do_not_disturb_a_subscription() {
+    let server = RedisServer::start();
+    let (reader, writer) = (connect(&server).await, connect(&server).await);
+    let mut all = subscribe(&reader, "nachos.>", SubscribeOptions::default()).await;
+    let queue = SubscribeOptions { queue: Some("q".parse().unwrap()), ..SubscribeOptions::default() };
+    let mut shared = subscribe(&reader, "nachos.tool.>", queue).await;
+    let mut n = 0;
+    for round in 0..3 {
+        publish(&writer, "nachos.tool.x", n).await.unwrap();
+        ensure(&writer, StreamConfig::new("late", vec!["nachos.tool.*".parse().unwrap()])).await;
+        let receipt = publish(&writer, "nachos.tool.x", n + 1).await.unwrap();
+        assert!(matches!(&receipt, Receipt::Stored { stream, .. } if stream == "late"), "{receipt:?}");
+        // Two streams have no order between them.
+        let got = BTreeSet::from([next(&mut *all).await, next(&mut *all).await]);
+        assert_eq!(got, BTreeSet::from([n.to_string(), (n + 1).to_string()]), "round {round}");
+        assert!(soon(streams(&writer).remove("late")).await.unwrap());
+        n += 2;
+    }
+    // The group reads the family from when it was joined; the stream from when it heard of it.
+    assert_eq!(next(&mut *shared).await, "0");
+}
+
+/// Messages older than the limit are gone for readers although nobody publishes.
+#[tokio::test]
+async fn age_removes_messages_also_when_nobody_publishes() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    let mut config = StreamConfig::new("brief", vec!["brief".parse().unwrap()]);
+    config.max_age = Some(Duration::from_millis(300));
+    ensure(&backend, config).await;
+    publish(&backend, "brief", 1).await.unwrap();
+    let read = async || {
+        let request = trunkline::backend::ReadRequest { from: Start::Beginning, filter: None, max: 10 };
+        soon(streams(&backend).read("brief", request)).await.unwrap().messages.len()
+    };
+    assert_eq!(read().await, 1);
+    let aged = async {
+        while read().await > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(aged).await;
+}
+
+/// A password that is wrong fails at once and shows nowhere; the right one works, as does an ACL user.
+#[tokio::test]
+async fn credentials_are_used_and_not_shown() {
+    let arguments = "--requirepass s3cret --user bus on >pw ~* &* +@all";
+    let server = RedisServer::start_with(arguments.split(' '));
+    let at = format!("127.0.0.1:{}", server.port());
+    for wrong in [String::new(), ":wr0ng@".to_owned(), "bus:wr0ng@".to_owned()] {
+        let error = RedisBackend::connect(options(&format!("redis://{wrong}{at}"))).await.unwrap_err();
+        assert!(matches!(error, RedisConnectError::Unauthorized { .. }), "{error:?}");
+        assert!(!format!("{error:?} {error}").contains("wr0ng"), "{error:?}");
+    }
+    for right in [":s3cret@", "bus:pw@"] {
+        let backend = RedisBackend::connect(options(&format!("redis://{right}{at}/3"))).await.unwrap();
+        publish(&backend, "a", 1).await.unwrap();
+        let shown = backend.status().borrow().server.clone();
+        assert_eq!(shown, format!("redis://{at}/3"));
+    }
+}
+
+/// What a user may not do is told for what it is: at the start where nothing would work, else for the message.
+#[tokio::test]
+async fn denied_is_told_for_what_it_is() {
+    let arguments = "--user none on >pw ~* &* +@all -evalsha \
+                     --user tool on >pw ~atlas_bus:routes ~atlas_bus:control* ~atlas_bus:{family.tool}* &* +@all";
+    let server = RedisServer::start_with(arguments.split_whitespace());
+    let url = |user: &str| format!("redis://{user}:pw@127.0.0.1:{}", server.port());
+    // Scripts are what the bus lives by: without them there is no connection.
+    let error = RedisBackend::connect(options(&url("none"))).await.unwrap_err();
+    assert!(matches!(error, RedisConnectError::Unauthorized { .. }), "{error:?}");
+    let backend = RedisBackend::connect(options(&url("tool"))).await.unwrap();
+    publish(&backend, "nachos.tool.x", 1).await.unwrap();
+    let error = publish(&backend, "nachos.llm.x", 1).await.unwrap_err();
+    assert!(matches!(error, PublishError::Denied { .. }), "{error:?}");
+    publish(&backend, "nachos.tool.x", 2).await.unwrap();
+}
