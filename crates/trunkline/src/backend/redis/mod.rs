@@ -26,13 +26,14 @@ mod presence;
 mod publish;
 mod reader;
 mod routes;
+mod runtime;
 mod scripts;
 mod shared;
 mod streams;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -50,6 +51,7 @@ use link::Link;
 use live::Live;
 use presence::Presence;
 use publish::Publisher;
+use runtime::OwnRuntime;
 use shared::Shared;
 use streams::RedisStreams;
 
@@ -67,6 +69,8 @@ pub struct RedisBackend {
     /// Ends all tasks of this backend.
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
+    /// Runs the tasks where the caller's runtime has one thread only; dropped last.
+    _runtime: Option<OwnRuntime>,
 }
 
 impl RedisBackend {
@@ -81,6 +85,20 @@ impl RedisBackend {
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.
     pub async fn connect(options: RedisOptions) -> Result<Self, RedisConnectError> {
+        let runtime = OwnRuntime::where_needed().map_err(|error| RedisConnectError::Unreachable {
+            server: options.url.to_string(),
+            waited: Duration::ZERO,
+            reason: format!("no thread for the connection: {error}"),
+        })?;
+        let Some(runtime) = runtime else { return Self::connect_here(options).await };
+        match runtime.handle().spawn(Self::connect_here(options)).await {
+            Ok(connected) => connected.map(|backend| Self { _runtime: Some(runtime), ..backend }),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Connects, with all tasks on the runtime of the caller.
+    async fn connect_here(options: RedisOptions) -> Result<Self, RedisConnectError> {
         let link = Link::connect(&options).await?;
         let unreachable = |failure| link.unusable(failure, options.connect_timeout);
         let shared = Arc::new(Shared::new(link.clone(), options.clone()));
@@ -105,6 +123,7 @@ impl RedisBackend {
             tasks,
             _stop_on_drop: stop.clone().drop_guard(),
             stop,
+            _runtime: None,
         })
     }
 
