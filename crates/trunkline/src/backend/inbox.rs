@@ -84,6 +84,16 @@ impl Inbox {
         Ok(())
     }
 
+    /// Whether there is room for a message, and somebody to read it.
+    #[cfg_attr(
+        not(feature = "redis"),
+        expect(dead_code, reason = "only backend redis shares messages out itself")
+    )]
+    pub(super) fn has_room(&self) -> bool {
+        let state = self.state.lock();
+        !state.closed && state.messages < self.max_messages
+    }
+
     /// Waits until half of the room is free, or nobody reads any more.
     #[cfg_attr(
         not(feature = "redis"),

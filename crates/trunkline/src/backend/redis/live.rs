@@ -1,44 +1,37 @@
-//! Live subscriptions: which readers and queue groups each of them draws from, and its end.
+//! Live subscriptions: what each of them draws from, and its end.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use redis::Value;
-use std::collections::HashMap;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trunkline_core::Pattern;
 
-use super::entry::{EntryId, array, list, number, parse_id, print_id, text};
-use super::groups::{GroupReader, Seated, group_name};
+use super::claims;
+use super::entry::EntryId;
+use super::groups::{Group, Seated, group_name};
 use super::link::Failure;
 use super::presence::Presence;
-use super::reader::{Attachment, Reader};
+use super::reader::Reader;
 use super::routes::Home;
 use super::shared::{Shared, Tip};
+use super::source::RedisSource;
 use super::streams::{StartAfter, start_after};
+use super::track::{Attachment, Taker, Track};
 use crate::backend::inbox::Inbox;
-use crate::backend::{
-    BackendKind, Fut, LiveEvent, LiveSource, StreamError, SubscribeError, SubscribeOptions, Unsupported,
-};
-
-/// How long the reader of the control stream blocks at a time, and how much longer a read may take.
-const CONTROL_BLOCK: Duration = Duration::from_secs(5);
-const CONTROL_GRACE: Duration = Duration::from_secs(2);
-const RETRY_DELAY: Duration = Duration::from_millis(50);
+use crate::backend::{BackendKind, LiveSource, StreamError, SubscribeError, SubscribeOptions, Unsupported};
 
 /// All live subscriptions of one backend.
 pub(super) struct Live {
     pub(super) shared: Arc<Shared>,
     pub(super) presence: Arc<Presence>,
-    /// The reader of each stream, by its key. Held to look up, attach and detach; a reader's own lock is taken inside.
+    /// The reader of the streams with one tag. Held to attach and detach; locks of readers and tracks are taken inside.
     readers: Mutex<HashMap<String, Arc<Reader>>>,
-    /// The reader of each queue group, by stream and group. Held for one map operation.
-    groups: Mutex<HashMap<(String, String), Arc<GroupReader>>>,
+    /// This process's share of each queue group, by stream and group. Held for one map operation.
+    groups: Mutex<HashMap<(String, String), Arc<Share>>>,
     /// Held for one map operation, or to copy the list.
     subscriptions: Mutex<HashMap<u64, Arc<Subscription>>>,
     next_id: AtomicU64,
@@ -48,15 +41,15 @@ pub(super) struct Live {
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
     /// For subscriptions that are dropped outside of the runtime.
-    runtime: Handle,
+    pub(super) runtime: Handle,
 }
 
 /// One live subscription.
 pub(super) struct Subscription {
     id: u64,
-    pattern: Pattern,
+    pub(super) pattern: Pattern,
     queue: Option<String>,
-    inbox: Arc<Inbox>,
+    pub(super) inbox: Arc<Inbox>,
     /// Held to add a stream or take them all; other locks are taken inside only by nobody.
     sources: Mutex<Sources>,
     /// Number of its entry among the responders.
@@ -68,8 +61,22 @@ pub(super) struct Subscription {
 struct Sources {
     /// Keys of the streams it draws from, or is about to.
     keys: Vec<String>,
-    readers: Vec<(Arc<Reader>, Arc<Attachment>)>,
-    groups: Vec<Arc<GroupReader>>,
+    drawn: Vec<Source>,
+}
+
+/// What a subscription draws from.
+#[derive(Clone)]
+struct Source {
+    reader: Arc<Reader>,
+    track: Arc<Track>,
+    taker: Taker,
+}
+
+/// This process's share of a queue group.
+struct Share {
+    group: Arc<Group>,
+    /// Where it is attached, once it has a member.
+    source: OnceLock<Source>,
 }
 
 impl Live {
@@ -121,7 +128,7 @@ impl Live {
             ended: AtomicBool::new(false),
         });
         // Made first, so that whatever fails below is undone by dropping it.
-        let source = RedisSource { subscription: subscription.clone(), live: Arc::downgrade(self) };
+        let source = RedisSource::new(&subscription, self);
         let failed = |failure| link.subscribe_error(failure);
         match start {
             StartAfter::New => {
@@ -143,7 +150,7 @@ impl Live {
     }
 
     /// Has a subscription draw from one more stream, from where it stands.
-    async fn draw_from(
+    pub(super) async fn draw_from(
         self: &Arc<Self>,
         subscription: &Arc<Subscription>,
         home: Arc<Home>,
@@ -156,73 +163,83 @@ impl Live {
             }
             sources.keys.push(home.key.clone());
         }
-        if let Some(queue) = &subscription.queue {
-            return self.draw_from_group(subscription, home, queue).await;
-        }
-        let inbox = subscription.inbox.clone();
-        let attachment = Attachment::new(subscription.pattern.clone(), inbox, start, false);
-        let reader = {
-            let mut readers = self.readers.lock();
-            let reader = readers.entry(home.key.clone()).or_insert_with(|| {
-                let (link, stop) = (&self.shared.link, self.stop.child_token());
-                let reader = Reader::new(home, link, &self.dropped, (start, index), stop);
-                self.tasks.spawn_on(reader.clone().run(), &self.runtime);
-                reader
-            });
-            reader.attach(&attachment, index);
-            reader.clone()
+        let source = match &subscription.queue {
+            Some(queue) => self.take_seat(subscription, home, queue).await?,
+            None => {
+                let inbox = subscription.inbox.clone();
+                let attachment = Attachment::new(subscription.pattern.clone(), inbox, start, false);
+                self.attach(home, Taker::Alone(attachment), (start, index))
+            }
         };
-        subscription.sources.lock().readers.push((reader, attachment));
+        subscription.sources.lock().drawn.push(source);
         // It may have ended while this was made.
         if subscription.ended.load(Ordering::SeqCst) {
-            self.detach(subscription);
+            self.abandon(subscription);
         }
         Ok(())
     }
 
-    async fn draw_from_group(
+    /// Has `taker` given what comes after its start.
+    fn attach(
+        self: &Arc<Self>,
+        home: Arc<Home>,
+        taker: Taker,
+        (start, index): (EntryId, Option<u64>),
+    ) -> Source {
+        let mut readers = self.readers.lock();
+        let reader = readers.entry(home.tag().to_owned()).or_insert_with(|| {
+            let reader = Reader::new(&self.shared.link, self.stop.child_token());
+            self.tasks.spawn_on(reader.clone().run(), &self.runtime);
+            reader
+        });
+        let key = home.key.clone();
+        let make = || Track::new(home, &self.dropped, (start, index), self.stop.child_token());
+        let track = reader.follow(&key, make);
+        if track.attach(taker.clone(), index) {
+            reader.begin_anew();
+        }
+        if matches!(taker, Taker::Group(_)) && track.is_first_to_claim() {
+            self.tasks.spawn_on(claims::run(track.clone(), self.shared.clone()), &self.runtime);
+        }
+        Source { reader: reader.clone(), track, taker }
+    }
+
+    /// Takes the place of a member in this process's share of a queue group.
+    async fn take_seat(
         self: &Arc<Self>,
         subscription: &Arc<Subscription>,
         home: Arc<Home>,
         queue: &str,
-    ) -> Result<(), Failure> {
+    ) -> Result<Source, Failure> {
         let key = (home.key.clone(), group_name(&subscription.pattern, queue));
         loop {
-            let reader = {
-                let mut groups = self.groups.lock();
+            let share = {
                 let make = || {
-                    let (shared, presence) = (&self.shared, &self.presence);
-                    GroupReader::new(
-                        shared,
-                        presence,
-                        &self.dropped,
-                        home.clone(),
-                        &subscription.pattern,
-                        queue,
-                    )
+                    let (pattern, dropped) = (&subscription.pattern, &self.dropped);
+                    let group =
+                        Group::new(&self.shared, &self.presence, dropped, home.clone(), pattern, queue);
+                    Arc::new(Share { group, source: OnceLock::new() })
                 };
-                groups.entry(key.clone()).or_insert_with(make).clone()
+                self.groups.lock().entry(key.clone()).or_insert_with(make).clone()
             };
-            reader.join().await?;
-            match reader.seat(&subscription.inbox) {
-                Seated::Running => {}
-                Seated::First => {
-                    self.tasks.spawn_on(reader.clone().run(self.stop.child_token()), &self.runtime);
+            let group = &share.group;
+            let (start, index) = group.join().await?;
+            match group.seat(&subscription.inbox) {
+                // Attached with a member in its seat: what is given to nobody would be claimed all the same.
+                Seated::Beside => {
+                    let taker = || Taker::Group(group.clone());
+                    let attach = || self.attach(home.clone(), taker(), (start, Some(index)));
+                    return Ok(share.source.get_or_init(attach).clone());
                 }
-                Seated::Closing => {
-                    self.forget_group(&reader);
-                    continue;
-                }
+                Seated::Closing => self.forget_group(group),
             }
-            subscription.sources.lock().groups.push(reader);
-            return Ok(());
         }
     }
 
-    fn forget_group(&self, reader: &Arc<GroupReader>) {
+    fn forget_group(&self, group: &Arc<Group>) {
         let mut groups = self.groups.lock();
-        let key = (reader.home.key.clone(), reader.group.clone());
-        if groups.get(&key).is_some_and(|known| Arc::ptr_eq(known, reader)) {
+        let key = (group.home.key.clone(), group.name.clone());
+        if groups.get(&key).is_some_and(|known| Arc::ptr_eq(&known.group, group)) {
             groups.remove(&key);
         }
     }
@@ -256,25 +273,25 @@ impl Live {
                 false => None,
             };
             let attachment = Attachment::new(pattern.clone(), subscription.inbox.clone(), start, true);
-            let stop = self.stop.child_token();
-            let reader = Reader::new(home, link, &self.dropped, (start, index), stop);
-            reader.attach(&attachment, index);
+            let reader = Reader::new(link, self.stop.child_token());
+            let key = home.key.clone();
+            let make = || Track::new(home, &self.dropped, (start, index), self.stop.child_token());
+            let track = reader.follow(&key, make);
+            let taker = Taker::Alone(attachment);
+            track.attach(taker.clone(), index);
             self.tasks.spawn_on(reader.clone().run(), &self.runtime);
-            subscription.sources.lock().readers.push((reader, attachment));
+            subscription.sources.lock().drawn.push(Source { reader, track, taker });
         }
         Ok(())
     }
 
-    /// Takes a subscription from its readers at once.
-    fn detach(&self, subscription: &Subscription) {
-        let taken = std::mem::take(&mut subscription.sources.lock().readers);
-        for (reader, attachment) in taken {
-            let mut readers = self.readers.lock();
-            if reader.detach(&attachment) {
-                // Nobody reads this stream any more; a private reader is in no map.
-                readers.retain(|_, known| !Arc::ptr_eq(known, &reader));
-                reader.end();
-            }
+    /// Takes somebody from a stream at once.
+    fn detach(&self, source: &Source) {
+        let mut readers = self.readers.lock();
+        if source.track.detach(&source.taker) && source.reader.forget(&source.track) {
+            // Nobody reads these streams any more; a private reader is in no map.
+            readers.retain(|_, known| !Arc::ptr_eq(known, &source.reader));
+            source.reader.end();
         }
     }
 
@@ -283,34 +300,27 @@ impl Live {
         if subscription.ended.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        self.subscriptions.lock().remove(&subscription.id);
-        let listed = subscription.responder.lock().take();
-        if let Some(listed) = listed {
-            self.presence.unlist(listed).await;
-        }
+        self.unlist(subscription).await;
         let link = &self.shared.link;
         let ending = async {
-            let readers = subscription.sources.lock().readers.clone();
-            let homes: Vec<Arc<Home>> = readers.iter().map(|(reader, _)| reader.home().clone()).collect();
-            if !homes.is_empty() {
-                let tips: Vec<Tip> = self.shared.tips_of(&homes, None).await?;
-                for ((reader, _), tip) in readers.iter().zip(tips) {
-                    if let Some(newest) = tip.newest {
-                        reader.has_read(newest).await;
-                    }
-                }
+            let sources = subscription.sources.lock().drawn.clone();
+            let homes: Vec<Arc<Home>> = sources.iter().map(|source| source.track.home().clone()).collect();
+            if homes.is_empty() {
+                return Ok(());
             }
-            let groups = std::mem::take(&mut subscription.sources.lock().groups);
-            for group in groups {
-                if group.leave(&subscription.inbox).await {
-                    self.forget_group(&group);
+            let tips: Vec<Tip> = self.shared.tips_of(&homes, None).await?;
+            for (source, tip) in sources.iter().zip(tips) {
+                if let Some(newest) = tip.newest {
+                    source.track.has_read(newest).await;
+                }
+                if let Taker::Group(group) = &source.taker {
+                    group.settled().await;
                 }
             }
             Ok::<_, Failure>(())
         };
         let ended = tokio::time::timeout(link.answer_timeout, ending).await;
-        self.detach(subscription);
-        subscription.inbox.close();
+        self.leave_all(subscription).await;
         match ended {
             Ok(Ok(())) => Ok(()),
             Ok(Err(failure)) => Err(link.subscribe_error(failure)),
@@ -318,169 +328,74 @@ impl Live {
         }
     }
 
+    /// Ends a subscription whose reader is gone: nothing more is given to it from now on.
+    pub(super) fn abandon(self: &Arc<Self>, subscription: &Arc<Subscription>) {
+        subscription.ended.store(true, Ordering::SeqCst);
+        subscription.inbox.close();
+        let alone = |source: &Source| matches!(source.taker, Taker::Alone(_));
+        let (now, later): (Vec<Source>, Vec<Source>) = {
+            let mut sources = subscription.sources.lock();
+            std::mem::take(&mut sources.drawn).into_iter().partition(alone)
+        };
+        now.iter().for_each(|source| self.detach(source));
+        self.subscriptions.lock().remove(&subscription.id);
+        if later.is_empty() && subscription.responder.lock().is_none() {
+            return;
+        }
+        subscription.sources.lock().drawn.extend(later);
+        let (live, subscription) = (self.clone(), subscription.clone());
+        let leaving = async move {
+            live.unlist(&subscription).await;
+            live.leave_all(&subscription).await;
+        };
+        self.tasks.spawn_on(leaving, &self.runtime);
+    }
+
+    /// Whether it was ended before.
+    pub(super) fn has_ended(subscription: &Subscription) -> bool {
+        subscription.ended.load(Ordering::SeqCst)
+    }
+
+    async fn unlist(&self, subscription: &Subscription) {
+        self.subscriptions.lock().remove(&subscription.id);
+        let listed = subscription.responder.lock().take();
+        if let Some(listed) = listed {
+            self.presence.unlist(listed).await;
+        }
+    }
+
+    /// Takes a subscription from all it draws from. The last member of a queue group leaves it.
+    async fn leave_all(&self, subscription: &Subscription) {
+        let sources = std::mem::take(&mut subscription.sources.lock().drawn);
+        for source in sources {
+            match &source.taker {
+                Taker::Alone(_) => self.detach(&source),
+                Taker::Group(group) => {
+                    if group.unseat(&subscription.inbox) {
+                        self.detach(&source);
+                        group.leave().await;
+                        self.forget_group(group);
+                    }
+                }
+            }
+        }
+        subscription.inbox.close();
+    }
+
     /// All subscriptions there are.
     pub(super) fn subscriptions(&self) -> Vec<Arc<Subscription>> {
         self.subscriptions.lock().values().cloned().collect()
     }
+}
 
-    /// Follows the changes of the routes: a stream that comes is drawn from, from where it stood then, by every
-    /// subscription that it concerns.
-    pub(super) async fn follow_routes(self: Arc<Self>, start: EntryId) {
-        let mut position = start;
-        let following = async {
-            loop {
-                let Some(current) = self.shared.link.connected().await else { return };
-                tokio::select! {
-                    () = self.read_control(&mut position) => self.shared.link.suspect(),
-                    () = current.lost.cancelled() => {}
-                }
-                tokio::time::sleep(RETRY_DELAY).await;
-            }
-        };
-        tokio::select! {
-            () = self.stop.cancelled() => {}
-            () = following => {}
-        }
-    }
-
-    /// Ends when the connection fails.
-    async fn read_control(self: &Arc<Self>, position: &mut EntryId) {
-        let Ok(mut connection) = self.shared.link.open().await else { return };
-        // What the connection before had not told, and whether the server still knows.
-        if self.shared.refresh().await.is_err() {
-            return;
-        }
-        let key = self.shared.control_key();
-        loop {
-            let mut command = redis::cmd("XREAD");
-            let block = u64::try_from(CONTROL_BLOCK.as_millis()).unwrap_or(u64::MAX);
-            command.arg("BLOCK").arg(block).arg("STREAMS").arg(&key).arg(print_id(*position));
-            let reading = connection.send_packed_command(&command);
-            let Ok(Ok(answer)) = tokio::time::timeout(CONTROL_BLOCK + CONTROL_GRACE, reading).await else {
-                return;
-            };
-            let Ok(changes) = read_changes(answer) else { return };
-            if changes.is_empty() {
-                continue;
-            }
-            if self.shared.refresh().await.is_err() {
-                return;
-            }
-            for change in changes {
-                self.apply(&change).await;
-                *position = change.id;
-            }
-        }
-    }
-
-    async fn apply(self: &Arc<Self>, change: &Change) {
-        let routes = self.shared.routes();
-        let Some(home) = routes.streams.get(&change.name) else { return };
-        for subscription in self.subscriptions() {
-            if routes.touched(&subscription.pattern).iter().any(|touched| touched.key == home.key)
-                && let Err(failure) =
-                    self.draw_from(&subscription, home.clone(), (change.tip, Some(change.index))).await
-            {
-                tracing::warn!(
-                    stream = change.name,
-                    ?failure,
-                    "a subscription does not see the new stream yet"
-                );
-                subscription.sources.lock().keys.retain(|key| *key != home.key);
-                subscription.inbox.push_unknown_gap();
-            }
-        }
+impl Subscription {
+    /// The subscription does not draw from the stream with this key after all, and may have missed something there.
+    pub(super) fn has_failed_to_draw(&self, key: &str) {
+        self.sources.lock().keys.retain(|known| known != key);
+        self.inbox.push_unknown_gap();
     }
 }
 
 fn offset(id: EntryId) -> trunkline_core::StreamOffset {
     trunkline_core::StreamOffset::Entry(id.0, id.1)
-}
-
-/// One change of the routes.
-struct Change {
-    id: EntryId,
-    name: String,
-    /// Where the stream stood then.
-    tip: EntryId,
-    index: u64,
-}
-
-fn read_changes(answer: Value) -> Result<Vec<Change>, Failure> {
-    let Some(stream) = list(answer)?.into_iter().next() else { return Ok(Vec::new()) };
-    let [_key, entries] = array::<2>(stream)?;
-    let mut changes = Vec::new();
-    for entry in list(entries)? {
-        let [id, fields] = array::<2>(entry)?;
-        let fields = list(fields)?;
-        if let [_, name, _, tip, _, index] = fields.as_slice() {
-            changes.push(Change {
-                id: parse_id(&text(&id)?).unwrap_or_default(),
-                name: text(name)?,
-                tip: parse_id(&text(tip)?).unwrap_or_default(),
-                index: number(index)?,
-            });
-        }
-    }
-    Ok(changes)
-}
-
-/// The reader's end of a subscription.
-pub(super) struct RedisSource {
-    subscription: Arc<Subscription>,
-    /// Weak, so that a source alone does not keep a dropped backend alive.
-    live: Weak<Live>,
-}
-
-impl LiveSource for RedisSource {
-    fn poll_batch(&mut self, cx: &mut Context<'_>, max: usize, out: &mut Vec<LiveEvent>) -> Poll<usize> {
-        self.subscription.inbox.poll_take(cx, max, out)
-    }
-
-    fn stop(&mut self) -> Fut<'_, Result<(), SubscribeError>> {
-        Box::pin(async move {
-            match self.live.upgrade() {
-                // A task, because a group that is left half way would hold its place: it ends also when nobody waits.
-                Some(live) => {
-                    let (tasks, runtime) = (live.tasks.clone(), live.runtime.clone());
-                    let subscription = self.subscription.clone();
-                    let ending = async move { live.finish(&subscription).await };
-                    tasks.spawn_on(ending, &runtime).await.unwrap_or(Err(SubscribeError::Closed))
-                }
-                None => Ok(()),
-            }
-        })
-    }
-}
-
-impl Drop for RedisSource {
-    fn drop(&mut self) {
-        let subscription = &self.subscription;
-        let Some(live) = self.live.upgrade() else { return };
-        if subscription.ended.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        live.subscriptions.lock().remove(&subscription.id);
-        live.detach(subscription);
-        subscription.inbox.close();
-        let groups = std::mem::take(&mut subscription.sources.lock().groups);
-        let listed = subscription.responder.lock().take();
-        if groups.is_empty() && listed.is_none() {
-            return;
-        }
-        let (subscription, tasks, runtime) = (subscription.clone(), live.tasks.clone(), live.runtime.clone());
-        tasks.spawn_on(
-            async move {
-                if let Some(listed) = listed {
-                    live.presence.unlist(listed).await;
-                }
-                for group in groups {
-                    if group.leave(&subscription.inbox).await {
-                        live.forget_group(&group);
-                    }
-                }
-            },
-            &runtime,
-        );
-    }
 }

@@ -9,13 +9,17 @@
 //! | `link` | the connection for all that does not block, made anew for ever; the status |
 //! | `routes`, `shared` | which stream keeps which subject, the same for everybody by a version on the server |
 //! | `publish` | batches of messages, and an outcome for each |
-//! | `reader`, `groups`, `live` | subscriptions: one blocking read a stream, one a queue group |
+//! | `live`, `source`, `control` | subscriptions, and the streams that they draw from |
+//! | `reader`, `track` | one blocking read for all streams that lie together, and who is given what it brings |
+//! | `groups`, `claims` | queue groups: which process has a message, and which member there |
 //! | `presence` | who answers requests, and is a member of a queue group, by heartbeat |
 //! | `streams`, `member` | streams, and durable consumers on them |
 //!
 //! The client library reads and writes the protocol. Its own reconnecting is not used: which command may have been
 //! carried out, and what is read again from where, is for the bus to know.
 
+mod claims;
+mod control;
 mod entry;
 mod groups;
 mod link;
@@ -29,7 +33,9 @@ mod routes;
 mod runtime;
 mod scripts;
 mod shared;
+mod source;
 mod streams;
+mod track;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -112,7 +118,7 @@ impl RedisBackend {
         let (publisher, writer) = Publisher::new(&shared);
         tasks.spawn(link.run(stop.clone()));
         tasks.spawn(presence.run(unlisted, stop.clone()));
-        tasks.spawn(live.clone().follow_routes(control));
+        tasks.spawn(control::follow_routes(live.clone(), control));
         tasks.spawn(writer.run(stop.clone()));
         Ok(Self {
             streams: RedisStreams(shared.clone()),

@@ -71,6 +71,12 @@ impl Home {
         format!("{}:{what}", self.key)
     }
 
+    /// What keys share that lie in the same slot of a cluster: the part in braces.
+    pub(super) fn tag(&self) -> &str {
+        let tag = self.key.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+        tag.map_or(&self.key, |(tag, _)| tag)
+    }
+
     /// A key of one of its consumers.
     pub(super) fn of_consumer(&self, what: &str, consumer: &str) -> String {
         format!("{}:{what}:{consumer}", self.key)

@@ -69,6 +69,8 @@ scripts! {
     REMOVE_CONSUMER = "remove_consumer.lua";
     /// Joins a queue group.
     GROUP_JOIN = "group_join.lua";
+    /// Claims messages for queue groups.
+    CLAIM = "claim.lua";
     /// Leaves a queue group.
     GROUP_LEAVE = "group_leave.lua";
     /// Renews the entries of responders and members of queue groups.
