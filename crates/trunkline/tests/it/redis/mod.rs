@@ -2,6 +2,7 @@
 
 mod faults;
 mod keys;
+mod queues;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -97,7 +98,12 @@ fn streams(backend: &RedisBackend) -> &dyn Streams {
 async fn next(source: &mut dyn LiveSource) -> String {
     let mut events = Vec::new();
     soon(std::future::poll_fn(|cx| source.poll_batch(cx, 1, &mut events))).await;
-    match events.pop() {
+    shown(events.pop())
+}
+
+/// An event as text.
+fn shown(event: Option<LiveEvent>) -> String {
+    match event {
         Some(LiveEvent::Message { message, .. }) => String::from_utf8_lossy(&message.payload).into_owned(),
         Some(LiveEvent::Gap(Gap { missed: Some(missed) })) => format!("gap {missed}"),
         Some(LiveEvent::Gap(Gap { missed: None })) => "gap ?".to_owned(),
