@@ -105,7 +105,9 @@ impl GroupReader {
     }
 
     async fn enter_group(&self) -> Result<(), Failure> {
-        let entering = self.shared.link.run_script(&GROUP_JOIN, &[&self.home.key], |command| {
+        let keys = self.shared.keys_of(&self.home, &[], &["queue"], &self.group);
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let entering = self.shared.link.run_script(&GROUP_JOIN, &keys, |command| {
             command.arg(&self.group).arg(&self.member).arg(millis(EXPIRY));
         });
         entering.await.map(|_| ())
@@ -145,7 +147,9 @@ impl GroupReader {
         if let Some(entry) = self.joined.get() {
             self.presence.unlist(*entry).await;
         }
-        let leaving = self.shared.link.run_script(&GROUP_LEAVE, &[&self.home.key], |command| {
+        let keys = self.shared.keys_of(&self.home, &[], &["queue"], &self.group);
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let leaving = self.shared.link.run_script(&GROUP_LEAVE, &keys, |command| {
             command.arg(&self.group).arg(&self.member);
         });
         if let Err(failure) = leaving.await {
@@ -160,7 +164,7 @@ impl GroupReader {
         loop {
             let connected = tokio::select! {
                 biased;
-                connected = self.shared.link.connected() => connected,
+                connected = self.shared.link.connected(&self.home.key) => connected,
                 () = self.stopping.notified() => return,
                 () = stop.cancelled() => return,
             };
@@ -204,8 +208,8 @@ impl GroupReader {
     async fn read_on_one_connection(&self) -> Result<bool, Failure> {
         let broken = |error: redis::RedisError| Failure::NotConnected(error.to_string());
         let link = &self.shared.link;
-        let mut connection = link.open().await.map_err(broken)?;
-        let id: i64 = redis::cmd("CLIENT").arg("ID").query_async(&mut connection).await.map_err(broken)?;
+        let mut connection = link.open(&self.home.key).await?;
+        let reader = connection.reader();
         loop {
             // The last reads of a group that closes do not wait: what was stored by then is handed out.
             let closing = self.seats.lock().closing;
@@ -217,7 +221,7 @@ impl GroupReader {
             }
             command.arg("NOACK");
             command.arg("STREAMS").arg(&self.home.key).arg(">");
-            let reading = connection.send_packed_command(&command);
+            let reading = connection.read(link, &command);
             tokio::pin!(reading);
             let mut urged = false;
             let answer = loop {
@@ -226,10 +230,10 @@ impl GroupReader {
                     answer = &mut reading => break answer.map_err(broken)?,
                     () = self.stopping.notified() => {
                         urged = true;
-                        link.unblock(id).await;
+                        link.unblock(&reader).await;
                     }
                     // The first one may have come to the server before the read did.
-                    () = tokio::time::sleep(URGE_INTERVAL), if urged => link.unblock(id).await,
+                    () = tokio::time::sleep(URGE_INTERVAL), if urged => link.unblock(&reader).await,
                     () = tokio::time::sleep(BLOCK + BLOCK_GRACE) => {
                         return Err(Failure::Unknown(BLOCK + BLOCK_GRACE));
                     }

@@ -293,7 +293,7 @@ impl Live {
             let readers = subscription.sources.lock().readers.clone();
             let homes: Vec<Arc<Home>> = readers.iter().map(|(reader, _)| reader.home().clone()).collect();
             if !homes.is_empty() {
-                let tips: Vec<Tip> = self.shared.tips_of(&homes, None).await?;
+                let tips: Vec<Tip> = self.shared.tips_of(&homes).await?;
                 for ((reader, _), tip) in readers.iter().zip(tips) {
                     if let Some(newest) = tip.newest {
                         reader.has_read(newest).await;
@@ -329,7 +329,9 @@ impl Live {
         let mut position = start;
         let following = async {
             loop {
-                let Some(current) = self.shared.link.connected().await else { return };
+                let Some(current) = self.shared.link.connected(&self.shared.control_key()).await else {
+                    return;
+                };
                 tokio::select! {
                     () = self.read_control(&mut position) => self.shared.link.suspect(),
                     () = current.lost.cancelled() => {}
@@ -345,17 +347,17 @@ impl Live {
 
     /// Ends when the connection fails.
     async fn read_control(self: &Arc<Self>, position: &mut EntryId) {
-        let Ok(mut connection) = self.shared.link.open().await else { return };
+        let key = self.shared.control_key();
+        let Ok(mut connection) = self.shared.link.open(&key).await else { return };
         // What the connection before had not told, and whether the server still knows.
         if self.shared.refresh().await.is_err() {
             return;
         }
-        let key = self.shared.control_key();
         loop {
             let mut command = redis::cmd("XREAD");
             let block = u64::try_from(CONTROL_BLOCK.as_millis()).unwrap_or(u64::MAX);
             command.arg("BLOCK").arg(block).arg("STREAMS").arg(&key).arg(print_id(*position));
-            let reading = connection.send_packed_command(&command);
+            let reading = connection.read(&self.shared.link, &command);
             let Ok(Ok(answer)) = tokio::time::timeout(CONTROL_BLOCK + CONTROL_GRACE, reading).await else {
                 return;
             };

@@ -16,8 +16,10 @@
 //! The client library reads and writes the protocol. Its own reconnecting is not used: which command may have been
 //! carried out, and what is read again from where, is for the bus to know.
 
+mod connect;
 mod entry;
 mod groups;
+mod keeper;
 mod link;
 mod live;
 mod member;
@@ -29,7 +31,10 @@ mod routes;
 mod runtime;
 mod scripts;
 mod shared;
+mod slots;
 mod streams;
+mod tls;
+mod topology;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,6 +46,7 @@ use tokio_util::task::TaskTracker;
 use trunkline_core::{Message, Pattern, Subject};
 
 pub use options::{RedisConnectError, RedisOptions};
+pub use tls::{RedisTls, RedisTlsError, RedisTlsFileError};
 
 use crate::backend::{
     Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
@@ -51,6 +57,7 @@ use link::Link;
 use live::Live;
 use presence::Presence;
 use publish::Publisher;
+use routes::Routes;
 use runtime::OwnRuntime;
 use shared::Shared;
 use streams::RedisStreams;
@@ -99,7 +106,8 @@ impl RedisBackend {
 
     /// Connects, with all tasks on the runtime of the caller.
     async fn connect_here(options: RedisOptions) -> Result<Self, RedisConnectError> {
-        let link = Link::connect(&options).await?;
+        let known = Routes::new(&options.prefix, &options.subject_root, (0, 0), []);
+        let link = Link::connect(&options, known.keys()).await?;
         let unreachable = |failure| link.unusable(failure, options.connect_timeout);
         let shared = Arc::new(Shared::new(link.clone(), options.clone()));
         // From here on every change of the routes is followed; what they are now is read after that.
@@ -150,7 +158,7 @@ impl RedisBackend {
         };
         let drained = tokio::time::timeout_at(by.into(), draining).await;
         let reason = link.reason();
-        let connected = link.current().is_some();
+        let connected = link.is_connected();
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

@@ -148,7 +148,7 @@ impl Reader {
         let reading = async {
             loop {
                 // Only a link that is closed for good has no next connection.
-                let Some(current) = self.link.connected().await else { return };
+                let Some(current) = self.link.connected(&self.home.key).await else { return };
                 let read = tokio::select! {
                     read = self.read_on_one_connection() => read,
                     () = current.lost.cancelled() => Ok(()),
@@ -168,8 +168,8 @@ impl Reader {
 
     async fn read_on_one_connection(&self) -> Result<(), Failure> {
         let broken = |error: redis::RedisError| Failure::NotConnected(error.to_string());
-        let mut connection = self.link.open().await.map_err(broken)?;
-        let id: i64 = redis::cmd("CLIENT").arg("ID").query_async(&mut connection).await.map_err(broken)?;
+        let mut connection = self.link.open(&self.home.key).await?;
+        let reader = connection.reader();
         let mut count = READ_ENTRIES;
         loop {
             self.wait_for_room().await;
@@ -182,7 +182,7 @@ impl Reader {
             let block = u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX);
             command.arg("COUNT").arg(count).arg("BLOCK").arg(block);
             command.arg("STREAMS").arg(&self.home.key).arg(print_id(from));
-            let reading = connection.send_packed_command(&command);
+            let reading = connection.read(&self.link, &command);
             tokio::pin!(reading);
             let mut urged = false;
             let answer = loop {
@@ -190,10 +190,10 @@ impl Reader {
                     answer = &mut reading => break answer.map_err(broken)?,
                     () = self.changed.notified() => {
                         urged = true;
-                        self.link.unblock(id).await;
+                        self.link.unblock(&reader).await;
                     }
                     // The first one may have come to the server before the read did.
-                    () = tokio::time::sleep(URGE_INTERVAL), if urged => self.link.unblock(id).await,
+                    () = tokio::time::sleep(URGE_INTERVAL), if urged => self.link.unblock(&reader).await,
                     () = tokio::time::sleep(BLOCK + BLOCK_GRACE) => {
                         return Err(Failure::Unknown(BLOCK + BLOCK_GRACE));
                     }
