@@ -1,7 +1,7 @@
 -- Claims, for queue groups of live subscriptions, everything up to an id.
 -- A group's cursor is `CURSOR` or `CURSOR FORMER MEMBER`: up to where everything was given to somebody, and who moved it
 -- from where.
--- KEYS: stream. ARGV: for each group: group, member, id, id of the first message that is wanted or ''.
+-- KEYS: stream; in a cluster also all others. ARGV: for each group: group, member, id, id of the first message that is wanted or ''.
 -- Answers for each {AFTER, id}: all after that id is the member's; {TAKEN, id}: others have all up to that id; {WAIT, ''}:
 -- it is another's turn; {LOST, ''}: there was no such group.
 local stream = KEYS[1]

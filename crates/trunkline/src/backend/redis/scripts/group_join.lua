@@ -1,5 +1,5 @@
 -- Joins a queue group of live subscriptions. A group whose members are all gone starts anew, now.
--- KEYS: stream. ARGV: group, member, ms until its entry ends. Answers {last id ever, messages ever added}.
+-- KEYS: stream; in a cluster also all others. ARGV: group, member, ms until its entry ends. Answers {last id ever, messages ever added}.
 local stream, group = KEYS[1], ARGV[1]
 local members, queues = stream .. ':queue:' .. group, stream .. ':queues'
 local now, last = clock(), last_id(stream)

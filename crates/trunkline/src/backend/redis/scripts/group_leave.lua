@@ -1,4 +1,4 @@
--- Leaves a queue group; the last one takes it away. KEYS: stream. ARGV: group, member.
+-- Leaves a queue group; the last one takes it away. KEYS: stream; in a cluster also all others. ARGV: group, member.
 local stream, group = KEYS[1], ARGV[1]
 local members = stream .. ':queue:' .. group
 redis.call('ZREM', members, ARGV[2])
