@@ -14,7 +14,7 @@ pub(super) fn queue(name: &str) -> SubscribeOptions {
     SubscribeOptions { queue: Some(name.parse().expect("a token")), ..SubscribeOptions::default() }
 }
 
-/// Groups and subjects cost entries in tables, not connections.
+/// Groups, subjects and inboxes cost entries in tables, not connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hundreds_of_groups_are_served_by_a_few_connections() {
     let server = RedisServer::start();
@@ -24,16 +24,23 @@ async fn hundreds_of_groups_are_served_by_a_few_connections() {
         sources.push(subscribe(&backend, &format!("nachos.tool.t{n}.call"), queue("workers")).await);
         sources.push(subscribe(&backend, &format!("nachos.skill.s{n}.*"), SubscribeOptions::default()).await);
     }
+    // As an embedded server has them: one for each client that makes requests.
+    for n in 0..300 {
+        sources.push(subscribe(&backend, &format!("_INBOX.client{n}.*"), SubscribeOptions::default()).await);
+    }
     for n in 0..300 {
         publish(&backend, &format!("nachos.tool.t{n}.call"), n).await.unwrap();
         publish(&backend, &format!("nachos.skill.s{n}.event"), n).await.unwrap();
+        publish(&backend, &format!("_INBOX.client{n}.1"), n).await.unwrap();
     }
     for (n, source) in sources.iter_mut().enumerate() {
-        assert_eq!(next(&mut **source).await, (n / 2).to_string());
+        let expected = if n < 600 { n / 2 } else { n - 600 };
+        assert_eq!(next(&mut **source).await, expected.to_string());
     }
     let clients: String = run(&mut raw(&server).await, "CLIENT LIST").await;
-    // One for commands, one each for the two families and the changes of streams, and the test's own.
-    assert!(clients.lines().count() <= 6, "{clients}");
+    // One for commands, one each for the two families, the changes of streams and the groups of inboxes, and the test's
+    // own.
+    assert!(clients.lines().count() <= 5 + 16, "{clients}");
     let keys: Vec<String> = run(&mut raw(&server).await, "KEYS *:queues").await;
     assert_eq!(keys.len(), 1, "{keys:?}");
 }
