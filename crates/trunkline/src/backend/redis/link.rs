@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::acl::{denied, is_denied};
 use super::connect::{ConnectFailure, Connection, Connector};
 use super::entry::number;
 use super::keeper::Keeper;
@@ -58,6 +59,8 @@ pub(super) enum Failure {
 #[derive(Clone, Default)]
 pub(super) struct Layout {
     pub(super) slots: SlotMap,
+    /// How often the slots have been found elsewhere.
+    pub(super) changes: u64,
     pub(super) nodes: HashMap<Address, Current>,
 }
 
@@ -83,6 +86,8 @@ pub(super) struct Link {
     pub(super) status: watch::Sender<BackendStatus>,
     /// Somebody saw a command fail: the servers are to be looked at now.
     pub(super) suspect: Notify,
+    /// A server has refused a write because it is a replica. Where there is only one, it is to say when that is over.
+    pub(super) demoted: AtomicBool,
     /// New work is refused.
     pub(super) refusing: AtomicBool,
 }
@@ -107,6 +112,7 @@ impl Link {
             well_informed: Mutex::new(None),
             status: watch::Sender::new(connecting),
             suspect: Notify::new(),
+            demoted: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
         });
         link.need(needed);
@@ -180,6 +186,11 @@ impl Link {
     /// Whether any server is connected.
     pub(super) fn is_connected(&self) -> bool {
         !self.layout.borrow().nodes.is_empty()
+    }
+
+    /// A number that is another one when slots have moved.
+    pub(super) fn map_changes(&self) -> u64 {
+        self.layout.borrow().changes
     }
 
     /// The connection to the server of a key.
@@ -309,6 +320,7 @@ impl Link {
     /// What to do about a refusal, which is not about the command itself. It has the map of the slots looked at.
     pub(super) fn redirected(&self, error: &ServerError, from: &Address) -> Option<Redirect> {
         if is_demoted(error) {
+            self.demoted.store(true, Ordering::SeqCst);
             self.suspect();
         }
         if !self.topology.redirects() {
@@ -370,6 +382,7 @@ impl Link {
         let reason = match failure {
             Failure::NotConnected(reason) => reason,
             Failure::Unknown(waited) => format!("no answer within {waited:?}"),
+            Failure::Refused(error) if is_denied(&error) => denied(&error),
             Failure::Refused(error) => error.to_string(),
             Failure::Unexpected(answer) => format!("unexpected answer: {answer}"),
         };
@@ -379,12 +392,13 @@ impl Link {
     /// What the first command after connecting failed with.
     pub(super) fn unusable(&self, failure: Failure, waited: Duration) -> RedisConnectError {
         let refused = match &failure {
+            Failure::Refused(error) if is_denied(error) => "NOPERM".to_owned(),
             Failure::Refused(error) => error.code().to_owned(),
             _ => String::new(),
         };
         let (server, reason) = self.failed(failure);
         match refused.as_str() {
-            "NOPERM" | "NOAUTH" => RedisConnectError::Unauthorized { server, reason },
+            "NOPERM" => RedisConnectError::Unauthorized { server, reason },
             "MOVED" | "CLUSTERDOWN" | "ASK" => RedisConnectError::BadServer {
                 server,
                 reason: "it is a node of a cluster: redis-cluster:// connects to those".to_owned(),
