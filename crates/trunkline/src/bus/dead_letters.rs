@@ -210,7 +210,8 @@ impl DeadLetters {
         }
         let message = letter.revived(subject.clone())?;
         let options = PublishOptions { dedupe_id: Some(letter.redrive_id()), timeout: None };
-        let receipt = self.bus.inner().publish(message, options).outcome().await?;
+        // Past the outbox: only what is stored is taken from the dead letters.
+        let receipt = self.bus.inner().publish_past_outbox(message, options).outcome().await?;
         match &receipt {
             Receipt::Stored { stream, .. } if *stream == letter.stream => {}
             // The stream was removed or changed in this moment.

@@ -97,10 +97,11 @@ pub(super) async fn write(
         let message = make(inner, stream, consumer, delivery, reason)?;
         let dedupe_id = Some(dedupe_id(stream, consumer, delivery));
         let options = PublishOptions { dedupe_id, timeout: None };
-        match inner.publish_unchecked(message, options).outcome().await {
-            Ok(Receipt::Stored { .. } | Receipt::Queued) => return Ok(()),
+        // Past the outbox: a dead letter that waits in this process is none, and the original may be given up for it.
+        match inner.publish_now(message, options).outcome().await {
+            Ok(Receipt::Stored { .. }) => return Ok(()),
             // Without a stream there is neither storage nor deduplication; which of them is said depends on the backend.
-            Ok(Receipt::Accepted) | Err(PublishError::Unsupported(_)) => {
+            Ok(Receipt::Accepted | Receipt::Queued) | Err(PublishError::Unsupported(_)) => {
                 ensure_stream(inner, inner.backend.streams()?).await?;
             }
             Err(error) => return Err(error.into()),
