@@ -191,8 +191,8 @@ impl Outbox {
     }
 
     fn keep_behind(&self, queue: &mut Queue, place: Place, mut entry: Entry) -> Publishing {
-        // Without a connection there is no outcome to wait for.
-        let told = self.is_connected().then(|| {
+        // Without a connection that works there is no outcome to wait for.
+        let told = (self.is_connected() && !queue.failing).then(|| {
             let (teller, told) = oneshot::channel();
             entry.teller = Some(teller);
             told

@@ -11,11 +11,12 @@
 //! | `publish` | batches of messages, and an outcome for each |
 //! | `reader`, `groups`, `live` | subscriptions: one blocking read a stream, one a queue group |
 //! | `presence` | who answers requests, and is a member of a queue group, by heartbeat |
-//! | `streams`, `member` | streams, and durable consumers on them |
+//! | `streams`, `deleted`, `member` | streams, what was deleted from them, and durable consumers on them |
 //!
 //! The client library reads and writes the protocol. Its own reconnecting is not used: which command may have been
 //! carried out, and what is read again from where, is for the bus to know.
 
+mod deleted;
 mod entry;
 mod groups;
 mod link;

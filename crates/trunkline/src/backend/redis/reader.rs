@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{Pattern, Role, Router, SubscriptionId};
 
+use super::deleted::Deleted;
 use super::entry::{Entry, EntryId, array, entries, list, print_id};
 use super::link::{Failure, Link};
 use super::routes::Home;
@@ -207,7 +208,9 @@ impl Reader {
             if let Some(each) = bytes.checked_div(entries.len()) {
                 count = (READ_BYTES / each.max(1)).clamp(1, READ_ENTRIES);
             }
-            self.hand_out(entries);
+            let before = self.state.lock().index;
+            let deleted = Deleted::among(&self.link, &self.home, before, &entries).await?;
+            self.hand_out(entries, &deleted);
         }
     }
 
@@ -222,7 +225,7 @@ impl Reader {
         }
     }
 
-    fn hand_out(&self, entries: Vec<Entry>) {
+    fn hand_out(&self, entries: Vec<Entry>, deleted: &Deleted) {
         let mut state = self.state.lock();
         if state.turned_back || entries.is_empty() {
             return;
@@ -230,9 +233,9 @@ impl Reader {
         let mut batches: HashMap<u64, Vec<LiveEvent>> = HashMap::new();
         for entry in entries {
             if let (Some(before), Some(index)) = (state.index, entry.index)
-                && index > before + 1
+                && index > before + 1 + deleted.between(before, index)
             {
-                let missed = index - before - 1;
+                let missed = index - before - 1 - deleted.between(before, index);
                 for (key, (attachment, _)) in &state.places {
                     if *attachment.given.lock() < entry.id {
                         batches.entry(*key).or_default().push(self.gap_for(attachment, missed));

@@ -51,6 +51,8 @@ scripts! {
     TIPS = "tips.lua";
     /// Changes which streams there are.
     ROUTES = "routes.lua";
+    /// Takes single messages out of a stream.
+    DELETE = "delete.lua";
     /// Applies the limits of a stream and tells how it stands.
     STREAM = "stream.lua";
     /// Joins a consumer, creating it where it is not there.

@@ -62,6 +62,8 @@ pub(super) struct Queue {
     pub(super) last_refused: Option<Refused>,
     /// A message that was told to be queued and was lost for a reason that its publisher does not know: for a flush.
     pub(super) failure: Option<PublishError>,
+    /// The last round of sending failed, and nothing was published since: there is no outcome to wait for.
+    pub(super) failing: bool,
     /// Nothing is kept any more.
     pub(super) closed: bool,
 }
@@ -76,6 +78,7 @@ impl Queue {
             next: 0,
             last_refused: None,
             failure: None,
+            failing: false,
             closed: false,
         }
     }

@@ -79,7 +79,11 @@ async fn keep_sending(outbox: &Outbox) {
 
 /// Publishers that wait for an outcome learn that their messages are kept.
 fn tell_queued(outbox: &Outbox) {
-    let tellers = outbox.queue.lock().tellers();
+    let tellers = {
+        let mut queue = outbox.queue.lock();
+        queue.failing = true;
+        queue.tellers()
+    };
     for teller in tellers {
         // Who waits no longer does not mind.
         let _ = teller.send(Ok(Receipt::Queued));
@@ -205,6 +209,7 @@ impl Outbox {
         self.measure(&queue);
         match &result {
             Ok(_) => {
+                queue.failing = false;
                 self.telemetry.outbox_sent.inc();
                 self.telemetry.published.inc();
             }

@@ -17,7 +17,7 @@ else
   for _, name in ipairs(redis.call('SMEMBERS', stream .. ':consumers')) do
     drop_consumer(stream, name)
   end
-  redis.call('DEL', stream, stream .. ':added', stream .. ':consumers')
+  redis.call('DEL', stream, stream .. ':added', stream .. ':consumers', stream .. ':deleted')
   wake(stream)
   redis.call('PEXPIRE', stream .. ':wake', 3600000)
 end
