@@ -348,7 +348,6 @@ impl From<&Config> for RedisOptions {
         let messaging = &config.messaging;
         let mut options = Self::new(messaging.redis_url.clone());
         options.prefix = messaging.stream_prefix.clone();
-        options.subject_root = messaging.subject_root.clone();
         options.connect_timeout = messaging.connect_timeout;
         options.publish_timeout = messaging.publish_timeout;
         options.dedupe_window = messaging.dedupe_window;

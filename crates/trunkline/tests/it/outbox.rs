@@ -8,11 +8,12 @@ use proptest::prelude::*;
 use trunkline::backend::memory::{Hub, HubOptions, MemoryBackend};
 use trunkline::backend::nats::{NatsBackend, NatsOptions};
 use trunkline::backend::{
-    DrainError, PublishError, PublishOptions, ReadRequest, Receipt, Start, StreamConfig, Streams,
+    Backend, Capabilities, DrainError, Fut, LiveSource, PublishError, PublishOptions, Publishing,
+    ReadRequest, Receipt, Start, StreamConfig, Streams, SubscribeError, SubscribeOptions, Unsupported,
 };
 use trunkline::bus::outbox::OutboxOptions;
-use trunkline::status::BackendState;
-use trunkline::{Bus, BusOptions, Event, Message, RequestError};
+use trunkline::status::{BackendState, BackendStatus};
+use trunkline::{Bus, BusOptions, Event, Message, Pattern, RequestError, Subject};
 use trunkline_testkit::NatsServer;
 use trunkline_testkit::faulty::{FaultRates, FaultyBackend};
 
@@ -74,18 +75,18 @@ fn numbers(of: std::ops::Range<u32>) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever fails and however often: what was answered `Stored` or `Queued` is stored once, in the order of its
     /// publisher; what was answered with an error is stored at most once.
     #[test]
     fn what_was_queued_is_stored_once_and_in_order(
         seed: u64,
-        refused in 0.0..0.5,
-        unknown in 0.0..0.5,
+        refused in 0.0..0.3,
+        unknown in 0.0..0.3,
         delay in 0.0..0.3,
-        publishers in 1..5_u32,
-        each in 1..60_u32,
+        publishers in 1..4_u32,
+        each in 1..30_u32,
     ) {
         let rates = FaultRates { publish_refused: refused, publish_unknown: unknown, delay, ..FaultRates::default() };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -200,13 +201,79 @@ async fn an_unknown_outcome_is_sent_again_only_where_that_does_no_harm() {
     fixture.backend.calm();
     soon(fixture.bus.flush()).await.unwrap();
     assert_eq!(fixture.stored().await, numbers(0..20));
-    // No stream stores this, so that nothing recognises it a second time.
+    // Nothing recognises these a second time.
+    let backend = Arc::new(WithoutIds(fixture.backend.clone()));
+    let outbox = Some(OutboxOptions::default());
+    let bus = Bus::with_backend(backend, BusOptions { outbox, ..BusOptions::default() });
     fixture.backend.rage();
-    let unknown = fixture.publish("elsewhere", 1).await;
+    let unknown = soon(bus.publish_message(message("kept.a", 20))).await;
     assert!(matches!(unknown, Err(PublishError::OutcomeUnknown { .. })), "{unknown:?}");
-    assert_eq!(fixture.waiting(), 0);
+    assert_eq!(bus.status().outbox.unwrap().messages, 0);
+}
+
+/// What was queued on a backend that knows no ids, and then has no certain outcome, is counted and told.
+#[tokio::test]
+async fn a_queued_message_of_unknown_outcome_is_told_where_nothing_recognises_it() {
+    let away = FaultRates { publish_refused: 1.0, ..FaultRates::default() };
+    let fixture = Fixture::new(away, 7, OutboxOptions::default()).await;
+    let unknown = FaultRates { publish_unknown: 1.0, ..FaultRates::default() };
+    let inner = Arc::new(FaultyBackend::new(fixture.backend.clone(), unknown, 7));
+    inner.calm();
+    let outbox = Some(OutboxOptions::default());
+    let bus = Bus::with_backend(
+        Arc::new(WithoutIds(inner.clone())),
+        BusOptions { outbox, ..BusOptions::default() },
+    );
+    assert_eq!(soon(bus.publish_message(message("kept.a", 0))).await, Ok(Receipt::Queued));
+    inner.rage();
     fixture.backend.calm();
-    assert_eq!(fixture.publish("elsewhere", 1).await, Ok(Receipt::Accepted));
+    let told = soon(bus.flush()).await;
+    assert!(matches!(told, Err(PublishError::OutcomeUnknown { .. })), "{told:?}");
+    let outbox = bus.status().outbox.unwrap();
+    assert_eq!((outbox.messages, outbox.unknown, outbox.refused), (0, 1, 0));
+    assert!(fixture.stored().await.len() <= 1);
+}
+
+/// A backend that does not deduplicate, as NATS without streams.
+struct WithoutIds(Arc<FaultyBackend>);
+
+impl Backend for WithoutIds {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { dedupe: false, ..self.0.capabilities() }
+    }
+
+    fn status(&self) -> tokio::sync::watch::Receiver<BackendStatus> {
+        self.0.status()
+    }
+
+    fn new_inbox(&self) -> Subject {
+        self.0.new_inbox()
+    }
+
+    fn publish(&self, m: Message, o: PublishOptions) -> Publishing {
+        assert_eq!(o.dedupe_id, None, "it would be refused");
+        self.0.publish(m, o)
+    }
+
+    fn flush(&self) -> Fut<'_, Result<(), PublishError>> {
+        self.0.flush()
+    }
+
+    fn subscribe(
+        &self,
+        p: Pattern,
+        o: SubscribeOptions,
+    ) -> Fut<'_, Result<Box<dyn LiveSource>, SubscribeError>> {
+        self.0.subscribe(p, o)
+    }
+
+    fn streams(&self) -> Result<&dyn Streams, Unsupported> {
+        self.0.streams()
+    }
+
+    fn drain(&self, by: std::time::Instant) -> Fut<'_, Result<(), DrainError>> {
+        self.0.drain(by)
+    }
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ pub(super) struct Tip {
 impl Shared {
     pub(super) fn new(link: Arc<Link>, options: RedisOptions) -> Self {
         let process = format!("{:012x}{:08x}", fastrand::u64(..1 << 48), std::process::id());
-        let routes = Routes::new(&options.prefix, &options.subject_root, (0, 0), []);
+        let routes = Routes::new(&options.prefix, (0, 0), []);
         Self { link, options, process, routes: RwLock::new(Arc::new(routes)), ensured: Mutex::default() }
     }
 
@@ -108,7 +108,7 @@ impl Shared {
                 }
             }
         }
-        Ok(Routes::new(&self.options.prefix, &self.options.subject_root, (version, era), configs))
+        Ok(Routes::new(&self.options.prefix, (version, era), configs))
     }
 
     /// The streams chosen by the routes, and where each of them stands, in one step with the check that the routes are
