@@ -339,4 +339,20 @@ mod tests {
         assert_eq!(dead.delete(vec![letter.offset, letter.offset]).await.unwrap(), 1);
         assert!(all(&dead, DeadLetterFilter::default()).await.is_empty());
     }
+
+    #[tokio::test]
+    async fn two_roots_on_one_hub_have_a_stream_each() {
+        let hub = std::sync::Arc::new(crate::backend::memory::Hub::new(Default::default()));
+        for root in ["one", "two"] {
+            let options = crate::BusOptions { subject_root: root.parse().unwrap(), ..Default::default() };
+            let bus = Bus::on_hub(&hub, options);
+            let stream = bus.stream(root).unwrap();
+            stream.ensure(vec![format!("{root}.work").parse().unwrap()]).await.unwrap();
+            let handler = async |_: Delivered| Ok::<_, HandlerError>(());
+            let consumer = stream.consumer("c").unwrap().spawn(handler).await.unwrap();
+            let dead = bus.dead_letters().unwrap().stream().await.unwrap().unwrap();
+            assert_eq!(dead.config.name, format!("dead-{root}"));
+            consumer.drain(Duration::from_secs(5)).await.unwrap();
+        }
+    }
 }
