@@ -197,7 +197,7 @@ impl Outbox {
             entry.teller = Some(teller);
             told
         });
-        if let Err((_, error)) = queue.keep(place, entry) {
+        if let Err(error) = queue.keep(place, entry) {
             self.count_full(&error);
             return Publishing::Ready(Err(error));
         }
@@ -345,7 +345,7 @@ impl Attempt {
                 self.outbox.kept(&queue);
                 Ok(Receipt::Queued)
             }
-            Err((_, full)) => {
+            Err(full) => {
                 self.outbox.count_full(&full);
                 // That it may have been published is more than that there was no room for it.
                 Err(if unknown { error } else { full })

@@ -115,10 +115,10 @@ impl Queue {
     /// Keeps a message in its place.
     ///
     /// # Errors
-    /// The bound that is reached, or the queue is closed; the message is given back to be answered for.
-    pub(super) fn keep(&mut self, place: Place, entry: Entry) -> Result<(), (Entry, PublishError)> {
+    /// The bound that is reached, or the queue is closed.
+    pub(super) fn keep(&mut self, place: Place, entry: Entry) -> Result<(), PublishError> {
         if self.closed {
-            return Err((entry, PublishError::Closed));
+            return Err(PublishError::Closed);
         }
         let full = |what, waiting: usize, limit: usize, setting| {
             let (waiting, limit) = (waiting as u64, limit as u64);
@@ -126,12 +126,11 @@ impl Queue {
         };
         if self.waiting.len() >= self.limits.messages_max {
             let (waiting, limit) = (self.waiting.len(), self.limits.messages_max);
-            return Err((entry, full("messages", waiting, limit, "messaging.outbox_max_messages")));
+            return Err(full("messages", waiting, limit, "messaging.outbox_max_messages"));
         }
         let bytes = self.bytes.saturating_add(entry.size_bytes());
         if bytes > self.limits.bytes_max {
-            let error = full("bytes", bytes, self.limits.bytes_max, "messaging.outbox_max_bytes");
-            return Err((entry, error));
+            return Err(full("bytes", bytes, self.limits.bytes_max, "messaging.outbox_max_bytes"));
         }
         self.bytes = bytes;
         self.waiting.insert(place, entry);
@@ -217,16 +216,16 @@ mod tests {
         let until = now + Duration::from_secs(1);
         let (first, second) = (queue.try_now(until).unwrap(), queue.try_now(until).unwrap());
         queue.tried(second);
-        queue.keep(second, entry("second")).ok().unwrap();
+        queue.keep(second, entry("second")).unwrap();
         assert!(queue.try_now(until).is_none(), "others wait");
         let third = queue.take_place();
-        queue.keep(third, entry("third")).ok().unwrap();
+        queue.keep(third, entry("third")).unwrap();
         assert!(
             matches!(queue.next_after(None, now), Next::After(at) if at == until),
             "the first is under way"
         );
         queue.tried(first);
-        queue.keep(first, entry("first")).ok().unwrap();
+        queue.keep(first, entry("first")).unwrap();
         assert_eq!(payload(queue.next_after(None, now)).as_deref(), Some("first"));
         assert_eq!(payload(queue.next_after(Some(first), now)).as_deref(), Some("second"));
         assert_eq!(payload(queue.next_after(Some(third), now)), None);
@@ -244,7 +243,7 @@ mod tests {
         let until = now + Duration::from_secs(1);
         queue.try_now(until).unwrap();
         let place = queue.take_place();
-        queue.keep(place, entry("x")).ok().unwrap();
+        queue.keep(place, entry("x")).unwrap();
         assert!(payload(queue.next_after(None, now)).is_none());
         assert_eq!(payload(queue.next_after(None, until)).as_deref(), Some("x"));
     }
@@ -254,21 +253,21 @@ mod tests {
         let size = entry("12345").size_bytes();
         let mut queue = Queue::new(OutboxOptions { messages_max: 2, bytes_max: size * 2 });
         for n in 1..=2 {
-            queue.keep(n, entry("12345")).ok().unwrap();
+            queue.keep(n, entry("12345")).unwrap();
         }
-        let (_, error) = queue.keep(3, entry("")).err().unwrap();
+        let error = queue.keep(3, entry("")).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the outbox is full: 2 messages of at most 2 (messaging.outbox_max_messages)"
         );
         queue.remove(1).unwrap();
-        let (_, error) = queue.keep(3, entry("123456")).err().unwrap();
+        let error = queue.keep(3, entry("123456")).unwrap_err();
         assert!(
             error.to_string().ends_with("(messaging.outbox_max_bytes)") && error.is_retryable(),
             "{error}"
         );
-        queue.keep(3, entry("12345")).ok().unwrap();
+        queue.keep(3, entry("12345")).unwrap();
         assert_eq!(queue.close().len(), 2);
-        assert!(matches!(queue.keep(4, entry("")), Err((_, PublishError::Closed))));
+        assert_eq!(queue.keep(4, entry("")), Err(PublishError::Closed));
     }
 }
