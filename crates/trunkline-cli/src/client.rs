@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use trunkline::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
 use trunkline::backend::{PublishError, SubscribeError};
-use trunkline::config::{Backend, Config, NatsUrl};
-use trunkline::{Bus, BusOptions, RequestError, RespondError, StreamReplyError};
+use trunkline::config::{Backend, Config, Fallback, NatsUrl};
+use trunkline::{Bus, BusOptions, ConnectError, RequestError, RespondError, StreamReplyError};
 
 use crate::duration;
 use crate::failure::{Explain, Failure, Kind};
@@ -23,7 +23,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ClientArgs {
     /// Servers to connect to, separated by commas [default: $TRUNKLINE_URL, else what the configuration says,
-    /// else nats://127.0.0.1:4222]
+    /// which may be Redis, else nats://127.0.0.1:4222]
     #[arg(long, value_name = "URL", value_parser = NatsUrl::parse)]
     url: Option<NatsUrl>,
 
@@ -44,6 +44,8 @@ pub(crate) enum ClientError {
     Address { reason: String },
     #[error(transparent)]
     Connect(#[from] NatsConnectError),
+    #[error(transparent)]
+    Bus(#[from] ConnectError),
     #[error(transparent)]
     Publish(#[from] PublishError),
     #[error(transparent)]
@@ -79,6 +81,7 @@ impl Explain for ClientError {
                 Some("start a bus with `trunkline up`, or name another with --url".into())
             }
             Self::Connect(error) => Some(error.hint().into()),
+            Self::Bus(error) => error.hint().map(Cow::from),
             Self::Publish(error) | Self::Request(RequestError::Publish(error)) => publish_hint(error),
             Self::Subscribe(error)
             | Self::Request(RequestError::Inbox(error))
@@ -124,7 +127,15 @@ impl ClientArgs {
         // With the address given, no file or variable matters, not even a broken one.
         let url = match &self.url {
             Some(url) => url.clone(),
-            None => url_of(&settings::load(global, [])?.config)?,
+            None => {
+                let config = settings::load(global, [])?.config;
+                if config.messaging.backend == Backend::Redis {
+                    let bus = connect_to_redis(config, self.connect_timeout, patience).await?;
+                    let server = bus.status().backend.server;
+                    return Ok(Client { bus, server });
+                }
+                url_of(&config)?
+            }
         };
         let bus = connect_to(&url, self.connect_timeout, patience).await?;
         Ok(Client { bus, server: url.to_string() })
@@ -147,6 +158,22 @@ pub(crate) async fn connect_to(
     let backend = NatsBackend::connect(options).await?;
     let options = BusOptions { publish_timeout: patience, ..BusOptions::default() };
     Ok(Bus::with_backend(Arc::new(backend), options))
+}
+
+/// The bus of a configuration with backend redis: everybody is on the same server, with no other process between them.
+/// There is no fallback, because a command alone on a bus of its own would find nobody there.
+///
+/// # Errors
+/// No server that lets us in within the time given; a stream of the configuration that cannot be made.
+pub(crate) async fn connect_to_redis(
+    mut config: Config,
+    connect_timeout: Duration,
+    patience: Duration,
+) -> Result<Bus, ClientError> {
+    config.messaging.fallback = Some(Fallback::Fail);
+    config.messaging.connect_timeout = connect_timeout;
+    config.messaging.publish_timeout = patience;
+    Ok(Bus::connect(config).await?)
 }
 
 /// Where clients of the configured bus connect: to the NATS servers themselves, or to the embedded server.

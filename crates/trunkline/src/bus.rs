@@ -10,6 +10,7 @@ pub(crate) mod draft;
 pub(crate) mod frame;
 pub mod handler;
 pub(crate) mod inbox;
+pub mod outbox;
 pub mod publish;
 pub mod received;
 pub mod request;
@@ -39,6 +40,7 @@ use crate::telemetry::{Counters, Telemetry};
 use crate::topics::Topics;
 use blocking::BlockingPublisher;
 use inbox::InboxSlot;
+use outbox::{Outbox, OutboxOptions, OutboxStatus};
 
 /// Longest wait for cancelled handlers at the end of a drain, the farewell of consumers included.
 const CANCELLED_WAIT: Duration = Duration::from_secs(3);
@@ -76,6 +78,9 @@ pub struct BusOptions {
     pub dead_letter_age: Duration,
     /// How many dead letters are kept. Default 1 000 000.
     pub dead_letters_max: u64,
+    /// How much is kept of what is published while the server is away. `None`, the default, keeps nothing: such a publish
+    /// is an error. Key `messaging.outbox`.
+    pub outbox: Option<OutboxOptions>,
 }
 
 impl Default for BusOptions {
@@ -96,6 +101,7 @@ impl Default for BusOptions {
             initial_start: Start::New,
             dead_letter_age: Duration::from_secs(30 * 24 * 3600),
             dead_letters_max: 1_000_000,
+            outbox: None,
         }
     }
 }
@@ -109,6 +115,8 @@ pub struct BusStatus {
     pub draining: bool,
     /// What it has counted.
     pub counters: Counters,
+    /// What waits for the server, where there is an outbox.
+    pub outbox: Option<OutboxStatus>,
 }
 
 /// A message bus over one backend. Cheap to clone; all clones are the same bus.
@@ -137,6 +145,7 @@ pub(crate) struct Inner {
     pub(crate) services: TaskTracker,
     pub(crate) inbox: InboxSlot,
     blocking: OnceLock<BlockingPublisher>,
+    outbox: Option<Arc<Outbox>>,
 }
 
 impl std::fmt::Debug for Bus {
@@ -153,12 +162,16 @@ impl Bus {
     /// When `options.subject_root` is over [`SUBJECT_ROOT_BYTES_MAX`](crate::topics::SUBJECT_ROOT_BYTES_MAX) bytes.
     pub fn with_backend(backend: Arc<dyn Backend>, options: BusOptions) -> Self {
         let topics = Topics::new(options.subject_root.clone()).expect("subject_root is at most 256 bytes");
+        let telemetry = Telemetry::default();
+        let outbox = options
+            .outbox
+            .map(|limits| Outbox::new(backend.clone(), limits, options.publish_timeout, telemetry.clone()));
         let inner = Inner {
             backend,
             dead_prefix: format!("{}.dead.", options.subject_root).into(),
             topics,
             options,
-            telemetry: Telemetry::default(),
+            telemetry,
             draining: CancellationToken::new(),
             killed: CancellationToken::new(),
             closed: AtomicBool::new(false),
@@ -166,6 +179,7 @@ impl Bus {
             services: TaskTracker::new(),
             inbox: InboxSlot::default(),
             blocking: OnceLock::new(),
+            outbox,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -191,6 +205,7 @@ impl Bus {
             backend: self.inner.backend.status().borrow().clone(),
             draining: self.inner.draining.is_cancelled(),
             counters: self.inner.telemetry.counters(),
+            outbox: self.inner.outbox.as_ref().map(|outbox| outbox.status()),
         }
     }
 
@@ -204,22 +219,27 @@ impl Bus {
         self.inner.backend.status()
     }
 
-    /// Waits until everything published before has been received by the server.
+    /// Waits until everything published before has been received by the server, what is queued in the outbox included.
     ///
     /// # Errors
-    /// No connection, or an unknown outcome when it broke.
+    /// No connection, or an unknown outcome when it broke; with an outbox, also what became of a message that was queued
+    /// before and could not be published.
     pub async fn flush(&self) -> Result<(), PublishError> {
+        if let Some(outbox) = &self.inner.outbox {
+            outbox.flush().await?;
+        }
         self.inner.backend.flush().await
     }
 
     /// Ends the bus in good order, within `within`: nothing new starts; subscriptions stop, and their readers get what
-    /// has arrived; responders and consumers let their handlers finish; what was published is flushed; the backend
-    /// disconnects. Handlers may publish until they end. At the deadline handlers are cancelled; what they had not
+    /// has arrived; responders and consumers let their handlers finish; what was published is flushed, and the outbox
+    /// emptied as far as the server allows; the backend disconnects. Handlers may publish until they end. At the deadline handlers are cancelled; what they had not
     /// acknowledged is redelivered to others. One that blocks its thread cannot be cancelled and is left behind after
     /// three more seconds. A second call waits for the same end.
     ///
     /// # Errors
-    /// [`DrainError::Deadline`] tells how much was left unfinished; the bus is closed all the same.
+    /// [`DrainError::Deadline`] tells how much was left unfinished, [`DrainError::OutboxLeft`] how many messages the server
+    /// never got; the bus is closed all the same.
     pub async fn drain(&self, within: Duration) -> Result<(), DrainError> {
         let inner = &self.inner;
         let by = Instant::now() + within;
@@ -228,8 +248,13 @@ impl Bus {
         let finished = tokio::time::timeout_at(by, inner.tasks.wait()).await.is_ok();
         let left = inner.telemetry.counters().handlers_running;
         inner.killed.cancel();
+        if let Some(outbox) = &inner.outbox {
+            // What is left at the deadline is counted below.
+            let _ = tokio::time::timeout_at(by, outbox.emptied()).await;
+        }
         let flushed = tokio::time::timeout_at(by, inner.backend.flush()).await;
         inner.closed.store(true, Ordering::Release);
+        let queued = inner.outbox.as_ref().map_or(0, |outbox| outbox.close());
         let drained = inner.backend.drain(by.into_std()).await;
         // Cancelled tasks end at their next await; they are not left running behind the caller's back, unless a handler
         // blocks its thread and never comes to one.
@@ -243,6 +268,7 @@ impl Bus {
         }
         match flushed {
             _ if !finished => Err(DrainError::Deadline { left: left.max(1) }),
+            _ if queued > 0 => Err(DrainError::OutboxLeft { left: queued }),
             Ok(Err(PublishError::NotConnected { server, reason })) => {
                 Err(DrainError::NotConnected { server, reason })
             }
@@ -262,15 +288,33 @@ impl Bus {
 impl Inner {
     /// Publishes what an application gave.
     pub(crate) fn publish(&self, message: Message, options: PublishOptions) -> Publishing {
-        if message.subject.as_str().starts_with(&*self.dead_prefix) {
+        match &self.outbox {
+            // Whatever wants a reply has somebody who waits for it, and for no longer than that.
+            Some(outbox)
+                if message.reply.is_none()
+                    && !self.is_dead_letter(&message.subject)
+                    && !self.closed.load(Ordering::Acquire) =>
+            {
+                if let Some(sender) = outbox.sender() {
+                    self.blocking().run(sender);
+                }
+                outbox.publish(message, options)
+            }
+            _ => self.publish_past_outbox(message, options),
+        }
+    }
+
+    /// Publishes what an application gave and is of use now or never, or is tried again by somebody else.
+    pub(crate) fn publish_past_outbox(&self, message: Message, options: PublishOptions) -> Publishing {
+        if self.is_dead_letter(&message.subject) {
             self.telemetry.publish_errors.inc();
             return Publishing::Ready(Err(PublishError::Reserved(message.subject)));
         }
-        self.publish_unchecked(message, options)
+        self.publish_now(message, options)
     }
 
     /// Publishes what the bus itself made, dead letters included.
-    pub(crate) fn publish_unchecked(&self, message: Message, mut options: PublishOptions) -> Publishing {
+    pub(crate) fn publish_now(&self, message: Message, mut options: PublishOptions) -> Publishing {
         if self.closed.load(Ordering::Acquire) {
             return Publishing::Ready(Err(PublishError::Closed));
         }
@@ -293,7 +337,7 @@ impl Inner {
 
     /// Publishes without anyone waiting for the outcome: frames of flow control, which a lost connection makes moot.
     pub(crate) fn publish_aside(&self, message: Message) {
-        if let Publishing::Pending(future) = self.publish_unchecked(message, PublishOptions::default()) {
+        if let Publishing::Pending(future) = self.publish_now(message, PublishOptions::default()) {
             self.run_aside(Box::pin(async move {
                 if let Err(error) = future.await {
                     tracing::debug!(%error, "control message not published");
@@ -333,6 +377,9 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if let Some(outbox) = &self.outbox {
+            outbox.close();
+        }
         // Tasks that hold no clone of the bus, such as the reader of replies, end with it.
         self.draining.cancel();
         self.killed.cancel();

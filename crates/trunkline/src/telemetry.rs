@@ -61,10 +61,17 @@ telemetry! {
         dead_letters: "trunkline_dead_letters", "Dead letters written.";
         dead_letter_errors: "trunkline_dead_letter_errors", "Dead letters that could not be written and will be tried again.";
         leases_lost: "trunkline_lost_leases", "Deliveries whose lease was lost before they were settled.";
+        outbox_queued: "trunkline_outbox_queued_messages", "Messages kept in the outbox because the server was away or others waited.";
+        outbox_sent: "trunkline_outbox_sent_messages", "Messages published from the outbox.";
+        outbox_refused: "trunkline_outbox_refused_messages", "Queued messages that can never be published.";
+        outbox_unknown: "trunkline_outbox_unknown_messages", "Queued messages that may or may not have been published.";
+        outbox_full: "trunkline_outbox_full", "Publishes refused because the outbox was full.";
         consume_errors: "trunkline_consume_errors", "Failed fetches, settlements and leases, each tried again.";
     }
     gauges {
         requests_in_flight: "trunkline_requests_in_flight", "Requests that wait for a reply now.";
+        outbox_messages: "trunkline_outbox_messages", "Messages that wait in the outbox now.";
+        outbox_bytes: "trunkline_outbox_bytes", "Bytes that wait in the outbox now.";
         handlers_running: "trunkline_handlers_running", "Handlers at work now.";
     }
 }

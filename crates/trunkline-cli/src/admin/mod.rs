@@ -1,4 +1,5 @@
-//! The way of a command to the streams of a bus: over the admin API of a running `trunkline up`, or over NATS.
+//! The way of a command to the streams of a bus: over the admin API of a running `trunkline up`, over NATS, or straight
+//! to Redis where the configuration says so.
 //!
 //! Either way the command gets a [`Bus`], so that retry, dead letters and replay are the library's own.
 
@@ -91,6 +92,13 @@ impl AdminArgs {
             (None, None) => Some(settings::load(global, [])?.config),
             _ => None,
         };
+        if let Some(config) = &configured
+            && config.messaging.backend == Backend::Redis
+        {
+            let bus = client::connect_to_redis(config.clone(), self.api_timeout, self.api_timeout).await?;
+            let server = bus.status().backend.server;
+            return Ok(AdminClient { bus, server });
+        }
         let place = match (&self.http, &self.url, &configured) {
             (Some(http), ..) => Place::Http(http.clone()),
             (None, Some(url), _) => place_of(url.clone()),

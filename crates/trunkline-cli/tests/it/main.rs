@@ -10,6 +10,7 @@ mod envelope;
 mod errors;
 mod messages;
 mod readme;
+mod redis;
 mod streams;
 mod up;
 

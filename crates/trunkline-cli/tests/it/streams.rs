@@ -187,7 +187,9 @@ fn a_message_that_never_succeeds_is_shown_redriven_and_purged_as_a_dead_letter()
     assert!(fixture.run(&["dlq", "ls", "--stream", "audit", "--json"]).json().is_empty());
     let shown = fixture.run(&["dlq", "show", "1"]).lines().join("\n");
     assert!(shown.contains("max_deliver") && shown.contains("k-1"), "{shown}");
-    assert!(fixture.run(&["stream", "ls", "--json"]).json().iter().any(|stream| stream["name"] == "dead"));
+    assert!(
+        fixture.run(&["stream", "ls", "--json"]).json().iter().any(|stream| stream["name"] == "dead-nachos")
+    );
 
     let elsewhere = fixture.run(&["dlq", "redrive", "1", "--to", "other.a"]);
     assert!(

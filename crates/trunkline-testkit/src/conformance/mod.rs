@@ -13,6 +13,7 @@ pub mod refusal;
 pub mod bus;
 pub mod chaos;
 pub mod consumer;
+pub mod deletion;
 pub mod groups;
 pub mod live;
 pub mod membership;
@@ -27,7 +28,7 @@ use std::time::Duration;
 
 use trunkline::backend::Fut;
 
-use bus::{calls, contexts, ordered, replies, survival, work};
+use bus::{calls, contexts, ordered, outbox, replies, survival, work};
 pub use harness::{Column, Faults, Harness};
 
 /// Longest time one property may take; it only ends a test that hangs.
@@ -140,6 +141,11 @@ properties! { $
         duplicates_are_only_suppressed_when_asked_for: Streams,
         stored_messages_survive_a_killed_server: Durable,
     }
+    deletion {
+        deleted_messages_are_gone_and_the_others_stay: Streams,
+        deleted_messages_are_missed_by_no_consumer: Streams,
+        deleted_messages_are_no_gap: StoredStart,
+    }
     stored {
         subscription_replays_the_past_then_follows: StoredStart,
         subscription_starts_after_an_offset: StoredStart,
@@ -185,6 +191,9 @@ properties! { $
         silent_server_is_noticed: Server,
         subscription_outlives_a_restart_and_says_what_it_missed: Server,
         every_restart_is_survived: Server,
+    }
+    outbox {
+        what_is_queued_in_an_outage_arrives_once_and_in_order: Server,
     }
     calls {
         typed_payloads_travel_in_an_envelope_and_bytes_as_they_are: Nothing,

@@ -23,7 +23,7 @@ async fn status_becomes(
 }
 
 /// Waits until the status says that the server is gone.
-async fn is_disconnected(backend: &dyn Backend) -> BackendStatus {
+pub(super) async fn is_disconnected(backend: &dyn Backend) -> BackendStatus {
     status_becomes(backend, "the status tells of the outage", |state| {
         matches!(state, BackendState::Disconnected { .. })
     })
@@ -31,7 +31,7 @@ async fn is_disconnected(backend: &dyn Backend) -> BackendStatus {
 }
 
 /// Waits until all is well again.
-async fn is_connected(backend: &dyn Backend) {
+pub(super) async fn is_connected(backend: &dyn Backend) {
     status_becomes(backend, "the connection is made again", BackendState::is_ready).await;
 }
 

@@ -78,6 +78,18 @@ pub enum PublishError {
     /// A header that was set on the message is none.
     #[error("header cannot be sent")]
     Header(#[from] HeaderError),
+    /// The server is away, and there is no more room to keep what is published until it is back.
+    #[error("the outbox is full: {waiting} {what} of at most {limit} ({setting})")]
+    OutboxFull {
+        /// What there is too much of: `messages` or `bytes`.
+        what: &'static str,
+        /// How many wait; of bytes, with those of this message.
+        waiting: u64,
+        /// The limit in force.
+        limit: u64,
+        /// The key that sets it.
+        setting: &'static str,
+    },
     /// The bus is draining or closed.
     #[error("the bus is closed")]
     Closed,
@@ -89,7 +101,7 @@ pub enum PublishError {
 impl PublishError {
     /// Whether the same publish may succeed later. `OutcomeUnknown` is: with a deduplication id, or where twice does no harm.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::NotConnected { .. } | Self::OutcomeUnknown { .. })
+        matches!(self, Self::NotConnected { .. } | Self::OutcomeUnknown { .. } | Self::OutboxFull { .. })
     }
 }
 
@@ -260,6 +272,12 @@ pub enum DrainError {
     #[error("deadline passed with {left} messages or handlers unfinished")]
     Deadline {
         /// How much was left.
+        left: u64,
+    },
+    /// The server stayed away until the deadline, and what waited in the outbox is lost.
+    #[error("deadline passed with {left} messages in the outbox, which are lost (messaging.outbox)")]
+    OutboxLeft {
+        /// How many.
         left: u64,
     },
     /// The server could not be reached to finish.

@@ -145,7 +145,7 @@ pub struct ConsumerInfo {
     pub lag: u64,
     /// Deliveries that were repeats.
     pub redelivered: u64,
-    /// Messages that limits or a deletion removed before they were settled.
+    /// Messages that limits removed before they were settled.
     pub missed: u64,
     /// Members now.
     pub members: u64,
@@ -184,10 +184,10 @@ pub trait Streams: Send + Sync {
     /// No such stream, an offset of another backend, no connection.
     fn read(&self, stream: &str, request: ReadRequest) -> Fut<'_, Result<ReadPage, StreamError>>;
 
-    /// Removes single messages, and returns how many there were. Other offsets stay as they are; a consumer that had not
-    /// settled such a message counts it as missed.
+    /// Removes single messages, and returns how many there were. Other offsets stay as they are. What is deleted is given to
+    /// nobody any more and missed by nobody: somebody wanted it gone. A delivery under way can no longer be settled.
     ///
-    /// *Redis*: XDEL. *JetStream*: a message delete for each. The default refuses.
+    /// *Redis*: XDEL, with the running numbers kept so that readers know the gap. *JetStream*: a message delete for each. The default refuses.
     ///
     /// # Errors
     /// No such stream, an offset of another backend, no connection, or a backend that removes whole streams only.

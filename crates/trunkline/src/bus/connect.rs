@@ -5,6 +5,7 @@ use std::sync::Arc;
 use trunkline_core::redelivery::RetryPolicy;
 use trunkline_core::{OffsetError, Pattern, StreamOffset, SubjectError, Token};
 
+use super::outbox::OutboxOptions;
 use super::{Bus, BusOptions};
 use crate::backend::memory::{Hub, HubOptions, MemoryBackend};
 use crate::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
@@ -43,9 +44,6 @@ pub enum ConnectError {
     /// Streams are configured, and the backend has none.
     #[error("streams are configured (messaging.streams)")]
     NoStreams(#[source] Unsupported),
-    /// The outbox is wanted, and this build has none: what is published while the server is away would be refused.
-    #[error("an outbox is configured, and this build has none (messaging.outbox)")]
-    NoOutbox,
     /// The saved offset is one of another backend.
     #[error("offset {offset} is not one of backend {backend} (messaging.initial_stream_id)")]
     ForeignStart {
@@ -84,9 +82,6 @@ impl ConnectError {
                 Some("set messaging.backend to in_memory or nats, or messaging.fallback to in_memory")
             }
             Self::NoStreams(error) => Some(error.hint()),
-            Self::NoOutbox => Some(
-                "remove messaging.outbox: a publish while the server is away is then an error that says so",
-            ),
             Self::ForeignStart { .. } => Some(
                 "redis writes offsets as MS-SEQ, the others as N; use $ or 0-0 after a change of backend",
             ),
@@ -153,9 +148,6 @@ impl Bus {
 
     async fn open_as(config: &Config, front: bool) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
         let messaging = &config.messaging;
-        if messaging.outbox && messaging.backend != BackendKind::InMemory {
-            return Err(ConnectError::NoOutbox);
-        }
         for (key, reason) in without_effect(config) {
             tracing::warn!(key, reason, "this setting has no effect");
         }
@@ -198,7 +190,12 @@ impl Bus {
                 }
             },
         };
-        options.initial_start = start_on(backend.capabilities(), messaging.backend, options.initial_start)?;
+        let capabilities = backend.capabilities();
+        if capabilities.kind == BackendKind::InMemory {
+            // Also on the fallback: there is no server that could be away.
+            options.outbox = None;
+        }
+        options.initial_start = start_on(capabilities, messaging.backend, options.initial_start)?;
         ensure_streams(&*backend, messaging).await?;
         Ok((Self::with_backend(backend, options), hub))
     }
@@ -211,9 +208,9 @@ fn without_effect(config: &Config) -> Vec<(&'static str, &'static str)> {
     let copies = messaging.streams.iter().any(|stream| stream.replicas > 1);
     let all = [
         (
-            messaging.outbox,
+            messaging.outbox && backend == BackendKind::InMemory,
             "messaging.outbox",
-            "in this process there is no server that could be away, and this build has no outbox",
+            "in this process there is no server that could be away",
         ),
         (
             messaging.stream_prefix != default.messaging.stream_prefix && backend != BackendKind::Redis,
@@ -325,6 +322,10 @@ impl TryFrom<&Messaging> for BusOptions {
             retry: RetryPolicy { max_deliver: consumer.max_deliver, backoff: consumer.backoff.clone() },
             ack_wait: consumer.ack_wait,
             initial_start,
+            outbox: messaging.outbox.then(|| OutboxOptions {
+                messages_max: saturating(messaging.outbox_max_messages),
+                bytes_max: saturating(messaging.outbox_max_bytes),
+            }),
             ..Self::default()
         })
     }
@@ -353,7 +354,6 @@ impl From<&Config> for RedisOptions {
         options.sentinel_username = messaging.redis_sentinel.username.clone();
         options.sentinel_password = messaging.redis_sentinel.password.clone();
         options.prefix = messaging.stream_prefix.clone();
-        options.subject_root = messaging.subject_root.clone();
         options.connect_timeout = messaging.connect_timeout;
         options.publish_timeout = messaging.publish_timeout;
         options.dedupe_window = messaging.dedupe_window;
@@ -466,12 +466,18 @@ mod tests {
         assert_eq!(streams[0].config.max_messages, Some(10));
     }
 
+    #[test]
+    fn the_outbox_keeps_as_much_as_is_configured() {
+        let on = "messaging: {backend: redis, outbox: on, outbox_max_messages: 7, outbox_max_bytes: 1MB}";
+        let options = BusOptions::try_from(&config(on).messaging).unwrap();
+        assert_eq!(options.outbox, Some(OutboxOptions { messages_max: 7, bytes_max: 1_000_000 }));
+        let default = BusOptions::try_from(&config("messaging: {outbox: on}").messaging).unwrap();
+        assert_eq!(default.outbox, Some(OutboxOptions::default()));
+        assert_eq!(BusOptions::try_from(&Messaging::default()).unwrap().outbox, None);
+    }
+
     #[tokio::test]
     async fn what_would_be_promised_and_not_kept_is_refused() {
-        let nats =
-            "messaging: {backend: nats, nats_url: 'nats://127.0.0.1:1', fallback: in_memory, outbox: on}";
-        let error = Bus::connect(config(nats)).await.unwrap_err();
-        assert!(matches!(error, ConnectError::NoOutbox) && error.hint().is_some(), "{error:?}");
         let error =
             Bus::connect(config("messaging: {initial_stream_id: 1692632086370-0}")).await.unwrap_err();
         let offset = StreamOffset::Entry(1_692_632_086_370, 0);

@@ -210,7 +210,8 @@ impl DeadLetters {
         }
         let message = letter.revived(subject.clone())?;
         let options = PublishOptions { dedupe_id: Some(letter.redrive_id()), timeout: None };
-        let receipt = self.bus.inner().publish(message, options).outcome().await?;
+        // Past the outbox: only what is stored is taken from the dead letters.
+        let receipt = self.bus.inner().publish_past_outbox(message, options).outcome().await?;
         match &receipt {
             Receipt::Stored { stream, .. } if *stream == letter.stream => {}
             // The stream was removed or changed in this moment.
@@ -337,5 +338,21 @@ mod tests {
         assert_eq!(all(&dead, DeadLetterFilter::default()).await.len(), 1);
         assert_eq!(dead.delete(vec![letter.offset, letter.offset]).await.unwrap(), 1);
         assert!(all(&dead, DeadLetterFilter::default()).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn two_roots_on_one_hub_have_a_stream_each() {
+        let hub = std::sync::Arc::new(crate::backend::memory::Hub::new(Default::default()));
+        for root in ["one", "two"] {
+            let options = crate::BusOptions { subject_root: root.parse().unwrap(), ..Default::default() };
+            let bus = Bus::on_hub(&hub, options);
+            let stream = bus.stream(root).unwrap();
+            stream.ensure(vec![format!("{root}.work").parse().unwrap()]).await.unwrap();
+            let handler = async |_: Delivered| Ok::<_, HandlerError>(());
+            let consumer = stream.consumer("c").unwrap().spawn(handler).await.unwrap();
+            let dead = bus.dead_letters().unwrap().stream().await.unwrap().unwrap();
+            assert_eq!(dead.config.name, format!("dead-{root}"));
+            consumer.drain(Duration::from_secs(5)).await.unwrap();
+        }
     }
 }

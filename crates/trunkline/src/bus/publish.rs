@@ -1,6 +1,7 @@
 //! Publishing: typed payloads in an envelope, or messages as they are.
 
 use std::future::IntoFuture;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -17,6 +18,8 @@ use crate::topics::Topic;
 
 /// Publishes of one `publish_many` that may be under way at once.
 const UNDER_WAY_MAX: usize = 1024;
+/// How much longer a blocking publish waits with an outbox, which learns the outcome first and then keeps the message.
+const OUTBOX_GRACE: Duration = Duration::from_secs(1);
 
 impl Bus {
     /// Publishes a payload in an envelope. Await the builder to send it.
@@ -145,7 +148,11 @@ impl Bus {
             Publishing::Ready(result) => result,
             Publishing::Pending(future) => {
                 let inner = self.inner();
-                inner.blocking().wait(future, inner.options.publish_timeout, || inner.server())
+                let mut wait = inner.options.publish_timeout;
+                if inner.options.outbox.is_some() {
+                    wait += OUTBOX_GRACE;
+                }
+                inner.blocking().wait(future, wait, || inner.server())
             }
         }
     }

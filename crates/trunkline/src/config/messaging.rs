@@ -42,8 +42,12 @@ settings! {
         pub consumer: Consumer;
         /// Longest time until a publish has an outcome.
         pub publish_timeout: Duration => default("5s"), range("10ms", "10m");
-        /// Whether what is published while the server is away is kept and sent later.
+        /// Whether what is published while the server is away is kept in this process and sent later.
         pub outbox: bool => default("off");
+        /// Most messages that the outbox keeps; past it publishing fails.
+        pub outbox_max_messages: u64 => default("10000"), range("1", "16777216");
+        /// Most bytes that the outbox keeps; past it publishing fails.
+        pub outbox_max_bytes: u64 => default("64MB"), format(Format::Bytes), range("1KB", "16GB");
         /// How long the id of a message that asks for deduplication is remembered.
         pub dedupe_window: Duration => default("2m"), range("100ms", "24h");
         /// Most messages that wait in one buffer of this process.

@@ -39,11 +39,16 @@ pub async fn settled(backend: &dyn Backend, stream: &str) {
     soon("everything is settled", all_settled).await;
 }
 
+/// Name of the built-in stream of dead letters.
+pub fn dead_stream(harness: &Harness) -> String {
+    format!("dead-{}", harness.root())
+}
+
 /// All dead letters there are, in order.
 pub async fn dead_letters(harness: &Harness) -> Vec<Arc<Message>> {
     let backend = harness.backend().await;
     let request = ReadRequest { from: Start::Beginning, filter: Some(harness.pattern("dead.>")), max: 1000 };
-    match soon("read", streams(&*backend).read("dead", request)).await {
+    match soon("read", streams(&*backend).read(&dead_stream(harness), request)).await {
         Ok(page) => page.messages.into_iter().map(|stored| stored.message).collect(),
         Err(StreamError::NoStream(_)) => Vec::new(),
         Err(error) => panic!("dead letters cannot be read: {error:?}"),

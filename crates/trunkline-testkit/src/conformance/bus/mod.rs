@@ -6,6 +6,7 @@ pub mod calls;
 pub mod contexts;
 pub mod jobs;
 pub mod ordered;
+pub mod outbox;
 pub mod replies;
 pub mod survival;
 pub mod work;

@@ -9,7 +9,7 @@ use trunkline::backend::{Backend, PublishError, Receipt};
 use trunkline::redelivery::{DeadReason, RetryPolicy};
 use trunkline::{Bus, BusOptions, Delivered, HandlerError, Message};
 
-use super::jobs::{Job, dead_letters, settled, start, work};
+use super::jobs::{Job, dead_letters, dead_stream, settled, start, work};
 use super::options;
 use crate::conformance::Harness;
 use crate::conformance::chaos::{assert_kept, id_of};
@@ -108,7 +108,7 @@ pub async fn every_message_ends_well_or_as_a_dead_letter_on_failing_connections(
         let doomed = all.filter(|id| is_doomed(*id)).map(|id| (id, DeadReason::Rejected));
         let expected = Expectations { ack_wait: None, doomed: Some(BTreeMap::from_iter(doomed)) };
         assert_kept(&history, &expected, seed);
-        clean(&*backend, &stream).await;
+        clean(&*backend, &stream, &dead_stream(harness)).await;
     }
 }
 
@@ -117,8 +117,8 @@ fn is_doomed(id: MessageId) -> bool {
 }
 
 /// Removes what the next seed would trip over.
-async fn clean(backend: &dyn Backend, stream: &str) {
-    for name in [stream, "dead"] {
+async fn clean(backend: &dyn Backend, stream: &str, dead: &str) {
+    for name in [stream, dead] {
         let removed = crate::conformance::probe::streams(backend).remove(name).await;
         removed.expect("removing a stream on a live connection");
     }
@@ -163,6 +163,6 @@ pub async fn order_by_key_holds_on_failing_connections(harness: &Harness) {
         }
         let expected = Expectations { ack_wait: None, doomed: Some(BTreeMap::new()) };
         assert_kept(&history, &expected, seed);
-        clean(&*backend, &stream).await;
+        clean(&*backend, &stream, &dead_stream(harness)).await;
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use trunkline::redelivery::RetryPolicy;
 use trunkline::{Bus, BusOptions, Delivered, HandlerError, Message};
 
-use super::jobs::{Job, Run, dead_letters, die_with, info, settled, start, work};
+use super::jobs::{Job, Run, dead_letters, dead_stream, die_with, info, settled, start, work};
 use super::{bus_over, options};
 use crate::conformance::Harness;
 use crate::conformance::probe::{PATIENCE, number, numbered, publish, publish_numbers, soon};
@@ -330,11 +330,12 @@ pub async fn dead_letter_never_dead_letters_again(harness: &Harness) {
         job.run().await;
     }
     settled(&*backend, &stream).await;
-    let mut undertaker = start(&bus, Job::new("dead"), async |_| Err(HandlerError::reject("never"))).await;
+    let mut undertaker =
+        start(&bus, Job::new(&dead_stream(harness)), async |_| Err(HandlerError::reject("never"))).await;
     for _ in 0..3 {
         undertaker.run().await;
     }
-    settled(&*backend, "dead").await;
+    settled(&*backend, &dead_stream(harness)).await;
     assert_eq!(dead_letters(harness).await.len(), 3);
     assert!(undertaker.no_more_runs());
 }

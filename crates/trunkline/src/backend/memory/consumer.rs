@@ -169,6 +169,13 @@ impl Consumer {
         }
     }
 
+    /// Takes note of what was deleted from the log: it is not missed, and whoever works on it can settle it no more.
+    pub(super) fn forget_deleted(&mut self, removed: &Removed) {
+        for (sequence, _) in removed {
+            self.settle_one(*sequence);
+        }
+    }
+
     pub(super) fn info(&self, log: &Log, now: Instant) -> ConsumerInfo {
         let floor = self.pending.keys().next().copied().unwrap_or(self.cursor).saturating_sub(1);
         let lag = match &self.config.filter {

@@ -63,6 +63,10 @@ impl State {
         }
     }
 
+    fn note_deleted(&mut self, removed: &Removed) {
+        self.consumers.values_mut().for_each(|consumer| consumer.forget_deleted(removed));
+    }
+
     /// Registers a waiting task; it is woken by the next message, settlement or removal.
     pub(super) fn wait(&mut self, cx: &Context<'_>) {
         self.waiting.register(cx.waker());
@@ -320,7 +324,7 @@ impl Streams for Hub {
             let numbers = offsets.into_iter().map(number).collect::<Result<Vec<_>, _>>()?;
             Ok(stream.change(|state| {
                 let removed = state.log.delete(numbers);
-                state.note_removed(&removed);
+                state.note_deleted(&removed);
                 removed.len() as u64
             }))
         };

@@ -17,7 +17,7 @@
 //! | `reader`, `track` | one blocking read for all streams that lie together, and who is given what it brings |
 //! | `groups`, `claims` | queue groups: which process has a message, and which member there |
 //! | `presence` | who answers requests, and is a member of a queue group, by heartbeat |
-//! | `streams`, `member` | streams, and durable consumers on them |
+//! | `streams`, `deleted`, `member` | streams, what was deleted from them, and durable consumers on them |
 //!
 //! What `Stored` survives is for the server to say: a crash, as far as `appendfsync` goes; a failover, as far as the
 //! replica had come. A replica that takes over lacks what the master had confirmed and not yet passed on, and what a
@@ -31,6 +31,7 @@ mod acl;
 mod claims;
 mod connect;
 mod control;
+mod deleted;
 mod entry;
 mod groups;
 mod keeper;
@@ -123,7 +124,7 @@ impl RedisBackend {
 
     /// Connects, with all tasks on the runtime of the caller.
     async fn connect_here(options: RedisOptions) -> Result<Self, RedisConnectError> {
-        let known = Routes::new(&options.prefix, &options.subject_root, (0, 0), []);
+        let known = Routes::new(&options.prefix, (0, 0), []);
         let link = Link::connect(&options, known.keys()).await?;
         let unreachable = |failure| link.unusable(failure, options.connect_timeout);
         let shared = Arc::new(Shared::new(link.clone(), options.clone()));

@@ -22,9 +22,6 @@ pub struct RedisOptions {
     /// Start of every key; two prefixes on one server never see each other. Default `atlas_bus`, key
     /// `messaging.stream_prefix`.
     pub prefix: String,
-    /// First token of the platform's subjects, whose second token names the family of what no configured stream stores.
-    /// Default `nachos`, key `messaging.subject_root`.
-    pub subject_root: String,
     /// Longest wait for the first connection. Default 3 s, key `messaging.connect_timeout`.
     pub connect_timeout: Duration,
     /// Longest wait for the outcome of a publish that sets none, and for the answer to any other command. Default 5 s,
@@ -48,7 +45,6 @@ impl RedisOptions {
             sentinel_username: None,
             sentinel_password: None,
             prefix: "atlas_bus".to_owned(),
-            subject_root: "nachos".to_owned(),
             connect_timeout: Duration::from_secs(3),
             publish_timeout: Duration::from_secs(5),
             dedupe_window: Duration::from_secs(120),

@@ -12,6 +12,7 @@ use redis::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::deleted::Deleted;
 use super::entry::{Entry, EntryId, array, entries, list, print_id, text};
 use super::link::{Failure, Link};
 use super::track::Track;
@@ -166,7 +167,8 @@ impl Reader {
                 bytes += entries.iter().map(Entry::size_bytes).sum::<usize>();
                 messages += entries.len();
                 longest = longest.max(entries.len());
-                track.hand_out(entries);
+                let deleted = Deleted::among(&self.link, track.home(), track.index(), &entries).await?;
+                track.hand_out(entries, &deleted);
             }
             if let Some(each) = bytes.checked_div(messages) {
                 let streams = messages.div_ceil(longest);

@@ -3,8 +3,11 @@
 //! Configured streams are entered in one hash, `PREFIX:{bus}:routes`, with a version that grows with each change.
 //! Everybody routes by a copy of it. In a cluster each stream may lie on another server than the hash, so each has beside
 //! it the newest version that is known there: who appends compares it, and who changes the routes raises it wherever
-//! messages would still land by the old ones. Subjects that no configured stream matches go to the built-in stream of
-//! their family.
+//! messages would still land by the old ones.
+//!
+//! Subjects that no configured stream matches go to the built-in stream of their family, which their second token names
+//! whatever the first one is: buses with different roots under one prefix route alike, and so understand each other's
+//! subjects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use trunkline_core::{Pattern, Subject};
 
 use crate::backend::StreamConfig;
 
-/// Families of built-in streams by the second token of the platform's subjects. Dead letters are kept until operators
+/// Families of built-in streams by the second token of a subject of three or more. Dead letters are kept until operators
 /// take them, so their family has no age.
 const FAMILIES: [(&str, bool); 9] = [
     ("channel", true),
@@ -122,7 +125,6 @@ pub(super) struct Routes {
 impl Routes {
     pub(super) fn new(
         prefix: &str,
-        root: &str,
         (version, era): (u64, u64),
         configs: impl IntoIterator<Item = StreamConfig>,
     ) -> Self {
@@ -138,7 +140,7 @@ impl Routes {
         let families = FAMILIES
             .iter()
             .filter_map(|(name, ages)| {
-                let pattern = Pattern::new(format!("{root}.{name}.>")).ok()?;
+                let pattern = Pattern::new(format!("*.{name}.>")).ok()?;
                 Some((pattern, family(name, *ages)))
             })
             .collect();
@@ -370,7 +372,7 @@ mod tests {
 
     fn routes() -> Routes {
         let config = StreamConfig::new("hot", vec!["nachos.tool.hot.>".parse().unwrap()]);
-        Routes::new("p", "nachos", (1, 1), [config])
+        Routes::new("p", (1, 1), [config])
     }
 
     #[test]
@@ -380,7 +382,9 @@ mod tests {
             ("nachos.tool.search.call", "p:{family.tool}"),
             ("nachos.tool", "p:{family.other}"),
             ("nachos.dead.s.c", "p:{family.dead}"),
-            ("other.tool.x", "p:{family.other}"),
+            ("other.tool.x", "p:{family.tool}"),
+            ("other.dead.s.c", "p:{family.dead}"),
+            ("other.x.tool", "p:{family.other}"),
             ("_INBOX.abc.1.2", "p:inbox:{inbox.11}:abc"),
             ("_INBOX", "p:{family.other}"),
         ] {
@@ -391,14 +395,27 @@ mod tests {
     #[test]
     fn a_pattern_touches_every_home_of_what_it_matches() {
         let routes = routes();
-        for pattern in
-            ["nachos.tool.*.call", "nachos.>", ">", "*.tool.>", "nachos.tool.hot.call", "a.b", "nachos.*"]
-        {
+        for pattern in [
+            "nachos.tool.*.call",
+            "nachos.>",
+            ">",
+            "*.tool.>",
+            "nachos.tool.hot.call",
+            "a.b",
+            "nachos.*",
+            "b.*.>",
+        ] {
             let pattern: Pattern = pattern.parse().unwrap();
             let touched: Vec<_> = routes.touched(&pattern).iter().map(|home| home.key.clone()).collect();
-            for subject in
-                ["nachos.tool.hot.call", "nachos.tool.x.call", "nachos.tool", "a.b", "nachos.llm.x"]
-            {
+            for subject in [
+                "nachos.tool.hot.call",
+                "nachos.tool.x.call",
+                "nachos.tool",
+                "a.b",
+                "nachos.llm.x",
+                "b.tool.x",
+                "b.c.d",
+            ] {
                 let subject: Subject = subject.parse().unwrap();
                 if pattern.matches(&subject) {
                     assert!(

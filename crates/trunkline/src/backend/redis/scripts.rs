@@ -64,6 +64,8 @@ scripts! {
     RAISE = "raise.lua";
     /// Takes a stream away that was removed from the routes.
     DROP = "drop.lua";
+    /// Takes single messages out of a stream.
+    DELETE = "delete.lua";
     /// Applies the limits of a stream and tells how it stands.
     STREAM = "stream.lua";
     /// Joins a consumer, creating it where it is not there.

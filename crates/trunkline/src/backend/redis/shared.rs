@@ -45,7 +45,7 @@ pub(super) struct Tip {
 impl Shared {
     pub(super) fn new(link: Arc<Link>, options: RedisOptions) -> Self {
         let process = format!("{:012x}{:08x}", fastrand::u64(..1 << 48), std::process::id());
-        let routes = Routes::new(&options.prefix, &options.subject_root, (0, 0), []);
+        let routes = Routes::new(&options.prefix, (0, 0), []);
         Self {
             link,
             options,
@@ -171,8 +171,7 @@ impl Shared {
                 }
             }
         }
-        let (prefix, root) = (&self.options.prefix, &self.options.subject_root);
-        let mut routes = Routes::new(prefix, root, (version, era), configs);
+        let mut routes = Routes::new(&self.options.prefix, (version, era), configs);
         routes.pending = pending;
         Ok(routes)
     }

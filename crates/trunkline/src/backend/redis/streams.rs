@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use futures_util::future::try_join_all;
 use trunkline_core::{Pattern, StreamOffset};
 
+use super::deleted::Deleted;
 use super::entry::{EntryId, array, entries, entry_id, list, number, parse_id, print_id, text};
 use super::link::Failure;
 use super::member::{self, RedisMember};
@@ -293,6 +294,10 @@ impl Shared {
             for entry in found {
                 if let (Some(expected), Some(index)) = (expected.take(), entry.index) {
                     page.missed = index.saturating_sub(expected);
+                    if page.missed > 0 {
+                        let deleted = Deleted::from(&self.link, &home, expected).await.map_err(failed)?;
+                        page.missed -= deleted.between(expected.saturating_sub(1), index).min(page.missed);
+                    }
                 }
                 after = entry.id;
                 page.next = Start::After(entry.offset());
@@ -405,6 +410,14 @@ impl Streams for RedisStreams {
     fn read(&self, stream: &str, request: ReadRequest) -> Fut<'_, Result<ReadPage, StreamError>> {
         let stream = stream.to_owned();
         Box::pin(async move { self.0.read_page(&stream, request).await })
+    }
+
+    fn delete(&self, stream: &str, offsets: Vec<StreamOffset>) -> Fut<'_, Result<u64, StreamError>> {
+        let stream = stream.to_owned();
+        Box::pin(async move {
+            let home = self.0.find(&stream).await?;
+            self.0.delete(&home, &offsets).await
+        })
     }
 
     fn join(&self, stream: &str, config: ConsumerConfig) -> Fut<'_, Result<Arc<dyn Member>, StreamError>> {

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{Pattern, Role, Router, SubscriptionId};
 
+use super::deleted::Deleted;
 use super::entry::{Entry, EntryId};
 use super::groups::Group;
 use super::routes::Home;
@@ -212,8 +213,13 @@ impl Track {
         }
     }
 
-    /// Hands out what a read from [`Track::next_read`] brought.
-    pub(super) fn hand_out(&self, entries: Vec<Entry>) {
+    /// Running number of the last message that was handed out; `None` when it is not known.
+    pub(super) fn index(&self) -> Option<u64> {
+        self.state.lock().index
+    }
+
+    /// Hands out what a read from [`Track::next_read`] brought. What was deleted is not missed.
+    pub(super) fn hand_out(&self, entries: Vec<Entry>, deleted: &Deleted) {
         let mut state = self.state.lock();
         if state.turned_back || entries.is_empty() {
             return;
@@ -222,9 +228,9 @@ impl Track {
         let mut batches: HashMap<usize, (Arc<Attachment>, Vec<LiveEvent>)> = HashMap::new();
         for entry in entries {
             if let (Some(before), Some(index)) = (state.index, entry.index)
-                && index > before + 1
+                && index > before + 1 + deleted.between(before, index)
             {
-                let missed = index - before - 1;
+                let missed = index - before - 1 - deleted.between(before, index);
                 for (number, (taker, _)) in &state.takers {
                     let gap = self.gap_for(taker.pattern(), missed);
                     match taker {

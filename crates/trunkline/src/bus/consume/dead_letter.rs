@@ -3,15 +3,15 @@
 use std::time::SystemTime;
 
 use trunkline_core::redelivery::DeadReason;
-use trunkline_core::{HeaderError, Message};
+use trunkline_core::{HeaderError, Message, Token};
 
 use crate::backend::{
     Delivery, PublishError, PublishOptions, Receipt, StreamConfig, StreamError, Streams, Unsupported,
 };
 use crate::bus::Inner;
 
-/// Name of the built-in stream.
-const STREAM: &str = "dead";
+/// Longest root that stands in the name of the built-in stream as it is: a name has at most 64 bytes.
+const ROOT_BYTES_MAX: usize = 59;
 
 /// Why a dead letter is not surely kept. The message stays with its consumer.
 #[derive(Debug, thiserror::Error)]
@@ -36,18 +36,35 @@ pub(in crate::bus) async fn ensure_stream(inner: &Inner, streams: &dyn Streams) 
     if there.iter().any(|stream| covered(&stream.config)) {
         return Ok(());
     }
+    let name = stream_name(inner.topics.root());
     // Making it would give a stream of the operator's that has the name other subjects.
-    if let Some(taken) = there.iter().find(|stream| stream.config.name == STREAM) {
+    if let Some(taken) = there.iter().find(|stream| stream.config.name == name) {
         return Err(StreamError::Conflict {
-            what: format!("stream {STREAM:?}"),
+            what: format!("stream {name:?}"),
             found: format!("subjects {:?}", taken.config.subjects),
             wanted: format!("subjects [{pattern:?}]"),
         });
     }
-    let mut config = StreamConfig::new(STREAM, vec![pattern]);
+    let mut config = StreamConfig::new(name, vec![pattern]);
     config.max_age = Some(inner.options.dead_letter_age);
     config.max_messages = Some(inner.options.dead_letters_max);
     streams.ensure(config).await.map(drop)
+}
+
+/// Name of the built-in stream: `dead-ROOT`, so that buses with different roots on one server do not take each other's.
+/// A root that is longer than a name may be, or has other characters, gives as much of it as fits and a hash of it all.
+fn stream_name(root: &Token) -> String {
+    let fits = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    let root = root.as_str();
+    if root.len() <= ROOT_BYTES_MAX && root.chars().all(|c| fits(&c)) {
+        return format!("dead-{root}");
+    }
+    let start: String = root.chars().filter(fits).take(ROOT_BYTES_MAX - 17).collect();
+    // FNV-1a: the same in every version and on every machine.
+    let hash = root.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("dead-{start}-{hash:016x}")
 }
 
 /// The dead letter of a delivery: the original, and what became of it.
@@ -97,14 +114,38 @@ pub(super) async fn write(
         let message = make(inner, stream, consumer, delivery, reason)?;
         let dedupe_id = Some(dedupe_id(stream, consumer, delivery));
         let options = PublishOptions { dedupe_id, timeout: None };
-        match inner.publish_unchecked(message, options).outcome().await {
-            Ok(Receipt::Stored { .. } | Receipt::Queued) => return Ok(()),
+        // Past the outbox: a dead letter that waits in this process is none, and the original may be given up for it.
+        match inner.publish_now(message, options).outcome().await {
+            Ok(Receipt::Stored { .. }) => return Ok(()),
             // Without a stream there is neither storage nor deduplication; which of them is said depends on the backend.
-            Ok(Receipt::Accepted) | Err(PublishError::Unsupported(_)) => {
+            Ok(Receipt::Accepted | Receipt::Queued) | Err(PublishError::Unsupported(_)) => {
                 ensure_stream(inner, inner.backend.streams()?).await?;
             }
             Err(error) => return Err(error.into()),
         }
     }
     Err(DeadLetterError::NotStored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_root_has_a_stream_of_its_own_with_a_name_that_all_backends_take() {
+        let names: Vec<String> =
+            ["nachos", "a.b", "ab", "å", "ä", &"x".repeat(59), &"x".repeat(60), &"x".repeat(61)]
+                .iter()
+                .filter_map(|root| Token::new((*root).to_owned()).ok())
+                .map(|root| stream_name(&root))
+                .collect();
+        assert_eq!((names.len(), names[0].as_str(), names[1].as_str()), (7, "dead-nachos", "dead-ab"));
+        for (at, name) in names.iter().enumerate() {
+            assert!(
+                name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'),
+                "{name}"
+            );
+            assert!(!names[..at].contains(name), "{name}");
+        }
+    }
 }

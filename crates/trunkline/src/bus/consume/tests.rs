@@ -65,7 +65,7 @@ async fn pending(bus: &Bus) -> (u64, u64) {
 
 async fn dead_letters(bus: &Bus) -> Vec<Message> {
     let request = ReadRequest { from: Start::Beginning, filter: None, max: 100 };
-    let page = bus.stream("dead").unwrap().read(request).await.unwrap();
+    let page = bus.stream("dead-nachos").unwrap().read(request).await.unwrap();
     page.messages.iter().map(|stored| (*stored.message).clone()).collect()
 }
 
@@ -233,11 +233,12 @@ async fn a_dead_letter_never_becomes_another_one() {
     store(&bus, &["work.a"]).await;
     let reject = async |_| Err(HandlerError::reject("never"));
     let _consumer = consumer(&bus).spawn(reject).await.unwrap();
-    let undertaker = bus.stream("dead").unwrap().consumer("undertaker").unwrap().start(Start::Beginning);
+    let undertaker =
+        bus.stream("dead-nachos").unwrap().consumer("undertaker").unwrap().start(Start::Beginning);
     let _undertaker = undertaker.spawn(reject).await.unwrap();
     sleep(60 * SECOND).await;
     assert_eq!(dead_letters(&bus).await.len(), 1);
-    let info = bus.stream("dead").unwrap().consumer_info("undertaker").await.unwrap().unwrap();
+    let info = bus.stream("dead-nachos").unwrap().consumer_info("undertaker").await.unwrap().unwrap();
     assert_eq!((info.pending, info.lag), (0, 0));
 }
 
@@ -267,12 +268,12 @@ async fn a_dead_letter_that_is_not_stored_leaves_its_message_until_it_is() {
         consumer(&bus).max_deliver(1).spawn(async |_| Err(HandlerError::new("no"))).await.unwrap();
     // Somebody takes the name for other subjects, so that the built-in stream cannot be made anew.
     let streams = bus.backend().streams().unwrap();
-    streams.remove("dead").await.unwrap();
-    streams.ensure(StreamConfig::new("dead", vec!["other".parse().unwrap()])).await.unwrap();
+    streams.remove("dead-nachos").await.unwrap();
+    streams.ensure(StreamConfig::new("dead-nachos", vec!["other".parse().unwrap()])).await.unwrap();
     sleep(10 * SECOND).await;
     assert_eq!(pending(&bus).await, (1, 0));
     assert!(bus.status().counters.dead_letter_errors > 0);
-    streams.remove("dead").await.unwrap();
+    streams.remove("dead-nachos").await.unwrap();
     sleep(60 * SECOND).await;
     assert_eq!(dead_letters(&bus).await.len(), 1);
     assert_eq!(pending(&bus).await, (0, 0));

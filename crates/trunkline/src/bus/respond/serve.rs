@@ -106,12 +106,15 @@ where
         };
         let to = reply.subject.clone();
         let inner = request.bus.inner();
-        let Err(error) = inner.publish(reply, PublishOptions::default()).outcome().await else { return };
+        let Err(error) = inner.publish_past_outbox(reply, PublishOptions::default()).outcome().await else {
+            return;
+        };
         tracing::warn!(subject = %request.subject(), %error, "reply not sent");
         // A reply that can never be sent, being too large for one, must not leave its requester waiting.
         if !error.is_retryable() {
             let error = HandlerError::new(format!("reply cannot be sent: {error}"));
-            let sent = inner.publish(failed(&request, to, &error), PublishOptions::default()).outcome().await;
+            let failed = failed(&request, to, &error);
+            let sent = inner.publish_past_outbox(failed, PublishOptions::default()).outcome().await;
             if let Err(error) = sent {
                 tracing::warn!(subject = %request.subject(), %error, "error reply not sent");
             }

@@ -95,7 +95,8 @@ impl SinkShared {
         frame::mark(&mut headers, kind, seq, (seq == 0).then_some(&self.control));
         let payload = reply.payload.unwrap_or_default();
         let message = Message { subject: to, reply: None, headers, payload };
-        self.request.bus().inner().publish(message, PublishOptions::default()).outcome().await.map(drop)
+        let inner = self.request.bus().inner();
+        inner.publish_past_outbox(message, PublishOptions::default()).outcome().await.map(drop)
     }
 
     /// Listens to the requester until it cancels.

@@ -161,6 +161,8 @@ fn defaults_are_the_documented_ones() {
         ("messaging.consumer.backoff", "[\"1s\",\"5s\",\"30s\"]"),
         ("messaging.publish_timeout", "\"5s\""),
         ("messaging.outbox", "false"),
+        ("messaging.outbox_max_messages", "10000"),
+        ("messaging.outbox_max_bytes", "\"64MB\""),
         ("messaging.dedupe_window", "\"2m\""),
         ("messaging.max_pending", "65536"),
         ("server.listen", "\"127.0.0.1:4222\""),

@@ -140,7 +140,8 @@ fn sample(path: &str) -> &'static str {
         "messaging.consumer.max_deliver" => "9",
         "messaging.consumer.backoff" => "[1s, 2s]",
         "messaging.outbox" | "server.plaintext" => "true",
-        "messaging.max_pending" => "10",
+        "messaging.max_pending" | "messaging.outbox_max_messages" => "10",
+        "messaging.outbox_max_bytes" => "1MB",
         "server" => "{plaintext: true}",
         "server.listen" | "server.http" | "server.metrics_listen" | "server.websocket.listen" => {
             "127.0.0.2:0"

@@ -1,13 +1,15 @@
 //! What lies on the server, and who may see it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline::backend::redis::{RedisBackend, RedisConnectError};
 use trunkline::backend::{Backend, PublishError, Receipt, Start, StreamConfig, SubscribeOptions};
+use trunkline::{Bus, BusOptions, DeadLetterFilter, Delivered, Event, HandlerError};
 use trunkline_testkit::RedisServer;
 
-use super::{connect, ensure, next, options, publish, raw, run, soon, streams, subscribe};
+use super::{connect, ensure, next, options, publish, raw, run, soon, streams, subject, subscribe};
 
 /// Thousands of subjects are few keys, and every key starts with the prefix.
 #[tokio::test]
@@ -42,9 +44,45 @@ async fn subjects_go_to_their_family_or_their_stream() {
         ("nachos.dead.s.c", "family.dead"),
         ("nachos.unheard.of", "family.other"),
         ("elsewhere", "family.other"),
+        ("another-root.tool.x.call", "family.tool"),
     ] {
         let receipt = publish(&backend, subject, "x").await.unwrap();
         assert!(matches!(&receipt, Receipt::Stored { stream: found, .. } if found == stream), "{receipt:?}");
+    }
+}
+
+/// Buses with different roots under one prefix keep their dead letters apart, and understand each other's subjects.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roots_under_one_prefix_share_subjects_and_keep_their_dead_letters_apart() {
+    let server = RedisServer::start();
+    let mut buses = Vec::new();
+    for root in ["one", "two"] {
+        let options = BusOptions { subject_root: root.parse().unwrap(), ..BusOptions::default() };
+        buses.push(Bus::with_backend(Arc::new(connect(&server).await), options));
+    }
+    let [one, two] = &buses[..] else { unreachable!() };
+    let mut heard = two.subscribe("one.tool.>".parse().unwrap()).await.unwrap();
+    one.publish_bytes(subject("one.tool.x.call"), "hello").await.unwrap();
+    let Some(Event::Message(hello)) = soon(heard.next()).await else { panic!("no message") };
+    assert_eq!(hello.message().payload, "hello");
+
+    for (bus, root) in buses.iter().zip(["one", "two"]) {
+        let stream = bus.stream(root).unwrap();
+        stream.ensure(vec![format!("{root}.work").parse().unwrap()]).await.unwrap();
+        let mut dead = bus.subscribe(bus.topics().dead_letters()).await.unwrap();
+        let reject = async |_: Delivered| Err(HandlerError::reject("never"));
+        let job = stream.consumer("c").unwrap().start(Start::Beginning).spawn(reject).await.unwrap();
+        bus.publish_bytes(subject(&format!("{root}.work")), "x").await.unwrap();
+        soon(dead.next()).await.expect("a dead letter");
+        job.drain(Duration::from_secs(5)).await.unwrap();
+    }
+    for (bus, root) in buses.iter().zip(["one", "two"]) {
+        let dead = bus.dead_letters().unwrap();
+        assert_eq!(dead.stream().await.unwrap().unwrap().config.name, format!("dead-{root}"));
+        let letters = dead.page(&DeadLetterFilter::default(), Start::Beginning, 10).await.unwrap().letters;
+        assert_eq!((letters.len(), letters[0].stream.as_str()), (1, root));
+        dead.redrive(&letters[0], None).await.unwrap();
+        assert!(dead.get(letters[0].offset).await.unwrap().is_none());
     }
 }
 

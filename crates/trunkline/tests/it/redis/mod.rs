@@ -4,6 +4,7 @@ mod acl;
 mod cluster;
 mod faults;
 mod keys;
+mod outbox;
 mod queues;
 mod sentinel;
 mod tls;

@@ -28,7 +28,8 @@ end
 local lag = 0
 if known[2] == '' then
   local length = redis.call('XLEN', stream)
-  lag = math.min(length, math.max(0, added(stream) - (tonumber(known[8]) or 0)))
+  local index, newest = tonumber(known[8]) or 0, added(stream)
+  lag = math.min(length, math.max(0, newest - index - deleted_between(stream, index + 1, newest)))
 else
   local start, page = known[9], nil
   repeat

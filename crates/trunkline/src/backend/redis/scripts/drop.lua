@@ -9,7 +9,7 @@ redis.call('SET', KEYS[2], ARGV[1], 'PX', 3600000)
 for _, name in ipairs(redis.call('SMEMBERS', stream .. ':consumers')) do
   drop_consumer(stream, name)
 end
-redis.call('DEL', stream, stream .. ':added', stream .. ':consumers')
+redis.call('DEL', stream, stream .. ':added', stream .. ':consumers', stream .. ':deleted')
 wake(stream)
 redis.call('PEXPIRE', stream .. ':wake', 3600000)
 return 1

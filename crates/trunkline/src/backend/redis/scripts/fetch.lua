@@ -80,7 +80,7 @@ while #deliveries < max do
     local n = tonumber(field(entry, 'n'))
     if n then
       if index and n > index + 1 then
-        missed = missed + n - index - 1
+        missed = missed + n - index - 1 - deleted_between(stream, index + 1, n - 1)
       end
       index = n
     end

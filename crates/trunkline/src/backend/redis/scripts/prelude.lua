@@ -90,6 +90,23 @@ local function index_at(stream, id)
   return added(stream)
 end
 
+-- How many of these running numbers are of messages that were deleted one by one.
+local function deleted_between(stream, first, last)
+  local count = 0
+  local function add(ranges)
+    for _, range in ipairs(ranges) do
+      local from, to = string.match(range, '^(%d+)-(%d+)$')
+      count = count + math.max(0, math.min(tonumber(to), last) - math.max(tonumber(from), first) + 1)
+    end
+  end
+  if first <= last then
+    local key, text = stream .. ':deleted', string.format('%d', last)
+    add(redis.call('ZRANGEBYSCORE', key, string.format('%d', first), text))
+    add(redis.call('ZRANGEBYSCORE', key, '(' .. text, '+inf', 'LIMIT', 0, 1))
+  end
+  return count
+end
+
 -- Gives a pending message back: nobody owns it, and it is due at the time given. `false` when limits removed it.
 local function give_back(stream, group, due, id, at)
   if #redis.call('XCLAIM', stream, group, '~', 0, id, 'JUSTID') == 0 then

@@ -1,0 +1,161 @@
+//! The outbox on a real server that goes away in the middle of everything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline::backend::{ReadRequest, Receipt, Start, StreamConfig, Streams};
+use trunkline::bus::outbox::OutboxOptions;
+use trunkline::{Bus, BusOptions, Message};
+use trunkline_testkit::RedisServer;
+
+use super::{connect, connect_through, ensure, proxy, soon, streams, wait_for, wait_for_disconnected};
+use trunkline::backend::redis::RedisBackend;
+use trunkline::status::BackendState;
+
+fn bus(backend: RedisBackend) -> (Bus, Arc<RedisBackend>) {
+    let backend = Arc::new(backend);
+    let options = BusOptions {
+        outbox: Some(OutboxOptions::default()),
+        publish_timeout: Duration::from_secs(3),
+        ..BusOptions::default()
+    };
+    (Bus::with_backend(backend.clone(), options), backend)
+}
+
+fn message(publisher: u32, n: u32) -> Message {
+    Message::new(format!("work.p{publisher}").parse().unwrap(), n.to_string())
+}
+
+/// All that is stored, by subject and in order.
+async fn stored(streams: &dyn Streams) -> BTreeMap<String, Vec<u32>> {
+    let request = ReadRequest { from: Start::Beginning, filter: None, max: 1_000_000 };
+    let page = soon(streams.read("work", request)).await.unwrap();
+    let mut by_subject: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    for stored in page.messages {
+        let n = std::str::from_utf8(&stored.message.payload).unwrap().parse().unwrap();
+        by_subject.entry(stored.message.subject.to_string()).or_default().push(n);
+    }
+    by_subject
+}
+
+/// Every message that was answered `Stored` or `Queued` is there once, and in the order of its publisher, whenever the
+/// server was killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_again_and_again_loses_and_doubles_nothing() {
+    const PUBLISHERS: u32 = 4;
+    let mut server = RedisServer::start();
+    let (bus, backend) = bus(connect(&server).await);
+    ensure(&backend, StreamConfig::new("work", vec!["work.>".parse().unwrap()])).await;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let publishing: Vec<_> = (0..PUBLISHERS)
+        .map(|publisher| {
+            let (bus, stop) = (bus.clone(), stop.clone());
+            tokio::spawn(async move {
+                let (mut n, mut queued) = (0, 0);
+                // Bounded by the outbox: while the server is away nothing slows a publisher down.
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    match soon(bus.publish_message(message(publisher, n))).await {
+                        Ok(Receipt::Stored { .. }) => {}
+                        Ok(Receipt::Queued) => queued += 1,
+                        other => panic!("{n} of {publisher}: {other:?}"),
+                    }
+                    n += 1;
+                    if queued % 100 == 99 {
+                        // Enough for this outage: the rest is published when the server is back.
+                        let _ = bus.flush().await;
+                        queued += 1;
+                    }
+                }
+                (n, queued)
+            })
+        })
+        .collect();
+    for _ in 0..4 {
+        let before = bus.status().counters.published;
+        let moved = async {
+            while bus.status().counters.published < before + 500 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(moved).await;
+        server.kill();
+        wait_for_disconnected(&backend).await;
+        let queued = bus.status().counters.outbox_queued;
+        let kept = async {
+            while bus.status().counters.outbox_queued < queued + 20
+                && bus.status().outbox.unwrap().messages < 100
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(kept).await;
+        server.restart();
+        wait_for(&backend, BackendState::is_ready).await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut expected = BTreeMap::new();
+    for (publisher, task) in publishing.into_iter().enumerate() {
+        let (published, queued) = soon(task).await.unwrap();
+        assert!(published > 0 && queued > 0, "{published} published, {queued} queued");
+        expected.insert(format!("work.p{publisher}"), (0..published).collect::<Vec<_>>());
+    }
+    soon(bus.flush()).await.unwrap();
+    assert_eq!(bus.status().outbox.unwrap().messages, 0);
+    assert!(stored(streams(&backend)).await == expected, "lost, doubled or out of order");
+    soon(bus.drain(Duration::from_secs(10))).await.unwrap();
+}
+
+/// Connections that break under a pipeline of publishes: each message once, in their order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_over_connections_that_break_keeps_its_order() {
+    const MESSAGES: u32 = 9000;
+    let server = RedisServer::start();
+    let proxy = proxy(&server).await;
+    let (bus, backend) = bus(connect_through(&proxy).await);
+    ensure(&backend, StreamConfig::new("work", vec!["work.>".parse().unwrap()])).await;
+    let publisher = bus.clone();
+    let publishing = tokio::spawn(async move {
+        let mut outcomes = Vec::new();
+        for page in 0..MESSAGES / 1000 {
+            let messages = (page * 1000..(page + 1) * 1000).map(|n| message(0, n));
+            outcomes.extend(publisher.publish_many(messages).await);
+        }
+        outcomes
+    });
+    for round in 1..=4 {
+        let moved = async {
+            while bus.status().counters.published < round * 1500 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(moved).await;
+        proxy.cut();
+        wait_for_disconnected(&backend).await;
+        proxy.heal();
+        wait_for(&backend, BackendState::is_ready).await;
+    }
+    for outcome in soon(publishing).await.unwrap() {
+        assert!(matches!(outcome, Ok(Receipt::Stored { .. } | Receipt::Queued)), "{outcome:?}");
+    }
+    soon(bus.flush()).await.unwrap();
+    let expected = BTreeMap::from([("work.p0".to_owned(), (0..MESSAGES).collect::<Vec<_>>())]);
+    assert!(stored(streams(&backend)).await == expected, "lost, doubled or out of order");
+}
+
+/// A server that does not answer: what may have arrived there is sent again and recognised.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_server_gets_nothing_twice() {
+    let server = RedisServer::start();
+    let (bus, backend) = bus(connect(&server).await);
+    ensure(&backend, StreamConfig::new("work", vec!["work.>".parse().unwrap()])).await;
+    soon(bus.publish_message(message(0, 0))).await.unwrap();
+    server.pause();
+    // These lie in the socket of the server: it will carry them out when it goes on.
+    let outcomes = soon(bus.publish_many((1..100).map(|n| message(0, n)))).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Ok(Receipt::Queued)), "{outcomes:?}");
+    server.resume();
+    soon(bus.flush()).await.unwrap();
+    let expected = BTreeMap::from([("work.p0".to_owned(), (0..100).collect::<Vec<_>>())]);
+    assert_eq!(stored(streams(&backend)).await, expected);
+}
