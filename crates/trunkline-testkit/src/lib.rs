@@ -18,6 +18,6 @@ pub mod tcp_proxy;
 
 pub use clients::{ClientLibrary, ScenarioRun};
 pub use process::ServerProcess;
-pub use redis_server::RedisServer;
+pub use redis_server::{RedisServer, RedisVersion};
 pub use servers::{NatsServer, TrunklineServer};
 pub use tcp_proxy::TcpProxy;
