@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::options::{RedisConnectError, RedisOptions};
+use super::refusal;
 use super::scripts::Script;
 use crate::backend::{BackendKind, ConsumeError, PublishError, StreamError, SubscribeError};
 use crate::status::{BackendState, BackendStatus};
@@ -115,7 +116,8 @@ impl Link {
         // A server that loads its data, or lets nobody in, accepts connections too.
         match timeout(ATTEMPT_TIMEOUT, connection.send_packed_command(&redis::cmd("PING"))).await {
             Ok(Ok(Value::ServerError(error))) => Err(error.into()),
-            Ok(Ok(_)) => Ok(connection),
+            Ok(Ok(answer)) if is_pong(&answer) => Ok(connection),
+            Ok(Ok(_)) => Err(RedisError::from((ErrorKind::Parse, "PING has another answer than PONG"))),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(RedisError::from((ErrorKind::Io, "no answer to PING"))),
         }
@@ -149,7 +151,9 @@ impl Link {
             }
             match timeout(PING_TIMEOUT, current.connection.send_packed_command(&redis::cmd("PING"))).await {
                 Ok(Ok(Value::ServerError(error))) => return error.to_string(),
-                Ok(Ok(_)) => {}
+                Ok(Ok(answer)) if is_pong(&answer) => {}
+                // Answers come in the order of the questions: none on this connection can be believed any more.
+                Ok(Ok(_)) => return "PING has the answer to something else".to_owned(),
                 Ok(Err(error)) => return error.to_string(),
                 Err(_) => return format!("no answer to PING within {PING_TIMEOUT:?}"),
             }
@@ -291,8 +295,7 @@ impl Link {
 
     /// What the first command after connecting failed with.
     pub(super) fn unusable(&self, failure: Failure, waited: Duration) -> RedisConnectError {
-        let denied =
-            matches!(&failure, Failure::Refused(error) if matches!(error.code(), "NOPERM" | "NOAUTH"));
+        let denied = matches!(&failure, Failure::Refused(error) if matches!(refusal::code(error), "NOPERM" | "NOAUTH"));
         let (server, reason) = self.failed(failure);
         match denied {
             true => RedisConnectError::Unauthorized { server, reason },
@@ -319,6 +322,10 @@ impl Link {
 /// Whether the server does not know the script any more: it was restarted, or told to forget.
 pub(super) fn is_unknown_script(error: &ServerError) -> bool {
     error.kind() == Some(ServerErrorKind::NoScript)
+}
+
+fn is_pong(answer: &Value) -> bool {
+    matches!(answer, Value::SimpleString(text) if text == "PONG")
 }
 
 fn is_unauthorized(error: &RedisError) -> bool {

@@ -21,6 +21,7 @@ use trunkline_core::{Headers, Message, StreamOffset, Subject};
 
 use super::entry::{self, array, entry_id, list, number};
 use super::link::{Current, is_unknown_script};
+use super::refusal;
 use super::routes::{Home, millis};
 use super::scripts::PUBLISH;
 use super::shared::{STALE_RETRIES, Shared};
@@ -466,7 +467,7 @@ impl Writer {
 
     fn tell_refused(&self, item: Item, error: &ServerError) {
         let reason = error.to_string();
-        let refused = match error.code() {
+        let refused = match refusal::code(error) {
             // These come before anything of the script was done.
             "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY" | "MISCONF" | "OOM" => {
                 PublishError::NotConnected { server: self.shared.link.server.clone(), reason }
