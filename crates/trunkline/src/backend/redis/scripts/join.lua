@@ -8,6 +8,7 @@ local group = 'c:' .. name
 local consumer, due = stream .. ':consumer:' .. name, stream .. ':due:' .. name
 local members = stream .. ':members:' .. name
 local now = clock()
+even_when_full(due)
 if ARGV[1] ~= '' and redis.call('HEXISTS', KEYS[2], 's:' .. ARGV[1]) == 0 then
   return { 'NOSTREAM' }
 end
