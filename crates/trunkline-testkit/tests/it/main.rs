@@ -8,6 +8,7 @@ mod conformance_nats;
 mod conformance_redis;
 mod envelope;
 mod nats_server;
+mod redis_faults;
 mod redis_server;
 mod sabotage;
 mod scenario_run;
