@@ -13,17 +13,19 @@ use super::{
 /// How soon all works again after the end of a fault: the longest delay between attempts, and an attempt.
 const RECOVERED: Duration = Duration::from_secs(5);
 
+type Fault = fn(&TcpProxy, &mut RedisServer);
+
 /// Whatever the fault, the status tells of it within two seconds and of its end soon after.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_tells_of_every_fault_within_two_seconds() {
     let mut server = RedisServer::start();
     let proxy = proxy(&server).await;
     let backend = connect_through(&proxy).await;
-    let faults: [(&str, &dyn Fn(&TcpProxy, &mut RedisServer)); 4] = [
-        ("cut", &|proxy, _| proxy.cut()),
-        ("half open", &|proxy, _| proxy.half_open()),
-        ("stopped", &|_, server| server.pause()),
-        ("killed", &|_, server| server.kill()),
+    let faults: [(&str, Fault); 4] = [
+        ("cut", |proxy, _| proxy.cut()),
+        ("half open", |proxy, _| proxy.half_open()),
+        ("stopped", |_, server| server.pause()),
+        ("killed", |_, server| server.kill()),
     ];
     for (name, fault) in faults {
         fault(&proxy, &mut server);

@@ -2,11 +2,14 @@
 //! lost that was stored, nothing spins, and all goes on when the fault is over.
 
 mod answers;
+mod campaign;
 mod connection;
 mod data;
+mod killed;
 mod limits;
 mod publishing;
 mod refusals;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
