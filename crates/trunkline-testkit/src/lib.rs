@@ -18,12 +18,14 @@ pub mod redis_server;
 pub mod seeds;
 pub mod servers;
 pub mod tcp_proxy;
+pub mod unusable_redis;
 
 pub use certificates::Authority;
 pub use clients::{ClientLibrary, ScenarioRun};
 pub use process::ServerProcess;
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinels::RedisSentinels;
-pub use redis_server::RedisServer;
+pub use redis_server::{RedisServer, RedisVersion};
 pub use servers::{NatsServer, TrunklineServer};
 pub use tcp_proxy::TcpProxy;
+pub use unusable_redis::{UnusableRedis, unusable_redis};

@@ -18,6 +18,45 @@ const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
 /// Longest wait for a server to answer, or for servers to agree on something.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Which server stands behind the `redis` backend in a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedisVersion {
+    /// The package of the system.
+    System,
+    /// Redis 6.0, the oldest that is supported.
+    Redis60,
+    /// Redis 6.2, which many hosts still offer.
+    Redis62,
+    /// Redis 8, the newest.
+    Redis8,
+    /// Valkey, the newest.
+    Valkey,
+}
+
+impl RedisVersion {
+    /// All of them, by age.
+    pub const ALL: [RedisVersion; 5] = [
+        RedisVersion::Redis60,
+        RedisVersion::Redis62,
+        RedisVersion::System,
+        RedisVersion::Redis8,
+        RedisVersion::Valkey,
+    ];
+
+    /// How messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "the system's Redis",
+            Self::Redis60 => "Redis 6.0",
+            Self::Redis62 => "Redis 6.2",
+            Self::Redis8 => "Redis 8",
+            Self::Valkey => "Valkey",
+        }
+    }
+}
+
+/// Arguments of a server with an append-only file that is synced with each write.
+const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
 /// A real `redis-server` on a port of 127.0.0.1 that was free; the rest of it is [`ServerProcess`].
 ///
@@ -32,7 +71,15 @@ impl RedisServer {
     /// # Panics
     /// When there is no `redis-server` (the message says how to get it) or it does not come up.
     pub fn start() -> RedisServer {
-        RedisServer::start_with(["--appendonly", "yes", "--appendfsync", "always"])
+        RedisServer::start_version(RedisVersion::System, DURABLE)
+    }
+
+    /// As [`RedisServer::start`], with a server of this version.
+    ///
+    /// # Panics
+    /// As [`RedisServer::start`].
+    pub fn start_durable(version: RedisVersion) -> RedisServer {
+        RedisServer::start_version(version, DURABLE)
     }
 
     /// Starts a server that keeps nothing over a restart.
@@ -48,8 +95,19 @@ impl RedisServer {
     /// # Panics
     /// As [`RedisServer::start`].
     pub fn start_with<A: Into<OsString>>(arguments: impl IntoIterator<Item = A>) -> RedisServer {
+        RedisServer::start_version(RedisVersion::System, arguments)
+    }
+
+    /// As [`RedisServer::start_with`], with a server of this version.
+    ///
+    /// # Panics
+    /// As [`RedisServer::start`].
+    pub fn start_version<A: Into<OsString>>(
+        version: RedisVersion,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> RedisServer {
         let arguments = arguments.into_iter().map(Into::into).collect();
-        RedisServer::launch(Kind::Plain, free_port(), arguments)
+        RedisServer::launch_version(version, Kind::Plain, free_port(), arguments)
     }
 
     /// Starts a server that speaks TLS only, with a certificate of `authority` for `certificate`, and wants one of its
@@ -100,7 +158,12 @@ impl RedisServer {
     }
 
     fn launch(kind: Kind, port: u16, arguments: Vec<OsString>) -> RedisServer {
-        let program = RedisServerProgram { path: environment::redis_server(), kind, port, arguments };
+        RedisServer::launch_version(RedisVersion::System, kind, port, arguments)
+    }
+
+    fn launch_version(version: RedisVersion, kind: Kind, port: u16, arguments: Vec<OsString>) -> RedisServer {
+        let path = environment::redis_server(version);
+        let program = RedisServerProgram { path, kind, port, arguments };
         RedisServer(ServerProcess::start(Box::new(program), temporary_directory()))
     }
 

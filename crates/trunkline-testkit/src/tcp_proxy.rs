@@ -1,9 +1,9 @@
 //! A TCP proxy that breaks connections on request, to stand between a client and a server. It knows
-//! nothing of what it forwards.
+//! nothing of what it forwards, but for the bytes that a test tells it to look for.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -27,6 +27,8 @@ pub struct TcpProxy {
     address: SocketAddr,
     fault: watch::Sender<Fault>,
     counts: Arc<watch::Sender<Counts>>,
+    losses: Arc<Losses>,
+    injections: watch::Sender<Bytes>,
     /// Accepts connections and owns the tasks that serve them; aborted on drop, which ends those
     /// too.
     accepting: JoinHandle<()>,
@@ -40,6 +42,45 @@ struct Fault {
     refusing: bool,
     silent: bool,
     delay: Duration,
+}
+
+/// What of a request is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// The request itself: the server never sees it.
+    Request,
+    /// The answer: the server has carried the request out, and the client never hears.
+    Answer,
+}
+
+/// What is to be lost next, and how often it was.
+#[derive(Debug, Default)]
+struct Losses {
+    /// Held to set it, or to compare a chunk with it and take it away.
+    order: Mutex<Option<(Bytes, Lost)>>,
+    done: watch::Sender<usize>,
+}
+
+impl Losses {
+    /// Looks for the bytes of the order in what a client sent last; `seen` keeps what may be their beginning. An order
+    /// is carried out once.
+    fn take(&self, seen: &mut Vec<u8>, chunk: &[u8]) -> Option<Lost> {
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((wanted, _)) = &*order else {
+            seen.clear();
+            return None;
+        };
+        seen.extend_from_slice(chunk);
+        if seen.windows(wanted.len()).any(|bytes| bytes == wanted) {
+            return order.take().map(|(_, lost)| lost);
+        }
+        seen.drain(..seen.len().saturating_sub(wanted.len() - 1));
+        None
+    }
+
+    fn count(&self) {
+        self.done.send_modify(|done| *done += 1);
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -59,8 +100,11 @@ impl TcpProxy {
         let address = listener.local_addr()?;
         let (fault, faults) = watch::channel(Fault::default());
         let counts = Arc::new(watch::Sender::new(Counts::default()));
-        let accepting = tokio::spawn(accept(listener, target, faults, counts.clone()));
-        Ok(TcpProxy { address, fault, counts, accepting })
+        let losses = Arc::new(Losses::default());
+        let (injections, injected) = watch::channel(Bytes::new());
+        let tools = Tools { faults, losses: losses.clone(), injected };
+        let accepting = tokio::spawn(accept(listener, target, tools, counts.clone()));
+        Ok(TcpProxy { address, fault, counts, losses, injections, accepting })
     }
 
     /// Where to connect instead of to the target.
@@ -98,6 +142,29 @@ impl TcpProxy {
         self.fault.send_modify(|fault| *fault = Fault { cuts: fault.cuts, ..Fault::default() });
     }
 
+    /// Sends these bytes to the client of every open connection, as if the server had said them.
+    pub fn inject_answer(&self, bytes: impl Into<Bytes>) {
+        self.injections.send_replace(bytes.into());
+    }
+
+    /// Loses the next request that contains these bytes, or the answer to it. From there on nothing more gets through
+    /// on its connection in that direction, whatever is healed; [`TcpProxy::wait_for_lost`] tells when it has happened.
+    ///
+    /// # Panics
+    /// When there are no bytes to look for.
+    pub fn lose_next(&self, request: impl Into<Bytes>, lost: Lost) {
+        let request = request.into();
+        assert!(!request.is_empty(), "every request contains nothing");
+        *self.losses.order.lock().unwrap_or_else(PoisonError::into_inner) = Some((request, lost));
+    }
+
+    /// Returns once at least `count` requests or answers have been lost since the start by
+    /// [`TcpProxy::lose_next`]. An answer counts when the server has sent it.
+    pub async fn wait_for_lost(&self, count: usize) {
+        let mut done = self.losses.done.subscribe();
+        done.wait_for(|done| *done >= count).await.expect("the proxy itself keeps the sender");
+    }
+
     /// Connections accepted since the start, refused ones included.
     pub fn connections_accepted(&self) -> usize {
         self.counts.borrow().accepted
@@ -129,12 +196,15 @@ impl Drop for TcpProxy {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    target: SocketAddr,
+/// What the tasks of all connections work with.
+#[derive(Clone)]
+struct Tools {
     faults: watch::Receiver<Fault>,
-    counts: Arc<watch::Sender<Counts>>,
-) {
+    losses: Arc<Losses>,
+    injected: watch::Receiver<Bytes>,
+}
+
+async fn accept(listener: TcpListener, target: SocketAddr, tools: Tools, counts: Arc<watch::Sender<Counts>>) {
     let mut serving = JoinSet::new();
     loop {
         tokio::select! {
@@ -144,27 +214,21 @@ async fn accept(
                 let Ok((client, _)) = accepted else { return };
                 // The fault is read first: a cut by someone who has seen the count holds for this
                 // connection.
-                let fault = *faults.borrow();
+                let fault = *tools.faults.borrow();
                 counts.send_modify(|counts| counts.accepted += 1);
                 if fault.refusing {
                     reset(client);
                     continue;
                 }
                 let open = OpenConnection::count(counts.clone());
-                serving.spawn(serve(client, target, faults.clone(), fault.cuts, open));
+                serving.spawn(serve(client, target, tools.clone(), fault.cuts, open));
             }
             Some(_) = serving.join_next() => {}
         }
     }
 }
 
-async fn serve(
-    mut client: TcpStream,
-    target: SocketAddr,
-    faults: watch::Receiver<Fault>,
-    cuts: u64,
-    _open: OpenConnection,
-) {
+async fn serve(mut client: TcpStream, target: SocketAddr, tools: Tools, cuts: u64, _open: OpenConnection) {
     let Ok(mut server) = TcpStream::connect(target).await else {
         reset(client);
         return;
@@ -175,13 +239,38 @@ async fn serve(
     }
     let (client_read, client_write) = client.split();
     let (server_read, server_write) = server.split();
+    let lost: OnceLock<Lost> = OnceLock::new();
+    let mut seen = Vec::new();
+    let request_passes = |chunk: &[u8]| {
+        if lost.get().is_none()
+            && let Some(ordered) = tools.losses.take(&mut seen, chunk)
+        {
+            let _ = lost.set(ordered);
+            if ordered == Lost::Request {
+                tools.losses.count();
+            }
+        }
+        lost.get() != Some(&Lost::Request)
+    };
+    let mut counted = false;
+    let answer_passes = |_: &[u8]| {
+        let passes = lost.get() != Some(&Lost::Answer);
+        if !passes && !std::mem::replace(&mut counted, true) {
+            tools.losses.count();
+        }
+        passes
+    };
+    // Nothing is ever said to a server but what its client said.
+    let (_never, nothing) = watch::channel(Bytes::new());
+    let mut injected = tools.injected.clone();
+    injected.mark_unchanged();
     let both_ended = async {
         tokio::join!(
-            forward(client_read, server_write, faults.clone()),
-            forward(server_read, client_write, faults.clone())
+            forward(client_read, server_write, tools.faults.clone(), request_passes, nothing),
+            forward(server_read, client_write, tools.faults.clone(), answer_passes, injected)
         );
     };
-    let mut cut = faults.clone();
+    let mut cut = tools.faults.clone();
     tokio::select! {
         () = both_ended => return,
         // An error means that the proxy is gone, and so is this connection.
@@ -192,7 +281,13 @@ async fn serve(
 }
 
 /// One direction of a connection, until its end has been passed on.
-async fn forward(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut faults: watch::Receiver<Fault>) {
+async fn forward(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    mut faults: watch::Receiver<Fault>,
+    mut passes: impl FnMut(&[u8]) -> bool,
+    mut injected: watch::Receiver<Bytes>,
+) {
     let (sender, mut chunks) = mpsc::channel::<(Instant, Bytes)>(CHUNKS_UNDER_WAY_MAX);
     let delays = faults.clone();
     let reading = async move {
@@ -203,14 +298,25 @@ async fn forward(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut faults: watc
                 Ok(0) | Err(_) => return,
                 Ok(_) => {}
             }
+            let chunk = buffer.split().freeze();
+            if !passes(&chunk) {
+                continue;
+            }
             let due = Instant::now() + delays.borrow().delay;
-            if sender.send((due, buffer.split().freeze())).await.is_err() {
+            if sender.send((due, chunk)).await.is_err() {
                 return;
             }
         }
     };
     let writing = async move {
-        while let Some((due, chunk)) = chunks.recv().await {
+        loop {
+            let (due, chunk) = tokio::select! {
+                chunk = chunks.recv() => match chunk {
+                    Some(chunk) => chunk,
+                    None => break,
+                },
+                Ok(()) = injected.changed() => (Instant::now(), injected.borrow_and_update().clone()),
+            };
             tokio::time::sleep_until(due).await;
             if faults.wait_for(|fault| !fault.silent).await.is_err() || to.write_all(&chunk).await.is_err() {
                 return;

@@ -8,6 +8,7 @@ mod conformance;
 mod demo;
 mod envelope;
 mod errors;
+mod fallback;
 mod messages;
 mod readme;
 mod redis;

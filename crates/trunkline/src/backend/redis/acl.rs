@@ -2,6 +2,8 @@
 
 use redis::ServerError;
 
+use super::refusal;
+
 /// Commands that the bus sends or its scripts run, as rules of a Redis ACL. To them come the keys: all of the bus start
 /// with the prefix (`messaging.stream_prefix`), those of inboxes included.
 ///
@@ -24,12 +26,8 @@ pub const ACL_RULES: &str = "\
 
 /// Whether the server refused something because the user may not do it. Within a script it says so in words.
 pub(super) fn is_denied(error: &ServerError) -> bool {
-    let in_words = |text: &str| {
-        text.contains("ACL failure in script")
-            || text.contains("executing the script can't")
-            || text.contains("NOPERM")
-    };
-    matches!(error.code(), "NOPERM" | "NOAUTH") || error.details().is_some_and(in_words)
+    let in_words = |text: &str| text.contains("ACL failure in script") || text.contains("NOPERM");
+    matches!(refusal::code(error), "NOPERM" | "NOAUTH") || error.details().is_some_and(in_words)
 }
 
 /// The refusal as it is shown: Redis does not say which command of a script it was.

@@ -149,7 +149,9 @@ impl Connector {
         let mut connection = Connection { commands, _driver: Arc::new(driver) };
         match connection.send(&redis::cmd("PING"), false).await {
             Ok(Value::ServerError(error)) => Err(ConnectFailure::of(&error.into())),
-            Ok(_) => Ok(connection),
+            Ok(Value::SimpleString(answer)) if answer == "PONG" => Ok(connection),
+            // Answers come in the order of the questions: none on this connection can be believed.
+            Ok(_) => Err(ConnectFailure::Failed("PING has another answer than PONG".to_owned())),
             Err(error) => Err(ConnectFailure::of(&error)),
         }
     }

@@ -24,6 +24,7 @@ use super::connect::{ConnectFailure, Connection, Connector};
 use super::entry::number;
 use super::keeper::Keeper;
 use super::options::{RedisConnectError, RedisOptions};
+use super::refusal;
 use super::scripts::Script;
 use super::slots::{Address, Redirect, SlotMap, redirect, slot};
 use super::topology::Topology;
@@ -462,8 +463,7 @@ pub(super) fn is_unknown_script(error: &ServerError) -> bool {
     error.kind() == Some(ServerErrorKind::NoScript)
 }
 
-/// Whether the server is no master any more. Redis 6 says so within the text when it is a script that finds out.
+/// Whether the server is no master any more.
 pub(super) fn is_demoted(error: &ServerError) -> bool {
-    error.kind() == Some(ServerErrorKind::ReadOnly)
-        || error.details().is_some_and(|detail| detail.contains("-READONLY"))
+    refusal::code(error) == "READONLY"
 }

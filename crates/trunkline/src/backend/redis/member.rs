@@ -192,7 +192,9 @@ impl RedisMember {
 
     fn read_look(&self, answer: Value) -> Result<Option<Look>, Failure> {
         let parts = list(answer)?;
-        if parts.len() == 1 {
+        if let [only] = parts.as_slice()
+            && text(only)? == "GONE"
+        {
             return Ok(None);
         }
         let [_, deliveries, missed, due, stream, wake, made] = array::<7>(Value::Array(parts))?;

@@ -42,6 +42,7 @@ mod options;
 mod presence;
 mod publish;
 mod reader;
+mod refusal;
 mod routes;
 mod runtime;
 mod scripts;

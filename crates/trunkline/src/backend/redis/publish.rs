@@ -24,6 +24,7 @@ use trunkline_core::{Headers, Message, StreamOffset, Subject};
 use super::acl::{denied, is_denied};
 use super::entry::{self, array, entry_id, list, number};
 use super::link::{Current, Failure, is_unknown_script};
+use super::refusal;
 use super::routes::{Home, millis};
 use super::scripts::PUBLISH;
 use super::shared::{STALE_RETRIES, Shared};
@@ -525,7 +526,7 @@ impl Writer {
 
     fn tell_refused(&self, item: Item, error: &ServerError) {
         let reason = error.to_string();
-        let refused = match error.code() {
+        let refused = match refusal::code(error) {
             _ if is_denied(error) => PublishError::Denied { subject: item.subject, reason: denied(error) },
             // These come before anything of the script was done.
             "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY" | "MISCONF" | "OOM" | "MOVED" | "ASK"

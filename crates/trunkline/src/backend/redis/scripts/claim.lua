@@ -7,6 +7,7 @@
 local stream = KEYS[1]
 local queues = stream .. ':queues'
 local now = clock()
+even_when_full(stream .. ':queue:' .. ARGV[1])
 -- The member that claimed last leaves a message to the others for so many ms, so that all of them get some.
 local turn = 3
 

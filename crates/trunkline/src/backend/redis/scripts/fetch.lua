@@ -7,7 +7,8 @@ local stream, name, member = KEYS[1], ARGV[1], ARGV[2]
 local group, max, filter = 'c:' .. name, tonumber(ARGV[4]), ARGV[5]
 local consumer, due = stream .. ':consumer:' .. name, stream .. ':due:' .. name
 local now = clock()
-local made = 0
+local deliveries, missed, made = {}, 0, 0
+even_when_full(due)
 
 local identity = redis.call('HGET', consumer, 'identity')
 if identity ~= ARGV[3] then
@@ -24,12 +25,21 @@ end
 local pending = redis.pcall('XPENDING', stream, group)
 if pending.err then
   redis.call('XGROUP', 'CREATE', stream, group, redis.call('HGET', consumer, 'read') or '0-0', 'MKSTREAM')
-  redis.call('DEL', due)
+  -- What was pending is known by when it is due: it is pending again, with nobody. How often it was delivered is
+  -- forgotten, but for once.
+  for _, text in ipairs(redis.call('ZRANGE', due, 0, -1)) do
+    local id = unpad(text)
+    if #redis.call('XRANGE', stream, id, id) == 1 then
+      redis.call('XCLAIM', stream, group, '~', 0, id, 'RETRYCOUNT', 1, 'FORCE', 'JUSTID')
+    else
+      redis.call('ZREM', due, text)
+      missed = missed + 1
+    end
+  end
   made = 1
 end
 redis.call('ZADD', stream .. ':members:' .. name, now, member)
 
-local deliveries, missed = {}, 0
 local function answer(wait)
   if #deliveries > 0 then
     return { 'OK', deliveries, missed, wait, '', '', made }

@@ -9,6 +9,7 @@ local group = 'c:' .. name
 local consumer, due = stream .. ':consumer:' .. name, stream .. ':due:' .. name
 local members = stream .. ':members:' .. name
 local now = clock()
+even_when_full(due)
 if ARGV[1] ~= '' then
   local known = tonumber(redis.call('GET', KEYS[2]) or 0)
   if known > tonumber(ARGV[1]) then

@@ -3,6 +3,7 @@
 local stream, name, member = KEYS[1], ARGV[1], ARGV[2]
 local consumer, due, lease = stream .. ':consumer:' .. name, stream .. ':due:' .. name, stream .. ':lease:' .. name
 local known = redis.call('HMGET', consumer, 'identity', 'holder')
+even_when_full(due)
 if known[1] ~= ARGV[3] and (known[1] or redis.call('EXISTS', stream .. ':gone:' .. name) == 1) then
   return 'GONE'
 end

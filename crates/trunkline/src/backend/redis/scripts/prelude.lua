@@ -118,6 +118,12 @@ local function give_back(stream, group, due, id, at)
   return true
 end
 
+-- Redis refuses a script whose first write needs memory when there is none. This write needs none, and what comes after
+-- it is carried out: what is stored can be read and settled also when nothing more can be stored.
+local function even_when_full(set)
+  redis.call('ZREM', set, '')
+end
+
 local function drop_consumer(stream, name)
   local existed = redis.call('EXISTS', stream .. ':consumer:' .. name)
   redis.pcall('XGROUP', 'DESTROY', stream, 'c:' .. name)

@@ -5,6 +5,7 @@ local stream, name, member = KEYS[1], ARGV[1], ARGV[2]
 local group = 'c:' .. name
 local consumer, due = stream .. ':consumer:' .. name, stream .. ':due:' .. name
 local now = clock()
+even_when_full(due)
 local known = redis.call('HMGET', consumer, 'identity', 'ack_wait')
 local answers, woken = {}, false
 -- Acks are carried out together at the end; what this batch has acknowledged already is over for the rest of it.

@@ -1,0 +1,87 @@
+//! Redis servers that a bus cannot use, each for another reason: what a fallback is for.
+
+use std::net::TcpListener;
+
+use crate::redis_server::RedisServer;
+
+/// A URL that no bus can be made of.
+pub struct UnusableRedis {
+    /// What is wrong, for the messages of tests.
+    pub name: &'static str,
+    /// Where to connect.
+    pub url: String,
+    /// A word that tells the operator what is wrong.
+    pub says: &'static str,
+    /// Whether the same may work later without another configuration.
+    pub retryable: bool,
+    /// A password that is shown nowhere.
+    pub secret: Option<&'static str>,
+    /// What has to stay for the URL to be as bad as it is.
+    _kept: Kept,
+}
+
+enum Kept {
+    Nothing,
+    Listener { _listener: TcpListener },
+    Server { _server: RedisServer },
+}
+
+/// One for each reason.
+///
+/// # Panics
+/// As [`RedisServer::start`].
+pub fn unusable_redis() -> Vec<UnusableRedis> {
+    // Connections are accepted by the system, and nobody ever reads from them.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let silent_at = silent.local_addr().expect("a bound socket has an address");
+    let server = |arguments: &str| RedisServer::start_with(arguments.split_whitespace());
+    let (locked, limited, plain) = (
+        server("--appendonly no --requirepass s3cret"),
+        server("--appendonly no --user reader on >s3cret ~* +ping +client +hello +select +get"),
+        server("--appendonly no"),
+    );
+    let at = |server: &RedisServer| format!("127.0.0.1:{}", server.port());
+    let keep = |server| Kept::Server { _server: server };
+    vec![
+        UnusableRedis {
+            name: "nobody listens",
+            url: "redis://127.0.0.1:1".to_owned(),
+            says: "refused",
+            retryable: true,
+            secret: None,
+            _kept: Kept::Nothing,
+        },
+        UnusableRedis {
+            name: "accepts and says nothing",
+            url: format!("redis://{silent_at}"),
+            says: "within",
+            retryable: true,
+            secret: None,
+            _kept: Kept::Listener { _listener: silent },
+        },
+        UnusableRedis {
+            name: "wrong password",
+            url: format!("redis://:wr0ng@{}", at(&locked)),
+            says: "refused the credentials",
+            retryable: false,
+            secret: Some("wr0ng"),
+            _kept: keep(locked),
+        },
+        UnusableRedis {
+            name: "a user without the rights",
+            url: format!("redis://reader:s3cret@{}", at(&limited)),
+            says: "refused the credentials",
+            retryable: false,
+            secret: Some("s3cret"),
+            _kept: keep(limited),
+        },
+        UnusableRedis {
+            name: "TLS where there is none",
+            url: format!("rediss://{}", at(&plain)),
+            says: "rediss://",
+            retryable: true,
+            secret: None,
+            _kept: keep(plain),
+        },
+    ]
+}
