@@ -346,6 +346,12 @@ impl From<&Config> for RedisOptions {
     fn from(config: &Config) -> Self {
         let messaging = &config.messaging;
         let mut options = Self::new(messaging.redis_url.clone());
+        let files = &messaging.redis_tls;
+        options.tls.ca_file = files.ca_file.clone();
+        options.tls.cert_file = files.cert_file.clone();
+        options.tls.key_file = files.key_file.clone();
+        options.sentinel_username = messaging.redis_sentinel.username.clone();
+        options.sentinel_password = messaging.redis_sentinel.password.clone();
         options.prefix = messaging.stream_prefix.clone();
         options.subject_root = messaging.subject_root.clone();
         options.connect_timeout = messaging.connect_timeout;
@@ -414,8 +420,8 @@ mod tests {
     async fn redis_that_cannot_be_had_falls_back_unless_that_is_forbidden() {
         for (url, retryable) in [
             ("redis://127.0.0.1:1", true),
-            ("redis-sentinel://127.0.0.1:1/main", false),
-            ("redis-cluster://127.0.0.1:1", false),
+            ("redis-sentinel://127.0.0.1:1/main", true),
+            ("redis-cluster://127.0.0.1:1", true),
         ] {
             let redis = format!("messaging: {{backend: redis, redis_url: '{url}', connect_timeout: 200ms");
             let bus = Bus::connect(config(&format!("{redis}}}"))).await.unwrap();

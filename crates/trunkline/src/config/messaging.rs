@@ -1,6 +1,7 @@
 //! The section `messaging`: which backend carries the messages, where it is, and what streams and consumers are like.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value as Json;
@@ -8,6 +9,7 @@ use serde_json::Value as Json;
 use super::declare::{choices, settings};
 use super::settings::{Fault, Format, Leaf, Rule};
 use super::urls::{NatsUrl, RedisUrl};
+use super::values::Secret;
 use trunkline_core::Pattern;
 
 settings! {
@@ -17,6 +19,10 @@ settings! {
         pub backend: Backend => default("in_memory");
         /// Where Redis is, with `REDIS_URL` as a second source: `redis://`, `rediss://`, Sentinel or Cluster.
         pub redis_url: RedisUrl => default("redis://localhost:6379/0");
+        /// Certificates for `rediss://`.
+        pub redis_tls: RedisTls;
+        /// Credentials of sentinels.
+        pub redis_sentinel: RedisSentinel;
         /// Prefix of every Redis key and of JetStream names.
         pub stream_prefix: String => default("atlas_bus"), format(Format::Prefix);
         /// Where a new reader starts: `$` for only what comes after, `0-0` for everything, or a saved offset.
@@ -42,6 +48,28 @@ settings! {
         pub dedupe_window: Duration => default("2m"), range("100ms", "24h");
         /// Most messages that wait in one buffer of this process.
         pub max_pending: u64 => default("65536"), range("1", "16777216");
+    }
+}
+
+settings! {
+    /// Certificates for `rediss://`, in PEM. Paths are relative to the working directory.
+    pub struct RedisTls in "messaging.redis_tls." {
+        /// Authorities that the certificates of servers must come from; those of the system unless set.
+        pub ca_file: Option<PathBuf>;
+        /// Certificate chain for servers that ask for one.
+        pub cert_file: Option<PathBuf>;
+        /// Private key of that certificate.
+        pub key_file: Option<PathBuf>;
+    }
+}
+
+settings! {
+    /// Credentials of sentinels; those in `messaging.redis_url` are for the servers that the sentinels watch.
+    pub struct RedisSentinel in "messaging.redis_sentinel." {
+        /// User name of the sentinels' ACLs.
+        pub username: Option<String>;
+        /// Password, with or without a user name.
+        pub password: Option<Secret>;
     }
 }
 

@@ -44,7 +44,9 @@ use std::collections::BTreeMap;
 pub use error::{ConfigError, ConfigWarning, StreamPattern};
 pub use keys::{Key, env_name, keys};
 pub use loader::{Entry, Loaded, Loader};
-pub use messaging::{Backend, Consumer, Fallback, InitialStreamId, Messaging, Stream};
+pub use messaging::{
+    Backend, Consumer, Fallback, InitialStreamId, Messaging, RedisSentinel, RedisTls, Stream,
+};
 pub use runtime::{Command, Component, Ready, Resources, Restart, Runtime};
 pub use server::{
     Auth, HandshakeFirst, Limits, Permissions, Responses, Server, SubjectRules, Tls, User, WebSocket,

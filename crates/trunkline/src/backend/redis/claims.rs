@@ -70,7 +70,7 @@ async fn claim_all(track: &Track, shared: &Shared) {
             if let Err(failure) = claim(track, shared, claims).await {
                 tracing::debug!(stream = track.home().name, ?failure, "claims are tried again");
                 // Only a link that is closed for good has no next connection.
-                if shared.link.connected().await.is_none() {
+                if shared.link.connected(&track.home().key).await.is_none() {
                     return;
                 }
                 tokio::time::sleep(RETRY_DELAY).await;
@@ -80,7 +80,13 @@ async fn claim_all(track: &Track, shared: &Shared) {
 }
 
 async fn claim(track: &Track, shared: &Shared, claims: Vec<Claim>) -> Result<(), Failure> {
-    let claiming = shared.link.run_script(&CLAIM, &[&track.home().key], |command| {
+    let home = track.home();
+    let mut keys = shared.keys_of(home, &["queues"], &[], "");
+    if keys.len() > 1 {
+        keys.extend(claims.iter().map(|claim| home.of_consumer("queue", &claim.group.name)));
+    }
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let claiming = shared.link.run_script(&CLAIM, &keys, |command| {
         for claim in &claims {
             let first = claim.first.map_or_else(String::new, print_id);
             command.arg(&claim.group.name).arg(&claim.group.member).arg(print_id(claim.upto)).arg(first);
@@ -131,7 +137,7 @@ async fn give_unseen(track: &Track, shared: &Shared, group: &Group, unseen: &Uns
             }
             Err(failure) => {
                 tracing::debug!(group = group.name, ?failure, "what was not seen is read again");
-                if shared.link.connected().await.is_none() {
+                if shared.link.connected(&track.home().key).await.is_none() {
                     return;
                 }
                 tokio::time::sleep(RETRY_DELAY).await;
@@ -150,6 +156,6 @@ async fn read_page(track: &Track, shared: &Shared, after: EntryId, to: EntryId) 
     };
     let mut command = redis::cmd("XRANGE");
     command.arg(&track.home().key).arg(print_id(from)).arg(print_id(to)).arg("COUNT").arg(PAGE);
-    let found = entries(shared.link.query(&command).await?)?;
+    let found = entries(shared.link.query(&track.home().key, &command).await?)?;
     Ok(found.into_iter().map(|entry| (entry.id, entry.message.ok())).collect())
 }

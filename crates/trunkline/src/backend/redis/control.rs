@@ -20,7 +20,8 @@ pub(super) async fn follow_routes(live: Arc<Live>, start: EntryId) {
     let mut position = start;
     let following = async {
         loop {
-            let Some(current) = live.shared.link.connected().await else { return };
+            let key = live.shared.control_key();
+            let Some(current) = live.shared.link.connected(&key).await else { return };
             tokio::select! {
                 () = read_control(&live, &mut position) => live.shared.link.suspect(),
                 () = current.lost.cancelled() => {}
@@ -36,17 +37,17 @@ pub(super) async fn follow_routes(live: Arc<Live>, start: EntryId) {
 
 /// Ends when the connection fails.
 async fn read_control(live: &Arc<Live>, position: &mut EntryId) {
-    let Ok(mut connection) = live.shared.link.open().await else { return };
+    let key = live.shared.control_key();
+    let Ok(mut connection) = live.shared.link.open(&key).await else { return };
     // What the connection before had not told, and whether the server still knows.
     if live.shared.refresh().await.is_err() {
         return;
     }
-    let key = live.shared.control_key();
     loop {
         let mut command = redis::cmd("XREAD");
         let block = u64::try_from(CONTROL_BLOCK.as_millis()).unwrap_or(u64::MAX);
         command.arg("BLOCK").arg(block).arg("STREAMS").arg(&key).arg(print_id(*position));
-        let reading = connection.send_packed_command(&command);
+        let reading = connection.read(&live.shared.link, &command);
         let Ok(Ok(answer)) = tokio::time::timeout(CONTROL_BLOCK + CONTROL_GRACE, reading).await else {
             return;
         };

@@ -152,7 +152,9 @@ impl Group {
     /// then, and the running number of the message there.
     pub(super) async fn join(&self) -> Result<(EntryId, u64), Failure> {
         let joining = self.joined.get_or_try_init(|| async {
-            let entering = self.shared.link.run_script(&GROUP_JOIN, &[&self.home.key], |command| {
+            let keys = self.keys();
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            let entering = self.shared.link.run_script(&GROUP_JOIN, &keys, |command| {
                 command.arg(&self.name).arg(&self.member).arg(millis(EXPIRY));
             });
             let [last, index] = array::<2>(entering.await?)?;
@@ -164,6 +166,11 @@ impl Group {
             Ok::<_, Failure>(Joined { entry, start: (last, index) })
         });
         Ok(joining.await?.start)
+    }
+
+    /// What the scripts of the group touch.
+    fn keys(&self) -> Vec<String> {
+        self.shared.keys_of(&self.home, &["queues", "added"], &["queue"], &self.name)
     }
 
     /// Adds a member in this process.
@@ -209,7 +216,9 @@ impl Group {
         if let Some(joined) = self.joined.get() {
             self.presence.unlist(joined.entry).await;
         }
-        let leaving = self.shared.link.run_script(&GROUP_LEAVE, &[&self.home.key], |command| {
+        let keys = self.keys();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let leaving = self.shared.link.run_script(&GROUP_LEAVE, &keys, |command| {
             command.arg(&self.name).arg(&self.member);
         });
         if let Err(failure) = leaving.await {

@@ -1,39 +1,42 @@
-//! The connection on which commands are sent, made anew for ever, and the state of it.
+//! The connections on which commands are sent, one for each server that serves slots the bus needs.
 //!
-//! One multiplexed connection carries everything that does not block: publishes, settlements, queries. It is asked for
-//! a PING every second; one that does not answer is given up, so that nothing waits for a server that has fallen
-//! silent. Reads that block have connections of their own, from [`Link::open`]; they, too, are given up when this one
-//! is lost.
+//! A connection carries everything that does not block: publishes, settlements, queries. Each command goes to the server
+//! of its key's slot. Which server that is, and that the connections are there, is kept up to date by `keeper`, for
+//! ever. Reads that block have connections of their own, from [`Link::open`]; they, too, are given up when the one they
+//! were opened beside is lost.
+//!
+//! A node of a cluster that does not serve a slot says so before it does anything, so what it refused is sent again to
+//! whom it names.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, ErrorKind, RedisError, ServerError, ServerErrorKind, Value};
+use parking_lot::Mutex;
+use redis::{Cmd, RedisError, ServerError, ServerErrorKind, Value};
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::connect::{ConnectFailure, Connection, Connector};
+use super::entry::number;
+use super::keeper::Keeper;
 use super::options::{RedisConnectError, RedisOptions};
 use super::scripts::Script;
+use super::slots::{Address, Redirect, SlotMap, redirect, slot};
+use super::topology::Topology;
 use crate::backend::{BackendKind, ConsumeError, PublishError, StreamError, SubscribeError};
 use crate::status::{BackendState, BackendStatus};
 
-/// How often the connection is asked whether it works.
-const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the answer may take: with the interval it makes the 2 s within which the status tells of an outage.
-const PING_TIMEOUT: Duration = Duration::from_millis(900);
-/// Longest time one attempt to connect may take.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
-/// First and longest delay between attempts.
-const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(20);
-const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(2);
+/// How long what was redirected waits for the map of the slots to change, before it is sent again anyway.
+const REDIRECT_DELAY: Duration = Duration::from_millis(20);
 
 /// A connection that works as far as is known.
 #[derive(Clone)]
 pub(super) struct Current {
-    pub(super) connection: MultiplexedConnection,
+    pub(super) address: Address,
+    pub(super) connection: Connection,
     /// Cancelled when it is given up.
     pub(super) lost: CancellationToken,
 }
@@ -51,153 +54,122 @@ pub(super) enum Failure {
     Unexpected(String),
 }
 
+/// Who serves which slots, and the connections there are.
+#[derive(Clone, Default)]
+pub(super) struct Layout {
+    pub(super) slots: SlotMap,
+    pub(super) nodes: HashMap<Address, Current>,
+}
+
+impl Layout {
+    fn serving(&self, slot: u16) -> Option<&Current> {
+        self.nodes.get(self.slots.owner(slot)?)
+    }
+}
+
 /// See the module's text.
 pub(super) struct Link {
-    client: redis::Client,
+    pub(super) topology: Topology,
+    pub(super) connector: Connector,
     /// For people, without credentials.
     pub(super) server: String,
     pub(super) answer_timeout: Duration,
-    current: watch::Sender<Option<Current>>,
-    status: watch::Sender<BackendStatus>,
-    /// Somebody saw a command fail: the connection is to be looked at now.
-    suspect: Notify,
+    /// Changed by the keeper, and where a node asks to ask another one.
+    pub(super) layout: watch::Sender<Arc<Layout>>,
+    /// Slots of the keys that the bus uses. Held to copy or replace them.
+    needed: Mutex<Arc<BTreeSet<u16>>>,
+    /// Who is said to know the slots best. Held to put or take it.
+    pub(super) well_informed: Mutex<Option<Address>>,
+    pub(super) status: watch::Sender<BackendStatus>,
+    /// Somebody saw a command fail: the servers are to be looked at now.
+    pub(super) suspect: Notify,
     /// New work is refused.
     pub(super) refusing: AtomicBool,
 }
 
 impl Link {
-    /// Connects for the first time, trying again until `connect_timeout` has passed unless the answer would stay the same.
-    pub(super) async fn connect(options: &RedisOptions) -> Result<Arc<Self>, RedisConnectError> {
+    /// Connects for the first time, trying again until `connect_timeout` has passed unless the answer would stay the
+    /// same. `needed` are the keys that the bus uses in any case.
+    pub(super) async fn connect(
+        options: &RedisOptions,
+        needed: impl IntoIterator<Item = String>,
+    ) -> Result<Arc<Self>, RedisConnectError> {
         let server = options.server();
         let connecting = BackendStatus::new(BackendKind::Redis, server.clone(), BackendState::Connecting);
-        let link = Self {
-            client: options.client()?,
+        let (topology, connector) = options.topology()?;
+        let link = Arc::new(Self {
+            topology,
+            connector,
             server: server.clone(),
             answer_timeout: options.publish_timeout,
-            current: watch::Sender::new(None),
+            layout: watch::Sender::default(),
+            needed: Mutex::default(),
+            well_informed: Mutex::new(None),
             status: watch::Sender::new(connecting),
             suspect: Notify::new(),
             refusing: AtomicBool::new(false),
-        };
-        let mut last = "no answer".to_owned();
-        let trying = async {
-            loop {
-                match link.open().await {
-                    Ok(connection) => return Ok(connection),
-                    Err(error) if is_unauthorized(&error) => {
-                        return Err(RedisConnectError::Unauthorized {
-                            server: server.clone(),
-                            reason: error.to_string(),
-                        });
-                    }
-                    Err(error) => last = error.to_string(),
-                }
-                tokio::time::sleep(RECONNECT_DELAY_MIN * 5).await;
+        });
+        link.need(needed);
+        let mut keeper = Keeper::new(&link, true);
+        let connecting = tokio::time::timeout(options.connect_timeout, keeper.until_complete()).await;
+        let waited = options.connect_timeout;
+        match connecting {
+            Ok(Ok(())) => {
+                drop(keeper);
+                Ok(link)
             }
-        };
-        let connection = match timeout(options.connect_timeout, trying).await {
-            Ok(connected) => connected?,
+            Ok(Err(ConnectFailure::Unauthorized(reason))) => {
+                Err(RedisConnectError::Unauthorized { server, reason })
+            }
+            Ok(Err(ConnectFailure::Tls(reason))) => Err(RedisConnectError::Tls { server, reason }),
+            Ok(Err(ConnectFailure::Wrong(reason))) => Err(RedisConnectError::BadServer { server, reason }),
+            Ok(Err(ConnectFailure::Failed(reason))) => {
+                Err(RedisConnectError::Unreachable { server, waited, reason })
+            }
             Err(_) => {
-                let waited = options.connect_timeout;
-                return Err(RedisConnectError::Unreachable { server, waited, reason: last });
+                let reason = keeper.last_failure().unwrap_or_else(|| "no answer".to_owned());
+                Err(RedisConnectError::Unreachable { server, waited, reason })
             }
-        };
-        link.install(connection);
-        Ok(Arc::new(link))
-    }
-
-    /// A connection of its own for reads that block. Answers may take any time.
-    pub(super) async fn open(&self) -> Result<MultiplexedConnection, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(ATTEMPT_TIMEOUT))
-            .set_response_timeout(None);
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        // A server that loads its data, or lets nobody in, accepts connections too.
-        match timeout(ATTEMPT_TIMEOUT, connection.send_packed_command(&redis::cmd("PING"))).await {
-            Ok(Ok(Value::ServerError(error))) => Err(error.into()),
-            Ok(Ok(_)) => Ok(connection),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(RedisError::from((ErrorKind::Io, "no answer to PING"))),
         }
     }
 
-    /// Keeps the connection, until `stop`.
+    /// Keeps the connections, until `stop`.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let keeping = async {
-            loop {
-                let reason = self.until_lost().await;
-                self.give_up(&reason);
-                self.reconnect().await;
-            }
-        };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = keeping => {}
+            () = async { Keeper::new(&self, false).keep().await } => {}
         }
-        if let Some(current) = self.current.send_replace(None) {
-            current.lost.cancel();
-        }
-        self.set_status(BackendState::Closed);
+        let layout = self.layout.send_replace(Arc::default());
+        layout.nodes.values().for_each(|node| node.lost.cancel());
+        self.set_state(BackendState::Closed);
     }
 
-    async fn until_lost(&self) -> String {
-        loop {
-            let Some(mut current) = self.current() else { return "no connection".to_owned() };
-            tokio::select! {
-                () = tokio::time::sleep(PING_INTERVAL) => {}
-                () = self.suspect.notified() => {}
+    /// These keys, and no others, are what the bus uses from now on.
+    pub(super) fn need(&self, keys: impl IntoIterator<Item = String>) {
+        let slots: BTreeSet<u16> = keys.into_iter().map(|key| slot(&key)).collect();
+        let mut needed = self.needed.lock();
+        if **needed != slots {
+            *needed = Arc::new(slots);
+            self.suspect.notify_one();
+        }
+    }
+
+    pub(super) fn needed(&self) -> Arc<BTreeSet<u16>> {
+        self.needed.lock().clone()
+    }
+
+    pub(super) fn set_state(&self, state: BackendState) {
+        self.status.send_if_modified(|status| {
+            let disconnected = |state: &BackendState| matches!(state, BackendState::Disconnected { .. });
+            if status.state == state {
+                return false;
             }
-            match timeout(PING_TIMEOUT, current.connection.send_packed_command(&redis::cmd("PING"))).await {
-                Ok(Ok(Value::ServerError(error))) => return error.to_string(),
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return error.to_string(),
-                Err(_) => return format!("no answer to PING within {PING_TIMEOUT:?}"),
+            match disconnected(&status.state) && disconnected(&state) {
+                // The outage began when the first connection was lost: `since` stays.
+                true => status.state = state,
+                false => *status = BackendStatus::new(BackendKind::Redis, self.server.clone(), state),
             }
-        }
-    }
-
-    fn give_up(&self, reason: &str) {
-        if let Some(current) = self.current.send_replace(None) {
-            current.lost.cancel();
-        }
-        tracing::warn!(server = self.server, reason, "the connection to Redis is lost");
-        self.set_status(BackendState::Disconnected { reason: reason.to_owned() });
-    }
-
-    async fn reconnect(&self) {
-        let mut delay = RECONNECT_DELAY_MIN;
-        loop {
-            // Jitter, so that all clients of a restarted server do not come back in the same moment.
-            tokio::time::sleep(delay.mul_f64(fastrand::f64().mul_add(0.5, 1.0))).await;
-            delay = (delay * 2).min(RECONNECT_DELAY_MAX);
-            match self.open().await {
-                Ok(connection) => {
-                    tracing::info!(server = self.server, "connected to Redis again");
-                    return self.install(connection);
-                }
-                Err(error) => {
-                    let reason = format!("cannot connect: {error}");
-                    self.status.send_if_modified(|status| {
-                        let state = BackendState::Disconnected { reason };
-                        let changed = status.state != state;
-                        // The outage began when the connection was lost: `since` stays.
-                        status.state = state;
-                        changed
-                    });
-                }
-            }
-        }
-    }
-
-    fn install(&self, connection: MultiplexedConnection) {
-        let lost = CancellationToken::new();
-        self.current.send_replace(Some(Current { connection, lost }));
-        self.set_status(BackendState::Connected);
-    }
-
-    fn set_status(&self, state: BackendState) {
-        self.status.send_modify(|status| {
-            *status = BackendStatus::new(BackendKind::Redis, self.server.clone(), state);
+            true
         });
     }
 
@@ -205,18 +177,77 @@ impl Link {
         self.status.subscribe()
     }
 
-    pub(super) fn current(&self) -> Option<Current> {
-        self.current.borrow().clone()
+    /// Whether any server is connected.
+    pub(super) fn is_connected(&self) -> bool {
+        !self.layout.borrow().nodes.is_empty()
     }
 
-    /// Waits for a connection that works.
-    pub(super) async fn connected(&self) -> Option<Current> {
-        let mut current = self.current.subscribe();
-        let found = current.wait_for(Option::is_some).await.ok()?;
-        found.clone()
+    /// The connection to the server of a key.
+    pub(super) fn current(&self, key: &str) -> Option<Current> {
+        self.layout.borrow().serving(slot(key)).cloned()
     }
 
-    /// Has the connection looked at, because a command on one to the same server failed.
+    /// Waits for a connection to the server of a key. `None` once the link is closed for good.
+    pub(super) async fn connected(&self, key: &str) -> Option<Current> {
+        let slot = slot(key);
+        let mut layout = self.layout.subscribe();
+        let found = layout.wait_for(|layout| layout.serving(slot).is_some()).await.ok()?;
+        found.serving(slot).cloned()
+    }
+
+    /// A connection of its own, to the server of `key`, for reads that block. Answers may take any time.
+    pub(super) async fn open(&self, key: &str) -> Result<Blocking, Failure> {
+        let current = self.current(key).ok_or_else(|| Failure::NotConnected(self.reason()))?;
+        self.open_at(current.address, false).await
+    }
+
+    async fn open_at(&self, address: Address, asking: bool) -> Result<Blocking, Failure> {
+        let broken = |reason: String| Failure::NotConnected(reason);
+        let mut connection =
+            self.connector.open(&address).await.map_err(|failure| broken(failure.reason().to_owned()))?;
+        let id = connection.send(redis::cmd("CLIENT").arg("ID"), false).await;
+        let id = match id.map_err(|error| broken(error.to_string()))? {
+            Value::ServerError(error) => return Err(Failure::Refused(error)),
+            id => number(&id)?,
+        };
+        Ok(Blocking { connection, asking, reader: Arc::new(Mutex::new((address, id))) })
+    }
+
+    /// Ends a read that blocks.
+    pub(super) async fn unblock(&self, reader: &BlockedReader) {
+        let (address, id) = reader.lock().clone();
+        let Ok(mut node) = self.reach(&address).await else { return };
+        let mut command = redis::cmd("CLIENT");
+        command.arg("UNBLOCK").arg(id);
+        // Where this fails the read ends by itself a little later.
+        let _ = tokio::time::timeout(self.answer_timeout, node.connection.send(&command, false)).await;
+    }
+
+    /// A connection to a node that need not serve any slot.
+    async fn reach(&self, address: &Address) -> Result<Current, ConnectFailure> {
+        let known = self.layout.borrow().nodes.get(address).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let connection = self.connector.open(address).await?;
+        Ok(self.install(address.clone(), connection))
+    }
+
+    /// Takes a connection into use.
+    pub(super) fn install(&self, address: Address, connection: Connection) -> Current {
+        let current = Current { address: address.clone(), connection, lost: CancellationToken::new() };
+        self.change(|layout| {
+            layout.nodes.insert(address, current.clone());
+        });
+        current
+    }
+
+    /// Changes the layout and tells everybody who waits for it.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Layout)) {
+        self.layout.send_modify(|layout| change(Arc::make_mut(layout)));
+    }
+
+    /// Has the servers looked at, because a command to one of them failed.
     pub(super) fn suspect(&self) {
         self.suspect.notify_one();
     }
@@ -230,26 +261,80 @@ impl Link {
         }
     }
 
-    /// Sends one command and waits for the answer.
-    pub(super) async fn query(&self, command: &Cmd) -> Result<Value, Failure> {
-        let mut current = self.current().ok_or_else(|| Failure::NotConnected(self.reason()))?;
-        let started = tokio::time::Instant::now();
-        let answer = tokio::select! {
-            answer = current.connection.send_packed_command(command) => answer,
-            () = current.lost.cancelled() => return Err(Failure::Unknown(started.elapsed())),
-            () = tokio::time::sleep(self.answer_timeout) => return Err(Failure::Unknown(self.answer_timeout)),
-        };
-        match answer {
-            Ok(Value::ServerError(error)) => Err(Failure::Refused(error)),
-            Ok(value) => Ok(value),
-            Err(_) => {
-                self.suspect();
-                Err(Failure::Unknown(started.elapsed()))
+    /// Sends one command about `key` and waits for the answer.
+    pub(super) async fn query(&self, key: &str, command: &Cmd) -> Result<Value, Failure> {
+        let slot = slot(key);
+        let started = Instant::now();
+        let deadline = started + self.answer_timeout;
+        let (mut asked, mut refused): (_, Option<ServerError>) = (None, None);
+        loop {
+            let serving = self.layout.borrow().serving(slot).cloned();
+            let (mut node, asking) = match (asked.take(), serving) {
+                (Some(node), _) => (node, true),
+                (None, Some(node)) => (node, false),
+                (None, None) if refused.is_none() || Instant::now() >= deadline => {
+                    return Err(Failure::NotConnected(self.reason()));
+                }
+                (None, None) => {
+                    self.changed(deadline).await;
+                    continue;
+                }
+            };
+            let answer = tokio::select! {
+                answer = node.connection.send(command, asking) => answer,
+                () = node.lost.cancelled() => return Err(Failure::Unknown(started.elapsed())),
+                () = tokio::time::sleep_until(deadline) => return Err(Failure::Unknown(self.answer_timeout)),
+            };
+            let error = match answer {
+                Ok(Value::ServerError(error)) => error,
+                Ok(value) => return Ok(value),
+                Err(_) => {
+                    self.suspect();
+                    return Err(Failure::Unknown(started.elapsed()));
+                }
+            };
+            match self.redirected(&error, &node.address) {
+                None => return Err(Failure::Refused(error)),
+                Some(_) if Instant::now() >= deadline => return Err(Failure::Refused(error)),
+                Some(Redirect::Ask(address)) => match self.reach(&address).await {
+                    Ok(node) => asked = Some(node),
+                    Err(_) => self.changed(deadline).await,
+                },
+                Some(Redirect::Moved(_) | Redirect::Later) => self.changed(deadline).await,
             }
+            refused = Some(error);
         }
     }
 
-    /// Runs a script, giving it to the server first where it is not known there.
+    /// What to do about a refusal, which is not about the command itself. It has the map of the slots looked at.
+    pub(super) fn redirected(&self, error: &ServerError, from: &Address) -> Option<Redirect> {
+        if is_demoted(error) {
+            self.suspect();
+        }
+        if !self.topology.redirects() {
+            return None;
+        }
+        let redirect = redirect(error, from)?;
+        match &redirect {
+            Redirect::Moved(address) => {
+                *self.well_informed.lock() = Some(address.clone());
+                self.suspect();
+            }
+            Redirect::Later => self.suspect(),
+            // The slot has not moved yet.
+            Redirect::Ask(_) => {}
+        }
+        Some(redirect)
+    }
+
+    /// Waits for the layout to change, a little, and not past `deadline`.
+    async fn changed(&self, deadline: Instant) {
+        let mut layout = self.layout.subscribe();
+        let until = deadline.min(Instant::now() + REDIRECT_DELAY);
+        let _ = tokio::time::timeout_at(until, layout.changed()).await;
+    }
+
+    /// Runs a script, giving it to the server where it is not known there.
     pub(super) fn run_script<'a, A: FnOnce(&mut Cmd)>(
         &'a self,
         script: &'a Script,
@@ -258,21 +343,23 @@ impl Link {
     ) -> impl Future<Output = Result<Value, Failure>> + Send + use<'a, A> {
         let mut command = script.command(keys);
         arguments(&mut command);
-        async move {
-            match self.query(&command).await {
-                Err(Failure::Refused(error)) if is_unknown_script(&error) => {
-                    self.query(redis::cmd("SCRIPT").arg("LOAD").arg(script.source())).await?;
-                    self.query(&command).await
-                }
-                answer => answer,
-            }
-        }
+        let key = keys.first().map(|key| (*key).to_owned()).unwrap_or_default();
+        async move { self.query_script(&key, script, &command).await }
     }
 
-    /// Ends a read that blocks on the connection with this id.
-    pub(super) async fn unblock(&self, client_id: i64) {
-        // Where this fails the read ends by itself a little later.
-        let _ = self.query(redis::cmd("CLIENT").arg("UNBLOCK").arg(client_id)).await;
+    /// Sends a command that [`Script::command`] began, with the script itself where it is not known.
+    pub(super) async fn query_script(
+        &self,
+        key: &str,
+        script: &Script,
+        command: &Cmd,
+    ) -> Result<Value, Failure> {
+        match self.query(key, command).await {
+            Err(Failure::Refused(error)) if is_unknown_script(&error) => {
+                self.query(key, &script.in_full(command)).await
+            }
+            answer => answer,
+        }
     }
 
     pub(super) fn not_connected(&self) -> PublishError {
@@ -291,12 +378,18 @@ impl Link {
 
     /// What the first command after connecting failed with.
     pub(super) fn unusable(&self, failure: Failure, waited: Duration) -> RedisConnectError {
-        let denied =
-            matches!(&failure, Failure::Refused(error) if matches!(error.code(), "NOPERM" | "NOAUTH"));
+        let refused = match &failure {
+            Failure::Refused(error) => error.code().to_owned(),
+            _ => String::new(),
+        };
         let (server, reason) = self.failed(failure);
-        match denied {
-            true => RedisConnectError::Unauthorized { server, reason },
-            false => RedisConnectError::Unreachable { server, waited, reason },
+        match refused.as_str() {
+            "NOPERM" | "NOAUTH" => RedisConnectError::Unauthorized { server, reason },
+            "MOVED" | "CLUSTERDOWN" | "ASK" => RedisConnectError::BadServer {
+                server,
+                reason: "it is a node of a cluster: redis-cluster:// connects to those".to_owned(),
+            },
+            _ => RedisConnectError::Unreachable { server, waited, reason },
         }
     }
 
@@ -316,12 +409,47 @@ impl Link {
     }
 }
 
+/// Where a reader blocks, and the number of its connection there.
+pub(super) type BlockedReader = Arc<Mutex<(Address, u64)>>;
+
+/// A connection for reads that block.
+pub(super) struct Blocking {
+    connection: Connection,
+    /// What is read is on its way to this node, and not yet its own.
+    asking: bool,
+    reader: BlockedReader,
+}
+
+impl Blocking {
+    /// What [`Link::unblock`] ends the read by. It follows the reader to another node.
+    pub(super) fn reader(&self) -> BlockedReader {
+        self.reader.clone()
+    }
+
+    /// Reads. A read of what is on its way to another node goes on there; any other refusal is the caller's to look at.
+    ///
+    /// # Cancel safety
+    /// A read that is dropped leaves the connection busy until it would have ended: drop the connection, too.
+    pub(super) async fn read(&mut self, link: &Link, command: &Cmd) -> Result<Value, RedisError> {
+        let answer = self.connection.send(command, self.asking).await?;
+        let Value::ServerError(error) = &answer else { return Ok(answer) };
+        let from = self.reader.lock().0.clone();
+        let Some(Redirect::Ask(address)) = link.redirected(error, &from) else { return Ok(answer) };
+        let Ok(there) = link.open_at(address, true).await else { return Ok(answer) };
+        let (address, id) = there.reader.lock().clone();
+        *self.reader.lock() = (address, id);
+        (self.connection, self.asking) = (there.connection, true);
+        self.connection.send(command, true).await
+    }
+}
+
 /// Whether the server does not know the script any more: it was restarted, or told to forget.
 pub(super) fn is_unknown_script(error: &ServerError) -> bool {
     error.kind() == Some(ServerErrorKind::NoScript)
 }
 
-fn is_unauthorized(error: &RedisError) -> bool {
-    let denied = matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"));
-    denied || error.kind() == ErrorKind::AuthenticationFailed
+/// Whether the server is no master any more. Redis 6 says so within the text when it is a script that finds out.
+pub(super) fn is_demoted(error: &ServerError) -> bool {
+    error.kind() == Some(ServerErrorKind::ReadOnly)
+        || error.details().is_some_and(|detail| detail.contains("-READONLY"))
 }

@@ -188,7 +188,7 @@ impl Live {
     ) -> Source {
         let mut readers = self.readers.lock();
         let reader = readers.entry(home.tag().to_owned()).or_insert_with(|| {
-            let reader = Reader::new(&self.shared.link, self.stop.child_token());
+            let reader = Reader::new(&self.shared.link, &home.key, self.stop.child_token());
             self.tasks.spawn_on(reader.clone().run(), &self.runtime);
             reader
         });
@@ -273,7 +273,7 @@ impl Live {
                 false => None,
             };
             let attachment = Attachment::new(pattern.clone(), subscription.inbox.clone(), start, true);
-            let reader = Reader::new(link, self.stop.child_token());
+            let reader = Reader::new(link, &home.key, self.stop.child_token());
             let key = home.key.clone();
             let make = || Track::new(home, &self.dropped, (start, index), self.stop.child_token());
             let track = reader.follow(&key, make);
@@ -308,7 +308,7 @@ impl Live {
             if homes.is_empty() {
                 return Ok(());
             }
-            let tips: Vec<Tip> = self.shared.tips_of(&homes, None).await?;
+            let tips: Vec<Tip> = self.shared.tips_of(&homes).await?;
             for (source, tip) in sources.iter().zip(tips) {
                 if let Some(newest) = tip.newest {
                     source.track.has_read(newest).await;

@@ -11,16 +11,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 use tokio::time::Instant;
 use trunkline_core::StreamOffset;
 
 use super::entry::{array, entry, list, number, parse_id, print_id, text, time_of, unexpected};
-use super::link::Failure;
+use super::link::{Blocking, Failure};
 use super::routes::{Home, millis};
 use super::scripts::{CONSUMER, FETCH, JOIN, LEASE, LEAVE, REMOVE_CONSUMER, SETTLE, Script};
-use super::shared::Shared;
+use super::shared::{STALE_RETRIES, Shared, is_stale};
 use super::streams::{StartAfter, start_after};
 use crate::backend::{
     AckToken, ConsumeError, ConsumerConfig, ConsumerInfo, Delivery, Fetched, Fut, Lease, Member, Settle,
@@ -33,6 +32,11 @@ const FETCH_MAX: usize = 512;
 const BLOCK_MAX: Duration = Duration::from_secs(2);
 /// How much longer than it may block a read may take before its connection counts as broken.
 const BLOCK_GRACE: Duration = Duration::from_secs(2);
+/// How long the next look waits after a read that was refused.
+const REFUSED_DELAY: Duration = Duration::from_millis(20);
+/// What the scripts of a consumer touch: keys of its stream, and its own.
+const STREAM_KEYS: &[&str] = &["added", "consumers", "wake"];
+const CONSUMER_KEYS: &[&str] = &["consumer", "due", "members", "lease", "gone"];
 /// A member that was not seen for so long is dead. Members that live are seen with each fetch.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
@@ -46,7 +50,7 @@ pub(super) struct RedisMember {
     identity: String,
     left: AtomicBool,
     /// The connection for reads that block, when none is under way. Held to take it or put it back.
-    blocking: Mutex<Option<MultiplexedConnection>>,
+    blocking: Mutex<Option<Blocking>>,
 }
 
 /// What one look brought.
@@ -70,28 +74,46 @@ impl RedisMember {
             (_, StartAfter::Id { id, saved: false }) => ("at", id),
         };
         let filter = config.filter.as_ref().map_or_else(String::new, ToString::to_string);
-        let stream = if home.config.is_some() { home.name.as_str() } else { "" };
-        let routes_key = shared.routes_key();
-        let joining = shared.link.run_script(&JOIN, &[&home.key, &routes_key], |command| {
-            command
-                .arg(stream)
-                .arg(&config.name)
-                .arg(&name)
-                .arg(format!("{:016x}", fastrand::u64(..)))
-                .arg(how)
-                .arg(print_id(id))
-                .arg(millis(config.ack_wait))
-                .arg(&filter)
-                .arg(u8::from(config.keyed))
-                .arg(millis(FORGET_AFTER));
-        });
         let failed = |failure| shared.link.stream_error(failure);
-        let answer = joining.await.and_then(list).map_err(failed)?;
+        let identity = format!("{:016x}", fastrand::u64(..));
+        let mut keys = shared.keys_of(&home, STREAM_KEYS, CONSUMER_KEYS, &config.name);
+        keys.insert(1, home.version_key());
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let join = async |version: &str| {
+            let joining = shared.link.run_script(&JOIN, &keys, |command| {
+                command
+                    .arg(version)
+                    .arg(&config.name)
+                    .arg(&name)
+                    .arg(&identity)
+                    .arg(how)
+                    .arg(print_id(id))
+                    .arg(millis(config.ack_wait))
+                    .arg(&filter)
+                    .arg(u8::from(config.keyed))
+                    .arg(millis(FORGET_AFTER));
+            });
+            joining.await
+        };
+        let mut tries = 0;
+        let answer = loop {
+            let routes = shared.routes();
+            if routes.stream(&home.name).is_none() {
+                return Err(StreamError::NoStream(home.name.clone()));
+            }
+            let version = home.config.as_ref().map_or_else(String::new, |_| routes.version.to_string());
+            match join(&version).await {
+                Err(failure) if is_stale(&failure) && tries < STALE_RETRIES => {
+                    tries += 1;
+                    shared.refresh().await.map_err(failed)?;
+                }
+                answer => break answer.and_then(list).map_err(failed)?,
+            }
+        };
         let words = answer.iter().map(text).collect::<Result<Vec<_>, _>>().map_err(failed)?;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let identity = match words.as_slice() {
             ["OK", identity] => (*identity).to_owned(),
-            ["NOSTREAM"] => return Err(StreamError::NoStream(home.name.clone())),
             ["AHEAD", last] => {
                 let last = parse_id(last).unwrap_or_default();
                 return Err(StreamError::OffsetAhead {
@@ -138,7 +160,9 @@ impl RedisMember {
         script: &Script,
         arguments: impl FnOnce(&mut Cmd),
     ) -> Result<Value, Failure> {
-        let running = self.shared.link.run_script(script, &[&self.home.key], |command| {
+        let keys = self.shared.keys_of(&self.home, STREAM_KEYS, CONSUMER_KEYS, &self.config.name);
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let running = self.shared.link.run_script(script, &keys, |command| {
             command.arg(&self.config.name).arg(&self.name).arg(&self.identity);
             arguments(command);
         });
@@ -234,18 +258,18 @@ impl RedisMember {
         let taken = self.blocking.lock().take();
         let mut connection = match taken {
             Some(connection) => connection,
-            None => self.shared.link.open().await.map_err(|error| {
+            None => self.shared.link.open(&self.home.key).await.map_err(|failure| {
                 self.shared.link.suspect();
-                self.failed(Failure::NotConnected(error.to_string()))
+                self.failed(failure)
             })?,
         };
-        let Some(current) = self.shared.link.current() else {
+        let Some(current) = self.shared.link.current(&self.home.key) else {
             return Err(self.failed(Failure::NotConnected(self.shared.link.reason())));
         };
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(1).arg("BLOCK").arg(millis(time).max(1)).arg("STREAMS");
         command.arg(&self.home.key).arg(self.home.beside("wake")).arg(stream).arg(wake);
-        let reading = tokio::time::timeout(time + BLOCK_GRACE, connection.send_packed_command(&command));
+        let reading = tokio::time::timeout(time + BLOCK_GRACE, connection.read(&self.shared.link, &command));
         let answer = tokio::select! {
             answer = reading => answer,
             () = current.lost.cancelled() => {
@@ -253,6 +277,11 @@ impl RedisMember {
             }
         };
         match answer {
+            // Another server has the stream now, or will: the next read is to find it.
+            Ok(Ok(Value::ServerError(error))) if self.shared.link.topology.redirects() => {
+                tracing::debug!(stream = self.home.name, %error, "a read is refused");
+                tokio::time::sleep(REFUSED_DELAY).await;
+            }
             // A refusal, as of a key of another type, is for the next look to report.
             Ok(Ok(_)) => *self.blocking.lock() = Some(connection),
             // What broke this connection need not have broken the link: the next read makes another.
@@ -338,7 +367,9 @@ impl Member for RedisMember {
 
 /// How a consumer stands.
 pub(super) async fn info(shared: &Shared, home: &Home, name: &str) -> Result<Option<ConsumerInfo>, Failure> {
-    let asking = shared.link.run_script(&CONSUMER, &[&home.key], |command| {
+    let keys = shared.keys_of(home, STREAM_KEYS, CONSUMER_KEYS, name);
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let asking = shared.link.run_script(&CONSUMER, &keys, |command| {
         command.arg(name).arg(millis(FORGET_AFTER));
     });
     let answer = asking.await?;
@@ -394,7 +425,9 @@ pub(super) async fn info(shared: &Shared, home: &Home, name: &str) -> Result<Opt
 
 /// Removes a consumer; `false` when there was none.
 pub(super) async fn remove(shared: &Shared, home: &Home, name: &str) -> Result<bool, Failure> {
-    let removing = shared.link.run_script(&REMOVE_CONSUMER, &[&home.key], |command| {
+    let keys = shared.keys_of(home, STREAM_KEYS, CONSUMER_KEYS, name);
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let removing = shared.link.run_script(&REMOVE_CONSUMER, &keys, |command| {
         command.arg(name);
     });
     Ok(number(&removing.await?)? == 1)

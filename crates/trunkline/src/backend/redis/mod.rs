@@ -19,9 +19,11 @@
 //! carried out, and what is read again from where, is for the bus to know.
 
 mod claims;
+mod connect;
 mod control;
 mod entry;
 mod groups;
+mod keeper;
 mod link;
 mod live;
 mod member;
@@ -33,8 +35,11 @@ mod routes;
 mod runtime;
 mod scripts;
 mod shared;
+mod slots;
 mod source;
 mod streams;
+mod tls;
+mod topology;
 mod track;
 
 use std::sync::Arc;
@@ -47,6 +52,7 @@ use tokio_util::task::TaskTracker;
 use trunkline_core::{Message, Pattern, Subject};
 
 pub use options::{RedisConnectError, RedisOptions};
+pub use tls::{RedisTls, RedisTlsError, RedisTlsFileError};
 
 use crate::backend::{
     Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
@@ -57,6 +63,7 @@ use link::Link;
 use live::Live;
 use presence::Presence;
 use publish::Publisher;
+use routes::Routes;
 use runtime::OwnRuntime;
 use shared::Shared;
 use streams::RedisStreams;
@@ -105,7 +112,8 @@ impl RedisBackend {
 
     /// Connects, with all tasks on the runtime of the caller.
     async fn connect_here(options: RedisOptions) -> Result<Self, RedisConnectError> {
-        let link = Link::connect(&options).await?;
+        let known = Routes::new(&options.prefix, &options.subject_root, (0, 0), []);
+        let link = Link::connect(&options, known.keys()).await?;
         let unreachable = |failure| link.unusable(failure, options.connect_timeout);
         let shared = Arc::new(Shared::new(link.clone(), options.clone()));
         // From here on every change of the routes is followed; what they are now is read after that.
@@ -156,7 +164,7 @@ impl RedisBackend {
         };
         let drained = tokio::time::timeout_at(by.into(), draining).await;
         let reason = link.reason();
-        let connected = link.current().is_some();
+        let connected = link.is_connected();
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

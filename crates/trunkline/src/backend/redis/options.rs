@@ -3,9 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use redis::{ConnectionAddr, IntoConnectionInfo as _, RedisConnectionInfo};
-
-use crate::config::{RedisTopology, RedisUrl};
+use super::tls::{RedisTls, RedisTlsError};
+use crate::config::{RedisTopology, RedisUrl, Secret};
 
 /// How to connect to Redis.
 #[derive(Clone)]
@@ -13,6 +12,13 @@ use crate::config::{RedisTopology, RedisUrl};
 pub struct RedisOptions {
     /// Where it is. Key `messaging.redis_url`.
     pub url: RedisUrl,
+    /// Certificates for `rediss://`; the authorities of the system unless set. Section `messaging.redis_tls`.
+    pub tls: RedisTls,
+    /// User and password of the sentinels themselves, where they ask for any; those in the URL are for the servers that
+    /// the sentinels watch. Keys `messaging.redis_sentinel.username` and `.password`.
+    pub sentinel_username: Option<String>,
+    /// See `sentinel_username`.
+    pub sentinel_password: Option<Secret>,
     /// Start of every key; two prefixes on one server never see each other. Default `atlas_bus`, key
     /// `messaging.stream_prefix`.
     pub prefix: String,
@@ -38,6 +44,9 @@ impl RedisOptions {
     pub fn new(url: RedisUrl) -> Self {
         Self {
             url,
+            tls: RedisTls::default(),
+            sentinel_username: None,
+            sentinel_password: None,
             prefix: "atlas_bus".to_owned(),
             subject_root: "nachos".to_owned(),
             connect_timeout: Duration::from_secs(3),
@@ -48,44 +57,16 @@ impl RedisOptions {
         }
     }
 
-    /// What the client library connects with.
-    pub(super) fn client(&self) -> Result<redis::Client, RedisConnectError> {
-        match &self.url.topology {
-            RedisTopology::Single => {}
-            RedisTopology::Sentinel { .. } => {
-                return Err(RedisConnectError::Topology { topology: "Redis Sentinel" });
-            }
-            RedisTopology::Cluster => {
-                return Err(RedisConnectError::Topology { topology: "Redis Cluster" });
-            }
-        }
-        let unusable = |error: redis::RedisError| RedisConnectError::BadServer {
-            server: self.server(),
-            reason: error.to_string(),
-        };
-        let (host, port) = self.url.hosts.first().cloned().unwrap_or_else(|| ("localhost".to_owned(), 6379));
-        // The brackets of an IPv6 address belong to the URL, not to the address.
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let address = match self.url.tls {
-            false => ConnectionAddr::Tcp(host, port),
-            true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
-        };
-        let mut settings = RedisConnectionInfo::default().set_db(i64::from(self.url.db));
-        if let Some(user) = &self.url.username {
-            settings = settings.set_username(user);
-        }
-        if let Some(password) = &self.url.password {
-            settings = settings.set_password(password.expose());
-        }
-        let info = address.into_connection_info().map_err(unusable)?.set_redis_settings(settings);
-        redis::Client::open(info).map_err(unusable)
-    }
-
     /// The server as it may be shown.
     pub(super) fn server(&self) -> String {
         let scheme = if self.url.tls { "rediss" } else { "redis" };
         let hosts: Vec<String> = self.url.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
-        format!("{scheme}://{}/{}", hosts.join(","), self.url.db)
+        let (hosts, db) = (hosts.join(","), self.url.db);
+        match &self.url.topology {
+            RedisTopology::Single => format!("{scheme}://{hosts}/{db}"),
+            RedisTopology::Sentinel { master } => format!("{scheme}-sentinel://{hosts}/{master}/{db}"),
+            RedisTopology::Cluster => format!("{scheme}-cluster://{hosts}"),
+        }
     }
 }
 
@@ -102,12 +83,6 @@ impl fmt::Debug for RedisOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisConnectError {
-    /// The URL names what this backend does not connect to.
-    #[error("{topology} is not supported, only a single server is (messaging.redis_url)")]
-    Topology {
-        /// What it names.
-        topology: &'static str,
-    },
     /// The address cannot be used.
     #[error("{server} cannot be used: {reason} (messaging.redis_url)")]
     BadServer {
@@ -123,6 +98,22 @@ pub enum RedisConnectError {
         server: String,
         /// What it said.
         reason: String,
+    },
+    /// TLS was not agreed on: a certificate is not trusted, is missing, or is for another name.
+    #[error("no TLS with {server}: {reason} (messaging.redis_tls)")]
+    Tls {
+        /// Which server, without credentials.
+        server: String,
+        /// What the handshake failed with.
+        reason: String,
+    },
+    /// The certificates that the configuration names cannot be used.
+    #[error("TLS to Redis cannot be set up: {reason}")]
+    TlsFiles {
+        /// What is wrong, with its causes.
+        reason: String,
+        /// The same as a value.
+        source: RedisTlsError,
     },
     /// The server could not be reached in time.
     #[error("{server} could not be reached within {waited:?}: {reason}")]
@@ -145,7 +136,15 @@ impl RedisConnectError {
     /// What the operator can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Topology { .. } | Self::BadServer { .. } => "give an address like redis://127.0.0.1:6379/0",
+            Self::BadServer { .. } => {
+                "redis:// is for one server, redis-sentinel://host,host/master for sentinels, redis-cluster://host,host \
+                 for a cluster"
+            }
+            Self::Tls { .. } => {
+                "messaging.redis_tls.ca_file names the authority of the server's certificate, cert_file and key_file the \
+                 certificate it asks for; the host in messaging.redis_url must be one the certificate is for"
+            }
+            Self::TlsFiles { .. } => "correct the section messaging.redis_tls",
             Self::Unauthorized { .. } => {
                 "compare user, password and ACL rules with the server's configuration"
             }
@@ -159,15 +158,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_a_single_server_is_refused_by_name() {
-        for (url, name) in [
-            ("redis-sentinel://a:26379/master", "Redis Sentinel"),
-            ("rediss-cluster://a:6379,b:6379", "Redis Cluster"),
+    fn servers_are_shown_as_what_they_are() {
+        for (url, shown) in [
+            ("redis://h", "redis://h:6379/0"),
+            ("redis-sentinel://u:p@a,b:1/main/2", "redis-sentinel://a:26379,b:1/main/2"),
+            ("rediss+cluster://:p@a,b", "rediss-cluster://a:6379,b:6379"),
         ] {
-            let error = RedisOptions::new(RedisUrl::parse(url).unwrap()).client().unwrap_err();
-            let text = error.to_string();
-            assert!(text.contains(name) && text.contains("messaging.redis_url"), "{text}");
-            assert!(!error.is_retryable());
+            assert_eq!(RedisOptions::new(RedisUrl::parse(url).unwrap()).server(), shown);
         }
     }
 
@@ -176,11 +173,8 @@ mod tests {
         let options = RedisOptions::new(RedisUrl::parse("rediss://user:secret@[::1]:7000/2").unwrap());
         assert_eq!(options.server(), "rediss://[::1]:7000/2");
         assert!(!format!("{options:?}").contains("secret"));
-        let client = options.client().unwrap();
-        let settings = client.get_connection_info().redis_settings();
-        assert_eq!(
-            (settings.username(), settings.password(), settings.db()),
-            (Some("user"), Some("secret"), 2)
-        );
+        let (_, connector) = options.topology().unwrap();
+        let login = connector.login;
+        assert_eq!((login.username(), login.password(), login.db()), (Some("user"), Some("secret"), 2));
     }
 }

@@ -1,7 +1,8 @@
 //! Publishing: one queue, one task that sends it in batches, the outcome for each message.
 //!
 //! A batch is one script for each stream it goes to: it checks that the routes are those by which the stream was chosen,
-//! and appends. Two batches are under way at a time, so that the server has work while answers travel. What has not left
+//! and appends. What a node refuses because it does not serve the stream now is sent again, one batch at a time, until it
+//! arrives. Two batches are under way at a time, so that the server has work while answers travel. What has not left
 //! is refused as not connected; what may have left and has no answer is an unknown outcome.
 
 use std::collections::VecDeque;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesOrdered;
 use redis::{ServerError, Value};
 use tokio::runtime::Handle;
@@ -20,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use trunkline_core::{Headers, Message, StreamOffset, Subject};
 
 use super::entry::{self, array, entry_id, list, number};
-use super::link::{Current, is_unknown_script};
+use super::link::{Current, Failure, is_unknown_script};
 use super::routes::{Home, millis};
 use super::scripts::PUBLISH;
 use super::shared::{STALE_RETRIES, Shared};
@@ -42,8 +44,8 @@ struct Item {
     reply: Option<Subject>,
     entry: Vec<u8>,
     dedupe_id: Option<String>,
-    /// How often it was sent by routes that turned out to be old.
-    stale: usize,
+    /// How often it was sent by routes that turned out to be old, or to a server that does not have the stream.
+    refused: usize,
     /// `QUEUED`, then `SENT`, or `ABANDONED` by a publisher that waits no longer: what is queued can be taken back.
     state: Arc<AtomicU8>,
     outcome: oneshot::Sender<Result<Receipt, PublishError>>,
@@ -73,6 +75,8 @@ impl Publisher {
             waiting: VecDeque::new(),
             lost: AtomicBool::new(false),
             version: 0,
+            confirmed: false,
+            careful: false,
         };
         (publisher, writer)
     }
@@ -92,7 +96,7 @@ impl Publisher {
         if size > limit {
             return Publishing::Ready(Err(PublishError::TooLarge { size, limit }));
         }
-        if link.current().is_none() {
+        if !link.is_connected() {
             return Publishing::Ready(Err(link.not_connected()));
         }
         let (outcome, answer) = oneshot::channel();
@@ -102,7 +106,7 @@ impl Publisher {
             subject: message.subject,
             reply: message.reply,
             dedupe_id,
-            stale: 0,
+            refused: 0,
             state: state.clone(),
             outcome,
         };
@@ -174,18 +178,31 @@ pub(super) struct Writer {
     lost: AtomicBool,
     /// Version of the routes by which the batches under way were sent.
     version: u64,
+    /// The routes have just been read again: the next batch goes by them wherever none are known.
+    confirmed: bool,
+    /// Something was refused that is to be carried out elsewhere or later: the next batch is followed to where it goes.
+    careful: bool,
 }
 
-/// What became of the messages of one batch that go to one stream.
-struct Answered {
-    items: Vec<Item>,
+/// The messages of one batch that go to one stream.
+struct Group {
     home: Arc<Home>,
+    items: Vec<Item>,
+}
+
+/// What became of them.
+struct Answered {
+    group: Group,
     answer: Result<Value, Broken>,
 }
 
 /// Why there is no answer.
 enum Broken {
+    /// They have not left.
+    NotSent,
     Refused(ServerError),
+    /// Another server has the stream, or one will have it soon.
+    Redirected(ServerError),
     Unknown,
 }
 
@@ -260,28 +277,23 @@ impl Writer {
             }
             self.version = routes.version;
         }
-        let items = self.take_batch();
-        let Some(current) = self.shared.link.current() else {
-            for item in items {
-                let _ = item.outcome.send(Err(self.shared.link.not_connected()));
-            }
-            return;
-        };
-        let mut groups: Vec<(Arc<Home>, Vec<Item>)> = Vec::new();
-        for item in items {
+        let mut groups: Vec<Group> = Vec::new();
+        for item in self.take_batch() {
             let home = routes.home(&item.subject);
-            match groups.iter_mut().find(|(known, _)| known.key == home.key) {
-                Some((_, items)) => items.push(item),
-                None => groups.push((home, vec![item])),
+            match groups.iter_mut().find(|group| group.home.key == home.key) {
+                Some(group) => group.items.push(item),
+                None => groups.push(Group { home, items: vec![item] }),
             }
         }
-        if !groups.is_empty() {
-            let mut sending = self.send(current, routes.version, groups);
-            // Polled once so that batches leave in order.
-            match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(answered) => batches.push_back(Box::pin(std::future::ready(answered))),
-                Poll::Pending => batches.push_back(sending),
-            }
+        let confirmed = std::mem::take(&mut self.confirmed);
+        let mut sending = match std::mem::take(&mut self.careful) {
+            true => self.follow(confirmed, routes.version, groups),
+            false => self.send(confirmed, routes.version, groups),
+        };
+        // Polled once so that batches leave in order.
+        match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answered) => batches.push_back(Box::pin(std::future::ready(answered))),
+            Poll::Pending => batches.push_back(sending),
         }
     }
 
@@ -306,56 +318,70 @@ impl Writer {
         items
     }
 
-    fn send(
-        &self,
-        current: Current,
-        version: u64,
-        groups: Vec<(Arc<Home>, Vec<Item>)>,
-    ) -> Fut<'static, Vec<Answered>> {
-        let mut pipeline = redis::Pipeline::with_capacity(groups.len());
-        for (home, items) in &groups {
-            pipeline.add_command(self.command(version, home, items));
+    /// Sends a batch, to each server what is stored there.
+    fn send(&self, confirmed: bool, version: u64, groups: Vec<Group>) -> Fut<'static, Vec<Answered>> {
+        let link = &self.shared.link;
+        let mut servers: Vec<(Current, Vec<Group>)> = Vec::new();
+        let mut answered = Vec::new();
+        for group in groups {
+            let Some(current) = link.current(&group.home.key) else {
+                answered.push(Answered { group, answer: Err(Broken::NotSent) });
+                continue;
+            };
+            match servers.iter_mut().find(|(known, _)| known.address == current.address) {
+                Some((_, groups)) => groups.push(group),
+                None => servers.push((current, vec![group])),
+            }
         }
-        let shared = self.shared.clone();
-        let mut connection = current.connection;
+        let sending = servers.into_iter().map(|(current, groups)| {
+            let mut pipeline = redis::Pipeline::with_capacity(groups.len());
+            for group in &groups {
+                pipeline.add_command(self.command(confirmed, version, group));
+            }
+            send_to(self.shared.clone(), current, pipeline, groups)
+        });
+        let sending = join_all(sending);
         Box::pin(async move {
-            let count = groups.len();
-            let answer = tokio::select! {
-                answer = connection.send_packed_commands(&pipeline, 0, count) => answer,
-                () = current.lost.cancelled() => Err(redis::RedisError::from((redis::ErrorKind::Io, "lost"))),
-            };
-            let answers: Vec<Result<Value, Broken>> = match answer {
-                Ok(values) => values
-                    .into_iter()
-                    .map(|value| match value {
-                        Value::ServerError(error) => Err(Broken::Refused(error)),
-                        value => Ok(value),
-                    })
-                    .collect(),
-                Err(_) => {
-                    shared.link.suspect();
-                    Vec::new()
-                }
-            };
-            let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-            groups
-                .into_iter()
-                .zip(answers)
-                .map(|((home, items), answer)| Answered {
-                    items,
-                    home,
-                    answer: answer.unwrap_or(Err(Broken::Unknown)),
-                })
-                .collect()
+            answered.extend(sending.await.into_iter().flatten());
+            answered
         })
     }
 
-    fn command(&self, version: u64, home: &Home, items: &[Item]) -> redis::Cmd {
+    /// Sends a batch, with the next one behind it only when all of this one has an answer.
+    fn follow(&self, confirmed: bool, version: u64, groups: Vec<Group>) -> Fut<'static, Vec<Answered>> {
+        let sending = groups.into_iter().map(|group| {
+            let (shared, command) = (self.shared.clone(), self.command(confirmed, version, &group));
+            async move {
+                let answer = shared.link.query_script(&group.home.key, &PUBLISH, &command).await;
+                let answer = answer.map_err(|failure| match failure {
+                    Failure::NotConnected(_) => Broken::NotSent,
+                    Failure::Refused(error) => Broken::Refused(error),
+                    Failure::Unknown(_) | Failure::Unexpected(_) => Broken::Unknown,
+                });
+                Answered { group, answer }
+            }
+        });
+        Box::pin(join_all(sending))
+    }
+
+    fn command(&self, confirmed: bool, version: u64, Group { home, items }: &Group) -> redis::Cmd {
         let options = &self.shared.options;
-        let mut command = PUBLISH.command(&[&home.key, &self.shared.routes_key(), &home.beside("added")]);
+        let mut keys = vec![home.key.clone(), home.version_key(), home.beside("added")];
+        if self.shared.link.topology.redirects() {
+            // While its slot moves, a script that names all its keys is refused before it has done anything.
+            for item in items {
+                keys.extend(item.dedupe_id.iter().map(|id| home.of_consumer("dedupe", id)));
+                if item.reply.is_some() && home.stores {
+                    keys.push(home.responders_key(Some(item.subject.as_str())));
+                    keys.push(home.responders_key(None));
+                }
+            }
+        }
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let mut command = PUBLISH.command(&keys);
         let limits = &home.limits;
         command
-            .arg(&options.prefix)
+            .arg(u8::from(confirmed))
             .arg(if home.stores { version.to_string() } else { String::new() })
             .arg(limits.max_messages.unwrap_or(0))
             .arg(if limits.exact { "=" } else { "~" })
@@ -379,50 +405,58 @@ impl Writer {
 
     /// Tells the publishers of one batch. `true` when some of it waits to be sent again, and must go first.
     async fn finish(&mut self, answered: Vec<Answered>, batches: &mut Batches) -> bool {
-        let mut again = self.tell(answered);
+        let mut stale = None;
+        let mut again = self.tell(answered, &mut stale);
         if again.is_empty() {
             return false;
         }
         // The batch behind it may have been refused too: together they are sent again in order.
         while let Some(answered) = batches.next().await {
-            again.extend(self.tell(answered));
+            again.extend(self.tell(answered, &mut stale));
         }
         for item in again.into_iter().rev() {
             self.waiting.push_front(Order::Publish(item));
         }
-        self.refresh().await;
+        if let Some(known) = stale {
+            self.refresh(known).await;
+        }
         true
     }
 
-    /// Has the server know the scripts, and the routes from the server.
-    async fn refresh(&self) {
-        let link = &self.shared.link;
-        let _ = link.query(redis::cmd("SCRIPT").arg("LOAD").arg(PUBLISH.source())).await;
-        if let Err(failure) = self.shared.refresh().await {
-            tracing::debug!(?failure, "the routes cannot be read now");
+    /// Reads the routes again, because a stream knows those of version `known`.
+    async fn refresh(&mut self, known: u64) {
+        let refreshed = match self.shared.refresh().await {
+            Ok(routes) if routes.version < known => self.shared.raise_above(known).await,
+            refreshed => refreshed,
+        };
+        match refreshed {
+            Ok(_) => self.confirmed = true,
+            Err(failure) => tracing::debug!(?failure, "the routes cannot be read now"),
         }
     }
 
-    fn tell(&mut self, answered: Vec<Answered>) -> Vec<Item> {
+    /// Tells the publishers, and gives back what is to be sent again. `stale` becomes the newest version of the routes
+    /// that a stream has been heard to know.
+    fn tell(&mut self, answered: Vec<Answered>, stale: &mut Option<u64>) -> Vec<Item> {
         let mut again = Vec::new();
-        for Answered { items, home, answer } in answered {
+        for Answered { group: Group { items, home }, answer } in answered {
             match answer {
                 Ok(value) => self.tell_stored(items, &home, value),
-                Err(Broken::Refused(error)) if error.code() == "STALE" || is_unknown_script(&error) => {
-                    again.extend(items.into_iter().filter_map(|mut item| {
-                        item.stale += 1;
-                        if item.stale <= STALE_RETRIES {
-                            return Some(item);
-                        }
-                        let reason = format!("the streams keep changing: {error}");
-                        let denied = PublishError::Denied { subject: item.subject, reason };
-                        let _ = item.outcome.send(Err(denied));
-                        None
-                    }));
+                Err(Broken::Redirected(error)) => {
+                    self.careful = true;
+                    again.extend(items.into_iter().filter_map(|item| retried(item, &error)));
+                }
+                Err(Broken::Refused(error)) if error.code() == "STALE" => {
+                    let known = error.details().and_then(|known| known.parse().ok()).unwrap_or(0);
+                    *stale = (*stale).max(Some(known));
+                    again.extend(items.into_iter().filter_map(|item| retried(item, &error)));
                 }
                 Err(Broken::Refused(error)) => {
                     items.into_iter().for_each(|item| self.tell_refused(item, &error))
                 }
+                Err(Broken::NotSent) => items.into_iter().for_each(|item| {
+                    let _ = item.outcome.send(Err(self.shared.link.not_connected()));
+                }),
                 Err(Broken::Unknown) => items.into_iter().for_each(|item| self.tell_unknown(item)),
             }
         }
@@ -468,7 +502,8 @@ impl Writer {
         let reason = error.to_string();
         let refused = match error.code() {
             // These come before anything of the script was done.
-            "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY" | "MISCONF" | "OOM" => {
+            "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY" | "MISCONF" | "OOM" | "MOVED" | "ASK"
+            | "TRYAGAIN" | "CLUSTERDOWN" => {
                 PublishError::NotConnected { server: self.shared.link.server.clone(), reason }
             }
             "NOPERM" | "NOAUTH" => PublishError::Denied { subject: item.subject, reason },
@@ -485,11 +520,61 @@ impl Writer {
         if self.lost.swap(false, Ordering::SeqCst) {
             return Err(PublishError::OutcomeUnknown { server: link.server.clone(), waited: Duration::ZERO });
         }
-        match link.current() {
-            Some(_) => Ok(()),
-            None => Err(link.not_connected()),
+        match link.is_connected() {
+            true => Ok(()),
+            false => Err(link.not_connected()),
         }
     }
+}
+
+/// What was refused before anything was done, to be sent again, unless it has been too often.
+fn retried(mut item: Item, error: &ServerError) -> Option<Item> {
+    item.refused += 1;
+    if item.refused <= STALE_RETRIES {
+        return Some(item);
+    }
+    let reason = format!("the streams keep changing: {error}");
+    let denied = PublishError::Denied { subject: item.subject, reason };
+    let _ = item.outcome.send(Err(denied));
+    None
+}
+
+/// Sends to one server what is stored there.
+async fn send_to(
+    shared: Arc<Shared>,
+    mut current: Current,
+    pipeline: redis::Pipeline,
+    groups: Vec<Group>,
+) -> Vec<Answered> {
+    let count = groups.len();
+    let answer = tokio::select! {
+        answer = current.connection.send_packed_commands(&pipeline, 0, count) => answer,
+        () = current.lost.cancelled() => Err(redis::RedisError::from((redis::ErrorKind::Io, "lost"))),
+    };
+    let link = &shared.link;
+    let answers: Vec<Result<Value, Broken>> = match answer {
+        Ok(values) => values
+            .into_iter()
+            .map(|value| match value {
+                Value::ServerError(error)
+                    if is_unknown_script(&error) || link.redirected(&error, &current.address).is_some() =>
+                {
+                    Err(Broken::Redirected(error))
+                }
+                Value::ServerError(error) => Err(Broken::Refused(error)),
+                value => Ok(value),
+            })
+            .collect(),
+        Err(_) => {
+            link.suspect();
+            Vec::new()
+        }
+    };
+    let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+    let answered = groups.into_iter().zip(answers);
+    answered
+        .map(|(group, answer)| Answered { group, answer: answer.unwrap_or(Err(Broken::Unknown)) })
+        .collect()
 }
 
 /// The answer to a request that nobody answers.
@@ -502,7 +587,7 @@ fn no_responders(reply: &Subject) -> Item {
         subject: answer.subject,
         reply: None,
         dedupe_id: None,
-        stale: 0,
+        refused: 0,
         state: Arc::new(AtomicU8::new(QUEUED)),
         outcome: oneshot::channel().0,
     }

@@ -31,6 +31,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(50);
 /// See the module's text.
 pub(super) struct Reader {
     link: Arc<Link>,
+    /// A key that lies with all it reads.
+    place: String,
     /// The streams it reads, by key. Held for one map operation, or to copy the list.
     tracks: Mutex<HashMap<String, Arc<Track>>>,
     /// There is something to read differently.
@@ -39,9 +41,15 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// A reader of nothing yet. [`Reader::run`] is to be spawned.
-    pub(super) fn new(link: &Arc<Link>, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { link: link.clone(), tracks: Mutex::default(), changed: Notify::new(), stop })
+    /// A reader of nothing yet, for streams that lie with the key `place`. [`Reader::run`] is to be spawned.
+    pub(super) fn new(link: &Arc<Link>, place: &str, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            link: link.clone(),
+            place: place.to_owned(),
+            tracks: Mutex::default(),
+            changed: Notify::new(),
+            stop,
+        })
     }
 
     /// The track of the stream with this key, made by `make` where it is not followed yet.
@@ -80,7 +88,7 @@ impl Reader {
         let reading = async {
             loop {
                 // Only a link that is closed for good has no next connection.
-                let Some(current) = self.link.connected().await else { return };
+                let Some(current) = self.link.connected(&self.place).await else { return };
                 let read = tokio::select! {
                     read = self.read_on_one_connection() => read,
                     () = current.lost.cancelled() => Ok(()),
@@ -121,8 +129,8 @@ impl Reader {
 
     async fn read_on_one_connection(&self) -> Result<(), Failure> {
         let broken = |error: redis::RedisError| Failure::NotConnected(error.to_string());
-        let mut connection = self.link.open().await.map_err(broken)?;
-        let id: i64 = redis::cmd("CLIENT").arg("ID").query_async(&mut connection).await.map_err(broken)?;
+        let mut connection = self.link.open(&self.place).await?;
+        let reader = connection.reader();
         let mut count = READ_ENTRIES;
         loop {
             let plan = self.plan().await;
@@ -135,7 +143,7 @@ impl Reader {
             for (_, from) in &plan {
                 command.arg(print_id(*from));
             }
-            let reading = connection.send_packed_command(&command);
+            let reading = connection.read(&self.link, &command);
             tokio::pin!(reading);
             let mut urged = false;
             let answer = loop {
@@ -143,10 +151,10 @@ impl Reader {
                     answer = &mut reading => break answer.map_err(broken)?,
                     () = self.changed.notified() => {
                         urged = true;
-                        self.link.unblock(id).await;
+                        self.link.unblock(&reader).await;
                     }
                     // The first one may have come to the server before the read did.
-                    () = tokio::time::sleep(URGE_INTERVAL), if urged => self.link.unblock(id).await,
+                    () = tokio::time::sleep(URGE_INTERVAL), if urged => self.link.unblock(&reader).await,
                     () = tokio::time::sleep(BLOCK + BLOCK_GRACE) => {
                         return Err(Failure::Unknown(BLOCK + BLOCK_GRACE));
                     }

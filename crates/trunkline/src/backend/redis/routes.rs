@@ -1,8 +1,10 @@
 //! Which stream keeps the messages of a subject.
 //!
-//! Configured streams are entered in one hash on the server, with a version that grows with each change. Everybody
-//! routes by a copy of it; the scripts that append and that subscribe compare the version, so that nobody ever acts by
-//! an old one. Subjects that no configured stream matches go to the built-in stream of their family.
+//! Configured streams are entered in one hash, `PREFIX:{bus}:routes`, with a version that grows with each change.
+//! Everybody routes by a copy of it. In a cluster each stream may lie on another server than the hash, so each has beside
+//! it the newest version that is known there: who appends compares it, and who changes the routes raises it wherever
+//! messages would still land by the old ones. Subjects that no configured stream matches go to the built-in stream of
+//! their family.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,6 +38,9 @@ const FAMILY_MESSAGES_MAX: u64 = 100_000;
 const INBOX_MESSAGES_MAX: u64 = 65_536;
 const INBOX_EXPIRY: Duration = Duration::from_secs(120);
 
+/// Slots over which the inboxes are spread: few enough that one read takes all inboxes of one slot.
+const INBOX_SHARDS: u32 = 16;
+
 /// First token of all inboxes.
 pub(super) const INBOX: &str = "_INBOX";
 
@@ -66,6 +71,19 @@ pub(super) struct Home {
 }
 
 impl Home {
+    /// Key of the newest version of the routes that is known here.
+    pub(super) fn version_key(&self) -> String {
+        self.beside("version")
+    }
+
+    /// Key of who answers on a subject, or with wildcards where there is none.
+    pub(super) fn responders_key(&self, subject: Option<&str>) -> String {
+        match subject {
+            Some(subject) => format!("{}:responders:{subject}", self.key),
+            None => self.beside("responders"),
+        }
+    }
+
     /// A key beside the stream's, in the same slot of a cluster.
     pub(super) fn beside(&self, what: &str) -> String {
         format!("{}:{what}", self.key)
@@ -83,12 +101,17 @@ impl Home {
     }
 }
 
+/// A change of the routes that is about to happen: the name of a stream, and what it will be.
+pub(super) type Pending = (String, Option<StreamConfig>);
+
 /// A copy of the routes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Routes {
     pub(super) version: u64,
-    /// When the first stream was entered; another one means that the server lost its data since. 0 without streams.
+    /// When the hash was made; another one means that the server lost its data since. 0 before the first look.
     pub(super) era: u64,
+    /// The next change, while it is prepared.
+    pub(super) pending: Option<Pending>,
     prefix: String,
     /// Configured streams by name.
     pub(super) streams: BTreeMap<String, Arc<Home>>,
@@ -103,23 +126,6 @@ impl Routes {
         (version, era): (u64, u64),
         configs: impl IntoIterator<Item = StreamConfig>,
     ) -> Self {
-        let stream = |config: StreamConfig| {
-            let limits = Limits {
-                max_messages: config.max_messages,
-                max_age: config.max_age,
-                max_bytes: config.max_bytes,
-                exact: true,
-                expiry: None,
-            };
-            let home = Home {
-                name: config.name.clone(),
-                limits,
-                key: stream_key(prefix, &config.name),
-                stores: true,
-                config: Some(config),
-            };
-            (home.name.clone(), Arc::new(home))
-        };
         let family = |name: &str, ages: bool| {
             let name = format!("{FAMILY_PREFIX}{name}");
             let limits = Limits {
@@ -139,11 +145,67 @@ impl Routes {
         Self {
             version,
             era,
+            pending: None,
             prefix: prefix.to_owned(),
-            streams: configs.into_iter().map(stream).collect(),
+            streams: configs
+                .into_iter()
+                .map(|config| (config.name.clone(), configured(prefix, config)))
+                .collect(),
             families,
             other: family(OTHER, true),
         }
+    }
+
+    /// The routes as they are after a change of one stream.
+    pub(super) fn after(&self, name: &str, config: Option<StreamConfig>) -> Self {
+        let mut routes = Self { pending: None, ..self.clone() };
+        match config {
+            Some(config) => routes.streams.insert(name.to_owned(), configured(&self.prefix, config)),
+            None => routes.streams.remove(name),
+        };
+        routes
+    }
+
+    /// Where else messages of this stream's subjects would go, or have gone: where a change of the stream has to be
+    /// known before it counts.
+    pub(super) fn concerned(&self, name: &str, subjects: &[Pattern]) -> Vec<Arc<Home>> {
+        let others = self.after(name, None);
+        let mut homes: Vec<Arc<Home>> = Vec::new();
+        for home in subjects.iter().flat_map(|pattern| others.touched(pattern)) {
+            if homes.iter().all(|known| known.key != home.key) {
+                homes.push(home);
+            }
+        }
+        homes
+    }
+
+    /// Where those who answer on `pattern` are listed: wherever a request may ask for them, also after the change that
+    /// is about to happen.
+    pub(super) fn listing(&self, pattern: &Pattern) -> Vec<Arc<Home>> {
+        let now = |routes: &Self| match pattern.has_wildcard() {
+            true => routes.touched(pattern),
+            false => {
+                Subject::new(pattern.to_string()).map(|subject| routes.home(&subject)).into_iter().collect()
+            }
+        };
+        let mut homes = now(self);
+        if let Some((name, config)) = &self.pending {
+            for home in now(&self.after(name, config.clone())) {
+                if homes.iter().all(|known| known.key != home.key) {
+                    homes.push(home);
+                }
+            }
+        }
+        homes.retain(|home| home.stores);
+        homes
+    }
+
+    /// A key of each slot in which there is anything of the bus.
+    pub(super) fn keys(&self) -> impl Iterator<Item = String> {
+        let homes =
+            self.streams.values().chain(self.families.iter().map(|(_, home)| home)).chain([&self.other]);
+        let inboxes = (0..INBOX_SHARDS).map(|shard| inbox_key(&self.prefix, shard, ""));
+        homes.map(|home| home.key.clone()).chain(inboxes).chain([routes_key(&self.prefix)])
     }
 
     /// Where messages of this subject go.
@@ -207,10 +269,49 @@ impl Routes {
                 expiry: Some(INBOX_EXPIRY),
                 ..Limits::default()
             },
-            key: format!("{}:inbox:{{{process}}}", self.prefix),
+            key: inbox_key(&self.prefix, shard_of(process), process),
             stores: false,
         })
     }
+}
+
+fn configured(prefix: &str, config: StreamConfig) -> Arc<Home> {
+    let limits = Limits {
+        max_messages: config.max_messages,
+        max_age: config.max_age,
+        max_bytes: config.max_bytes,
+        exact: true,
+        expiry: None,
+    };
+    Arc::new(Home {
+        name: config.name.clone(),
+        limits,
+        key: stream_key(prefix, &config.name),
+        stores: true,
+        config: Some(config),
+    })
+}
+
+/// Key of the hash in which the configured streams are entered.
+pub(super) fn routes_key(prefix: &str) -> String {
+    format!("{prefix}:{{bus}}:routes")
+}
+
+/// Key of the stream that tells of changes of the routes.
+pub(super) fn control_key(prefix: &str) -> String {
+    format!("{prefix}:{{bus}}:control")
+}
+
+fn inbox_key(prefix: &str, shard: u32, process: &str) -> String {
+    format!("{prefix}:inbox:{{inbox.{shard}}}:{process}")
+}
+
+/// The shard of an inbox, the same for everybody: FNV-1a of the process's token.
+fn shard_of(process: &str) -> u32 {
+    let hash = process
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    hash % INBOX_SHARDS
 }
 
 fn stream_key(prefix: &str, name: &str) -> String {
@@ -280,7 +381,7 @@ mod tests {
             ("nachos.tool", "p:{family.other}"),
             ("nachos.dead.s.c", "p:{family.dead}"),
             ("other.tool.x", "p:{family.other}"),
-            ("_INBOX.abc.1.2", "p:inbox:{abc}"),
+            ("_INBOX.abc.1.2", "p:inbox:{inbox.11}:abc"),
             ("_INBOX", "p:{family.other}"),
         ] {
             assert_eq!(routes().home(&subject.parse().unwrap()).key, key, "{subject}");
@@ -309,7 +410,37 @@ mod tests {
         }
         let only: Vec<_> = routes.touched(&"nachos.llm.*".parse().unwrap());
         assert_eq!(only.len(), 1, "one family, one reader");
-        assert_eq!(routes.touched(&"_INBOX.abc.>".parse().unwrap())[0].key, "p:inbox:{abc}");
+        assert_eq!(routes.touched(&"_INBOX.abc.>".parse().unwrap())[0].key, "p:inbox:{inbox.11}:abc");
+    }
+
+    #[test]
+    fn who_answers_is_listed_wherever_a_request_may_go_now_and_next() {
+        let keys = |routes: &Routes, pattern: &str| -> Vec<String> {
+            let homes = routes.listing(&pattern.parse().unwrap());
+            homes.iter().map(|home| home.key.clone()).collect()
+        };
+        let mut routes = routes();
+        assert_eq!(keys(&routes, "nachos.tool.hot.call"), ["p:{hot}"]);
+        assert_eq!(keys(&routes, "nachos.tool.cold.call"), ["p:{family.tool}"]);
+        let cold = StreamConfig::new("cold", vec!["nachos.tool.cold.>".parse().unwrap()]);
+        routes.pending = Some(("cold".to_owned(), Some(cold.clone())));
+        assert_eq!(keys(&routes, "nachos.tool.cold.call"), ["p:{family.tool}", "p:{cold}"]);
+        routes.pending = Some(("hot".to_owned(), None));
+        assert_eq!(keys(&routes, "nachos.tool.hot.call"), ["p:{hot}", "p:{family.tool}"]);
+        assert_eq!(keys(&routes, "nachos.tool.*.call"), ["p:{hot}", "p:{family.tool}"]);
+        assert!(keys(&routes, "_INBOX.abc.1").is_empty());
+        let concerned = routes.concerned("hot", &cold.subjects);
+        assert_eq!(concerned[0].key, "p:{family.tool}");
+    }
+
+    #[test]
+    fn slots_that_are_needed_are_few() {
+        use super::super::slots::slot;
+        let keys: Vec<String> = routes().keys().collect();
+        let slots: std::collections::BTreeSet<u16> = keys.iter().map(|key| slot(key)).collect();
+        assert_eq!(slots.len(), 1 + FAMILIES.len() + 1 + 16 + 1);
+        assert!(slots.contains(&slot("p:{bus}:control")) && slots.contains(&slot("p:{hot}:version")));
+        assert!(slots.contains(&slot(&routes().inbox("abc").key)));
     }
 
     #[test]

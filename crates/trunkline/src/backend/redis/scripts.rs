@@ -30,9 +30,16 @@ impl Script {
         command
     }
 
-    /// The text, to give it to the server.
-    pub(super) fn source(&self) -> &str {
-        &self.source
+    /// The same command for a server that does not know the script, with its text: it knows it from then on.
+    pub(super) fn in_full(&self, command: &Cmd) -> Cmd {
+        let mut full = redis::cmd("EVAL");
+        full.arg(&self.source);
+        for argument in command.args_iter().skip(2) {
+            if let redis::Arg::Simple(argument) = argument {
+                full.arg(argument);
+            }
+        }
+        full
     }
 }
 
@@ -49,8 +56,14 @@ scripts! {
     PUBLISH = "publish.lua";
     /// Where streams stand.
     TIPS = "tips.lua";
-    /// Changes which streams there are.
+    /// The routes, made where there are none.
     ROUTES = "routes.lua";
+    /// Changes the routes.
+    CHANGE_ROUTES = "change_routes.lua";
+    /// Has nobody act at a stream by older routes.
+    RAISE = "raise.lua";
+    /// Takes a stream away that was removed from the routes.
+    DROP = "drop.lua";
     /// Applies the limits of a stream and tells how it stands.
     STREAM = "stream.lua";
     /// Joins a consumer, creating it where it is not there.
@@ -73,6 +86,8 @@ scripts! {
     CLAIM = "claim.lua";
     /// Leaves a queue group.
     GROUP_LEAVE = "group_leave.lua";
+    /// Who is listed at a stream as answering requests.
+    LISTED = "listed.lua";
     /// Renews the entries of responders and members of queue groups.
     HEARTBEAT = "heartbeat.lua";
 }

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use trunkline_core::StreamOffset;
+use futures_util::future::try_join_all;
+use trunkline_core::{Pattern, StreamOffset};
 
 use super::entry::{EntryId, array, entries, entry_id, list, number, parse_id, print_id, text};
 use super::link::Failure;
 use super::member::{self, RedisMember};
+use super::presence;
 use super::routes::{Home, Routes, StreamRecord, millis};
-use super::scripts::{ROUTES, STREAM};
+use super::scripts::{CHANGE_ROUTES, DROP, LISTED, RAISE, STREAM};
 use super::shared::{STALE_RETRIES, Shared, is_stale};
 use crate::backend::{
     ConsumerConfig, ConsumerInfo, Fut, Member, ReadPage, ReadRequest, Start, StreamConfig, StreamError,
@@ -28,35 +30,121 @@ pub(super) struct RedisStreams(pub(super) Arc<Shared>);
 impl Shared {
     /// Enters a stream, or its changes.
     async fn enter(&self, config: &StreamConfig) -> Result<Arc<Home>, StreamError> {
-        let record = serde_json::to_string(&StreamRecord::of(config))
-            .map_err(|error| self.link.stream_error(Failure::Unexpected(error.to_string())))?;
+        let failed = |failure| self.link.stream_error(failure);
         let mut last = Failure::Unexpected("the streams keep changing".to_owned());
         for _ in 0..STALE_RETRIES {
-            let (routes, _) = self.reload().await.map_err(|failure| self.link.stream_error(failure))?;
+            let (routes, _) = self.reload().await.map_err(failed)?;
             check_overlap(&routes, config)?;
             if let Some(home) = routes.streams.get(&config.name)
                 && home.config.as_ref() == Some(config)
             {
+                // Whoever entered it may not have come to an end.
+                let concerned = routes.concerned(&config.name, &config.subjects);
+                self.raise(concerned.into_iter().chain([home.clone()]), routes.version)
+                    .await
+                    .map_err(failed)?;
                 return Ok(home.clone());
             }
-            match self.change_routes(&routes, &config.name, &record).await {
+            match self.change_routes(&routes, &config.name, Some(config)).await {
                 Ok(()) => {}
                 Err(failure) if is_stale(&failure) => last = failure,
-                Err(failure) => return Err(self.link.stream_error(failure)),
+                Err(failure) => return Err(failed(failure)),
             }
         }
-        Err(self.link.stream_error(last))
+        Err(failed(last))
     }
 
-    async fn change_routes(&self, routes: &Routes, name: &str, record: &str) -> Result<(), Failure> {
-        // The key of a stream follows from its name alone.
-        let key = format!("{}:{{{name}}}", self.options.prefix);
+    /// Changes what the routes say of one stream.
+    ///
+    /// In a cluster the routes and the streams are on several servers, so this is several steps, and each leaves behind
+    /// what is right if it is the last: (1) the change is announced, and who answers requests lists itself also where
+    /// they will go; those that are listed already are copied; (2) it counts, for everybody who looks and with its tip
+    /// for who follows; (3) nobody publishes by older routes any more where messages would go astray.
+    async fn change_routes(
+        &self,
+        routes: &Routes,
+        name: &str,
+        config: Option<&StreamConfig>,
+    ) -> Result<(), Failure> {
+        let unexpected = |error: serde_json::Error| Failure::Unexpected(error.to_string());
+        let record = match config {
+            Some(config) => serde_json::to_string(&StreamRecord::of(config)).map_err(unexpected)?,
+            None => String::new(),
+        };
+        let next = routes.after(name, config.cloned());
+        let before = routes.streams.get(name);
+        let Some(home) = next.streams.get(name).or(before).cloned() else { return Ok(()) };
+        let configs = before.and_then(|home| home.config.as_ref()).into_iter().chain(config);
+        let subjects: Vec<Pattern> = configs.flat_map(|config| config.subjects.iter().cloned()).collect();
+        let mut concerned = routes.concerned(name, &subjects);
+        concerned.extend(before.cloned());
+
         let (routes_key, control_key) = (self.routes_key(), self.control_key());
-        let changing = self.link.run_script(&ROUTES, &[&routes_key, &control_key, &key], |command| {
-            command.arg(routes.version).arg(name).arg(record);
-        });
-        changing.await?;
+        let record = record.as_str();
+        let change = |what: &'static str, looked_at: u64, tip: (u64, u64), index: u64| {
+            self.link.run_script(&CHANGE_ROUTES, &[&routes_key, &control_key], move |command| {
+                command.arg(what).arg(looked_at).arg(name).arg(record).arg(print_id(tip)).arg(index);
+            })
+        };
+        let prepared = number(&change("prepare", routes.version, (0, 0), 0).await?)?;
+        self.copy_responders(routes, &next, &concerned, &subjects).await?;
+        let [tip] = self.tips_of(std::slice::from_ref(&home)).await?[..] else { return Ok(()) };
+        let version = number(&change("commit", prepared, tip.last, tip.index).await?)?;
+        match config {
+            Some(_) => {
+                concerned.push(home);
+                self.raise(concerned, version).await?;
+            }
+            None => self.drop_stream(&home, version).await?,
+        }
         self.reload().await.map(|_| ())
+    }
+
+    async fn raise(&self, homes: impl IntoIterator<Item = Arc<Home>>, version: u64) -> Result<(), Failure> {
+        let raising = homes.into_iter().map(|home| {
+            self.link.run_script(&RAISE, &[&home.version_key()], |command| {
+                command.arg(version);
+            })
+        });
+        try_join_all(raising).await.map(|_| ())
+    }
+
+    async fn drop_stream(&self, home: &Home, version: u64) -> Result<(), Failure> {
+        let dropping = self.link.run_script(&DROP, &[&home.key, &home.version_key()], |command| {
+            command.arg(version);
+        });
+        dropping.await.map(|_| ())
+    }
+
+    /// Lists those who answer where requests will go after a change.
+    async fn copy_responders(
+        &self,
+        from: &Routes,
+        to: &Routes,
+        homes: &[Arc<Home>],
+        subjects: &[Pattern],
+    ) -> Result<(), Failure> {
+        let asking = homes.iter().map(|home| {
+            let keys = [&home.key, &home.responders_key(None), &home.beside(presence::LITERAL)];
+            self.link.run_script(&LISTED, &keys.map(String::as_str), |command| {
+                subjects.iter().for_each(|pattern| {
+                    command.arg(pattern.as_str());
+                });
+            })
+        });
+        let mut entries = Vec::new();
+        for found in try_join_all(asking).await? {
+            for found in list(found)? {
+                let [pattern, entry, ms] = array::<3>(found)?;
+                let Ok(pattern) = Pattern::new(text(&pattern)?) else { continue };
+                let known = from.listing(&pattern);
+                let added = to.listing(&pattern);
+                for home in added.iter().filter(|home| known.iter().all(|known| known.key != home.key)) {
+                    entries.extend(presence::entries_of(home, &pattern, &text(&entry)?, number(&ms)?));
+                }
+            }
+        }
+        presence::enter(&self.link, entries).await
     }
 
     /// Enters again the streams that this process had made, on a server that has forgotten them.
@@ -90,7 +178,9 @@ impl Shared {
 
     async fn stream_info(&self, home: &Home, config: StreamConfig) -> Result<StreamInfo, Failure> {
         let limits = home.limits;
-        let asking = self.link.run_script(&STREAM, &[&home.key], |command| {
+        let keys = self.keys_of(home, &["consumers"], &[], "");
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let asking = self.link.run_script(&STREAM, &keys, |command| {
             command
                 .arg(limits.max_messages.unwrap_or(0))
                 .arg(limits.max_age.map_or(0, millis))
@@ -142,9 +232,14 @@ impl Shared {
         for _ in 0..STALE_RETRIES {
             let routes = self.refresh().await.map_err(failed)?;
             if !routes.streams.contains_key(name) {
+                // What it kept may still be there, if whoever removed it has not come to an end.
+                let config = StreamConfig::new(name, Vec::new());
+                if let Some(home) = routes.after(name, Some(config)).stream(name) {
+                    self.drop_stream(&home, routes.version).await.map_err(failed)?;
+                }
                 return Ok(false);
             }
-            match self.change_routes(&routes, name, "").await {
+            match self.change_routes(&routes, name, None).await {
                 Ok(()) => return Ok(true),
                 Err(failure) if is_stale(&failure) => last = failure,
                 Err(failure) => return Err(failed(failure)),
@@ -193,7 +288,7 @@ impl Shared {
             });
             let mut command = redis::cmd("XRANGE");
             command.arg(&home.key).arg(print_id(next_id(after))).arg("+").arg("COUNT").arg(want);
-            let found = self.link.query(&command).await.and_then(entries).map_err(failed)?;
+            let found = self.link.query(&home.key, &command).await.and_then(entries).map_err(failed)?;
             let count = found.len();
             for entry in found {
                 if let (Some(expected), Some(index)) = (expected.take(), entry.index) {
@@ -221,7 +316,8 @@ impl Shared {
     /// Running number of a message that is still kept.
     pub(super) async fn index_of(&self, home: &Home, id: EntryId) -> Result<Option<u64>, Failure> {
         let id = print_id(id);
-        let answer = self.link.query(redis::cmd("XRANGE").arg(&home.key).arg(&id).arg(&id)).await?;
+        let answer =
+            self.link.query(&home.key, redis::cmd("XRANGE").arg(&home.key).arg(&id).arg(&id)).await?;
         Ok(entries(answer)?.first().and_then(|entry| entry.index))
     }
 }

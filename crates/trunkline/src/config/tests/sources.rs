@@ -124,6 +124,12 @@ fn sample(path: &str) -> &'static str {
         "messaging" => "{backend: redis}",
         "messaging.backend" => "redis",
         "messaging.redis_url" => "redis://h:1/2",
+        "messaging.redis_tls" => "{ca_file: some.pem}",
+        "messaging.redis_tls.ca_file" | "messaging.redis_tls.cert_file" | "messaging.redis_tls.key_file" => {
+            "some.pem"
+        }
+        "messaging.redis_sentinel" => "{password: pw}",
+        "messaging.redis_sentinel.username" | "messaging.redis_sentinel.password" => "ann",
         "messaging.stream_prefix" => "atlas-dev",
         "messaging.initial_stream_id" => "0-0",
         "messaging.fallback" => "fail",

@@ -139,7 +139,7 @@ async fn credentials_are_used_and_not_shown() {
 #[tokio::test]
 async fn denied_is_told_for_what_it_is() {
     let arguments = "--user none on >pw ~* &* +@all -evalsha \
-                     --user tool on >pw ~atlas_bus:routes ~atlas_bus:control* ~atlas_bus:{family.tool}* &* +@all";
+                     --user tool on >pw ~atlas_bus:{bus}:* ~atlas_bus:{family.tool}* &* +@all";
     let server = RedisServer::start_with(arguments.split_whitespace());
     let url = |user: &str| format!("redis://{user}:pw@127.0.0.1:{}", server.port());
     // Scripts are what the bus lives by: without them there is no connection.

@@ -1,8 +1,9 @@
--- Renews entries of responders and members of queue groups. ARGV: ms until an entry ends, then for each: set, entry.
+-- Enters or renews who answers requests and who is a member of queue groups.
+-- KEYS: sets. ARGV: for each set, ms until the entry ends, and the entry.
 local now = clock()
-for i = 2, #ARGV, 2 do
-  redis.call('ZREMRANGEBYSCORE', ARGV[i], '-inf', now)
-  redis.call('ZADD', ARGV[i], now + ARGV[1], ARGV[i + 1])
-  redis.call('PEXPIRE', ARGV[i], ARGV[1] * 10)
+for i, set in ipairs(KEYS) do
+  redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
+  redis.call('ZADD', set, now + ARGV[2 * i - 1], ARGV[2 * i])
+  redis.call('PEXPIRE', set, 60000)
 end
 return 1

@@ -1,15 +1,21 @@
 -- Joins a consumer, creating it where it is not there.
--- KEYS: stream, routes. ARGV: name of the stream (empty: built in), consumer, member, identity of the consumer if it is
+-- KEYS: stream, version of the routes known here; in a cluster also all others.
+-- ARGV: version of the routes in which the stream was found (empty: it is built in), consumer, member, identity of the consumer if it is
 -- made now, how to start ('new', 'beginning', 'after', 'at'), id to start after, ack_wait in ms, filter, keyed (0 or 1),
 -- ms after which a member that was not seen is forgotten.
--- Answers {'OK', identity}, {'NOSTREAM'}, {'CONFLICT', filter, keyed} or {'AHEAD', last id}.
+-- Answers STALE, {'OK', identity}, {'CONFLICT', filter, keyed} or {'AHEAD', last id}.
 local stream, name, member = KEYS[1], ARGV[2], ARGV[3]
 local group = 'c:' .. name
 local consumer, due = stream .. ':consumer:' .. name, stream .. ':due:' .. name
 local members = stream .. ':members:' .. name
 local now = clock()
-if ARGV[1] ~= '' and redis.call('HEXISTS', KEYS[2], 's:' .. ARGV[1]) == 0 then
-  return { 'NOSTREAM' }
+if ARGV[1] ~= '' then
+  local known = tonumber(redis.call('GET', KEYS[2]) or 0)
+  if known > tonumber(ARGV[1]) then
+    return redis.error_reply('STALE ' .. string.format('%.0f', known))
+  elseif known < tonumber(ARGV[1]) then
+    redis.call('SET', KEYS[2], ARGV[1])
+  end
 end
 if redis.call('EXISTS', consumer) == 1 then
   local known = redis.call('HMGET', consumer, 'filter', 'keyed')

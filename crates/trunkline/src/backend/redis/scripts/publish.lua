@@ -1,21 +1,29 @@
 -- Appends messages to one stream.
--- KEYS: stream, routes, count of messages ever added.
--- ARGV: prefix of all keys, version of the routes by which the publisher routed (empty: none to compare), max_messages (0: none),
+-- KEYS: stream, version of the routes known here, count of messages ever added; in a cluster also all others.
+-- ARGV: 1 if the publisher's routes were just confirmed, their version (empty: none to compare), max_messages (0: none),
 -- '=' or '~', max_age in ms (0: none), max_bytes (0: none), expiry of the stream in ms (0: none),
 -- then for each message: entry, deduplication key (empty: none), its window in ms, subject to ask for responders
 -- (empty: do not ask).
--- Answers STALE, or for each message {id, 1 if it is a duplicate, 1 if nobody answers on its subject}.
-local stream, prefix = KEYS[1], ARGV[1]
-if ARGV[2] ~= '' and (redis.call('HGET', KEYS[2], 'version') or '0') ~= ARGV[2] then
-  return redis.error_reply('STALE the routes have changed')
+-- Answers STALE and the version known here, or for each message {id, 1 if it is a duplicate, 1 if nobody answers on its
+-- subject}.
+local stream = KEYS[1]
+if ARGV[2] ~= '' then
+  local known = redis.call('GET', KEYS[2])
+  if known ~= ARGV[2] then
+    -- Where none is known the stream is new, or the server has lost its data: the publisher looks which it is.
+    if known and tonumber(known) > tonumber(ARGV[2]) or not known and ARGV[1] ~= '1' then
+      return redis.error_reply('STALE ' .. (known or 0))
+    end
+    redis.call('SET', KEYS[2], ARGV[2])
+  end
 end
 local now = clock()
 
 local function answered(subject)
-  if redis.call('ZCOUNT', prefix .. ':responders:' .. subject, now, '+inf') > 0 then
+  if redis.call('ZCOUNT', stream .. ':responders:' .. subject, now, '+inf') > 0 then
     return true
   end
-  for _, pattern in ipairs(redis.call('ZRANGEBYSCORE', prefix .. ':responders', now, '+inf')) do
+  for _, pattern in ipairs(redis.call('ZRANGEBYSCORE', stream .. ':responders', now, '+inf')) do
     if matches(string.match(pattern, '^(%S+)'), subject) then
       return true
     end

@@ -1,0 +1,148 @@
+//! One connection to one server: TCP, TLS where it is asked for, credentials, and a first answer.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, Value};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::slots::Address;
+
+/// Longest time one attempt to connect may take.
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection, closed with its last clone even if a read that blocks is under way.
+#[derive(Clone)]
+pub(super) struct Connection {
+    commands: MultiplexedConnection,
+    /// Moves bytes between the socket and the commands; ends with the last clone.
+    _driver: Arc<AbortOnDropHandle<()>>,
+}
+
+impl Connection {
+    /// Sends a command and waits for the answer, after having said that it may be about a slot on its way there.
+    pub(super) async fn send(&mut self, command: &Cmd, asking: bool) -> Result<Value, RedisError> {
+        if !asking {
+            return self.send_packed_command(command).await;
+        }
+        let mut both = redis::Pipeline::with_capacity(2);
+        both.cmd("ASKING").add_command(command.clone());
+        let mut answers = self.send_packed_commands(&both, 0, 2).await?;
+        answers.pop().ok_or_else(|| RedisError::from((redis::ErrorKind::UnexpectedReturnType, "no answer")))
+    }
+}
+
+impl Deref for Connection {
+    type Target = MultiplexedConnection;
+
+    fn deref(&self) -> &MultiplexedConnection {
+        &self.commands
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut MultiplexedConnection {
+        &mut self.commands
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone)]
+pub(super) enum ConnectFailure {
+    /// The credentials are refused, or do not allow what the bus needs.
+    Unauthorized(String),
+    /// The two sides do not agree on TLS: a certificate is not trusted, is missing, or is for another name.
+    Tls(String),
+    /// What the address leads to is not what the URL says.
+    Wrong(String),
+    /// Anything else, which may pass.
+    Failed(String),
+}
+
+impl ConnectFailure {
+    /// What was seen.
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Self::Unauthorized(reason) | Self::Tls(reason) | Self::Wrong(reason) | Self::Failed(reason) => {
+                reason
+            }
+        }
+    }
+
+    /// Whether the next attempt would end the same.
+    pub(super) fn is_final(&self) -> bool {
+        !matches!(self, Self::Failed(_))
+    }
+
+    fn of(error: &RedisError) -> Self {
+        let reason = error.to_string();
+        match error.code() {
+            Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Self::Unauthorized(reason),
+            _ if error.kind() == redis::ErrorKind::AuthenticationFailed => Self::Unauthorized(reason),
+            _ => Self::Failed(reason),
+        }
+    }
+}
+
+/// How connections to servers of one kind are made.
+#[derive(Clone)]
+pub(super) struct Connector {
+    pub(super) tls: Option<TlsConnector>,
+    pub(super) login: RedisConnectionInfo,
+}
+
+impl Connector {
+    /// Connects, logs in, and waits for a first answer: a server that loads its data accepts connections, too.
+    pub(super) async fn open(&self, address: &Address) -> Result<Connection, ConnectFailure> {
+        let late = || ConnectFailure::Failed(format!("{address}: no answer within {ATTEMPT_TIMEOUT:?}"));
+        timeout(ATTEMPT_TIMEOUT, self.open_now(address)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn open_now(&self, address: &Address) -> Result<Connection, ConnectFailure> {
+        let failed = |error: std::io::Error| ConnectFailure::Failed(format!("{address}: {error}"));
+        let socket = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(failed)?;
+        socket.set_nodelay(true).map_err(failed)?;
+        let Some(tls) = &self.tls else { return self.log_in(socket).await };
+        let name = ServerName::try_from(address.host.clone())
+            .map_err(|_| ConnectFailure::Tls(format!("{address}: no certificate can be for this name")))?;
+        let shaken =
+            |error: std::io::Error| match error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) {
+                true => ConnectFailure::Tls(format!("{address}: {error}")),
+                false => failed(error),
+            };
+        let mut socket = tls.connect(name, socket).await.map_err(shaken)?;
+        // With TLS 1.3 a server refuses the certificate of its client only after the client is done: the first thing
+        // read tells.
+        socket.write_all(b"PING\r\n").await.map_err(shaken)?;
+        let mut byte = 0;
+        while byte != b'\n' {
+            byte = socket.read_u8().await.map_err(shaken)?;
+        }
+        self.log_in(socket).await
+    }
+
+    async fn log_in<S>(&self, socket: S) -> Result<Connection, ConnectFailure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        // Reads that block take any time; whoever sends a command waits no longer than it wants to.
+        let settings = AsyncConnectionConfig::new().set_response_timeout(None);
+        let failed = |error: RedisError| ConnectFailure::of(&error);
+        let (commands, driver) =
+            MultiplexedConnection::new_with_config(&self.login, socket, settings).await.map_err(failed)?;
+        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        let mut connection = Connection { commands, _driver: Arc::new(driver) };
+        match connection.send(&redis::cmd("PING"), false).await {
+            Ok(Value::ServerError(error)) => Err(ConnectFailure::of(&error.into())),
+            Ok(_) => Ok(connection),
+            Err(error) => Err(ConnectFailure::of(&error)),
+        }
+    }
+}
