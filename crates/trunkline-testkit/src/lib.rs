@@ -5,19 +5,25 @@
 //! returning an error: the caller is a test, and its reader wants the log of the server, not a
 //! value to match on. No protocol and no delivery logic lives here.
 
+pub mod certificates;
 pub mod clients;
 pub mod conformance;
 pub mod environment;
 pub mod faulty;
 pub mod history;
 pub mod process;
+pub mod redis_cluster;
+pub mod redis_sentinels;
 pub mod redis_server;
 pub mod seeds;
 pub mod servers;
 pub mod tcp_proxy;
 
+pub use certificates::Authority;
 pub use clients::{ClientLibrary, ScenarioRun};
 pub use process::ServerProcess;
+pub use redis_cluster::RedisCluster;
+pub use redis_sentinels::RedisSentinels;
 pub use redis_server::RedisServer;
 pub use servers::{NatsServer, TrunklineServer};
 pub use tcp_proxy::TcpProxy;

@@ -5,7 +5,9 @@ use std::net::TcpListener;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use crate::certificates::{Authority, Certificate};
 use crate::environment;
 use crate::process::{Addresses, Program, ServerProcess, log_path};
 use crate::servers::temporary_directory;
@@ -13,6 +15,9 @@ use crate::servers::temporary_directory;
 /// Ports to choose from: below those that the system gives to outgoing connections, so that no connection of another
 /// test sits on the port while the server is away.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
+
+/// Longest wait for a server to answer, or for servers to agree on something.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A real `redis-server` on a port of 127.0.0.1 that was free; the rest of it is [`ServerProcess`].
 ///
@@ -43,12 +48,103 @@ impl RedisServer {
     /// # Panics
     /// As [`RedisServer::start`].
     pub fn start_with<A: Into<OsString>>(arguments: impl IntoIterator<Item = A>) -> RedisServer {
-        let program = RedisServerProgram {
-            path: environment::redis_server(),
-            port: free_port(),
-            arguments: arguments.into_iter().map(Into::into).collect(),
-        };
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        RedisServer::launch(Kind::Plain, free_port(), arguments)
+    }
+
+    /// Starts a server that speaks TLS only, with a certificate of `authority` for `certificate`, and wants one of its
+    /// clients, of the same authority, if `clients` says so.
+    ///
+    /// # Panics
+    /// As [`RedisServer::start`].
+    pub fn start_tls(authority: &Authority, certificate: &Certificate, clients: bool) -> RedisServer {
+        let mut arguments: Vec<OsString> = vec!["--appendonly".into(), "no".into()];
+        for (name, value) in [
+            ("--tls-cert-file", certificate.cert_file.clone().into_os_string()),
+            ("--tls-key-file", certificate.key_file.clone().into_os_string()),
+            ("--tls-ca-cert-file", authority.ca_file().into_os_string()),
+            ("--tls-auth-clients", if clients { "yes" } else { "no" }.into()),
+        ] {
+            arguments.extend([name.into(), value]);
+        }
+        RedisServer::launch(Kind::Tls, free_port(), arguments)
+    }
+
+    /// Starts a sentinel with this configuration.
+    pub(crate) fn start_sentinel(configuration: String) -> RedisServer {
+        RedisServer::launch(Kind::Sentinel { configuration }, free_port(), Vec::new())
+    }
+
+    /// Starts a node of a cluster that serves no slots yet.
+    pub(crate) fn start_node() -> RedisServer {
+        let arguments = [
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--cluster-enabled",
+            "yes",
+            "--cluster-config-file",
+            "nodes.conf",
+            "--cluster-node-timeout",
+            "1500",
+        ];
+        // The nodes talk to each other on a second port, so much above the first.
+        let port = (0..1000).map(|_| free_port()).find(|port| is_free(port + 10_000));
+        let port = port.expect("two ports are free at the right distance");
+        RedisServer::launch(Kind::Plain, port, arguments.map(OsString::from).to_vec())
+    }
+
+    fn launch(kind: Kind, port: u16, arguments: Vec<OsString>) -> RedisServer {
+        let program = RedisServerProgram { path: environment::redis_server(), kind, port, arguments };
         RedisServer(ServerProcess::start(Box::new(program), temporary_directory()))
+    }
+
+    /// Sends one command on a connection of its own, words separated by blanks, and gives the answer.
+    ///
+    /// # Panics
+    /// When the server does not answer, or with an error.
+    pub fn ask(&self, command: &str) -> redis::Value {
+        self.try_ask(command).unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// As [`RedisServer::ask`], with the error as a value.
+    pub fn try_ask(&self, command: &str) -> redis::RedisResult<redis::Value> {
+        let mut words = command.split_whitespace();
+        let mut command = redis::cmd(words.next().expect("a command"));
+        words.for_each(|word| {
+            command.arg(word);
+        });
+        let mut connection = redis::Client::open(self.url())?.get_connection_with_timeout(PATIENCE)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        command.query(&mut connection)
+    }
+
+    /// Sends a command until the answer, as text, contains `expected`.
+    ///
+    /// # Panics
+    /// When that takes longer than 20 s.
+    pub(crate) fn wait_until(&self, command: &str, expected: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.try_ask(command).map(|answer| shown(&answer));
+            if answer.as_ref().is_ok_and(|answer| answer.contains(expected)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{command} never answers {expected:?}, but {answer:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// An answer as text, one element a line.
+pub(crate) fn shown(answer: &redis::Value) -> String {
+    match answer {
+        redis::Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        redis::Value::SimpleString(text) => text.clone(),
+        redis::Value::Int(n) => n.to_string(),
+        redis::Value::Array(values) => values.iter().map(shown).collect::<Vec<_>>().join("\n"),
+        other => format!("{other:?}"),
     }
 }
 
@@ -66,8 +162,16 @@ impl DerefMut for RedisServer {
     }
 }
 
+/// What a `redis-server` is started as.
+enum Kind {
+    Plain,
+    Tls,
+    Sentinel { configuration: String },
+}
+
 struct RedisServerProgram {
     path: PathBuf,
+    kind: Kind,
     port: u16,
     arguments: Vec<OsString>,
 }
@@ -79,11 +183,26 @@ impl Program for RedisServerProgram {
 
     fn command(&self, directory: &Path, _former: Option<&Addresses>) -> Command {
         let mut command = Command::new(&self.path);
-        command
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", ""])
-            .arg("--dir")
-            .arg(directory)
-            .args(&self.arguments);
+        let port = self.port.to_string();
+        match &self.kind {
+            Kind::Plain => {
+                command.args(["--port", &port]);
+            }
+            Kind::Tls => {
+                command.args(["--port", "0", "--tls-port", &port]);
+            }
+            Kind::Sentinel { configuration } => {
+                // A sentinel keeps what it learns in its file, so a second start finds it there.
+                let file = directory.join("sentinel.conf");
+                if !file.exists() {
+                    let content = format!("bind 127.0.0.1\nport {port}\n{configuration}");
+                    std::fs::write(&file, content).expect("a temporary directory takes files");
+                }
+                command.arg(file).arg("--sentinel");
+                return command;
+            }
+        }
+        command.args(["--bind", "127.0.0.1", "--save", ""]).arg("--dir").arg(directory).args(&self.arguments);
         command
     }
 
@@ -94,8 +213,13 @@ impl Program for RedisServerProgram {
 
     fn parse_ports(&self, content: &str, pid: u32) -> Option<Addresses> {
         let own = format!("{pid}:");
-        let ready = |line: &str| line.starts_with(&own) && line.contains("Ready to accept connections");
-        let url = format!("redis://127.0.0.1:{}", self.port);
+        let (scheme, word) = match self.kind {
+            Kind::Plain => ("redis", "Ready to accept connections"),
+            Kind::Tls => ("rediss", "Ready to accept connections"),
+            Kind::Sentinel { .. } => ("redis", "+monitor master"),
+        };
+        let ready = |line: &str| line.starts_with(&own) && line.contains(word);
+        let url = format!("{scheme}://127.0.0.1:{}", self.port);
         content.lines().any(ready).then(|| Addresses { nats: url.clone(), http: url })
     }
 }
@@ -103,6 +227,10 @@ impl Program for RedisServerProgram {
 fn free_port() -> u16 {
     (0..1000)
         .map(|_| fastrand::u16(PORTS))
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .find(|port| is_free(*port))
         .expect("one of a thousand ports is free")
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind(("127.0.0.1", port)).is_ok()
 }
