@@ -22,6 +22,7 @@ pub mod requests;
 pub mod stored;
 pub mod streams;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use trunkline::backend::Fut;
@@ -262,6 +263,37 @@ pub fn check<F: Future<Output = Harness>>(name: &str, harness: impl FnOnce() -> 
     });
     // A task that does not end must fail its own property, not hang the whole run.
     runtime.shutdown_timeout(Duration::from_secs(1));
+}
+
+/// Runs every property that `chosen` takes, each on a harness made for it, so many at once: for servers that take too long
+/// to start to start them for each.
+///
+/// # Panics
+/// When a property does not hold, once all have been tried; the message names them.
+pub fn check_all<F: Future<Output = Harness>>(
+    at_once: usize,
+    chosen: impl Fn(Need) -> bool,
+    harness: impl Fn() -> F + Sync,
+) {
+    let chosen = PROPERTIES.iter().filter(|property| chosen(property.need));
+    let mut names: Vec<&str> = chosen.map(|property| property.name).collect();
+    names.reverse();
+    let (names, failed) = (Mutex::new(names), Mutex::new(Vec::new()));
+    let next = || names.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some(name) = next() {
+                    let one = || check(name, &harness);
+                    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(one)).is_err() {
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    assert!(failed.is_empty(), "these do not hold: {failed:?}");
 }
 
 /// Runs a property, or asserts its refusal where the column of the harness lacks what it needs.

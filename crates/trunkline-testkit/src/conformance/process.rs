@@ -10,17 +10,18 @@ use trunkline::config::RedisUrl;
 
 use super::{Column, Faults, Harness};
 use crate::process::ServerProcess;
+use crate::redis_cluster::RedisCluster;
 use crate::redis_server::RedisServer;
 
-/// Hurts a server process by signals.
+/// Hurts a server process, or several, by signals.
 struct ProcessFaults<S> {
     /// The process; taken for one deed at a time.
     server: Arc<Mutex<S>>,
 }
 
-impl<S: DerefMut<Target = ServerProcess> + Send + 'static> ProcessFaults<S> {
+impl<S: Send + 'static> ProcessFaults<S> {
     /// Does `deed` where it may block; the panic of a deed that fails is the panic of the property.
-    fn act(&self, deed: impl FnOnce(&mut ServerProcess) + Send + 'static) -> Fut<'_, ()> {
+    fn act(&self, deed: impl FnOnce(&mut S) + Send + 'static) -> Fut<'_, ()> {
         let server = self.server.clone();
         Box::pin(async move {
             let deed = move || deed(&mut server.lock().unwrap_or_else(PoisonError::into_inner));
@@ -33,11 +34,11 @@ impl<S: DerefMut<Target = ServerProcess> + Send + 'static> ProcessFaults<S> {
 
 impl<S: DerefMut<Target = ServerProcess> + Send + 'static> Faults for ProcessFaults<S> {
     fn kill(&self) -> Fut<'_, ()> {
-        self.act(ServerProcess::kill)
+        self.act(|server| server.kill())
     }
 
     fn restart(&self) -> Fut<'_, ()> {
-        self.act(ServerProcess::restart)
+        self.act(|server| server.restart())
     }
 
     fn pause(&self) -> Fut<'_, ()> {
@@ -46,6 +47,24 @@ impl<S: DerefMut<Target = ServerProcess> + Send + 'static> Faults for ProcessFau
 
     fn resume(&self) -> Fut<'_, ()> {
         self.act(|server| server.resume())
+    }
+}
+
+impl Faults for ProcessFaults<RedisCluster> {
+    fn kill(&self) -> Fut<'_, ()> {
+        self.act(RedisCluster::kill)
+    }
+
+    fn restart(&self) -> Fut<'_, ()> {
+        self.act(RedisCluster::restart)
+    }
+
+    fn pause(&self) -> Fut<'_, ()> {
+        self.act(|cluster| cluster.pause())
+    }
+
+    fn resume(&self) -> Fut<'_, ()> {
+        self.act(|cluster| cluster.resume())
     }
 }
 
@@ -80,4 +99,22 @@ pub fn redis(server: RedisServer) -> Harness {
         }
     });
     harness.with_faults(faults)
+}
+
+/// The `redis` backend in front of a cluster that other harnesses may use at the same time, as long as none hurts it: a
+/// prefix keeps them apart.
+pub fn redis_cluster(cluster: &Arc<Mutex<RedisCluster>>) -> Harness {
+    let url = cluster.lock().unwrap_or_else(PoisonError::into_inner).url();
+    let url = RedisUrl::parse(&url).expect("a cluster has a valid URL");
+    let prefix = format!("p{:08x}", fastrand::u32(..));
+    let harness = Harness::new(Column::Redis, move || {
+        let mut options = RedisOptions::new(url.clone());
+        options.prefix = prefix.clone();
+        async move {
+            let backend = RedisBackend::connect(options).await.expect("the cluster was ready");
+            let backend: Arc<dyn Backend> = Arc::new(backend);
+            backend
+        }
+    });
+    harness.with_faults(ProcessFaults { server: cluster.clone() })
 }

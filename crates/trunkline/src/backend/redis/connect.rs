@@ -18,6 +18,9 @@ use super::slots::Address;
 /// Longest time one attempt to connect may take.
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How much of it the handshake of TLS may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(800);
+
 /// A connection, closed with its last clone even if a read that blocks is under way.
 #[derive(Clone)]
 pub(super) struct Connection {
@@ -117,7 +120,12 @@ impl Connector {
                 true => ConnectFailure::Tls(format!("{address}: {error}")),
                 false => failed(error),
             };
-        let mut socket = tls.connect(name, socket).await.map_err(shaken)?;
+        // A server without TLS waits for the rest of a command that never comes.
+        let mute = || {
+            ConnectFailure::Failed(format!("{address}: no answer to TLS; does it speak TLS on this port?"))
+        };
+        let shaking = timeout(HANDSHAKE_TIMEOUT, tls.connect(name, socket));
+        let mut socket = shaking.await.map_err(|_| mute())?.map_err(shaken)?;
         // With TLS 1.3 a server refuses the certificate of its client only after the client is done: the first thing
         // read tells.
         socket.write_all(b"PING\r\n").await.map_err(shaken)?;

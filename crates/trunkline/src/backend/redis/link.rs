@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::acl::{denied, is_denied};
 use super::connect::{ConnectFailure, Connection, Connector};
 use super::entry::number;
 use super::keeper::Keeper;
@@ -370,6 +371,7 @@ impl Link {
         let reason = match failure {
             Failure::NotConnected(reason) => reason,
             Failure::Unknown(waited) => format!("no answer within {waited:?}"),
+            Failure::Refused(error) if is_denied(&error) => denied(&error),
             Failure::Refused(error) => error.to_string(),
             Failure::Unexpected(answer) => format!("unexpected answer: {answer}"),
         };
@@ -379,12 +381,13 @@ impl Link {
     /// What the first command after connecting failed with.
     pub(super) fn unusable(&self, failure: Failure, waited: Duration) -> RedisConnectError {
         let refused = match &failure {
+            Failure::Refused(error) if is_denied(error) => "NOPERM".to_owned(),
             Failure::Refused(error) => error.code().to_owned(),
             _ => String::new(),
         };
         let (server, reason) = self.failed(failure);
         match refused.as_str() {
-            "NOPERM" | "NOAUTH" => RedisConnectError::Unauthorized { server, reason },
+            "NOPERM" => RedisConnectError::Unauthorized { server, reason },
             "MOVED" | "CLUSTERDOWN" | "ASK" => RedisConnectError::BadServer {
                 server,
                 reason: "it is a node of a cluster: redis-cluster:// connects to those".to_owned(),

@@ -1,4 +1,5 @@
-//! The `redis` backend: real Redis Streams, from Redis 6.0 on.
+//! The `redis` backend: real Redis Streams, from Redis 6.0 on, on one server, on a master that Sentinel watches, or on a
+//! Cluster; over TLS or not.
 //!
 //! A stream is one key, `PREFIX:{NAME}`; what belongs to it lies beside it in keys that start the same. Subjects that no
 //! configured stream matches go to one built-in stream for each family of the platform's subjects, replies to one
@@ -6,7 +7,10 @@
 //!
 //! | part | what it does |
 //! |---|---|
-//! | `link` | the connection for all that does not block, made anew for ever; the status |
+//! | `topology`, `slots` | how the servers are found, and which of them has which key |
+//! | `connect`, `tls` | one connection: TCP, TLS, credentials |
+//! | `link`, `keeper` | connections for all that does not block, made anew for ever; the status |
+//! | `acl` | what a user has to be allowed |
 //! | `routes`, `shared` | which stream keeps which subject, the same for everybody by a version on the server |
 //! | `publish` | batches of messages, and an outcome for each |
 //! | `live`, `source`, `control` | subscriptions, and the streams that they draw from |
@@ -15,9 +19,15 @@
 //! | `presence` | who answers requests, and is a member of a queue group, by heartbeat |
 //! | `streams`, `member` | streams, and durable consumers on them |
 //!
+//! What `Stored` survives is for the server to say: a crash, as far as `appendfsync` goes; a failover, as far as the
+//! replica had come. A replica that takes over lacks what the master had confirmed and not yet passed on, and what a
+//! master that was cut off takes until it notices: `min-replicas-to-write 1` with `min-replicas-max-lag` on the servers
+//! bounds the latter. Who reads does not notice what was lost so; ids and numbers go on after those of the replica.
+//!
 //! The client library reads and writes the protocol. Its own reconnecting is not used: which command may have been
 //! carried out, and what is read again from where, is for the bus to know.
 
+mod acl;
 mod claims;
 mod connect;
 mod control;
@@ -51,6 +61,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use trunkline_core::{Message, Pattern, Subject};
 
+pub use acl::ACL_RULES;
 pub use options::{RedisConnectError, RedisOptions};
 pub use tls::{RedisTls, RedisTlsError, RedisTlsFileError};
 
@@ -68,7 +79,7 @@ use runtime::OwnRuntime;
 use shared::Shared;
 use streams::RedisStreams;
 
-/// A connection to one Redis server.
+/// A connection to Redis: one server, the master that sentinels name, or the nodes of a cluster.
 ///
 /// Its tasks end when it is dropped. Dropping does not wait for messages under way: [`Backend::flush`] or
 /// [`Backend::drain`] first.

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{Headers, Message, StreamOffset, Subject};
 
+use super::acl::{denied, is_denied};
 use super::entry::{self, array, entry_id, list, number};
 use super::link::{Current, Failure, is_unknown_script};
 use super::routes::{Home, millis};
@@ -501,12 +502,12 @@ impl Writer {
     fn tell_refused(&self, item: Item, error: &ServerError) {
         let reason = error.to_string();
         let refused = match error.code() {
+            _ if is_denied(error) => PublishError::Denied { subject: item.subject, reason: denied(error) },
             // These come before anything of the script was done.
             "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY" | "MISCONF" | "OOM" | "MOVED" | "ASK"
             | "TRYAGAIN" | "CLUSTERDOWN" => {
                 PublishError::NotConnected { server: self.shared.link.server.clone(), reason }
             }
-            "NOPERM" | "NOAUTH" => PublishError::Denied { subject: item.subject, reason },
             _ => {
                 tracing::warn!(subject = %item.subject, %reason, "a publish failed half way");
                 return self.tell_unknown(item);

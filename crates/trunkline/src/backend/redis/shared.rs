@@ -118,7 +118,11 @@ impl Shared {
 
     fn put(&self, routes: Arc<Routes>) {
         self.link.need(routes.keys());
-        self.routes.send_replace(routes);
+        self.routes.send_if_modified(|current| {
+            let changed = (current.version, current.era) != (routes.version, routes.era);
+            *current = routes;
+            changed
+        });
     }
 
     /// Has the version of the routes be above one that is known somewhere and that the routes themselves have lost.

@@ -1,8 +1,12 @@
 //! The `redis` backend against a real redis-server: what the suite cannot see, because it is about Redis.
 
+mod acl;
+mod cluster;
 mod faults;
 mod keys;
 mod queues;
+mod sentinel;
+mod tls;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,0 +1,151 @@
+//! The rules that a user needs are enough, and none of them is too many.
+
+use std::time::Duration;
+
+use trunkline::backend::redis::{ACL_RULES, RedisBackend, RedisConnectError};
+use trunkline::backend::{
+    Backend, ConsumerConfig, Lease, PublishError, PublishOptions, ReadRequest, Receipt, Settle, Start,
+    StreamConfig, SubscribeOptions,
+};
+use trunkline::{Message, Subject};
+use trunkline_testkit::RedisServer;
+
+use super::{PATIENCE, next, options, soon, streams, subject};
+
+/// Rules for what only Sentinel and Cluster need.
+const OF_TOPOLOGIES: [&str; 4] = ["+role", "+cluster|slots", "+cluster|info", "+asking"];
+
+fn set_user(server: &RedisServer, user: &str, rules: &str) {
+    server.ask(&format!("ACL SETUSER {user} reset on >pw ~atlas_bus:* resetchannels -@all {rules}"));
+}
+
+/// All that the bus does, each thing once. Errors of things that nobody waits for show only in the server's log.
+async fn everything(server: &RedisServer, user: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let mut options = options(&format!("redis://{user}:pw@127.0.0.1:{}", server.port()));
+    options.prefix = format!("atlas_bus:{user}");
+    options.publish_timeout = Duration::from_secs(1);
+    let backend = RedisBackend::connect(options).await?;
+    let publish = async |to: &str, dedupe_id: Option<&str>, reply: Option<&Subject>| {
+        let message = Message { reply: reply.cloned(), ..Message::new(subject(to), to.to_owned()) };
+        let options =
+            PublishOptions { dedupe_id: dedupe_id.map(ToOwned::to_owned), ..PublishOptions::default() };
+        backend.publish(message, options).outcome().await
+    };
+    let mut config = StreamConfig::new("work", vec!["work.>".parse()?]);
+    streams(&backend).ensure(config.clone()).await?;
+    let queue = SubscribeOptions { queue: Some("q".parse()?), ..SubscribeOptions::default() };
+    let responder = SubscribeOptions { responder: true, ..SubscribeOptions::default() };
+    let mut plain = backend.subscribe("work.>".parse()?, SubscribeOptions::default()).await?;
+    let mut group = backend.subscribe("work.>".parse()?, queue).await?;
+    let mut wild = backend.subscribe("nachos.*.call".parse()?, responder).await?;
+    let inbox = backend.new_inbox();
+    let mut replies = backend.subscribe(inbox.as_str().parse()?, SubscribeOptions::default()).await?;
+    publish("work.x", Some("once"), None).await?;
+    let Receipt::Stored { duplicate, .. } = publish("work.x", Some("once"), None).await? else {
+        return Err("it is not stored".into());
+    };
+    assert!(duplicate);
+    assert_eq!(
+        (next(&mut *plain).await, next(&mut *group).await),
+        ("work.x".to_owned(), "work.x".to_owned())
+    );
+    publish("nachos.tool.call", None, Some(&inbox)).await?;
+    assert_eq!(next(&mut *wild).await, "nachos.tool.call");
+    publish("nobody", None, Some(&inbox)).await?;
+    assert_eq!(next(&mut *replies).await, "");
+    let page = ReadRequest { from: Start::Beginning, filter: None, max: 10 };
+    assert_eq!(streams(&backend).read("work", page).await?.messages.len(), 1);
+
+    // A group that is there although its consumer is not, as a crash may leave it.
+    server.ask(&format!("XGROUP CREATE atlas_bus:{user}:{{work}} c:c $"));
+    let consumer = ConsumerConfig { start: Start::Beginning, keyed: true, ..ConsumerConfig::new("c") };
+    let member = streams(&backend).join("work", consumer).await?;
+    assert_eq!(member.lease(Duration::from_secs(5)).await?, Lease::Held { new: true });
+    let fetched = member.fetch(1, PATIENCE).await?;
+    member.settle(vec![(fetched.deliveries[0].token.clone(), Settle::Nak(Duration::ZERO))]).await?;
+    let fetched = member.fetch(1, PATIENCE).await?;
+    member.settle(vec![(fetched.deliveries[0].token.clone(), Settle::Ack)]).await?;
+    streams(&backend).consumer_info("work", "c").await?;
+    member.leave().await?;
+    publish("work.y", None, None).await?;
+    (config.max_messages, config.max_bytes) = (Some(1), Some(1));
+    config.max_age = Some(Duration::from_millis(1));
+    streams(&backend).ensure(config).await?;
+    // Time passes until the rest is too old.
+    while !streams(&backend)
+        .read("work", ReadRequest { from: Start::Beginning, filter: None, max: 1 })
+        .await?
+        .messages
+        .is_empty()
+    {
+        tokio::task::yield_now().await;
+    }
+    for source in [&mut plain, &mut group, &mut wild] {
+        source.stop().await?;
+    }
+    assert!(streams(&backend).remove_consumer("work", "c").await?);
+    assert!(streams(&backend).remove("work").await?);
+    backend.drain(std::time::Instant::now() + Duration::from_secs(1)).await?;
+    Ok(())
+}
+
+/// Whether the server has denied something to the user. Each has a name that is part of no other's.
+fn denied(server: &RedisServer, user: &str) -> bool {
+    format!("{:?}", server.ask("ACL LOG 1000")).contains(user)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_with_the_rules_can_do_everything() {
+    let server = RedisServer::start_volatile();
+    set_user(&server, "component", ACL_RULES);
+    soon(everything(&server, "component")).await.unwrap();
+    assert!(!denied(&server, "component"));
+}
+
+/// Without any one of the rules something is denied: at the start, or where it is needed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_rule_is_too_many() {
+    let server = RedisServer::start_volatile();
+    let rules: Vec<&str> = ACL_RULES.split_whitespace().collect();
+    let mut unneeded = Vec::new();
+    for (round, left_out) in rules.iter().enumerate() {
+        if OF_TOPOLOGIES.contains(left_out) {
+            continue;
+        }
+        let rest: Vec<&str> = rules.iter().filter(|rule| *rule != left_out).copied().collect();
+        let user = format!("user-{round}-");
+        set_user(&server, &user, &rest.join(" "));
+        // Once something is denied the rest need not come to an end.
+        let until_denied = async {
+            while !denied(&server, &user) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            done = soon(everything(&server, &user)) => {
+                if !denied(&server, &user) {
+                    unneeded.push(format!("{left_out}: {done:?}"));
+                }
+            }
+            () = until_denied => {}
+        }
+    }
+    assert!(unneeded.is_empty(), "{unneeded:#?}");
+}
+
+/// What is denied within a script is told as a denial, too, with where to look for what it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn denial_within_a_script_is_told() {
+    let server = RedisServer::start_volatile();
+    let url = format!("redis://bus:pw@127.0.0.1:{}", server.port());
+    set_user(&server, "bus", &ACL_RULES.replace("+hgetall", ""));
+    let error = RedisBackend::connect(options(&url)).await.unwrap_err();
+    assert!(matches!(error, RedisConnectError::Unauthorized { .. }), "{error:?}");
+    assert!(error.to_string().contains("ACL LOG"), "{error}");
+    set_user(&server, "bus", &ACL_RULES.replace("+xadd", ""));
+    let backend = RedisBackend::connect(options(&url)).await.unwrap();
+    let publishing = backend.publish(Message::new(subject("a"), ""), PublishOptions::default());
+    let error = soon(publishing.outcome()).await.unwrap_err();
+    assert!(matches!(error, PublishError::Denied { .. }), "{error:?}");
+    assert!(error.to_string().contains("ACL LOG"), "{error}");
+}
