@@ -1,18 +1,15 @@
 //! A real Redis Cluster: three masters on this machine.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
+use crate::certificates::{Authority, Certificate};
 use crate::redis_server::{RedisServer, shown};
 
 const NODES: usize = 3;
 const SLOTS: usize = 16_384;
-/// Longest wait for the nodes to agree.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Three masters, each with a third of the slots. They go when it is dropped.
 pub struct RedisCluster {
     nodes: Vec<RedisServer>,
+    tls_ports: Vec<u16>,
 }
 
 impl RedisCluster {
@@ -21,7 +18,20 @@ impl RedisCluster {
     /// # Panics
     /// When there is no `redis-server`, or the nodes do not agree within 20 s.
     pub fn start() -> RedisCluster {
-        let nodes: Vec<RedisServer> = (0..NODES).map(|_| RedisServer::start_node()).collect();
+        RedisCluster::start_with(None)
+    }
+
+    /// As [`RedisCluster::start`], with nodes that speak TLS, too, on ports of their own.
+    ///
+    /// # Panics
+    /// As [`RedisCluster::start`].
+    pub fn start_tls(authority: &Authority, certificate: &Certificate) -> RedisCluster {
+        RedisCluster::start_with(Some((authority, certificate)))
+    }
+
+    fn start_with(tls: Option<(&Authority, &Certificate)>) -> RedisCluster {
+        let (nodes, tls_ports): (Vec<RedisServer>, Vec<Option<u16>>) =
+            (0..NODES).map(|_| RedisServer::start_node(tls)).unzip();
         for (n, node) in nodes.iter().enumerate() {
             let slots = SLOTS * n / NODES..SLOTS * (n + 1) / NODES;
             let slots: Vec<String> = slots.map(|slot| slot.to_string()).collect();
@@ -29,9 +39,11 @@ impl RedisCluster {
             // Each an epoch of its own, so that none of them has to give way.
             node.ask(&format!("CLUSTER SET-CONFIG-EPOCH {}", n + 1));
         }
-        let cluster = RedisCluster { nodes };
-        for node in &cluster.nodes[1..] {
-            cluster.nodes[0].ask(&format!("CLUSTER MEET 127.0.0.1 {}", node.port()));
+        let tls_ports = tls_ports.into_iter().flatten().collect();
+        let cluster = RedisCluster { nodes, tls_ports };
+        for n in 1..NODES {
+            let port = cluster.tls_ports.get(n).copied().unwrap_or_else(|| cluster.nodes[n].port());
+            cluster.nodes[0].ask(&format!("CLUSTER MEET 127.0.0.1 {port}"));
         }
         cluster.wait_until_ready();
         cluster
@@ -50,6 +62,14 @@ impl RedisCluster {
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
         format!("redis-cluster://{}", hosts.join(","))
+    }
+
+    /// The URL for the bus over TLS, with one node in it.
+    ///
+    /// # Panics
+    /// When the nodes do not speak TLS.
+    pub fn tls_url(&self) -> String {
+        format!("rediss-cluster://127.0.0.1:{}", self.tls_ports[0])
     }
 
     /// The nodes.
@@ -132,17 +152,5 @@ impl RedisCluster {
 
     fn id(&self, node: usize) -> String {
         shown(&self.nodes[node].ask("CLUSTER MYID"))
-    }
-
-    /// Waits until the nodes have heard of each other that `node` is gone.
-    pub fn wait_until_failed(&self, node: usize) {
-        let deadline = Instant::now() + PATIENCE;
-        let others = self.nodes.iter().enumerate().filter(|(n, _)| *n != node);
-        for (_, other) in others {
-            while !shown(&other.ask("CLUSTER INFO")).contains("cluster_state:fail") {
-                assert!(Instant::now() < deadline, "the cluster never notices");
-                thread::sleep(Duration::from_millis(10));
-            }
-        }
     }
 }

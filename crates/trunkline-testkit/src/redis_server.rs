@@ -59,14 +59,7 @@ impl RedisServer {
     /// As [`RedisServer::start`].
     pub fn start_tls(authority: &Authority, certificate: &Certificate, clients: bool) -> RedisServer {
         let mut arguments: Vec<OsString> = vec!["--appendonly".into(), "no".into()];
-        for (name, value) in [
-            ("--tls-cert-file", certificate.cert_file.clone().into_os_string()),
-            ("--tls-key-file", certificate.key_file.clone().into_os_string()),
-            ("--tls-ca-cert-file", authority.ca_file().into_os_string()),
-            ("--tls-auth-clients", if clients { "yes" } else { "no" }.into()),
-        ] {
-            arguments.extend([name.into(), value]);
-        }
+        arguments.extend(tls_files(authority, certificate, clients));
         RedisServer::launch(Kind::Tls, free_port(), arguments)
     }
 
@@ -75,9 +68,10 @@ impl RedisServer {
         RedisServer::launch(Kind::Sentinel { configuration }, free_port(), Vec::new())
     }
 
-    /// Starts a node of a cluster that serves no slots yet.
-    pub(crate) fn start_node() -> RedisServer {
-        let arguments = [
+    /// Starts a node of a cluster that serves no slots yet. Where there is TLS it is on a port of its own, which is given
+    /// back, and the nodes use it among themselves.
+    pub(crate) fn start_node(tls: Option<(&Authority, &Certificate)>) -> (RedisServer, Option<u16>) {
+        let mut arguments: Vec<OsString> = [
             "--appendonly",
             "yes",
             "--appendfsync",
@@ -88,11 +82,21 @@ impl RedisServer {
             "nodes.conf",
             "--cluster-node-timeout",
             "1500",
-        ];
+        ]
+        .map(OsString::from)
+        .to_vec();
         // The nodes talk to each other on a second port, so much above the first.
-        let port = (0..1000).map(|_| free_port()).find(|port| is_free(port + 10_000));
-        let port = port.expect("two ports are free at the right distance");
-        RedisServer::launch(Kind::Plain, port, arguments.map(OsString::from).to_vec())
+        let two_ports = || {
+            let port = (0..1000).map(|_| free_port()).find(|port| is_free(port + 10_000));
+            port.expect("two ports are free at the right distance")
+        };
+        let tls_port = tls.map(|_| two_ports());
+        if let (Some((authority, certificate)), Some(tls_port)) = (tls, tls_port) {
+            arguments.extend(["--tls-port".into(), tls_port.to_string().into()]);
+            arguments.extend(["--tls-cluster".into(), "yes".into()]);
+            arguments.extend(tls_files(authority, certificate, false));
+        }
+        (RedisServer::launch(Kind::Plain, two_ports(), arguments), tls_port)
     }
 
     fn launch(kind: Kind, port: u16, arguments: Vec<OsString>) -> RedisServer {
@@ -222,6 +226,19 @@ impl Program for RedisServerProgram {
         let url = format!("{scheme}://127.0.0.1:{}", self.port);
         content.lines().any(ready).then(|| Addresses { nats: url.clone(), http: url })
     }
+}
+
+fn tls_files(authority: &Authority, certificate: &Certificate, clients: bool) -> [OsString; 8] {
+    [
+        "--tls-cert-file".into(),
+        certificate.cert_file.clone().into(),
+        "--tls-key-file".into(),
+        certificate.key_file.clone().into(),
+        "--tls-ca-cert-file".into(),
+        authority.ca_file().into(),
+        "--tls-auth-clients".into(),
+        if clients { "yes" } else { "no" }.into(),
+    ]
 }
 
 fn free_port() -> u16 {

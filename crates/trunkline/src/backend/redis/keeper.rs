@@ -2,6 +2,7 @@
 //! to who is missing, and says in the status how all of it stands.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -12,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::connect::{ConnectFailure, Connection};
 use super::link::{Current, Link};
 use super::slots::{Address, SlotMap};
-use super::topology::{Health, LOOK_TIMEOUT};
+use super::topology::{Health, LOOK_TIMEOUT, takes_writes};
 use crate::backend::Fut;
 use crate::status::BackendState;
 
@@ -111,8 +112,12 @@ impl<'a> Keeper<'a> {
     async fn look(&mut self) {
         let link = self.link;
         let nodes: Vec<Current> = link.layout.borrow().nodes.values().cloned().collect();
+        let demoted = link.demoted.load(Ordering::SeqCst) && !link.topology.can_change();
         let looking = join_all(nodes.into_iter().map(|mut node| async move {
-            let health = link.topology.look_at(&mut node.connection).await;
+            let health = match demoted {
+                true => takes_writes(&mut node.connection).await,
+                false => link.topology.look_at(&mut node.connection).await,
+            };
             (node, health)
         }));
         let complete = self.missing().is_none();
@@ -128,6 +133,7 @@ impl<'a> Keeper<'a> {
         self.idle.clear();
         for (node, health) in looked {
             match health {
+                Health::Fine if demoted => link.demoted.store(false, Ordering::SeqCst),
                 Health::Fine => {}
                 Health::Idle(reason) => {
                     self.idle.insert(node.address, reason);
@@ -179,6 +185,7 @@ impl<'a> Keeper<'a> {
             tracing::info!(server = self.link.server, "other servers than before serve the slots");
         }
         self.link.change(|layout| {
+            layout.changes += u64::from(layout.slots != slots);
             layout.slots = slots;
             layout.nodes.retain(|address, _| wanted.contains(address));
         });

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -59,6 +59,8 @@ pub(super) enum Failure {
 #[derive(Clone, Default)]
 pub(super) struct Layout {
     pub(super) slots: SlotMap,
+    /// How often the slots have been found elsewhere.
+    pub(super) changes: u64,
     pub(super) nodes: HashMap<Address, Current>,
 }
 
@@ -84,6 +86,8 @@ pub(super) struct Link {
     pub(super) status: watch::Sender<BackendStatus>,
     /// Somebody saw a command fail: the servers are to be looked at now.
     pub(super) suspect: Notify,
+    /// A server has refused a write because it is a replica. Where there is only one, it is to say when that is over.
+    pub(super) demoted: AtomicBool,
     /// New work is refused.
     pub(super) refusing: AtomicBool,
 }
@@ -108,6 +112,7 @@ impl Link {
             well_informed: Mutex::new(None),
             status: watch::Sender::new(connecting),
             suspect: Notify::new(),
+            demoted: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
         });
         link.need(needed);
@@ -181,6 +186,11 @@ impl Link {
     /// Whether any server is connected.
     pub(super) fn is_connected(&self) -> bool {
         !self.layout.borrow().nodes.is_empty()
+    }
+
+    /// A number that is another one when slots have moved.
+    pub(super) fn map_changes(&self) -> u64 {
+        self.layout.borrow().changes
     }
 
     /// The connection to the server of a key.
@@ -310,6 +320,7 @@ impl Link {
     /// What to do about a refusal, which is not about the command itself. It has the map of the slots looked at.
     pub(super) fn redirected(&self, error: &ServerError, from: &Address) -> Option<Redirect> {
         if is_demoted(error) {
+            self.demoted.store(true, Ordering::SeqCst);
             self.suspect();
         }
         if !self.topology.redirects() {

@@ -113,7 +113,7 @@ pub enum RedisConnectError {
         /// What is wrong, with its causes.
         reason: String,
         /// The same as a value.
-        source: RedisTlsError,
+        source: Box<RedisTlsError>,
     },
     /// The server could not be reached in time.
     #[error("{server} could not be reached within {waited:?}: {reason}")]

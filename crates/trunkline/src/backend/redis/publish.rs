@@ -5,7 +5,7 @@
 //! arrives. Two batches are under way at a time, so that the server has work while answers travel. What has not left
 //! is refused as not connected; what may have left and has no answer is an unknown outcome.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -75,7 +75,9 @@ impl Publisher {
             shared: shared.clone(),
             waiting: VecDeque::new(),
             lost: AtomicBool::new(false),
-            version: 0,
+            way: (0, 0),
+            alone: false,
+            known: HashSet::new(),
             confirmed: false,
             careful: false,
         };
@@ -177,8 +179,12 @@ pub(super) struct Writer {
     waiting: VecDeque<Order>,
     /// The outcome of a message is unknown, and nobody was told.
     lost: AtomicBool,
-    /// Version of the routes by which the batches under way were sent.
-    version: u64,
+    /// Version of the routes, and the map of the slots, by which the batches under way were sent.
+    way: (u64, u64),
+    /// The batch under way is to be answered before the next one leaves.
+    alone: bool,
+    /// Keys of the streams that have taken a message: they know a version of the routes.
+    known: HashSet<String>,
     /// The routes have just been read again: the next batch goes by them wherever none are known.
     confirmed: bool,
     /// Something was refused that is to be carried out elsewhere or later: the next batch is followed to where it goes.
@@ -269,14 +275,15 @@ impl Writer {
             return;
         }
         let routes = self.shared.routes();
-        // Batches by other routes would overtake one that is refused for its old ones.
-        if routes.version != self.version {
+        // What goes by other routes, or to other servers, would overtake a batch that is refused where it went.
+        let way = (routes.version, self.shared.link.map_changes());
+        if way != self.way || self.alone {
             while let Some(answered) = batches.next().await {
                 if self.finish(answered, batches).await {
                     return;
                 }
             }
-            self.version = routes.version;
+            self.way = way;
         }
         let mut groups: Vec<Group> = Vec::new();
         for item in self.take_batch() {
@@ -287,7 +294,9 @@ impl Writer {
             }
         }
         let confirmed = std::mem::take(&mut self.confirmed);
-        let mut sending = match std::mem::take(&mut self.careful) {
+        let careful = std::mem::take(&mut self.careful);
+        self.alone = careful || groups.iter().any(|group| self.may_be_refused(group));
+        let mut sending = match careful {
             true => self.follow(confirmed, routes.version, groups),
             false => self.send(confirmed, routes.version, groups),
         };
@@ -296,6 +305,16 @@ impl Writer {
             Poll::Ready(answered) => batches.push_back(Box::pin(std::future::ready(answered))),
             Poll::Pending => batches.push_back(sending),
         }
+    }
+
+    /// Whether the stream may refuse this batch and, a moment later, take the one behind it: because it does not know any
+    /// version of the routes yet, or because its slot moves and these messages, not those, need keys that no node may
+    /// decide about meanwhile.
+    fn may_be_refused(&self, group: &Group) -> bool {
+        let optional = |item: &Item| item.dedupe_id.is_some() || item.reply.is_some();
+        let stores = group.home.stores;
+        stores && !self.known.contains(&group.home.key)
+            || self.shared.link.topology.redirects() && stores && group.items.iter().any(optional)
     }
 
     fn take_batch(&mut self) -> Vec<Item> {
@@ -426,6 +445,8 @@ impl Writer {
 
     /// Reads the routes again, because a stream knows those of version `known`.
     async fn refresh(&mut self, known: u64) {
+        // Streams come and go; that those that are gone are remembered must not add up.
+        self.known.clear();
         let refreshed = match self.shared.refresh().await {
             Ok(routes) if routes.version < known => self.shared.raise_above(known).await,
             refreshed => refreshed,
@@ -465,6 +486,9 @@ impl Writer {
     }
 
     fn tell_stored(&mut self, items: Vec<Item>, home: &Home, value: Value) {
+        if home.stores && !self.known.contains(&home.key) {
+            self.known.insert(home.key.clone());
+        }
         let answers = list(value).unwrap_or_default();
         let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         for (item, answer) in items.into_iter().zip(answers) {

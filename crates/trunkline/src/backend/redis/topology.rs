@@ -101,7 +101,7 @@ impl RedisOptions {
 
 impl From<super::tls::RedisTlsError> for RedisConnectError {
     fn from(error: super::tls::RedisTlsError) -> Self {
-        Self::TlsFiles { reason: in_full(&error), source: error }
+        Self::TlsFiles { reason: in_full(&error), source: Box::new(error) }
     }
 }
 
@@ -159,11 +159,7 @@ impl Topology {
         };
         match self {
             Self::Single(_) => Health::Fine,
-            Self::Sentinel(_) => match list(answer).ok().and_then(|role| text(role.first()?).ok()) {
-                Some(role) if role == "master" => Health::Fine,
-                Some(role) => Health::Lost(format!("it is a {role} now, not the master")),
-                None => Health::Lost("unexpected answer to ROLE".to_owned()),
-            },
+            Self::Sentinel(_) => health_by_role(answer),
             Self::Cluster { .. } => {
                 let info = text(&answer).unwrap_or_default();
                 match info.lines().find_map(|line| line.trim().strip_prefix("cluster_state:")) {
@@ -172,6 +168,30 @@ impl Topology {
                 }
             }
         }
+    }
+}
+
+/// Whether a server takes writes again that has refused one because it is a replica. A user who may not ask finds out by
+/// writing.
+pub(super) async fn takes_writes(connection: &mut Connection) -> Health {
+    match timeout(LOOK_TIMEOUT, connection.send(&redis::cmd("ROLE"), false)).await {
+        Ok(Ok(Value::ServerError(_))) => Health::Fine,
+        Ok(Ok(answer)) => match health_by_role(answer) {
+            Health::Lost(reason) => Health::Idle(reason),
+            health => health,
+        },
+        Ok(Err(error)) => Health::Lost(error.to_string()),
+        Err(_) => Health::Lost(format!("no answer to ROLE within {LOOK_TIMEOUT:?}")),
+    }
+}
+
+/// The answer of `ROLE`: the first of it is `master`, `slave` or `sentinel`.
+fn health_by_role(answer: Value) -> Health {
+    match list(answer).ok().and_then(|role| text(role.first()?).ok()) {
+        Some(role) if role == "master" => Health::Fine,
+        Some(role) if role == "slave" => Health::Lost("it is a replica now, not the master".to_owned()),
+        Some(role) => Health::Lost(format!("it is a {role}, not a master")),
+        None => Health::Lost("unexpected answer to ROLE".to_owned()),
     }
 }
 

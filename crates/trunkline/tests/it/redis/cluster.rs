@@ -248,6 +248,30 @@ async fn changed_routes_hold_for_everybody_at_once() {
     assert_eq!(next(&mut *replies).await, "");
 }
 
+/// A node that comes back without its data has lost the messages, and nothing else: streams, consumers, subscriptions
+/// and requests go on, whichever node it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn emptied_node_is_furnished_again() {
+    let cluster = start().await;
+    let backend = connect(&cluster).await;
+    ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+    let config = ConsumerConfig { start: Start::Beginning, ..ConsumerConfig::new("c") };
+    let member = soon(streams(&backend).join("work", config)).await.unwrap();
+    let mut plain = subscribe(&backend, "work.*", SubscribeOptions::default()).await;
+    let (work, bus) = ("atlas_bus:{work}", "atlas_bus:{bus}:routes");
+    for (n, key) in [(1, work), (2, bus), (3, work)] {
+        cluster.nodes()[cluster.owner(cluster.slot_of(key))].ask("FLUSHALL");
+        // What is lost with the routes is noticed when somebody looks at them.
+        assert_eq!(soon(streams(&backend).list()).await.unwrap().len(), 1);
+        let receipt = publish(&backend, "work.x", n).await.unwrap();
+        assert!(matches!(&receipt, Receipt::Stored { stream, .. } if stream == "work"), "{receipt:?}");
+        assert_eq!(next(&mut *plain).await, n.to_string());
+        let fetched = soon(member.fetch(1, PATIENCE)).await.unwrap();
+        assert_eq!(&*fetched.deliveries[0].message.payload, n.to_string().as_bytes());
+        soon(member.settle(vec![(fetched.deliveries[0].token.clone(), Settle::Ack)])).await.unwrap();
+    }
+}
+
 /// A user with the rules that the bus needs, and no others, can do on a cluster what the bus does there: also follow a
 /// slot to another node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -248,3 +248,81 @@ async fn idle_subscription_stays() {
     assert_eq!((next(&mut *plain).await, next(&mut *group).await), ("1".to_owned(), "1".to_owned()));
     assert!(backend.status().borrow().state.is_ready());
 }
+
+/// A server that is made a replica answers and takes nothing: the status says so until it is a master again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replica_is_no_server_to_publish_to() {
+    let server = RedisServer::start_volatile();
+    let backend = connect(&server).await;
+    publish(&backend, "a", 1).await.unwrap();
+    server.ask("REPLICAOF 127.0.0.1 1");
+    let error = publish(&backend, "a", 2).await.unwrap_err();
+    assert!(matches!(error, PublishError::NotConnected { .. }), "{error:?}");
+    wait_for(&backend, |state| state.reason().is_some_and(|reason| reason.contains("replica"))).await;
+    server.ask("REPLICAOF NO ONE");
+    wait_for(&backend, BackendState::is_ready).await;
+    publish(&backend, "a", 3).await.unwrap();
+}
+
+/// Routes that the server has lost, while the streams still know them, are made anew and newer: by who made the streams,
+/// and for who connects later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_routes_are_made_anew() {
+    let server = RedisServer::start();
+    let one = connect(&server).await;
+    ensure(&one, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+    for subject in ["work.x", "other"] {
+        publish(&one, subject, 1).await.unwrap();
+    }
+    server.ask("DEL atlas_bus:{bus}:routes");
+    // This one knows nothing of the stream, and still is not kept from publishing.
+    let two = connect(&server).await;
+    publish(&two, "other", 2).await.unwrap();
+    // The first finds out by what the second left, and has its stream back before it publishes.
+    publish(&one, "other", 3).await.unwrap();
+    for backend in [&one, &two] {
+        let receipt = publish(backend, "work.x", 4).await.unwrap();
+        assert!(matches!(&receipt, Receipt::Stored { stream, .. } if stream == "work"), "{receipt:?}");
+    }
+}
+
+/// A stream that knows newer routes than there are, because the last change was lost in a failover, does not refuse what
+/// is published for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn version_from_the_future_is_overtaken() {
+    let server = RedisServer::start();
+    let (one, two) = (connect(&server).await, connect(&server).await);
+    publish(&one, "nachos.tool.x", 1).await.unwrap();
+    server.ask("SET atlas_bus:{family.tool}:version 4000000000000");
+    for backend in [&one, &two, &one] {
+        publish(backend, "nachos.tool.x", 2).await.unwrap();
+    }
+    ensure(&one, StreamConfig::new("work", vec!["nachos.tool.work.*".parse().unwrap()])).await;
+    for backend in [&one, &two] {
+        let receipt = publish(backend, "nachos.tool.work.x", 3).await.unwrap();
+        assert!(matches!(&receipt, Receipt::Stored { stream, .. } if stream == "work"), "{receipt:?}");
+    }
+}
+
+/// A change that was entered by somebody who died before telling the streams takes effect all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn change_of_somebody_who_died_half_way_takes_effect() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    publish(&backend, "nachos.tool.x", 1).await.unwrap();
+    ensure(&backend, StreamConfig::new("seen", vec!["seen".parse().unwrap()])).await;
+    // What the second step of a change does, and no more.
+    server.ask("HSET atlas_bus:{bus}:routes s:late {\"subjects\":[\"nachos.tool.>\"]}");
+    server.ask("HSET atlas_bus:{bus}:routes version 4000000000000");
+    let later = connect(&server).await;
+    let receipt = publish(&later, "nachos.tool.x", 2).await.unwrap();
+    assert!(matches!(&receipt, Receipt::Stored { stream, .. } if stream == "late"), "{receipt:?}");
+    // The same stream, wanted again, completes the change.
+    ensure(
+        &later,
+        StreamConfig { replicas: 0, ..StreamConfig::new("late", vec!["nachos.tool.>".parse().unwrap()]) },
+    )
+    .await;
+    let receipt = publish(&backend, "nachos.tool.x", 3).await.unwrap();
+    assert!(matches!(&receipt, Receipt::Stored { stream, .. } if stream == "late"), "{receipt:?}");
+}

@@ -2,7 +2,7 @@
 
 use trunkline::backend::redis::{RedisBackend, RedisConnectError, RedisOptions};
 use trunkline::backend::{Backend, SubscribeOptions};
-use trunkline_testkit::{Authority, RedisServer};
+use trunkline_testkit::{Authority, RedisCluster, RedisServer};
 
 use super::{next, options, publish, subscribe};
 
@@ -67,6 +67,24 @@ async fn certificate_is_shown_to_a_server_that_wants_one() {
     refused(with(&stranger)).await;
     let backend = RedisBackend::connect(with(&authority)).await.unwrap();
     publish(&backend, "nachos.tool.x", 1).await.unwrap();
+}
+
+/// The nodes of a cluster are reached at the ports on which they speak TLS, as they themselves tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_a_cluster_are_reached_by_tls() {
+    let authority = Authority::make();
+    let certificate = authority.sign(&["127.0.0.1"]);
+    let starting = tokio::task::spawn_blocking(move || {
+        let cluster = RedisCluster::start_tls(&authority, &certificate);
+        (authority, cluster)
+    });
+    let (authority, cluster) = starting.await.expect("the nodes start");
+    let backend = RedisBackend::connect(trusting(&authority, &cluster.tls_url())).await.unwrap();
+    let mut all = subscribe(&backend, "nachos.>", SubscribeOptions::default()).await;
+    for family in ["tool", "llm", "audit", "system", "channel", "skill"] {
+        publish(&backend, &format!("nachos.{family}.x"), family).await.unwrap();
+        assert_eq!(next(&mut *all).await, family);
+    }
 }
 
 /// A server that speaks no TLS says nothing at all; the error asks the right question.
