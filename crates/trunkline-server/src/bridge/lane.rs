@@ -1,0 +1,440 @@
+//! The lane of one connection: carries its orders out, one behind the other.
+//!
+//! Messages are under way side by side, and subscriptions start and end side by side; what has to wait for what is
+//! decided in [`Lane::begin`]. The lane is one task, spawned and awaited by the connection's.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use trunkline::backend::{
+    Fut, PublishError, PublishOptions, Publishing, Receipt, SubscribeError,
+};
+use trunkline::status::{BackendState, BackendStatus};
+use trunkline::Pattern;
+use trunkline_protocol::ServerError;
+
+use super::Bridge;
+use super::orders::{End, Order, Orders, Outbound};
+use super::pump::{Pump, Report};
+use crate::client::{Client, Subscription};
+use crate::outbox::Ending;
+use crate::shared::{Closed, Shared};
+
+/// Most subscriptions of one connection that start or end at a time.
+const CHANGES_MAX: usize = 128;
+/// Pause before messages that found no connection are tried again: the backend may not have noticed yet.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// See the module's text.
+pub(crate) struct Lane {
+    server: Arc<Shared>,
+    bridge: Arc<Bridge>,
+    client: Arc<Client>,
+    orders: Arc<Orders>,
+    /// Taken and not begun.
+    waiting: VecDeque<Order>,
+    /// Begun and not over, in order.
+    under_way: VecDeque<Step>,
+    /// Subscriptions by the address of what the client table has.
+    feeds: HashMap<usize, Feed>,
+    /// How many of them are starting or ending.
+    changing: usize,
+    pumps: JoinSet<usize>,
+    reports: mpsc::Receiver<Report>,
+    reporter: mpsc::Sender<Report>,
+    status: watch::Receiver<BackendStatus>,
+    /// Messages found no connection: until then none is sent.
+    resume_at: Option<Instant>,
+    end: End,
+}
+
+/// What is begun.
+enum Step {
+    Publish(Outbound, Fut<'static, Result<Receipt, PublishError>>),
+    Say(Vec<u8>),
+}
+
+struct Feed {
+    subscription: Arc<Subscription>,
+    stop: CancellationToken,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Standing,
+    Ending,
+}
+
+/// Why a client cannot be served any further.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("a message was not published, or not surely")]
+    Publish(#[from] PublishError),
+    #[error("a message was not published, and one behind it was")]
+    Order,
+    #[error("a subscription did not start")]
+    Subscribe(#[from] SubscribeError),
+}
+
+impl Lane {
+    pub(crate) fn new(
+        server: Arc<Shared>,
+        bridge: Arc<Bridge>,
+        client: Arc<Client>,
+        orders: Arc<Orders>,
+    ) -> Self {
+        let (reporter, reports) = mpsc::channel(CHANGES_MAX);
+        Self {
+            status: bridge.backend.status(),
+            server,
+            bridge,
+            client,
+            orders,
+            waiting: VecDeque::new(),
+            under_way: VecDeque::new(),
+            feeds: HashMap::new(),
+            changing: 0,
+            pumps: JoinSet::new(),
+            reports,
+            reporter,
+            resume_at: None,
+            end: End::No,
+        }
+    }
+
+    /// Carries out orders until it is told to end, or one fails: then the connection ends, too.
+    pub(crate) async fn run(mut self) {
+        let outcome = self.serve().await;
+        self.orders.end(End::Abort);
+        if let Err(lost) = outcome {
+            self.bridge.count_unconfirmed();
+            tracing::warn!(
+                client = self.client.id,
+                address = %self.client.address,
+                error = %with_cause(&lost),
+                "a client is cut off, so that it takes nothing for done"
+            );
+            self.client.set_ending_reason(Closed::Backend);
+            // On this error stock clients connect again, and tell that they had to.
+            self.client.outbox.end_with(|out| ServerError::StaleConnection.write(out));
+        } else if self.end == End::Drain {
+            self.client.outbox.end(Ending::WhenFlushed);
+        }
+        self.pumps.shutdown().await;
+    }
+
+    async fn serve(&mut self) -> Result<(), Lost> {
+        loop {
+            self.heed_end();
+            if self.end == End::Abort {
+                return Ok(());
+            }
+            self.begin();
+            self.say();
+            let idle = self.waiting.is_empty() && self.under_way.is_empty();
+            if idle && (self.end == End::Close || self.end == End::Drain && self.pumps.is_empty()) {
+                return Ok(());
+            }
+            let stalled = self.stalled_until()?;
+            let publishing = !self.under_way.is_empty();
+            tokio::select! {
+                biased;
+                () = self.orders.changed() => {}
+                outcome = head(&mut self.under_way), if publishing => self.settle_ready(outcome).await?,
+                Some(report) = self.reports.recv() => self.hear(report)?,
+                Some(ended) = self.pumps.join_next(), if !self.pumps.is_empty() => {
+                    match ended {
+                        Ok(key) => self.ended(key),
+                        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                        Err(_) => {}
+                    }
+                }
+                _ = self.status.changed(), if stalled.is_some() => {}
+                () = tokio::time::sleep_until(stalled.unwrap_or_else(Instant::now)), if stalled.is_some() => {}
+            }
+        }
+    }
+
+    /// Takes what was ordered, and acts on an end that was.
+    fn heed_end(&mut self) {
+        let end = self.orders.take(&mut self.waiting);
+        if end == self.end || end == End::Abort {
+            self.end = end;
+            return;
+        }
+        self.end = end;
+        for feed in self.feeds.values() {
+            feed.stop.cancel();
+        }
+        if end == End::Close {
+            // Nobody is there to be given anything, and nothing waits for a subscription any more.
+            self.pumps.abort_all();
+            self.feeds.clear();
+            self.changing = 0;
+        }
+    }
+
+    /// Begins what may begin. A message waits for the subscriptions before it to stand or to be over, so does what is
+    /// said; a subscription that changes waits for the messages before it that it would get.
+    fn begin(&mut self) {
+        while let Some(order) = self.waiting.pop_front() {
+            let refused = match order {
+                Order::Publish(outbound) if self.changing == 0 && self.can_send() => {
+                    self.publish(outbound);
+                    None
+                }
+                Order::Say(bytes) if self.changing == 0 => {
+                    self.under_way.push_back(Step::Say(bytes));
+                    None
+                }
+                Order::Subscribe(subscription, since) if self.may_change(&subscription.pattern) => {
+                    self.orders.finished(1, 0);
+                    if self.end == End::No {
+                        self.subscribe(subscription, since.into());
+                    }
+                    None
+                }
+                Order::Unsubscribe(subscription) if self.may_change(&subscription.pattern) => {
+                    self.orders.finished(1, 0);
+                    self.unsubscribe(&subscription);
+                    None
+                }
+                order => Some(order),
+            };
+            if let Some(order) = refused {
+                self.waiting.push_front(order);
+                return;
+            }
+        }
+    }
+
+    fn may_change(&self, pattern: &Pattern) -> bool {
+        let published = |step: &Step| match step {
+            Step::Publish(outbound, _) => pattern.matches(&outbound.message.subject),
+            Step::Say(_) => false,
+        };
+        self.changing < CHANGES_MAX && !self.under_way.iter().any(published)
+    }
+
+    fn can_send(&mut self) -> bool {
+        self.resume_at = self.resume_at.filter(|at| *at > Instant::now());
+        let connected =
+            matches!(self.status.borrow().state, BackendState::Connected | BackendState::Degraded { .. });
+        connected && self.resume_at.is_none()
+    }
+
+    /// When to look again at a message that waits for a connection.
+    fn stalled_until(&self) -> Result<Option<Instant>, Lost> {
+        let Some(Order::Publish(first)) = self.waiting.front() else { return Ok(None) };
+        if self.changing > 0 {
+            return Ok(None);
+        }
+        let (now, deadline) = (Instant::now(), Instant::from(first.since) + self.bridge.publish_timeout);
+        let status = self.status.borrow();
+        if status.state == BackendState::Closed {
+            return Err(PublishError::Closed.into());
+        }
+        if deadline <= now {
+            let reason = status.state.reason().unwrap_or("it takes no messages").to_owned();
+            return Err(PublishError::NotConnected { server: status.server.clone(), reason }.into());
+        }
+        Ok(Some(self.resume_at.unwrap_or(deadline).min(deadline)))
+    }
+
+    fn publish(&mut self, outbound: Outbound) {
+        let left = (Instant::from(outbound.since) + self.bridge.publish_timeout) - Instant::now();
+        let options = PublishOptions {
+            dedupe_id: outbound.message.headers.get("Nats-Msg-Id").map(str::to_owned),
+            timeout: Some(left),
+        };
+        let outcome = match self.bridge.backend.publish(outbound.message.clone(), options) {
+            Publishing::Ready(result) => Box::pin(std::future::ready(result)),
+            Publishing::Pending(outcome) => outcome,
+        };
+        self.under_way.push_back(Step::Publish(outbound, outcome));
+    }
+
+    /// Says what stands in front: everything before it is over.
+    fn say(&mut self) {
+        let mut said = Vec::new();
+        while let Some(Step::Say(_)) = self.under_way.front() {
+            if let Some(Step::Say(bytes)) = self.under_way.pop_front() {
+                self.orders.finished(1, bytes.len());
+                match said.is_empty() {
+                    true => said = bytes,
+                    false => said.extend_from_slice(&bytes),
+                }
+            }
+        }
+        if !said.is_empty() {
+            self.client.outbox.write(&[IoSlice::new(&said)], said.len());
+        }
+    }
+
+    /// Acts on the outcome of the message in front, and of those behind it that are over as well.
+    async fn settle_ready(&mut self, first: Result<Receipt, PublishError>) -> Result<(), Lost> {
+        let mut outcome = first;
+        loop {
+            if let Some(Step::Publish(outbound, _)) = self.under_way.pop_front() {
+                self.settle(outbound, outcome).await?;
+            }
+            self.say();
+            match head(&mut self.under_way).now_or_never() {
+                Some(next) => outcome = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn settle(&mut self, outbound: Outbound, outcome: Result<Receipt, PublishError>) -> Result<(), Lost> {
+        match outcome {
+            Ok(_) => self.orders.finished(1, outbound.size_bytes),
+            Err(PublishError::NotConnected { .. }) => self.step_back(outbound).await?,
+            Err(error @ (PublishError::OutcomeUnknown { .. } | PublishError::Closed)) => return Err(error.into()),
+            Err(error) => {
+                self.orders.finished(1, outbound.size_bytes);
+                self.refuse(&outbound, &error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The message surely was not published: it is tried again, with all behind it, in their order.
+    async fn step_back(&mut self, first: Outbound) -> Result<(), Lost> {
+        let mut again = VecDeque::from([Order::Publish(first)]);
+        while let Some(step) = self.under_way.pop_front() {
+            match step {
+                Step::Say(bytes) => again.push_back(Order::Say(bytes)),
+                Step::Publish(outbound, outcome) => match outcome.await {
+                    Err(PublishError::NotConnected { .. }) => again.push_back(Order::Publish(outbound)),
+                    Ok(_) => return Err(Lost::Order),
+                    Err(error) => return Err(error.into()),
+                },
+            }
+        }
+        again.append(&mut self.waiting);
+        self.waiting = again;
+        self.resume_at = Some(Instant::now() + RETRY_PAUSE);
+        Ok(())
+    }
+
+    /// Tells the client that one message was refused, in place of the `+OK` of a verbose one.
+    fn refuse(&mut self, outbound: &Outbound, error: &PublishError) {
+        let subject = &outbound.message.subject;
+        tracing::debug!(client = self.client.id, %subject, %error, "the backend refused a message");
+        self.server.count_denied();
+        let mut line = Vec::new();
+        ServerError::PublishPermission { subject: subject.as_bytes() }.write(&mut line);
+        self.client.outbox.write(&[IoSlice::new(&line)], line.len());
+        let verbose = self.client.connect().is_some_and(|options| options.verbose);
+        if let Some(Step::Say(bytes)) = self.under_way.front_mut()
+            && verbose
+            && bytes.starts_with(b"+OK\r\n")
+        {
+            bytes.drain(..5);
+            self.orders.finished(0, 5);
+        }
+    }
+
+    fn subscribe(&mut self, subscription: Arc<Subscription>, since: Instant) {
+        let key = key_of(&subscription);
+        let stop = CancellationToken::new();
+        let pump = Pump {
+            key,
+            subscription: subscription.clone(),
+            bridge: self.bridge.clone(),
+            own: self.client.origin().cloned(),
+            start_by: since + self.bridge.publish_timeout,
+            stop: stop.clone(),
+            reports: self.reporter.clone(),
+        };
+        self.feeds.insert(key, Feed { subscription, stop, phase: Phase::Starting });
+        self.changing += 1;
+        self.pumps.spawn(pump.run());
+    }
+
+    fn unsubscribe(&mut self, subscription: &Arc<Subscription>) {
+        // One that has made its last delivery is gone already.
+        if let Some(feed) = self.feeds.get_mut(&key_of(subscription)) {
+            feed.stop.cancel();
+            if feed.phase == Phase::Standing {
+                self.changing += 1;
+            }
+            feed.phase = Phase::Ending;
+        }
+    }
+
+    fn hear(&mut self, report: Report) -> Result<(), Lost> {
+        match report {
+            Report::Stands(key) => {
+                if let Some(feed) = self.feeds.get_mut(&key)
+                    && feed.phase == Phase::Starting
+                {
+                    feed.phase = Phase::Standing;
+                    self.changing -= 1;
+                }
+                Ok(())
+            }
+            Report::Failed(key, error) => {
+                let lasts = error.is_retryable() || matches!(error, SubscribeError::Closed);
+                match self.feeds.get(&key) {
+                    Some(feed) if !lasts => {
+                        refuse_subscription(feed, &error);
+                        Ok(())
+                    }
+                    Some(_) => Err(error.into()),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// The pump of a subscription is over: it was unsubscribed, had its last delivery, or never started.
+    fn ended(&mut self, key: usize) {
+        if let Some(feed) = self.feeds.remove(&key)
+            && feed.phase != Phase::Standing
+        {
+            self.changing -= 1;
+        }
+    }
+}
+
+/// The outcome of the message in front.
+async fn head(under_way: &mut VecDeque<Step>) -> Result<Receipt, PublishError> {
+    match under_way.front_mut() {
+        Some(Step::Publish(_, outcome)) => outcome.await,
+        // Said before anybody waits; without a message there is nothing to wait for.
+        Some(Step::Say(_)) | None => std::future::pending().await,
+    }
+}
+
+fn refuse_subscription(feed: &Feed, error: &SubscribeError) {
+    let Subscription { client, pattern, queue, .. } = &*feed.subscription;
+    tracing::debug!(client = client.id, %pattern, %error, "the backend refused a subscription");
+    let queue = queue.as_ref().map(|queue| <str>::as_bytes(queue));
+    let mut line = Vec::new();
+    ServerError::SubscribePermission { subject: pattern.as_bytes(), queue }.write(&mut line);
+    client.outbox.write(&[IoSlice::new(&line)], line.len());
+    feed.subscription.end();
+    client.forget_ended(&feed.subscription);
+}
+
+fn key_of(subscription: &Arc<Subscription>) -> usize {
+    Arc::as_ptr(subscription).addr()
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
