@@ -249,12 +249,7 @@ pub(crate) struct Subscription {
 }
 
 impl Subscription {
-    pub(crate) fn new(
-        client: Arc<Client>,
-        sid: &[u8],
-        pattern: Pattern,
-        queue: Option<ByteString>,
-    ) -> Self {
+    pub(crate) fn new(client: Arc<Client>, sid: &[u8], pattern: Pattern, queue: Option<ByteString>) -> Self {
         Self {
             client,
             sid: Sid::from_slice(sid),

@@ -131,7 +131,10 @@ impl Connection {
                 }
                 Ending::WhenFlushed => {}
                 Ending::Now => {
-                    if let Some(why @ (Closed::Protocol | Closed::Stale | Closed::Shutdown | Closed::Backend)) = refused {
+                    if let Some(
+                        why @ (Closed::Protocol | Closed::Stale | Closed::Shutdown | Closed::Backend),
+                    ) = refused
+                    {
                         linger(&socket).await;
                         return why;
                     }
@@ -216,7 +219,9 @@ impl Connection {
     /// On a bridge, waits until the lane has room for more; meanwhile writes what waits for this client. Says whether
     /// something still waits.
     async fn wait_for_room(&self) -> bool {
-        let Some(orders) = self.client.orders.as_ref().filter(|orders| orders.is_full()) else { return false };
+        let Some(orders) = self.client.orders.as_ref().filter(|orders| orders.is_full()) else {
+            return false;
+        };
         let outbox = &self.client.outbox;
         loop {
             let pending = !outbox.flush();

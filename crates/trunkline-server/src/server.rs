@@ -140,8 +140,7 @@ impl Server {
                 (Arc::default(), Some(Arc::new(bridge)), backend)
             }
         };
-        let status =
-            options.backend_status.or_else(|| bridge.as_ref().map(|bridge| bridge.backend.status()));
+        let status = options.backend_status.or_else(|| bridge.as_ref().map(|bridge| bridge.backend.status()));
         let shared = Shared::new((hub, bridge), dead_letters, options.limits.clone(), options.name, address);
         let shared = Arc::new(shared);
         let health = Arc::new(Health::new(shared.clone(), backend.clone(), status));
@@ -253,8 +252,7 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
     let socket = Arc::new(socket);
     let outbox = Outbox::new(socket.clone(), shared.limits.max_pending);
     let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new()));
-    let client =
-        Arc::new(Client::new(shared.next_client_id(), address, outbox, shared.hub.clone(), orders));
+    let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, shared.hub.clone(), orders));
     client.touch(shared.now_ms());
     match shared.enter(&client) {
         Entry::Served => {

@@ -67,9 +67,6 @@ impl Session {
         let limits = self.server.protocol_limits;
         let mut fed = Fed { consumed: 0, need: 0, close: None, more: false };
         let mut counted = Counted::default();
-        if let Some(bridge) = &mut self.bridge {
-            bridge.begin();
-        }
         while fed.consumed < input.len() {
             let outcome = match parse(&input[fed.consumed..], &limits) {
                 Ok(Parsed::Op(op, taken)) => {

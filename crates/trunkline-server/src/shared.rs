@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytestring::ByteString;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use bytestring::ByteString;
 use trunkline::backend::memory::{Hub, SessionSink as _};
 use trunkline::{Message, Pattern};
 use trunkline_protocol::ServerInfo;

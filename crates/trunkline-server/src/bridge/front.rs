@@ -1,7 +1,6 @@
 //! The session's end of the bridge: turns operations into orders and hands them over a batch at a time.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -34,8 +33,6 @@ pub(crate) struct Front {
     orders: Arc<Orders>,
     /// Orders of this batch, handed over at its end.
     batch: Vec<Order>,
-    /// When the batch was read.
-    now: Instant,
     /// Marks what this client publishes; `None` while it wants its own messages.
     origin: Option<ByteString>,
     /// The subject before: most publishers use the same one again and again, and a clone costs neither a check nor a copy.
@@ -44,12 +41,7 @@ pub(crate) struct Front {
 
 impl Front {
     pub(crate) fn new(orders: Arc<Orders>) -> Self {
-        Self { orders, batch: Vec::new(), now: Instant::now(), origin: None, subject: None }
-    }
-
-    /// A batch of input begins.
-    pub(crate) fn begin(&mut self) {
-        self.now = Instant::now();
+        Self { orders, batch: Vec::new(), origin: None, subject: None }
     }
 
     /// What is ordered from here on bears this mark.
@@ -75,12 +67,12 @@ impl Front {
         }
         let message = Message { subject, reply, headers, payload: Bytes::copy_from_slice(m.payload) };
         let size_bytes = m.subject.len() + m.header.map_or(0, <[u8]>::len) + m.payload.len();
-        self.batch.push(Order::Publish(Outbound { message, size_bytes, since: self.now }));
+        self.batch.push(Order::Publish(Outbound { message, size_bytes }));
         Ok(())
     }
 
     pub(crate) fn subscribe(&mut self, subscription: Arc<Subscription>) {
-        self.batch.push(Order::Subscribe(subscription, self.now));
+        self.batch.push(Order::Subscribe(subscription));
     }
 
     pub(crate) fn unsubscribe(&mut self, subscription: Arc<Subscription>) {

@@ -13,11 +13,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use trunkline::backend::{
-    Fut, PublishError, PublishOptions, Publishing, Receipt, SubscribeError,
-};
-use trunkline::status::{BackendState, BackendStatus};
 use trunkline::Pattern;
+use trunkline::backend::{Fut, PublishError, PublishOptions, Publishing, Receipt, SubscribeError};
+use trunkline::status::{BackendState, BackendStatus};
 use trunkline_protocol::ServerError;
 
 use super::Bridge;
@@ -50,6 +48,8 @@ pub(crate) struct Lane {
     reports: mpsc::Receiver<Report>,
     reporter: mpsc::Sender<Report>,
     status: watch::Receiver<BackendStatus>,
+    /// Since when messages find no connection; nothing was published since.
+    away_since: Option<Instant>,
     /// Messages found no connection: until then none is sent.
     resume_at: Option<Instant>,
     end: End,
@@ -106,6 +106,7 @@ impl Lane {
             pumps: JoinSet::new(),
             reports,
             reporter,
+            away_since: None,
             resume_at: None,
             end: End::No,
         }
@@ -196,10 +197,10 @@ impl Lane {
                     self.under_way.push_back(Step::Say(bytes));
                     None
                 }
-                Order::Subscribe(subscription, since) if self.may_change(&subscription.pattern) => {
+                Order::Subscribe(subscription) if self.may_change(&subscription.pattern) => {
                     self.orders.finished(1, 0);
                     if self.end == End::No {
-                        self.subscribe(subscription, since.into());
+                        self.subscribe(subscription);
                     }
                     None
                 }
@@ -233,12 +234,12 @@ impl Lane {
     }
 
     /// When to look again at a message that waits for a connection.
-    fn stalled_until(&self) -> Result<Option<Instant>, Lost> {
-        let Some(Order::Publish(first)) = self.waiting.front() else { return Ok(None) };
-        if self.changing > 0 {
+    fn stalled_until(&mut self) -> Result<Option<Instant>, Lost> {
+        if !matches!(self.waiting.front(), Some(Order::Publish(_))) || self.changing > 0 {
             return Ok(None);
         }
-        let (now, deadline) = (Instant::now(), Instant::from(first.since) + self.bridge.publish_timeout);
+        let now = Instant::now();
+        let deadline = *self.away_since.get_or_insert(now) + self.bridge.publish_timeout;
         let status = self.status.borrow();
         if status.state == BackendState::Closed {
             return Err(PublishError::Closed.into());
@@ -251,7 +252,8 @@ impl Lane {
     }
 
     fn publish(&mut self, outbound: Outbound) {
-        let left = (Instant::from(outbound.since) + self.bridge.publish_timeout) - Instant::now();
+        let timeout = self.bridge.publish_timeout;
+        let left = self.away_since.map_or(timeout, |since| timeout.saturating_sub(since.elapsed()));
         let options = PublishOptions {
             dedupe_id: outbound.message.headers.get("Nats-Msg-Id").map(str::to_owned),
             timeout: Some(left),
@@ -295,11 +297,20 @@ impl Lane {
         }
     }
 
-    async fn settle(&mut self, outbound: Outbound, outcome: Result<Receipt, PublishError>) -> Result<(), Lost> {
+    async fn settle(
+        &mut self,
+        outbound: Outbound,
+        outcome: Result<Receipt, PublishError>,
+    ) -> Result<(), Lost> {
         match outcome {
-            Ok(_) => self.orders.finished(1, outbound.size_bytes),
+            Ok(_) => {
+                self.away_since = None;
+                self.orders.finished(1, outbound.size_bytes);
+            }
             Err(PublishError::NotConnected { .. }) => self.step_back(outbound).await?,
-            Err(error @ (PublishError::OutcomeUnknown { .. } | PublishError::Closed)) => return Err(error.into()),
+            Err(error @ (PublishError::OutcomeUnknown { .. } | PublishError::Closed)) => {
+                return Err(error.into());
+            }
             Err(error) => {
                 self.orders.finished(1, outbound.size_bytes);
                 self.refuse(&outbound, &error);
@@ -323,7 +334,9 @@ impl Lane {
         }
         again.append(&mut self.waiting);
         self.waiting = again;
-        self.resume_at = Some(Instant::now() + RETRY_PAUSE);
+        let now = Instant::now();
+        self.away_since.get_or_insert(now);
+        self.resume_at = Some(now + RETRY_PAUSE);
         Ok(())
     }
 
@@ -345,7 +358,7 @@ impl Lane {
         }
     }
 
-    fn subscribe(&mut self, subscription: Arc<Subscription>, since: Instant) {
+    fn subscribe(&mut self, subscription: Arc<Subscription>) {
         let key = key_of(&subscription);
         let stop = CancellationToken::new();
         let pump = Pump {
@@ -353,7 +366,7 @@ impl Lane {
             subscription: subscription.clone(),
             bridge: self.bridge.clone(),
             own: self.client.origin().cloned(),
-            start_by: since + self.bridge.publish_timeout,
+            start_by: Instant::now() + self.bridge.publish_timeout,
             stop: stop.clone(),
             reports: self.reporter.clone(),
         };

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -18,8 +17,7 @@ const BYTES_MAX: usize = 8 << 20;
 /// One thing to do for a client.
 pub(crate) enum Order {
     Publish(Outbound),
-    /// The time is when it was read.
-    Subscribe(Arc<Subscription>, Instant),
+    Subscribe(Arc<Subscription>),
     Unsubscribe(Arc<Subscription>),
     /// Bytes for the client that say what came of everything before them.
     Say(Vec<u8>),
@@ -30,7 +28,7 @@ impl Order {
         match self {
             Self::Publish(outbound) => outbound.size_bytes,
             Self::Say(bytes) => bytes.len(),
-            Self::Subscribe(..) | Self::Unsubscribe(_) => 0,
+            Self::Subscribe(_) | Self::Unsubscribe(_) => 0,
         }
     }
 }
@@ -39,8 +37,6 @@ impl Order {
 pub(crate) struct Outbound {
     pub(crate) message: Message,
     pub(crate) size_bytes: usize,
-    /// When it was read.
-    pub(crate) since: Instant,
 }
 
 /// How a lane is to end; only ever raised.

@@ -102,9 +102,7 @@ impl std::fmt::Debug for Front {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Hub(hub) => f.debug_tuple("Hub").field(hub).finish(),
-            Self::Bridge(backend) => {
-                f.debug_tuple("Bridge").field(&backend.capabilities().kind).finish()
-            }
+            Self::Bridge(backend) => f.debug_tuple("Bridge").field(&backend.capabilities().kind).finish(),
         }
     }
 }
@@ -175,7 +173,10 @@ impl Bus {
 
     async fn open_as(
         config: &Config,
-        #[cfg_attr(not(feature = "redis"), expect(unused_variables, reason = "only backend redis is bridged"))]
+        #[cfg_attr(
+            not(feature = "redis"),
+            expect(unused_variables, reason = "only backend redis is bridged")
+        )]
         front: bool,
     ) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
         let messaging = &config.messaging;
