@@ -30,6 +30,9 @@ const CHANGES_MAX: usize = 128;
 /// Pause before messages that found no connection are tried again: the backend may not have noticed yet.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
+/// What verbose clients are told of each operation.
+const OK: &[u8] = b"+OK\r\n";
+
 /// See the module's text.
 pub(crate) struct Lane {
     server: Arc<Shared>,
@@ -115,7 +118,6 @@ impl Lane {
     /// Carries out orders until it is told to end, or one fails: then the connection ends, too.
     pub(crate) async fn run(mut self) {
         let outcome = self.serve().await;
-        self.orders.end(End::Abort);
         if let Err(lost) = outcome {
             self.bridge.count_unconfirmed();
             tracing::warn!(
@@ -340,22 +342,17 @@ impl Lane {
         Ok(())
     }
 
-    /// Tells the client that one message was refused, in place of the `+OK` of a verbose one.
+    /// Tells the client that one message was refused.
     fn refuse(&mut self, outbound: &Outbound, error: &PublishError) {
         let subject = &outbound.message.subject;
         tracing::debug!(client = self.client.id, %subject, %error, "the backend refused a message");
         self.server.count_denied();
-        let mut line = Vec::new();
-        ServerError::PublishPermission { subject: subject.as_bytes() }.write(&mut line);
-        self.client.outbox.write(&[IoSlice::new(&line)], line.len());
-        let verbose = self.client.connect().is_some_and(|options| options.verbose);
-        if let Some(Step::Say(bytes)) = self.under_way.front_mut()
-            && verbose
-            && bytes.starts_with(b"+OK\r\n")
-        {
-            bytes.drain(..5);
-            self.orders.finished(0, 5);
-        }
+        let said_next = match self.under_way.front_mut() {
+            Some(Step::Say(bytes)) => Some(bytes),
+            _ => None,
+        };
+        let error = ServerError::PublishPermission { subject: subject.as_bytes() };
+        say_error(&self.client, &self.orders, said_next, error);
     }
 
     fn subscribe(&mut self, subscription: Arc<Subscription>) {
@@ -398,17 +395,29 @@ impl Lane {
                 Ok(())
             }
             Report::Failed(key, error) => {
-                let lasts = error.is_retryable() || matches!(error, SubscribeError::Closed);
-                match self.feeds.get(&key) {
-                    Some(feed) if !lasts => {
-                        refuse_subscription(feed, &error);
-                        Ok(())
-                    }
-                    Some(_) => Err(error.into()),
-                    None => Ok(()),
+                let Some(feed) = self.feeds.get(&key) else { return Ok(()) };
+                if error.is_retryable() || matches!(error, SubscribeError::Closed) {
+                    return Err(error.into());
                 }
+                let subscription = feed.subscription.clone();
+                self.refuse_subscription(&subscription, &error);
+                Ok(())
             }
         }
+    }
+
+    fn refuse_subscription(&mut self, subscription: &Subscription, error: &SubscribeError) {
+        let Subscription { pattern, queue, .. } = subscription;
+        tracing::debug!(client = self.client.id, %pattern, %error, "the backend refused a subscription");
+        let said_next = match self.waiting.front_mut() {
+            Some(Order::Say(bytes)) => Some(bytes),
+            _ => None,
+        };
+        let queue = queue.as_ref().map(|queue| <str>::as_bytes(queue));
+        let error = ServerError::SubscribePermission { subject: pattern.as_bytes(), queue };
+        say_error(&self.client, &self.orders, said_next, error);
+        subscription.end();
+        self.client.forget_ended(subscription);
     }
 
     /// The pump of a subscription is over: it was unsubscribed, had its last delivery, or never started.
@@ -417,6 +426,16 @@ impl Lane {
             && feed.phase != Phase::Standing
         {
             self.changing -= 1;
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // The connection must not go on to read for a lane that is no more.
+        self.orders.end(End::Abort);
+        if std::thread::panicking() {
+            self.client.outbox.end(Ending::Now);
         }
     }
 }
@@ -430,15 +449,20 @@ async fn head(under_way: &mut VecDeque<Step>) -> Result<Receipt, PublishError> {
     }
 }
 
-fn refuse_subscription(feed: &Feed, error: &SubscribeError) {
-    let Subscription { client, pattern, queue, .. } = &*feed.subscription;
-    tracing::debug!(client = client.id, %pattern, %error, "the backend refused a subscription");
-    let queue = queue.as_ref().map(|queue| <str>::as_bytes(queue));
+/// Says an error: to a verbose client in place of the `+OK` that is to be said next, to others now.
+fn say_error(client: &Client, orders: &Orders, next: Option<&mut Vec<u8>>, error: ServerError<'_>) {
     let mut line = Vec::new();
-    ServerError::SubscribePermission { subject: pattern.as_bytes(), queue }.write(&mut line);
-    client.outbox.write(&[IoSlice::new(&line)], line.len());
-    feed.subscription.end();
-    client.forget_ended(&feed.subscription);
+    error.write(&mut line);
+    let verbose = client.connect().is_some_and(|options| options.verbose);
+    match next.filter(|next| verbose && next.starts_with(OK)) {
+        Some(next) => {
+            orders.grown(line.len() - OK.len());
+            next.splice(..OK.len(), line);
+        }
+        None => {
+            client.outbox.write(&[IoSlice::new(&line)], line.len());
+        }
+    }
 }
 
 fn key_of(subscription: &Arc<Subscription>) -> usize {

@@ -121,6 +121,11 @@ impl Orders {
         }
     }
 
+    /// An order that is here has grown by so many bytes.
+    pub(crate) fn grown(&self, bytes: usize) {
+        self.queue.lock().bytes += bytes;
+    }
+
     /// Has the lane end.
     pub(crate) fn end(&self, how: End) {
         {

@@ -69,7 +69,13 @@ impl Pump {
     /// Runs until the subscription ends; returns its key.
     pub(super) async fn run(self) -> usize {
         let key = self.key;
-        match self.start().await {
+        let started = tokio::select! {
+            biased;
+            started = self.start() => started,
+            // Nobody has seen it stand, so there is nothing that it owes.
+            () = self.stop.cancelled() => return key,
+        };
+        match started {
             Ok(source) => {
                 // The lane outlives its pumps, but need not listen any more.
                 let _ = self.reports.send(Report::Stands(key)).await;

@@ -109,7 +109,7 @@ fn the_admin_api_works_on_what_clients_publish() {
     client.flush();
     let streams = run(&[
         "stream",
-        "list",
+        "ls",
         "--json",
         "--http",
         ports["http"].as_str().unwrap(),
