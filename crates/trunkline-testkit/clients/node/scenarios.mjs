@@ -237,6 +237,7 @@ const scenarios = {
     const control = await bus.collect(subscriber, "limited");
     for (const payload of numbers(20)) publisher.publish("limited", bytes(payload));
     await control.waitFor(20);
+    await limited.waitFor(5);
     assert.deepEqual(limited.texts, numbers(5));
 
     // The client stops by itself too, so what the server does is seen on a bare socket: the limit counts what was already delivered.

@@ -253,6 +253,7 @@ async def auto_unsubscribe_stops_after_max(bus):
     for n in range(20):
         await publisher.publish("limited", str(n).encode())
     await control.wait_for(20)
+    await limited.wait_for(5)
     assert limited.payloads == [b"0", b"1", b"2", b"3", b"4"]
 
     # The client stops by itself too, so what the server does is seen on a bare socket: the limit counts what was already delivered.

@@ -97,6 +97,16 @@ impl Raw {
         }
     }
 
+    /// Sends PING; the messages before and after its answer, so many or more: a PONG does not say that they are here.
+    pub(super) fn flush_among(&mut self, count: usize) -> Vec<Msg> {
+        self.send("PING\r\n");
+        let mut messages = self.messages_before_pong();
+        while messages.len() < count {
+            messages.push(self.message());
+        }
+        messages
+    }
+
     fn message_of(&mut self, line: &str) -> Msg {
         let words: Vec<&str> = line.split(' ').collect();
         let sizes = match words[0] {

@@ -130,8 +130,7 @@ fn monitoring_shows_what_clients_of_a_bridge_do() {
     let mut client = Raw::connect(server.url());
     client.send("SUB jobs.* team 1\r\nSUB news 2\r\n");
     client.publish("news", None, b"12345");
-    client.flush();
-    client.message();
+    client.flush_among(1);
     let get = |path: &str| -> Value { serde_json::from_str(&http_get(server.http(), path)).expect("JSON") };
     let varz = get("/varz");
     assert_eq!(
