@@ -1,13 +1,14 @@
 //! Headers between the bus, which knows names and values only, and clients, which know a status line too.
 
 use trunkline::Headers;
+use trunkline_core::HeaderError;
 use trunkline_protocol::header_lines;
 
 use crate::bridge::ORIGIN_HEADER;
 use crate::client::Client;
 
 const VERSION: &[u8] = b"NATS/1.0";
-/// Marks a message that came with a status line: its first `Status` and `Description` were not headers of their own.
+/// Marks a message that came with a status line: so many of its first headers, code and description, are of that line.
 const STATUS_LINE_HEADER: &str = "Trunkline-Status-Line";
 /// The status of the answer to a request that nobody answers.
 const NO_RESPONDERS: &str = "503";
@@ -30,48 +31,38 @@ pub(crate) fn header_block(headers: &Headers, payload: &[u8], client: &Client, o
     if headers.is_empty() {
         return Fit::Without;
     }
-    let marked = headers.get(STATUS_LINE_HEADER).is_some();
-    let nobody = !marked && payload.is_empty() && is_no_responders(headers);
+    let nobody = payload.is_empty() && is_no_responders(headers);
     if nobody && !client.connect().is_some_and(|options| options.headers && options.no_responders) {
         return Fit::Withheld;
     }
     if !client.headers() {
         return Fit::Without;
     }
+    let marked = || headers.get(STATUS_LINE_HEADER).and_then(|count| count.parse().ok());
+    let of_status_line = if nobody { 1 } else { marked().unwrap_or(0) };
     out.extend_from_slice(VERSION);
-    let (mut status, mut description) = (marked || nobody, marked || nobody);
-    for word in [("Status", status), ("Description", description)] {
-        if let (name, true) = word
-            && let Some(value) = headers.get(name)
-        {
-            out.push(b' ');
-            out.extend_from_slice(value.as_bytes());
-        }
+    for (_, word) in headers.iter().take(of_status_line) {
+        out.push(b' ');
+        out.extend_from_slice(word.as_bytes());
     }
     out.extend_from_slice(b"\r\n");
-    let (lines, mut any) = (out.len(), status);
-    for (name, value) in headers.iter() {
-        // Of the status line; what follows under the same names is the publisher's own.
-        let is_first = |name_of: &str, left: &mut bool| *left && name == name_of && std::mem::take(left);
-        if is_first("Status", &mut status)
-            || is_first("Description", &mut description)
-            || name == ORIGIN_HEADER
-            || name == STATUS_LINE_HEADER
-        {
+    let mut is_empty = of_status_line == 0;
+    for (name, value) in headers.iter().skip(of_status_line) {
+        if name == ORIGIN_HEADER || name == STATUS_LINE_HEADER {
             continue;
         }
+        is_empty = false;
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b": ");
         out.extend_from_slice(value.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
-    any |= out.len() > lines;
     out.extend_from_slice(b"\r\n");
-    match (nobody, any) {
+    match (nobody, is_empty) {
         (true, _) => Fit::NobodyAnswers,
-        (false, true) => Fit::Block,
+        (false, false) => Fit::Block,
         // What there was is the server's own business.
-        (false, false) => Fit::Without,
+        (false, true) => Fit::Without,
     }
 }
 
@@ -84,13 +75,15 @@ fn is_no_responders(headers: &Headers) -> bool {
 ///
 /// # Errors
 /// A block that is none.
-pub(crate) fn read_block(block: &[u8]) -> Result<Headers, trunkline_core::HeaderError> {
+pub(crate) fn read_block(block: &[u8]) -> Result<Headers, HeaderError> {
     let mut headers = Headers::decode(block)?;
-    // What the names are of is forged by nobody.
+    // Nobody says in the server's name whose a message is.
     headers.remove(ORIGIN_HEADER);
     headers.remove(STATUS_LINE_HEADER);
-    if header_lines(block).is_ok_and(|lines| lines.status().is_some()) {
-        headers.append(STATUS_LINE_HEADER, "1")?;
+    if let Ok(lines) = header_lines(block)
+        && lines.status().is_some()
+    {
+        headers.append(STATUS_LINE_HEADER, if lines.description().is_some() { "2" } else { "1" })?;
     }
     Ok(headers)
 }

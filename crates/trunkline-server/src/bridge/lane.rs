@@ -30,6 +30,8 @@ const CHANGES_MAX: usize = 128;
 /// Pause before messages that found no connection are tried again: the backend may not have noticed yet.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
+const CUT_OFF: &str = "a client is cut off, so that it takes nothing for done that may not be";
+
 /// What verbose clients are told of each operation.
 const OK: &[u8] = b"+OK\r\n";
 
@@ -88,6 +90,16 @@ enum Lost {
     Subscribe(#[from] SubscribeError),
 }
 
+impl Lost {
+    fn is_outage(&self) -> bool {
+        match self {
+            Self::Publish(error) => matches!(error, PublishError::NotConnected { .. }),
+            Self::Subscribe(error) => error.is_retryable(),
+            Self::Order => false,
+        }
+    }
+}
+
 impl Lane {
     pub(crate) fn new(
         server: Arc<Shared>,
@@ -117,15 +129,20 @@ impl Lane {
 
     /// Carries out orders until it is told to end, or one fails: then the connection ends, too.
     pub(crate) async fn run(mut self) {
-        let outcome = self.serve().await;
+        let orders = self.orders.clone();
+        let outcome = tokio::select! {
+            biased;
+            () = orders.aborted() => Ok(()),
+            outcome = self.serve() => outcome,
+        };
         if let Err(lost) = outcome {
             self.bridge.count_unconfirmed();
-            tracing::warn!(
-                client = self.client.id,
-                address = %self.client.address,
-                error = %with_cause(&lost),
-                "a client is cut off, so that it takes nothing for done"
-            );
+            let (client, address, error) = (self.client.id, self.client.address, with_cause(&lost));
+            match lost.is_outage() {
+                // That the backend is away has been said, and every client would say it again.
+                true => tracing::debug!(client, %address, error, "{CUT_OFF}"),
+                false => tracing::warn!(client, %address, error, "{CUT_OFF}"),
+            }
             self.client.set_ending_reason(Closed::Backend);
             // On this error stock clients connect again, and tell that they had to.
             self.client.outbox.end_with(|out| ServerError::StaleConnection.write(out));

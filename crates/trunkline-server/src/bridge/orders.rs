@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use trunkline::Message;
 
 use crate::client::Subscription;
@@ -59,6 +60,8 @@ pub(crate) struct Orders {
     changed: Notify,
     /// Wakes the connection that waits for room.
     room: Notify,
+    /// Cancelled when the lane is to end at once, whatever it waits for.
+    abort: CancellationToken,
 }
 
 struct Queue {
@@ -80,7 +83,12 @@ impl std::fmt::Debug for Orders {
 impl Orders {
     pub(crate) fn new() -> Self {
         let queue = Queue { orders: VecDeque::new(), count: 0, bytes: 0, end: End::No };
-        Self { queue: Mutex::new(queue), changed: Notify::new(), room: Notify::new() }
+        Self {
+            queue: Mutex::new(queue),
+            changed: Notify::new(),
+            room: Notify::new(),
+            abort: CancellationToken::new(),
+        }
     }
 
     /// Takes a batch of orders; nothing once the lane is to end, because nobody is told what came of it.
@@ -132,6 +140,9 @@ impl Orders {
             let mut queue = self.queue.lock();
             queue.end = queue.end.max(how);
         }
+        if how == End::Abort {
+            self.abort.cancel();
+        }
         self.changed.notify_one();
         self.room.notify_one();
     }
@@ -153,6 +164,11 @@ impl Orders {
             }
             room.await;
         }
+    }
+
+    /// Waits until the lane is to end at once.
+    pub(crate) async fn aborted(&self) {
+        self.abort.cancelled().await;
     }
 
     /// Waits until there are orders, or the lane is to end.

@@ -89,6 +89,10 @@ struct Bridge {
 
 impl Bridge {
     async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut ServerOptions)) -> Self {
         let hub = Arc::new(Hub::default());
         let (published, publishing) = mpsc::unbounded_channel();
         let (subscribing, subscriptions) = mpsc::unbounded_channel();
@@ -97,6 +101,7 @@ impl Bridge {
         options.listen.set_port(0);
         options.http = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         options.publish_timeout = Duration::from_secs(30);
+        change(&mut options);
         let server = Server::start(options).await.expect("free ports");
         let hub = MemoryBackend::connect_to(&hub);
         Self { server, published: publishing, subscribing: subscriptions, hub }
@@ -326,4 +331,44 @@ async fn gaps_are_counted_for_the_client_and_in_all() {
     assert_eq!((&connection["missed_msgs"], &connection["missed_gaps"]), (&7.into(), &2.into()));
     let metrics = super::client::get(http, "/metrics").await.body;
     assert!(metrics.contains("trunkline_bridge_missed_messages_total 7"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_is_cut_off_and_others_get_everything() {
+    const COUNT: usize = 400;
+    let mut bridge = Bridge::with(|options| options.limits.max_pending = 1 << 20).await;
+    let (mut slow, mut fast) = (bridge.client().await, bridge.client().await);
+    for client in [&mut slow, &mut fast] {
+        client.send("SUB big 1\r\nPING\r\n").await;
+        bridge.let_stand().await;
+        client.expect("PONG\r\n").await;
+    }
+    for _ in 0..COUNT {
+        let message = Message::new("big".parse().unwrap(), vec![0; 65_536]);
+        bridge.hub.publish(message, PublishOptions::default()).outcome().await.unwrap();
+        fast.expect("MSG big 1 65536\r\n").await;
+        fast.take(65_538).await;
+    }
+    let http = bridge.server.http_addr().unwrap();
+    within("the slow one to be cut off", async { while json(http, "/varz").await["slow_consumers"] != 1 {} })
+        .await;
+}
+
+#[tokio::test]
+async fn a_stop_carries_out_what_was_asked_for_and_gives_up_when_its_time_is_over() {
+    let mut bridge = Bridge::start().await;
+    let (mut first, mut second) = (bridge.client().await, bridge.client().await);
+    first.send(publish("1") + "PING\r\n").await;
+    let (_, outcome) = bridge.next().await;
+    second.send(publish("2") + "PING\r\n").await;
+    let (_, never) = bridge.next().await;
+    let told = async {
+        first.send("PING\r\n").await;
+        outcome.send(Ok(Receipt::Accepted)).unwrap();
+        first.until_closed().await
+    };
+    let (cut, told) = tokio::join!(bridge.server.shutdown(Duration::from_millis(500)), told);
+    assert!(told.starts_with("PONG\r\n"), "{told:?}");
+    assert_eq!((cut, second.until_closed().await.as_str()), (1, ""));
+    drop(never);
 }

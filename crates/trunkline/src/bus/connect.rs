@@ -108,6 +108,7 @@ impl std::fmt::Debug for Front {
 }
 
 /// Room beside `server.limits.max_payload` for the headers that a bridge puts on messages of its clients.
+#[cfg(feature = "redis")]
 const OWN_HEADER_BYTES: usize = 1024;
 
 impl Bus {
