@@ -8,10 +8,12 @@
 //! - [`lane`]: carries orders out. A message leaves once every subscription before it stands; a PONG is said once every
 //!   message before it has its outcome. A publish that failed ends the connection: a client that was told nothing may
 //!   believe what it likes, and its flush must not succeed.
+//! - [`feeds`]: the subscriptions of a connection, of which some start or end while others stand.
 //! - [`pump`]: what one subscription gets, from the backend to the client's outbox.
 //!
 //! Nothing is routed here: what clients get comes only from the backend, so that all servers on it are one bus.
 
+mod feeds;
 pub(crate) mod front;
 pub(crate) mod lane;
 pub(crate) mod orders;

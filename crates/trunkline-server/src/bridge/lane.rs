@@ -3,30 +3,26 @@
 //! Messages are under way side by side, and subscriptions start and end side by side; what has to wait for what is
 //! decided in [`Lane::begin`]. The lane is one task, spawned and awaited by the connection's.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use trunkline::Pattern;
 use trunkline::backend::{Fut, PublishError, PublishOptions, Publishing, Receipt, SubscribeError};
 use trunkline::status::{BackendState, BackendStatus};
 use trunkline_protocol::ServerError;
 
 use super::Bridge;
+use super::feeds::Feeds;
 use super::orders::{End, Order, Orders, Outbound};
-use super::pump::{Pump, Report};
 use crate::client::{Client, Subscription};
 use crate::outbox::Ending;
 use crate::shared::{Closed, Shared};
 
-/// Most subscriptions of one connection that start or end at a time.
-const CHANGES_MAX: usize = 128;
 /// Pause before messages that found no connection are tried again: the backend may not have noticed yet.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -45,13 +41,7 @@ pub(crate) struct Lane {
     waiting: VecDeque<Order>,
     /// Begun and not over, in order.
     under_way: VecDeque<Step>,
-    /// Subscriptions by the address of what the client table has.
-    feeds: HashMap<usize, Feed>,
-    /// How many of them are starting or ending.
-    changing: usize,
-    pumps: JoinSet<usize>,
-    reports: mpsc::Receiver<Report>,
-    reporter: mpsc::Sender<Report>,
+    feeds: Feeds,
     status: watch::Receiver<BackendStatus>,
     /// Since when messages find no connection; nothing was published since.
     away_since: Option<Instant>,
@@ -64,19 +54,6 @@ pub(crate) struct Lane {
 enum Step {
     Publish(Outbound, Fut<'static, Result<Receipt, PublishError>>),
     Say(Vec<u8>),
-}
-
-struct Feed {
-    subscription: Arc<Subscription>,
-    stop: CancellationToken,
-    phase: Phase,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Starting,
-    Standing,
-    Ending,
 }
 
 /// Why a client cannot be served any further.
@@ -107,20 +84,15 @@ impl Lane {
         client: Arc<Client>,
         orders: Arc<Orders>,
     ) -> Self {
-        let (reporter, reports) = mpsc::channel(CHANGES_MAX);
         Self {
             status: bridge.backend.status(),
+            feeds: Feeds::new(bridge.clone(), client.clone()),
             server,
             bridge,
             client,
             orders,
             waiting: VecDeque::new(),
             under_way: VecDeque::new(),
-            feeds: HashMap::new(),
-            changing: 0,
-            pumps: JoinSet::new(),
-            reports,
-            reporter,
             away_since: None,
             resume_at: None,
             end: End::No,
@@ -149,7 +121,7 @@ impl Lane {
         } else if self.end == End::Drain {
             self.client.outbox.end(Ending::WhenFlushed);
         }
-        self.pumps.shutdown().await;
+        self.feeds.shut_down().await;
     }
 
     async fn serve(&mut self) -> Result<(), Lost> {
@@ -161,7 +133,7 @@ impl Lane {
             self.begin();
             self.say();
             let idle = self.waiting.is_empty() && self.under_way.is_empty();
-            if idle && (self.end == End::Close || self.end == End::Drain && self.pumps.is_empty()) {
+            if idle && (self.end == End::Close || self.end == End::Drain && self.feeds.are_over()) {
                 return Ok(());
             }
             let stalled = self.stalled_until()?;
@@ -170,12 +142,9 @@ impl Lane {
                 biased;
                 () = self.orders.changed() => {}
                 outcome = head(&mut self.under_way), if publishing => self.settle_ready(outcome).await?,
-                Some(report) = self.reports.recv() => self.hear(report)?,
-                Some(ended) = self.pumps.join_next(), if !self.pumps.is_empty() => {
-                    match ended {
-                        Ok(key) => self.ended(key),
-                        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                        Err(_) => {}
+                failed = self.feeds.changed() => {
+                    if let Some((subscription, error)) = failed {
+                        self.refuse_subscription(&subscription, error)?;
                     }
                 }
                 _ = self.status.changed(), if stalled.is_some() => {}
@@ -192,14 +161,10 @@ impl Lane {
             return;
         }
         self.end = end;
-        for feed in self.feeds.values() {
-            feed.stop.cancel();
-        }
-        if end == End::Close {
-            // Nobody is there to be given anything, and nothing waits for a subscription any more.
-            self.pumps.abort_all();
-            self.feeds.clear();
-            self.changing = 0;
+        match end {
+            End::Drain => self.feeds.stop_all(),
+            End::Close => self.feeds.abandon(),
+            End::No | End::Abort => {}
         }
     }
 
@@ -208,24 +173,24 @@ impl Lane {
     fn begin(&mut self) {
         while let Some(order) = self.waiting.pop_front() {
             let refused = match order {
-                Order::Publish(outbound) if self.changing == 0 && self.can_send() => {
+                Order::Publish(outbound) if self.feeds.are_settled() && self.can_send() => {
                     self.publish(outbound);
                     None
                 }
-                Order::Say(bytes) if self.changing == 0 => {
+                Order::Say(bytes) if self.feeds.are_settled() => {
                     self.under_way.push_back(Step::Say(bytes));
                     None
                 }
                 Order::Subscribe(subscription) if self.may_change(&subscription.pattern) => {
                     self.orders.finished(1, 0);
                     if self.end == End::No {
-                        self.subscribe(subscription);
+                        self.feeds.start(subscription);
                     }
                     None
                 }
                 Order::Unsubscribe(subscription) if self.may_change(&subscription.pattern) => {
                     self.orders.finished(1, 0);
-                    self.unsubscribe(&subscription);
+                    self.feeds.stop(&subscription);
                     None
                 }
                 order => Some(order),
@@ -242,7 +207,7 @@ impl Lane {
             Step::Publish(outbound, _) => pattern.matches(&outbound.message.subject),
             Step::Say(_) => false,
         };
-        self.changing < CHANGES_MAX && !self.under_way.iter().any(published)
+        self.feeds.may_change() && !self.under_way.iter().any(published)
     }
 
     fn can_send(&mut self) -> bool {
@@ -254,7 +219,7 @@ impl Lane {
 
     /// When to look again at a message that waits for a connection.
     fn stalled_until(&mut self) -> Result<Option<Instant>, Lost> {
-        if !matches!(self.waiting.front(), Some(Order::Publish(_))) || self.changing > 0 {
+        if !matches!(self.waiting.front(), Some(Order::Publish(_))) || !self.feeds.are_settled() {
             return Ok(None);
         }
         let now = Instant::now();
@@ -372,58 +337,15 @@ impl Lane {
         say_error(&self.client, &self.orders, said_next, error);
     }
 
-    fn subscribe(&mut self, subscription: Arc<Subscription>) {
-        let key = key_of(&subscription);
-        let stop = CancellationToken::new();
-        let pump = Pump {
-            key,
-            subscription: subscription.clone(),
-            bridge: self.bridge.clone(),
-            own: self.client.origin().cloned(),
-            start_by: Instant::now() + self.bridge.publish_timeout,
-            stop: stop.clone(),
-            reports: self.reporter.clone(),
-        };
-        self.feeds.insert(key, Feed { subscription, stop, phase: Phase::Starting });
-        self.changing += 1;
-        self.pumps.spawn(pump.run());
-    }
-
-    fn unsubscribe(&mut self, subscription: &Arc<Subscription>) {
-        // One that has made its last delivery is gone already.
-        if let Some(feed) = self.feeds.get_mut(&key_of(subscription)) {
-            feed.stop.cancel();
-            if feed.phase == Phase::Standing {
-                self.changing += 1;
-            }
-            feed.phase = Phase::Ending;
+    /// Tells the client that a subscription was refused. One that failed otherwise cannot be passed over.
+    fn refuse_subscription(
+        &mut self,
+        subscription: &Subscription,
+        error: SubscribeError,
+    ) -> Result<(), Lost> {
+        if error.is_retryable() || matches!(error, SubscribeError::Closed) {
+            return Err(error.into());
         }
-    }
-
-    fn hear(&mut self, report: Report) -> Result<(), Lost> {
-        match report {
-            Report::Stands(key) => {
-                if let Some(feed) = self.feeds.get_mut(&key)
-                    && feed.phase == Phase::Starting
-                {
-                    feed.phase = Phase::Standing;
-                    self.changing -= 1;
-                }
-                Ok(())
-            }
-            Report::Failed(key, error) => {
-                let Some(feed) = self.feeds.get(&key) else { return Ok(()) };
-                if error.is_retryable() || matches!(error, SubscribeError::Closed) {
-                    return Err(error.into());
-                }
-                let subscription = feed.subscription.clone();
-                self.refuse_subscription(&subscription, &error);
-                Ok(())
-            }
-        }
-    }
-
-    fn refuse_subscription(&mut self, subscription: &Subscription, error: &SubscribeError) {
         let Subscription { pattern, queue, .. } = subscription;
         tracing::debug!(client = self.client.id, %pattern, %error, "the backend refused a subscription");
         let said_next = match self.waiting.front_mut() {
@@ -435,15 +357,7 @@ impl Lane {
         say_error(&self.client, &self.orders, said_next, error);
         subscription.end();
         self.client.forget_ended(subscription);
-    }
-
-    /// The pump of a subscription is over: it was unsubscribed, had its last delivery, or never started.
-    fn ended(&mut self, key: usize) {
-        if let Some(feed) = self.feeds.remove(&key)
-            && feed.phase != Phase::Standing
-        {
-            self.changing -= 1;
-        }
+        Ok(())
     }
 }
 
@@ -480,10 +394,6 @@ fn say_error(client: &Client, orders: &Orders, next: Option<&mut Vec<u8>>, error
             client.outbox.write(&[IoSlice::new(&line)], line.len());
         }
     }
-}
-
-fn key_of(subscription: &Arc<Subscription>) -> usize {
-    Arc::as_ptr(subscription).addr()
 }
 
 fn with_cause(error: &dyn std::error::Error) -> String {
