@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytestring::ByteString;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -14,9 +15,11 @@ use trunkline::{Message, Pattern};
 use trunkline_core::SubscriptionId;
 use trunkline_protocol::{ConnectOptions, encode};
 
+use crate::bridge::orders::Orders;
 use crate::outbox::{Outbox, Written};
 use crate::shared::Closed;
 use crate::view::Count;
+use crate::wire::{self, Fit};
 
 /// A client's name for a subscription; most are numbers of a few digits.
 pub(crate) type Sid = SmallVec<[u8; 8]>;
@@ -49,6 +52,12 @@ pub(crate) struct Client {
     /// To the client.
     pub(crate) sent: Traffic,
     pub(crate) subscriptions: AtomicU64,
+    /// What its lane is to do, on a bridge.
+    pub(crate) orders: Option<Arc<Orders>>,
+    /// Messages that the backend had for it and that it was not given, where their number is known. Only on a bridge.
+    pub(crate) missed: AtomicU64,
+    /// Gaps in what it was given, of known and of unknown size. Only on a bridge.
+    pub(crate) gaps: AtomicU64,
     /// Guards the subscriptions. Changed by the session, and by whoever makes a subscription's last delivery; monitoring
     /// looks on. No other lock is taken while it is held.
     pub(crate) table: Mutex<Subscriptions>,
@@ -65,6 +74,8 @@ pub(crate) struct Client {
     seen_sent: AtomicU64,
     pings: Mutex<Pings>,
     ending_reason: OnceLock<Closed>,
+    /// Marks what it publishes, when it must not get that back. Only on a bridge.
+    origin: OnceLock<ByteString>,
 }
 
 #[derive(Debug, Default)]
@@ -77,7 +88,14 @@ struct Pings {
 }
 
 impl Client {
-    pub(crate) fn new(id: u64, address: SocketAddr, outbox: Outbox, hub: Arc<Hub>) -> Self {
+    /// `orders` is for its lane, on a bridge.
+    pub(crate) fn new(
+        id: u64,
+        address: SocketAddr,
+        outbox: Outbox,
+        hub: Arc<Hub>,
+        orders: Option<Arc<Orders>>,
+    ) -> Self {
         Self {
             id,
             address,
@@ -85,6 +103,9 @@ impl Client {
             received: Traffic::default(),
             sent: Traffic::default(),
             subscriptions: AtomicU64::new(0),
+            orders,
+            missed: AtomicU64::new(0),
+            gaps: AtomicU64::new(0),
             table: Mutex::default(),
             started: SystemTime::now(),
             hub,
@@ -95,6 +116,7 @@ impl Client {
             seen_sent: AtomicU64::new(0),
             pings: Mutex::default(),
             ending_reason: OnceLock::new(),
+            origin: OnceLock::new(),
         }
     }
 
@@ -112,6 +134,15 @@ impl Client {
     pub(crate) fn set_connect(&self, options: ConnectOptions) {
         self.headers.store(options.headers, Ordering::Relaxed);
         let _ = self.connect.set(options);
+    }
+
+    /// Keeps the mark of what it publishes and must not get back.
+    pub(crate) fn set_origin(&self, origin: ByteString) {
+        let _ = self.origin.set(origin);
+    }
+
+    pub(crate) fn origin(&self) -> Option<&ByteString> {
+        self.origin.get()
     }
 
     pub(crate) fn touch(&self, now_ms: u64) {
@@ -189,7 +220,7 @@ impl Client {
 
     /// A subscription made its last delivery: it is gone at once, so that it does not count as somebody listening and
     /// its name can be used again.
-    fn forget_ended(&self, subscription: &Subscription) {
+    pub(crate) fn forget_ended(&self, subscription: &Subscription) {
         if let Some(id) = subscription.id.get() {
             self.hub.router().remove(&subscription.pattern, *id);
         }
@@ -208,7 +239,7 @@ pub(crate) struct Subscription {
     pub(crate) client: Arc<Client>,
     pub(crate) sid: Sid,
     pub(crate) pattern: Pattern,
-    pub(crate) queue: Option<bytestring::ByteString>,
+    pub(crate) queue: Option<ByteString>,
     /// Its place in the routing table; set right after it got there.
     pub(crate) id: OnceLock<SubscriptionId>,
     delivered: AtomicU64,
@@ -218,12 +249,7 @@ pub(crate) struct Subscription {
 }
 
 impl Subscription {
-    pub(crate) fn new(
-        client: Arc<Client>,
-        sid: &[u8],
-        pattern: Pattern,
-        queue: Option<bytestring::ByteString>,
-    ) -> Self {
+    pub(crate) fn new(client: Arc<Client>, sid: &[u8], pattern: Pattern, queue: Option<ByteString>) -> Self {
         Self {
             client,
             sid: Sid::from_slice(sid),
@@ -284,14 +310,18 @@ impl Subscription {
 
 impl SessionSink for Subscription {
     fn deliver(&self, message: &Arc<Message>) -> Delivered {
-        if !self.take_delivery() {
+        let mut header = Vec::new();
+        let fit = wire::header_block(&message.headers, &message.payload, &self.client, &mut header);
+        let taken = match fit {
+            Fit::Withheld => return if self.has_ended() { Delivered::Gone } else { Delivered::Done },
+            // As on nats-server, beside the deliveries that a limit counts.
+            Fit::NobodyAnswers => !self.has_ended(),
+            Fit::Block | Fit::Without => self.take_delivery(),
+        };
+        if !taken {
             return Delivered::Gone;
         }
-        let mut header = Vec::new();
-        if !message.headers.is_empty() && self.client.headers() {
-            message.headers.encode(&mut header);
-        }
-        let header = (!header.is_empty()).then_some(&header[..]);
+        let header = (fit != Fit::Without).then_some(&header[..]);
         let reply = message.reply.as_ref().map(|reply| reply.as_bytes());
         let written = self.client.outbox.write_later(|out| {
             encode::msg(out, message.subject.as_bytes(), &self.sid, reply, header, &message.payload);
@@ -326,7 +356,7 @@ mod tests {
         const ROUNDS: usize = 20_000;
         let hub = Arc::new(Hub::default());
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let client = Arc::new(Client::new(1, address, Outbox::without_socket(), hub.clone()));
+        let client = Arc::new(Client::new(1, address, Outbox::without_socket(), hub.clone(), None));
         let pattern: Pattern = "inbox".parse().unwrap();
         let subscriptions: Vec<_> = (0..ROUNDS)
             .map(|n| {

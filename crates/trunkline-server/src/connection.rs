@@ -8,7 +8,10 @@ use std::time::Duration;
 use bytes::BufMut;
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
+use crate::bridge::lane::Lane;
+use crate::bridge::orders::{End, Orders};
 use crate::client::Client;
 use crate::outbox::Ending;
 use crate::session::{Fed, Session};
@@ -73,14 +76,31 @@ impl Connection {
     pub(crate) async fn run(mut self) {
         let info = self.server.info(&self.client);
         self.client.outbox.write_later(|out| info.write(out));
+        let lane = self.start_lane();
         let mut subscriptions = 0;
         let why = self.serve(&mut subscriptions).await;
         self.leave_routing(&mut subscriptions).await;
         // Monitoring shows the subscriptions that it had.
         let view = ClientView { subscriptions, ..self.server.view(&self.client) };
+        if let Some((orders, lane)) = lane {
+            // The client need not wait for what it has published; this connection ends when that is over.
+            self.client.outbox.close();
+            orders.end(End::Close);
+            if let Err(error) = lane.await {
+                tracing::error!(client = self.client.id, %error, "the lane of a connection broke");
+            }
+        }
         self.server.leave(&self.client, view, why);
         self.client.outbox.close();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
+    }
+
+    /// On a bridge, the task that carries out what the client asks for. It ends by the orders' end, and is awaited when the
+    /// connection is over.
+    fn start_lane(&self) -> Option<(Arc<Orders>, JoinHandle<()>)> {
+        let (bridge, orders) = (self.server.bridge.clone()?, self.client.orders.clone()?);
+        let lane = Lane::new(self.server.clone(), bridge, self.client.clone(), orders.clone());
+        Some((orders, tokio::spawn(lane.run())))
     }
 
     /// Ends the subscriptions, as soon as the connection is to end and not when it has: whoever publishes meanwhile would
@@ -111,7 +131,10 @@ impl Connection {
                 }
                 Ending::WhenFlushed => {}
                 Ending::Now => {
-                    if let Some(why @ (Closed::Protocol | Closed::Stale | Closed::Shutdown)) = refused {
+                    if let Some(
+                        why @ (Closed::Protocol | Closed::Stale | Closed::Shutdown | Closed::Backend),
+                    ) = refused
+                    {
                         linger(&socket).await;
                         return why;
                     }
@@ -146,7 +169,7 @@ impl Connection {
             if refused.is_none() && (ready.is_readable() || ready.is_read_closed()) {
                 match self.read() {
                     Read::Empty => {}
-                    Read::Batch { behind: None } => {}
+                    Read::Batch { behind: None } => writing |= self.wait_for_room().await,
                     Read::Batch { behind: Some(reader) } => writing |= self.pause_for(&reader).await,
                     // One that only stopped sending may still read what waits for it.
                     Read::Close(Closed::ByClient) if outbox.pending() == 0 => return Closed::ByClient,
@@ -187,6 +210,26 @@ impl Connection {
             tokio::select! {
                 () = reader.outbox.has_drained() => return pending,
                 () = tokio::time::sleep_until(until) => return pending,
+                () = outbox.woken() => {}
+                _ = self.socket.writable(), if pending => {}
+            }
+        }
+    }
+
+    /// On a bridge, waits until the lane has room for more; meanwhile writes what waits for this client. Says whether
+    /// something still waits.
+    async fn wait_for_room(&self) -> bool {
+        let Some(orders) = self.client.orders.as_ref().filter(|orders| orders.is_full()) else {
+            return false;
+        };
+        let outbox = &self.client.outbox;
+        loop {
+            let pending = !outbox.flush();
+            if outbox.ending() != Ending::No {
+                return pending;
+            }
+            tokio::select! {
+                () = orders.has_room() => return pending,
                 () = outbox.woken() => {}
                 _ = self.socket.writable(), if pending => {}
             }

@@ -8,8 +8,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use trunkline::backend::memory::MemoryBackend;
-use trunkline::backend::{Backend, BackendKind, PublishOptions};
+use trunkline::backend::{Backend, BackendKind, PublishError, PublishOptions};
 use trunkline::status::{BackendState, BackendStatus};
 use trunkline::{Envelope, Message, Subject};
 
@@ -74,21 +73,32 @@ struct BackendCheck {
 }
 
 /// What is known of the server's health.
-#[derive(Debug)]
 pub(crate) struct Health {
     shared: Arc<Shared>,
+    /// Where it is published.
+    bus: Arc<dyn Backend>,
     /// Its last value stays readable when the sender is gone.
     status: watch::Receiver<BackendStatus>,
 }
 
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Health").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
 impl Health {
     /// `status` is `None` for an `in_memory` backend, which works as long as the process does.
-    pub(crate) fn new(shared: Arc<Shared>, status: Option<watch::Receiver<BackendStatus>>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        bus: Arc<dyn Backend>,
+        status: Option<watch::Receiver<BackendStatus>>,
+    ) -> Self {
         let in_memory = || {
             let status = BackendStatus::new(BackendKind::InMemory, "this process", BackendState::Connected);
             watch::Sender::new(status).subscribe()
         };
-        Self { shared, status: status.unwrap_or_else(in_memory) }
+        Self { shared, bus, status: status.unwrap_or_else(in_memory) }
     }
 
     pub(crate) fn backend(&self) -> BackendStatus {
@@ -125,7 +135,6 @@ impl Health {
         interval: Duration,
         stop: CancellationToken,
     ) {
-        let backend = MemoryBackend::connect_to(&self.shared.hub);
         let mut status = self.status.clone();
         let mut tick = tokio::time::interval(interval.max(INTERVAL_MIN));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -142,19 +151,22 @@ impl Health {
                     }
                 }
             }
-            self.publish(&backend, subject.clone()).await;
+            self.publish(subject.clone()).await;
         }
     }
 
-    async fn publish(&self, backend: &MemoryBackend, subject: Subject) {
+    async fn publish(&self, subject: Subject) {
         let payload = match serde_json::to_value(self.document()) {
             Ok(payload) => payload,
             Err(error) => return tracing::warn!(%error, "the server's health cannot be written as JSON"),
         };
         let envelope = Envelope { source: Some(COMPONENT.to_owned()), ..Envelope::new(HEALTH_TYPE, payload) };
         let message = Message::new(subject, envelope.to_bytes());
-        if let Err(error) = backend.publish(message, PublishOptions::default()).outcome().await {
-            tracing::warn!(%error, "the server's health was not published");
+        match self.bus.publish(message.clone(), PublishOptions::default()).outcome().await {
+            Ok(_) => {}
+            // The state has been logged; this server's own clients are told all the same.
+            Err(PublishError::NotConnected { .. }) => self.shared.deliver_here(&Arc::new(message)),
+            Err(error) => tracing::warn!(%error, "the server's health was not published"),
         }
     }
 }

@@ -14,6 +14,7 @@
 //! ```
 
 pub mod admin;
+mod bridge;
 mod client;
 mod connection;
 mod health;
@@ -26,6 +27,7 @@ mod session;
 mod shared;
 mod staging;
 mod view;
+mod wire;
 
 pub use options::{AdminDefaults, Limits, ServerOptions};
 pub use server::{Server, StartError};

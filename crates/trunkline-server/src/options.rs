@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use trunkline::Front;
 use trunkline::backend::Backend;
 use trunkline::backend::memory::Hub;
 use trunkline::config::{Config, Secret, Server as ServerConfig};
@@ -26,10 +27,14 @@ pub struct ServerOptions {
     /// Bounds.
     pub limits: Limits,
     /// The bus it is a front of.
-    pub hub: Arc<Hub>,
+    pub front: Front,
+    /// On a bridge, the longest time from what a client asks for to its outcome; past it the client is cut off. Default
+    /// 5 s, key `messaging.publish_timeout`.
+    pub publish_timeout: Duration,
     /// First token of the platform's subjects, for `{root}.system.health`. Default `nachos`, key `messaging.subject_root`.
     pub subject_root: String,
-    /// How the backend is, for `/readyz`, metrics and `{root}.system.health`; `None` is an `in_memory` one that works.
+    /// How the backend is, for `/readyz`, metrics and `{root}.system.health`; `None` is what a bridge's backend says, or an
+    /// `in_memory` one that works.
     pub backend_status: Option<watch::Receiver<BackendStatus>>,
     /// How often the server's health is published on `{root}.system.health`; a change of the backend's state is
     /// published at once. Default 10 s.
@@ -38,7 +43,7 @@ pub struct ServerOptions {
     pub telemetry: Option<Telemetry>,
     /// Token of the admin API; `None` makes a new one at every start. Key `server.auth.admin_token`.
     pub admin_token: Option<Secret>,
-    /// What the admin API works on; `None` is the hub.
+    /// What the admin API works on; `None` is what the server is a front of.
     pub backend: Option<Arc<dyn Backend>>,
     /// What the admin API tells its clients to do by default.
     pub admin_defaults: AdminDefaults,
@@ -80,12 +85,18 @@ impl std::fmt::Debug for ServerOptions {
 impl ServerOptions {
     /// Defaults, in front of `hub`.
     pub fn new(hub: Arc<Hub>) -> Self {
+        Self::in_front_of(Front::Hub(hub))
+    }
+
+    /// Defaults, in front of a hub in this process or as a bridge to a backend.
+    pub fn in_front_of(front: Front) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 4222)),
             http: Some(SocketAddr::from(([127, 0, 0, 1], 8222))),
             name: None,
             limits: Limits::default(),
-            hub,
+            front,
+            publish_timeout: Duration::from_secs(5),
             subject_root: "nachos".to_owned(),
             backend_status: None,
             health_interval: Duration::from_secs(10),
@@ -98,12 +109,12 @@ impl ServerOptions {
 }
 
 impl ServerOptions {
-    /// What the configuration says, in front of `hub`.
+    /// What the configuration says, in front of a hub or as a bridge.
     ///
     /// # Errors
     /// [`StartError::NotServed`] for what would make the server less safe than the configuration says if it were passed
     /// over in silence.
-    pub fn from_config(config: &Config, hub: Arc<Hub>) -> Result<Self, StartError> {
+    pub fn from_config(config: &Config, front: Front) -> Result<Self, StartError> {
         let (server, unset) = (&config.server, ServerConfig::default());
         let refusals = [
             (!server.users.is_empty(), "server.users", "authentication"),
@@ -124,8 +135,9 @@ impl ServerOptions {
             http: server.http,
             limits: Limits::from(&server.limits),
             subject_root: config.messaging.subject_root.clone(),
+            publish_timeout: config.messaging.publish_timeout,
             admin_token: server.auth.admin_token.clone(),
-            ..Self::new(hub)
+            ..Self::in_front_of(front)
         })
     }
 }

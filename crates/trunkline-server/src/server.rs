@@ -9,10 +9,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trunkline::backend::Backend;
 use trunkline::backend::memory::MemoryBackend;
-use trunkline::{Pattern, Subject};
+use trunkline::{Front, Pattern, Subject};
 use trunkline_core::SubjectError;
 use trunkline_protocol::ServerError;
 
+use crate::bridge::Bridge;
+use crate::bridge::orders::Orders;
 use crate::client::Client;
 use crate::connection::Connection;
 use crate::health::{HEALTH_TYPE, Health};
@@ -131,10 +133,17 @@ impl Server {
         };
         let listener = bind(options.listen, "server.listen")?;
         let address = local_address(&listener, options.listen, "server.listen")?;
-        let shared =
-            Arc::new(Shared::new(options.hub.clone(), options.limits.clone(), options.name, address));
-        let health = Arc::new(Health::new(shared.clone(), options.backend_status));
-        shared.hub.reserve(&dead_letters);
+        let (hub, bridge, backend): (_, _, Arc<dyn Backend>) = match options.front {
+            Front::Hub(hub) => (hub.clone(), None, Arc::new(MemoryBackend::connect_to(&hub))),
+            Front::Bridge(backend) => {
+                let bridge = Bridge::new(backend.clone(), options.publish_timeout);
+                (Arc::default(), Some(Arc::new(bridge)), backend)
+            }
+        };
+        let status = options.backend_status.or_else(|| bridge.as_ref().map(|bridge| bridge.backend.status()));
+        let shared = Shared::new((hub, bridge), dead_letters, options.limits.clone(), options.name, address);
+        let shared = Arc::new(shared);
+        let health = Arc::new(Health::new(shared.clone(), backend.clone(), status));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(accept(listener, shared.clone(), stop.clone(), tasks.clone()));
         tasks.spawn(look_after(shared.clone(), stop.clone()));
@@ -142,11 +151,8 @@ impl Server {
         let http = http.map(|(listener, address)| {
             let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
             let bounds = http::Bounds::of(&shared.limits);
-            let backend = options
-                .backend
-                .unwrap_or_else(|| Arc::new(MemoryBackend::connect_to(&shared.hub)) as Arc<dyn Backend>);
             let api = Arc::new(Api::new(
-                backend,
+                options.backend.unwrap_or(backend),
                 token.clone(),
                 options.subject_root,
                 shared.limits.max_payload,
@@ -245,7 +251,8 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
     }
     let socket = Arc::new(socket);
     let outbox = Outbox::new(socket.clone(), shared.limits.max_pending);
-    let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, shared.hub.clone()));
+    let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new()));
+    let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, shared.hub.clone(), orders));
     client.touch(shared.now_ms());
     match shared.enter(&client) {
         Entry::Served => {

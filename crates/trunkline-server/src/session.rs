@@ -13,6 +13,7 @@ use trunkline::{Headers, Message, Pattern, Subject};
 use trunkline_core::{MatchCache, MatchSet, Role, StreamOffset};
 use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ServerError, encode, parse};
 
+use crate::bridge::front::{Front, Unpublishable};
 use crate::client::{Client, Sid, Subscription, Subscriptions};
 use crate::shared::{Closed, Shared};
 use crate::staging::{Outgoing, Staging};
@@ -38,6 +39,8 @@ pub(crate) struct Session {
     client: Arc<Client>,
     options: ConnectOptions,
     cache: MatchCache<Target>,
+    /// On a bridge, where operations become orders; `None` in front of the hub of this process.
+    bridge: Option<Front>,
     /// Draws members of queue groups.
     random: fastrand::Rng,
     /// The first PING after CONNECT came, and the second INFO was sent to a client that understands it.
@@ -47,11 +50,13 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>) -> Self {
         let random = fastrand::Rng::with_seed(client.id);
+        let bridge = client.orders.clone().map(Front::new);
         Self {
             server,
             client,
             options: ConnectOptions::default(),
             cache: MatchCache::default(),
+            bridge,
             random,
             introduced: false,
         }
@@ -88,6 +93,9 @@ impl Session {
             }
         }
         self.cache.trim();
+        if let Some(bridge) = &mut self.bridge {
+            bridge.finish();
+        }
         if fed.consumed > 0 {
             self.client.touch(self.server.now_ms());
             self.client.is_alive();
@@ -135,7 +143,7 @@ impl Session {
             ClientOp::Sub { subject, queue, sid } => self.subscribe(subject, queue, sid, staging)?,
             ClientOp::Unsub { sid, max } => self.unsubscribe(sid, max),
             ClientOp::Ping => {
-                encode::pong(staging.line(&self.client));
+                encode::pong(self.line(staging));
                 self.introduce(staging);
                 return Ok(());
             }
@@ -151,9 +159,17 @@ impl Session {
             ClientOp::Ok | ClientOp::Info => return Ok(()),
         }
         if self.options.verbose {
-            encode::ok(staging.line(&self.client));
+            encode::ok(self.line(staging));
         }
         Ok(())
+    }
+
+    /// Where to write what the client is told behind everything it has asked for.
+    fn line<'a>(&'a mut self, staging: &'a mut Staging) -> &'a mut Vec<u8> {
+        match &mut self.bridge {
+            None => staging.line(&self.client),
+            Some(bridge) => bridge.line(),
+        }
     }
 
     /// After the first PING of a client that understands it comes an INFO about this very connection.
@@ -166,7 +182,7 @@ impl Session {
         if self.options.protocol >= PROTOCOL_INFO {
             let mut info = self.server.info(&self.client);
             info.connect_info = true;
-            info.write(staging.line(&self.client));
+            info.write(self.line(staging));
         }
     }
 
@@ -185,17 +201,24 @@ impl Session {
         if options.no_responders && !options.headers {
             return self.refuse(ServerError::NoRespondersRequiresHeaders, staging);
         }
+        if let Some(bridge) = &mut self.bridge {
+            let origin = (!options.echo).then(|| self.server.origin(&self.client));
+            origin.iter().for_each(|origin| self.client.set_origin(origin.clone()));
+            bridge.set_origin(origin);
+        }
         self.options = options.clone();
         self.client.set_connect(options);
         Ok(())
     }
 
-    fn refuse(&self, error: ServerError<'_>, staging: &mut Staging) -> Result<(), Stop> {
-        error.write(staging.line(&self.client));
-        match error.closes() {
-            true => Err(Stop::Close(Closed::Protocol)),
-            false => Err(Stop::Refused),
+    fn refuse(&mut self, error: ServerError<'_>, staging: &mut Staging) -> Result<(), Stop> {
+        if error.closes() {
+            // At once: what else there is to say is said to nobody.
+            error.write(staging.line(&self.client));
+            return Err(Stop::Close(Closed::Protocol));
         }
+        error.write(self.line(staging));
+        Err(Stop::Refused)
     }
 
     fn subscribe(
@@ -225,6 +248,10 @@ impl Session {
             table.insert(Sid::from_slice(sid), subscription.clone());
             self.client.subscriptions.store(table.len() as u64, Ordering::Relaxed);
         }
+        if let Some(bridge) = &mut self.bridge {
+            bridge.subscribe(subscription);
+            return Ok(());
+        }
         let role = queue.map_or(Role::Subscriber, Role::QueueMember);
         let target = Target::Session(subscription.clone());
         let id = self.server.hub.router().insert(&pattern, role, target);
@@ -248,6 +275,10 @@ impl Session {
             removed
         };
         if let Some(subscription) = removed {
+            if let Some(bridge) = &mut self.bridge {
+                // What was published by now still goes to it.
+                return bridge.unsubscribe(subscription);
+            }
             subscription.end();
             if let Some(id) = subscription.id.get() {
                 self.server.hub.router().remove(&subscription.pattern, *id);
@@ -262,6 +293,9 @@ impl Session {
         }
         if self.options.pedantic && Subject::from_bytes(m.subject).is_err() {
             return self.refuse(ServerError::InvalidPublishSubject, staging);
+        }
+        if self.bridge.is_some() {
+            return self.hand_over(m, staging);
         }
         let targets = self.server.hub.router().lookup(&mut self.cache, m.subject);
         staging.looked_at(targets.subscribers.len() + targets.queues.len());
@@ -299,6 +333,22 @@ impl Session {
             self.answer_no_responders(reply, staging);
         }
         Ok(())
+    }
+
+    /// Publishes to the backend of a bridge. What it cannot carry is refused: nothing is dropped without a word.
+    fn hand_over(&mut self, m: &Outgoing<'_>, staging: &mut Staging) -> Result<(), Stop> {
+        let Some(bridge) = &mut self.bridge else { return Ok(()) };
+        let published = match self.server.is_reserved(m.subject) {
+            true => Err(Unpublishable::Message),
+            false => bridge.publish(m),
+        };
+        let refused = match published {
+            Ok(()) => return Ok(()),
+            Err(Unpublishable::Message) => ServerError::PublishPermission { subject: m.subject },
+            Err(Unpublishable::Reply) => ServerError::ReplyPermission { reply: m.reply.unwrap_or_default() },
+        };
+        self.server.count_denied();
+        self.refuse(refused, staging)
     }
 
     /// Tells the client itself, where it listens on `reply`, that nobody listens for its request: once, and beside the

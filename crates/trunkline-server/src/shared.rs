@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytestring::ByteString;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use trunkline::backend::memory::Hub;
+use trunkline::backend::memory::{Hub, SessionSink as _};
+use trunkline::{Message, Pattern};
 use trunkline_protocol::ServerInfo;
 
-use crate::client::Client;
+use crate::bridge::Bridge;
+use crate::bridge::orders::End;
+use crate::client::{Client, Subscription};
 use crate::options::Limits;
 use crate::outbox::Ending;
 use crate::view::{ClientView, Count, Departed};
@@ -36,16 +40,19 @@ pub(crate) enum Closed {
     Stale,
     /// The server stops.
     Shutdown,
+    /// The backend behind a bridge did not confirm what the client had sent.
+    Backend,
 }
 
 impl Closed {
-    pub(crate) const ALL: [Closed; 6] = [
+    pub(crate) const ALL: [Closed; 7] = [
         Closed::ByClient,
         Closed::Protocol,
         Closed::ClientError,
         Closed::SlowConsumer,
         Closed::Stale,
         Closed::Shutdown,
+        Closed::Backend,
     ];
 
     /// The value of the metric's label.
@@ -57,6 +64,7 @@ impl Closed {
             Self::SlowConsumer => "slow_consumer",
             Self::Stale => "stale",
             Self::Shutdown => "shutdown",
+            Self::Backend => "backend",
         }
     }
 }
@@ -88,7 +96,12 @@ impl Totals {
 
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// What sessions are in front of; empty on a bridge.
     pub(crate) hub: Arc<Hub>,
+    /// What they are in front of instead.
+    pub(crate) bridge: Option<Arc<Bridge>>,
+    /// Subjects on which only the bus itself publishes. The hub knows them, too.
+    reserved: Pattern,
     pub(crate) limits: Limits,
     pub(crate) protocol_limits: trunkline_protocol::Limits,
     pub(crate) id: String,
@@ -117,7 +130,14 @@ struct Table {
 }
 
 impl Shared {
-    pub(crate) fn new(hub: Arc<Hub>, limits: Limits, name: Option<String>, address: SocketAddr) -> Self {
+    pub(crate) fn new(
+        (hub, bridge): (Arc<Hub>, Option<Arc<Bridge>>),
+        reserved: Pattern,
+        limits: Limits,
+        name: Option<String>,
+        address: SocketAddr,
+    ) -> Self {
+        hub.reserve(&reserved);
         let id = format!("T{}", uuid::Uuid::now_v7().simple()).to_uppercase();
         let protocol_limits = trunkline_protocol::Limits {
             max_control_line: limits.max_control_line,
@@ -125,6 +145,8 @@ impl Shared {
         };
         Self {
             hub,
+            bridge,
+            reserved,
             limits,
             protocol_limits,
             name: name.unwrap_or_else(|| id.clone()),
@@ -251,6 +273,39 @@ impl Shared {
         self.stalled.load(Ordering::Relaxed)
     }
 
+    /// Whether only the bus itself publishes on `subject`.
+    pub(crate) fn is_reserved(&self, subject: &[u8]) -> bool {
+        std::str::from_utf8(subject).is_ok_and(|subject| self.reserved.matches_str(subject))
+    }
+
+    /// What marks the messages of a client that must not get them back, on all servers of one backend.
+    pub(crate) fn origin(&self, client: &Client) -> ByteString {
+        format!("{}.{}", self.id, client.id).into()
+    }
+
+    /// Subscriptions of clients and, in front of a hub, of this process.
+    pub(crate) fn subscriptions(&self) -> u64 {
+        match &self.bridge {
+            None => self.hub.router().stats().subscriptions,
+            Some(_) => {
+                let of = |client: &Arc<Client>| client.subscriptions.load(Ordering::Relaxed);
+                self.clients().iter().map(of).sum()
+            }
+        }
+    }
+
+    /// Gives a message to the clients of this server that listen for it, past a backend that cannot be reached. Members of
+    /// queue groups get nothing: which of them is to have it, only the backend knows.
+    pub(crate) fn deliver_here(&self, message: &Arc<Message>) {
+        for client in self.clients() {
+            let listens = |s: &&Arc<Subscription>| s.queue.is_none() && s.pattern.matches(&message.subject);
+            let listening: Vec<_> = client.table.lock().values().filter(listens).cloned().collect();
+            listening.iter().for_each(|subscription| {
+                subscription.deliver(message);
+            });
+        }
+    }
+
     /// INFO for one client.
     pub(crate) fn info(&self, client: &Client) -> ServerInfo {
         ServerInfo {
@@ -295,7 +350,15 @@ impl Shared {
         self.table.lock().stopping = true;
         for client in self.clients() {
             client.set_ending_reason(Closed::Shutdown);
-            client.outbox.end(ending);
+            match (&client.orders, ending) {
+                // Its lane ends the connection once everything is carried out and given out.
+                (Some(orders), Ending::WhenFlushed) => orders.end(End::Drain),
+                (Some(orders), _) => {
+                    orders.end(End::Abort);
+                    client.outbox.end(ending);
+                }
+                (None, _) => client.outbox.end(ending),
+            }
         }
     }
 }

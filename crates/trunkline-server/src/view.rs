@@ -1,6 +1,7 @@
 //! What monitoring sees of a connection: a value, taken at a moment and safe to keep after the connection is gone.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use crate::client::Client;
@@ -37,6 +38,10 @@ pub(crate) struct ClientView {
     /// To the client.
     pub(crate) sent: Count,
     pub(crate) subscriptions: u64,
+    /// Messages that a bridge could not give it, where their number is known.
+    pub(crate) missed: u64,
+    /// Gaps of any size in what a bridge gave it.
+    pub(crate) gaps: u64,
     pub(crate) name: Option<String>,
     pub(crate) lang: Option<String>,
     pub(crate) version: Option<String>,
@@ -64,7 +69,9 @@ impl ClientView {
             pending_bytes: client.outbox.pending(),
             received: client.received.count(),
             sent: client.sent.count(),
-            subscriptions: client.subscriptions.load(std::sync::atomic::Ordering::Relaxed),
+            subscriptions: client.subscriptions.load(Ordering::Relaxed),
+            missed: client.missed.load(Ordering::Relaxed),
+            gaps: client.gaps.load(Ordering::Relaxed),
             name: said(|options| &options.name),
             lang: said(|options| &options.lang),
             version: said(|options| &options.version),

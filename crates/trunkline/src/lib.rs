@@ -47,7 +47,7 @@ pub use backend::{
     ConsumeError, DrainError, Gap, PublishError, PublishOptions, Receipt, Start, StreamConfig, StreamError,
     SubscribeError, Unsupported,
 };
-pub use bus::connect::ConnectError;
+pub use bus::connect::{ConnectError, Front};
 pub use bus::consume::{Consumer, ConsumerBuilder, ConsumerError, Delivered, Key, Pulled, Puller};
 pub use bus::context::Context;
 pub use bus::dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterPage, DeadLetters, RedriveError};

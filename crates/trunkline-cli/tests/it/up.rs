@@ -14,7 +14,13 @@ const FREE: [&str; 4] = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
 
 /// A bus on free ports; its URLs for clients and for HTTP.
 fn up(arguments: &[&str]) -> (Running, String, String) {
-    let mut running = start(command(&[&["up"], &FREE[..], arguments].concat()), b"");
+    up_with(arguments, &[])
+}
+
+fn up_with(arguments: &[&str], variables: &[(&str, &str)]) -> (Running, String, String) {
+    let mut up = command(&[&["up"], &FREE[..], arguments].concat());
+    up.envs(variables.iter().copied());
+    let mut running = start(up, b"");
     let address = |line: String| line.split_whitespace().nth(1).expect("a label and a URL").to_owned();
     let nats = address(running.until_it_says("clients "));
     let http = address(running.until_it_says("http "));
@@ -142,7 +148,7 @@ fn settings_that_this_build_cannot_honour_are_refused() {
 
 #[test]
 fn an_unavailable_backend_falls_back_loudly_or_fails() {
-    let (running, _, http) = up(&["--backend", "redis"]);
+    let (running, _, http) = up_with(&["--backend", "redis"], &[("REDIS_URL", "redis://127.0.0.1:1")]);
     let status = run(&["status", "--http", &http, "--json"]);
     let report: Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(status.code(), 1, "a degraded bus is not ready: {report}");
@@ -154,7 +160,7 @@ fn an_unavailable_backend_falls_back_loudly_or_fails() {
     }
 
     let mut failing = command(&["up", "--backend", "redis"]);
-    failing.env("TRUNKLINE_FALLBACK", "fail");
+    failing.env("TRUNKLINE_FALLBACK", "fail").env("REDIS_URL", "redis://127.0.0.1:1");
     let ended = start(failing, b"").end();
     assert_eq!(ended.code(), 1, "{ended:?}");
     assert!(ended.stderr.contains("redis") && ended.stderr.contains("hint: "), "{}", ended.stderr);

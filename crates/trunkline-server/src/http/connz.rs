@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::params::{LIMIT_MAX, Page, ParamError, Params, truth};
-use super::subsz::{Detail, subscriptions_of};
+use super::subsz::{Detail, is_zero, subscriptions_of};
 use super::{Monitor, aside, durations, json};
 use crate::health::timestamp;
 use crate::shared::{Closed, Shared};
@@ -49,6 +49,11 @@ struct Connection {
     in_bytes: u64,
     out_bytes: u64,
     subscriptions: u64,
+    /// On a bridge, what it could not be given: messages where the number is known, and gaps of any size.
+    #[serde(skip_serializing_if = "is_zero")]
+    missed_msgs: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    missed_gaps: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -276,6 +281,8 @@ fn shown(shared: &Shared, row: Row, list: ListSubscriptions, room: &mut usize) -
         in_bytes: view.received.bytes,
         out_bytes: view.sent.bytes,
         subscriptions: view.subscriptions,
+        missed_msgs: view.missed,
+        missed_gaps: view.gaps,
         name: view.name,
         lang: view.lang,
         version: view.version,
@@ -315,5 +322,6 @@ fn reason(why: Closed) -> &'static str {
         Closed::SlowConsumer => "Slow Consumer",
         Closed::Stale => "Stale Connection",
         Closed::Shutdown => "Server Shutdown",
+        Closed::Backend => "Backend Unavailable",
     }
 }

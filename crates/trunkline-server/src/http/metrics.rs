@@ -5,6 +5,7 @@
 
 use std::fmt::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header;
@@ -13,22 +14,28 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use trunkline::backend::memory::{Hub, HubStats};
+use trunkline::backend::memory::HubStats;
 use trunkline::backend::{ConsumerInfo, StreamInfo, Streams};
 use trunkline::status::{BackendState, BackendStatus};
 
 use super::{Monitor, aside, internal};
+use crate::bridge::Bridge;
 use crate::process::Usage;
 use crate::shared::{Closed, Shared, Totals};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Most streams, and most consumers, that have series of their own; how many are left out is a metric itself.
 const SERIES_MAX: usize = 1000;
+/// Longest wait for what the backend of a bridge says of its streams.
+const ASKING_MAX: Duration = Duration::from_secs(1);
 /// Every word that [`BackendState::as_str`] has.
 const BACKEND_STATES: [&str; 5] = ["connecting", "ok", "degraded", "disconnected", "closed"];
 
 pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> Response {
-    let streams = StreamsSnapshot::take(&monitor.shared.hub).await;
+    let streams = match &monitor.shared.bridge {
+        None => StreamsSnapshot::take(&*monitor.shared.hub).await,
+        Some(bridge) => StreamsSnapshot::of_bridge(bridge).await,
+    };
     aside(move || {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Snapshot::take(&monitor, streams)));
@@ -53,13 +60,21 @@ struct StreamsSnapshot {
 }
 
 impl StreamsSnapshot {
-    async fn take(hub: &Hub) -> Self {
-        let mut snapshot = Self { streams: hub.list().await.unwrap_or_default(), ..Self::default() };
+    /// Nothing while the backend is away: whoever scrapes must not wait for it.
+    async fn of_bridge(bridge: &Bridge) -> Self {
+        match bridge.backend.streams() {
+            Ok(streams) => tokio::time::timeout(ASKING_MAX, Self::take(streams)).await.unwrap_or_default(),
+            Err(_) => Self::default(),
+        }
+    }
+
+    async fn take(all: &dyn Streams) -> Self {
+        let mut snapshot = Self { streams: all.list().await.unwrap_or_default(), ..Self::default() };
         for stream in &snapshot.streams {
             for consumer in &stream.consumers {
                 if snapshot.consumers.len() == SERIES_MAX {
                     snapshot.omitted += 1;
-                } else if let Ok(Some(info)) = hub.consumer_info(&stream.config.name, consumer).await {
+                } else if let Ok(Some(info)) = all.consumer_info(&stream.config.name, consumer).await {
                     snapshot.consumers.push((stream.config.name.clone(), info));
                 }
             }
@@ -88,7 +103,7 @@ impl Snapshot {
         Self {
             totals: shared.totals(),
             hub: shared.hub.stats(),
-            subscriptions: shared.hub.router().stats().subscriptions,
+            subscriptions: shared.subscriptions(),
             streams,
             backend: monitor.health.backend(),
             usage: Usage::now(),
@@ -176,6 +191,23 @@ impl Snapshot {
             "Messages refused for want of permission",
             self.shared.denied(),
         )?;
+        if let Some(bridge) = &self.shared.bridge {
+            page.counter(
+                "trunkline_bridge_missed_messages",
+                "Messages that clients were not given, where their number is known",
+                bridge.missed(),
+            )?;
+            page.counter(
+                "trunkline_bridge_gaps",
+                "Gaps in what clients were given, of known and of unknown size",
+                bridge.gaps(),
+            )?;
+            page.counter(
+                "trunkline_bridge_unconfirmed_operations",
+                "Operations of clients that the backend did not confirm; each ended its connection",
+                bridge.unconfirmed(),
+            )?;
+        }
         let nobody = self.shared.no_responders() + self.hub.no_responders;
         page.counter("trunkline_server_no_responders_requests", "Requests that nobody listened for", nobody)?;
         let hub = &self.hub;

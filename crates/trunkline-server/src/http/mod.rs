@@ -120,8 +120,15 @@ async fn index() -> Html<String> {
     ))
 }
 
-async fn healthz() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], r#"{"status":"ok"}"#)
+/// The server is alive when it answers, whatever has become of the backend: restarting it would help nobody. How the
+/// backend is stands beside that where it is not well.
+async fn healthz(State(monitor): State<Arc<Monitor>>) -> impl IntoResponse {
+    let state = monitor.health.backend().state;
+    let body = match state.is_ready() {
+        true => r#"{"status":"ok"}"#.to_owned(),
+        false => format!(r#"{{"status":"ok","backend":"{}"}}"#, state.as_str()),
+    };
+    ([(header::CONTENT_TYPE, "application/json")], body)
 }
 
 async fn readyz(State(monitor): State<Arc<Monitor>>) -> Response {

@@ -50,7 +50,7 @@ pub(super) struct Detail {
     cid: u64,
 }
 
-fn is_zero(n: &u64) -> bool {
+pub(super) fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
@@ -102,7 +102,7 @@ fn answer(monitor: &Monitor, page: Page, list: bool, test: Option<Subject>) -> R
     json(&Subsz {
         server_id: &shared.id,
         now: Timestamp::now(),
-        num_subscriptions: stats.subscriptions,
+        num_subscriptions: shared.subscriptions(),
         num_cache: stats.cached,
         num_inserts: stats.inserts,
         num_removes: stats.removes,
@@ -138,6 +138,14 @@ fn listed(shared: &Shared, page: Page) -> (usize, Vec<Detail>) {
 
 /// The subscriptions that a message on `subject` would reach, of queue groups every member.
 fn matching(shared: &Shared, subject: &Subject, page: Page) -> (usize, Vec<Detail>) {
+    if shared.bridge.is_some() {
+        let mut found = Vec::new();
+        for client in shared.clients() {
+            found.extend(subscriptions_of(&client).into_iter().filter(|s| s.pattern.matches(subject)));
+        }
+        let details = found.iter().skip(page.offset).take(page.limit).map(|s| Detail::of(s)).collect();
+        return (found.len(), details);
+    }
     let set = shared.hub.router().matches(subject.as_bytes());
     let members = set.queues.iter().flat_map(|queue| &queue.members);
     let found: Vec<&Subscription> =

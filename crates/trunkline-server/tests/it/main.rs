@@ -2,6 +2,7 @@
 //! well-behaved client goes on working.
 
 mod bad_input;
+mod bridge;
 mod client;
 mod compared;
 mod fairness;

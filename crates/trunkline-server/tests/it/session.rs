@@ -1,5 +1,9 @@
 //! What a session owes its client, operation by operation.
 
+use trunkline::Message;
+use trunkline::backend::memory::MemoryBackend;
+use trunkline::backend::{Backend as _, PublishOptions};
+
 use super::client::Raw;
 use super::fixture::Fixture;
 
@@ -119,5 +123,30 @@ async fn nobody_but_the_bus_publishes_dead_letters() {
     assert_eq!(raw.flush().await, refused);
     raw.send("PUB nachos.dead.audit.siem 1\r\nx\r\nPUB acme.deadline 1\r\nx\r\n").await;
     assert_eq!(raw.flush().await, "", "other subjects are free");
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_component_of_this_process_is_answered_for_by_a_status_line() {
+    let mut fixture = Fixture::start().await;
+    let backend = MemoryBackend::connect_to(&fixture.hub);
+    let mut told = Raw::ready(fixture.nats(), "\"headers\":true,\"no_responders\":true").await;
+    let mut untold = Raw::ready(fixture.nats(), "\"headers\":true").await;
+    for client in [&mut told, &mut untold] {
+        client.send("SUB answers 1\r\nUNSUB 1 1\r\nPING\r\n").await;
+        client.expect("PONG\r\n").await;
+    }
+    // Somebody else asks in their name, and nobody listens there.
+    let mut request = Message::new("nobody.here".parse().unwrap(), "?");
+    request.reply = Some("answers".parse().unwrap());
+    backend.publish(request, PublishOptions::default()).outcome().await.unwrap();
+    assert_eq!(told.flush().await, "HMSG answers 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n");
+    assert_eq!(untold.flush().await, "");
+    // That was none of the messages that the limit counts.
+    let reply = Message::new("answers".parse().unwrap(), "!");
+    backend.publish(reply, PublishOptions::default()).outcome().await.unwrap();
+    for client in [&mut told, &mut untold] {
+        assert_eq!(client.flush().await, "MSG answers 1 1\r\n!\r\n");
+    }
     fixture.bystander_is_fine().await;
 }

@@ -91,6 +91,10 @@ export class Bus {
   constructor(url, library) {
     this.url = url;
     this.library = library;
+    // A server in front of a backend of its own says with a PONG what came of this client's operations, not that
+    // everything others have published has arrived; and what one publisher sent to several subscriptions of one
+    // connection is in order within each of them.
+    this.bridged = "SCENARIO_BRIDGED" in process.env;
   }
 
   async connect(options = {}) {
@@ -119,6 +123,14 @@ export class Bus {
   /** Returns once every collector holds all that the server had for it up to now. */
   async settle() {
     await within(Promise.all(this.#connections.map((connection) => connection.flush())), "a flush of all connections");
+  }
+
+  /** Waits for something that messages on their way bring about. */
+  async until(holds, what) {
+    const looking = async () => {
+      while (!holds()) await new Promise((resolve) => setTimeout(resolve, 5));
+    };
+    await within(looking(), what);
   }
 
   /** A bare socket that has read INFO and sent CONNECT. */

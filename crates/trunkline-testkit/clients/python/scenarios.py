@@ -14,6 +14,7 @@ import nats.errors
 
 from envelope import envelope_answer, envelope_ask
 from harness import Bus, Collector, Stopwatch, flush, raises, report, say, within
+from outage import outage_of_the_backend
 
 SCENARIOS = {}
 
@@ -32,7 +33,8 @@ async def wildcards_match_whole_tokens(bus):
     subjects = ["chat.web.inbound", "chat.web.outbound", "chat", "chat.web.inbound.late", "chat.cli.inbound", "chatter.web.inbound", "end"]
     for subject in subjects:
         await connection.publish(subject, b"x")
-    await collectors[">"].wait_for(len(subjects))
+    for pattern, count in zip(patterns, [1, 2, 4, 3, len(subjects)]):
+        await collectors[pattern].wait_for(count)
     await bus.settle()
 
     assert collectors["chat.web.inbound"].subjects == ["chat.web.inbound"]
@@ -54,6 +56,9 @@ async def queue_group_members_share_each_message_once(bus):
     for payload in expected:
         await publisher.publish("jobs.one", payload)
     await flush(publisher)
+    await other_group.wait_for(count)
+    await everyone.wait_for(count)
+    await bus.until(lambda: sum(len(member.messages) for member in members) >= count, "the members to get every message")
     await bus.settle()
 
     assert sorted(payload for member in members for payload in member.payloads) == expected
@@ -195,6 +200,8 @@ async def drained_subscription_handles_what_was_published(bus):
     for payload in expected:
         await publisher.publish("work", payload)
     await flush(publisher)
+    if bus.bridged:
+        await bus.until(lambda: len(handled) >= len(expected), "the subscriber to get every message")
     await within(subscription.drain(), "the subscription to drain")
     assert handled == expected, f"{len(handled)} of {len(expected)}, {handled[:3]} … {handled[-3:]}"
 
@@ -227,6 +234,8 @@ async def drained_connection_handles_and_sends_everything(bus):
         await publisher.publish("work.a" if n % 2 else "work.b", payload)
         expected.append(b"done:" + payload)
     await flush(publisher)
+    if bus.bridged:
+        await answers.wait_for(200)
     await within(subscriber.drain(), "the connection to drain")
     await within(closed.wait(), "the closed callback")
     await answers.wait_for(200)
@@ -244,6 +253,7 @@ async def auto_unsubscribe_stops_after_max(bus):
     for n in range(20):
         await publisher.publish("limited", str(n).encode())
     await control.wait_for(20)
+    await limited.wait_for(5)
     assert limited.payloads == [b"0", b"1", b"2", b"3", b"4"]
 
     # The client stops by itself too, so what the server does is seen on a bare socket: the limit counts what was already delivered.
@@ -261,10 +271,10 @@ async def auto_unsubscribe_stops_after_max(bus):
     for n in range(3, 10):
         await publisher.publish("counted", str(n).encode())
     await flush(publisher)
-    raw.send(b"PING\r\n")
     for n in range(3, 5):
         assert await raw.line_past_info() == b"MSG counted 1 1\r\n"
         assert await raw.line() == f"{n}\r\n".encode()
+    raw.send(b"PING\r\n")
     assert await raw.line_past_info() == b"PONG\r\n"
 
 
@@ -411,8 +421,9 @@ async def ten_thousand_subscriptions_get_their_own_messages(bus):
     assert sorted(received.subjects) == sorted(f"device.{n}.state" for n in range(1, count, 2))
 
 
-# The two halves of one conversation between components of different languages; the test runs them as a pair.
-PAIRED = {"envelope_answer": envelope_answer, "envelope_ask": envelope_ask}
+# The two halves of one conversation between components of different languages, which the test runs as a pair; and what only
+# a server with a backend of its own can be asked.
+PAIRED = {"envelope_answer": envelope_answer, "envelope_ask": envelope_ask, "outage_of_the_backend": outage_of_the_backend}
 
 
 async def run(url, name):

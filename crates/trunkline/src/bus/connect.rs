@@ -32,12 +32,6 @@ pub enum ConnectError {
         /// The backend that was asked for.
         backend: BackendKind,
     },
-    /// Clients of an embedded server cannot be served from this backend, and `messaging.fallback` is `fail`.
-    #[error("the server's bridge to backend {backend} is not in this build (messaging.fallback is fail)")]
-    NoBridge {
-        /// The backend that was asked for.
-        backend: BackendKind,
-    },
     /// A stream of `messaging.streams` cannot be made.
     #[error("a configured stream cannot be made (messaging.streams)")]
     Stream(#[source] StreamError),
@@ -78,7 +72,7 @@ impl ConnectError {
             Self::Nats(error) => Some(error.hint()),
             #[cfg(feature = "redis")]
             Self::Redis(error) => Some(error.hint()),
-            Self::NotInBuild { .. } | Self::NoBridge { .. } => {
+            Self::NotInBuild { .. } => {
                 Some("set messaging.backend to in_memory or nats, or messaging.fallback to in_memory")
             }
             Self::NoStreams(error) => Some(error.hint()),
@@ -89,6 +83,28 @@ impl ConnectError {
         }
     }
 }
+
+/// What an embedded server is put in front of.
+#[derive(Clone)]
+pub enum Front {
+    /// The hub of this process: its sessions are on the very router that components of the process use.
+    Hub(Arc<Hub>),
+    /// A backend outside of this process: what clients publish goes there, and what they get comes only from there.
+    Bridge(Arc<dyn Backend>),
+}
+
+impl std::fmt::Debug for Front {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Hub(hub) => f.debug_tuple("Hub").field(hub).finish(),
+            Self::Bridge(backend) => f.debug_tuple("Bridge").field(&backend.capabilities().kind).finish(),
+        }
+    }
+}
+
+/// Room beside `server.limits.max_payload` for the headers that a bridge puts on messages of its clients.
+#[cfg(feature = "redis")]
+const OWN_HEADER_BYTES: usize = 1024;
 
 impl Bus {
     /// A bus within this process, with default settings and a hub of its own. Nothing outlives it.
@@ -128,14 +144,19 @@ impl Bus {
         Ok(Self::open(&config).await?.0)
     }
 
-    /// As [`Bus::connect`], for a process that puts an embedded server in front of the bus: the hub is what it serves.
-    /// With `backend: nats` there is none, clients go to the NATS servers themselves. `backend: redis` is as if it could
-    /// not be reached: the server has no bridge to it in this build.
+    /// As [`Bus::connect`], for a process that puts an embedded server in front of the bus, and what that is. With
+    /// `backend: nats` there is nothing to serve: clients go to the NATS servers themselves.
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub async fn open_front(config: &Config) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
-        Self::open_as(config, true).await
+    pub async fn open_front(config: &Config) -> Result<(Self, Option<Front>), ConnectError> {
+        let (bus, hub) = Self::open_as(config, true).await?;
+        let front = match (hub, bus.backend().capabilities().kind) {
+            (Some(hub), _) => Some(Front::Hub(hub)),
+            (None, BackendKind::Redis) => Some(Front::Bridge(bus.backend().clone())),
+            (None, _) => None,
+        };
+        Ok((bus, front))
     }
 
     /// As [`Bus::connect`], and the hub when the bus is in this process.
@@ -146,7 +167,14 @@ impl Bus {
         Self::open_as(config, false).await
     }
 
-    async fn open_as(config: &Config, front: bool) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
+    async fn open_as(
+        config: &Config,
+        #[cfg_attr(
+            not(feature = "redis"),
+            expect(unused_variables, reason = "only backend redis is bridged")
+        )]
+        front: bool,
+    ) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
         let messaging = &config.messaging;
         for (key, reason) in without_effect(config) {
             tracing::warn!(key, reason, "this setting has no effect");
@@ -163,19 +191,21 @@ impl Bus {
                 let hub = hub();
                 (Arc::new(MemoryBackend::connect_to(&hub)), Some(hub))
             }
-            BackendKind::Redis if front => {
-                let hub = hub();
-                let error = ConnectError::NoBridge { backend: BackendKind::Redis };
-                (Arc::new(fall_back(messaging, &hub, error)?), Some(hub))
-            }
             #[cfg(feature = "redis")]
-            BackendKind::Redis => match RedisBackend::connect(RedisOptions::from(config)).await {
-                Ok(backend) => (Arc::new(backend), None),
-                Err(error) => {
-                    let hub = hub();
-                    (Arc::new(fall_back(messaging, &hub, ConnectError::Redis(error))?), Some(hub))
+            BackendKind::Redis => {
+                let mut wanted = RedisOptions::from(config);
+                if front {
+                    // What clients may send is the server's to check.
+                    wanted.max_payload = wanted.max_payload.saturating_add(OWN_HEADER_BYTES);
                 }
-            },
+                match RedisBackend::connect(wanted).await {
+                    Ok(backend) => (Arc::new(backend), None),
+                    Err(error) => {
+                        let hub = hub();
+                        (Arc::new(fall_back(messaging, &hub, ConnectError::Redis(error))?), Some(hub))
+                    }
+                }
+            }
             #[cfg(not(feature = "redis"))]
             BackendKind::Redis => {
                 let hub = hub();
@@ -271,9 +301,6 @@ fn fall_back(
         ConnectError::Nats(cause) => cause.to_string(),
         #[cfg(feature = "redis")]
         ConnectError::Redis(cause) => cause.to_string(),
-        ConnectError::NoBridge { .. } => {
-            format!("the server's bridge to backend {wanted} is not in this build")
-        }
         _ => format!("backend {wanted} is not in this build"),
     };
     tracing::warn!(

@@ -91,15 +91,15 @@ pub(crate) async fn start(loaded: &Loaded) -> Result<Running, UpError> {
     if !config.components.is_empty() {
         tracing::warn!("components are configured, and this build does not start them: start them yourself");
     }
-    let (bus, hub) = Bus::open_front(config).await?;
-    let server = match hub {
-        Some(hub) => {
+    let (bus, front) = Bus::open_front(config).await?;
+    let server = match front {
+        Some(front) => {
             let options = ServerOptions {
                 backend_status: Some(bus.backend_status()),
                 telemetry: Some(bus.telemetry().clone()),
                 backend: Some(bus.backend().clone()),
                 admin_defaults: AdminDefaults::from(bus.options()),
-                ..ServerOptions::from_config(config, hub)?
+                ..ServerOptions::from_config(config, front)?
             };
             Some(Server::start(options).await?)
         }
