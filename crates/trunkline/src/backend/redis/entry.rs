@@ -1,7 +1,7 @@
 //! Messages as entries of a Redis stream, and what else is read out of answers.
 //!
-//! An entry has two fields. `n` is the running number of the message in its stream: entries are numbered by time, so
-//! only this tells how many are missing. `m` is the message: a line `SUBJECT REPLY HEADER-BYTES` (`.` where there is no
+//! The id of an entry is the time in milliseconds, and the running number of the message in its stream; the number tells
+//! how many are missing. Its one field `m` is the message: a line `SUBJECT REPLY HEADER-BYTES` (`.` where there is no
 //! reply), the header block in its NATS text form, and the payload.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::backend::StoredMessage;
 /// In the place of a reply subject; no subject is written like this.
 const NO_REPLY: &str = ".";
 
-/// Id of an entry: milliseconds and a number within them.
+/// Id of an entry: milliseconds, and the running number where the bus wrote it.
 pub(super) type EntryId = (u64, u64);
 
 /// An entry that was read.
@@ -71,16 +71,25 @@ pub(super) fn encode(message: &Message) -> Vec<u8> {
     if !message.headers.is_empty() {
         message.headers.encode(&mut headers);
     }
-    let first = format!("{} {reply} {}\r\n", message.subject, headers.len());
-    let mut out = Vec::with_capacity(first.len() + headers.len() + message.payload.len());
-    out.extend_from_slice(first.as_bytes());
+    let subject = message.subject.as_str();
+    // Room for two spaces, a number and the line's end, so that nothing is allocated twice.
+    let first = subject.len() + reply.len() + 24;
+    let mut out = Vec::with_capacity(first + headers.len() + message.payload.len());
+    for part in [subject, " ", reply, " "] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    match headers.len() {
+        0 => out.push(b'0'),
+        bytes => out.extend_from_slice(bytes.to_string().as_bytes()),
+    }
+    out.extend_from_slice(b"\r\n");
     out.extend_from_slice(&headers);
     out.extend_from_slice(&message.payload);
     out
 }
 
 fn decode(blob: Bytes) -> Result<Message, Undecodable> {
-    let end = memchr_crlf(&blob).ok_or(Undecodable::FirstLine)?;
+    let end = line_end(&blob).ok_or(Undecodable::FirstLine)?;
     let line = std::str::from_utf8(&blob[..end]).map_err(|_| Undecodable::FirstLine)?;
     let mut words = line.split(' ');
     let (Some(subject), Some(reply), Some(bytes), None) =
@@ -106,8 +115,10 @@ fn decode(blob: Bytes) -> Result<Message, Undecodable> {
     })
 }
 
-fn memchr_crlf(blob: &[u8]) -> Option<usize> {
-    blob.windows(2).position(|pair| pair == b"\r\n")
+fn line_end(blob: &[u8]) -> Option<usize> {
+    // The line has no control characters, so its end is the first one of these.
+    let end = blob.iter().position(|byte| *byte == b'\r')?;
+    (blob.get(end + 1) == Some(&b'\n')).then_some(end)
 }
 
 /// One entry of an answer: `[id, [field, value, …]]`.
@@ -119,8 +130,10 @@ pub(super) fn entry(value: Value) -> Result<Entry, Failure> {
     let mut fields = list(fields)?.into_iter();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
         match name {
-            Value::BulkString(name) if name == b"n" => index = text(&value)?.parse().ok(),
-            Value::BulkString(name) if name == b"m" => message = decode(blob(value)?).map(Arc::new),
+            Value::BulkString(name) if name == b"m" => {
+                message = decode(blob(value)?).map(Arc::new);
+                index = Some(id.1);
+            }
             _ => {}
         }
     }

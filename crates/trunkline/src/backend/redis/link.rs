@@ -209,6 +209,11 @@ impl Link {
         self.current.borrow().clone()
     }
 
+    /// Whether there is a connection that works as far as is known.
+    pub(super) fn is_connected(&self) -> bool {
+        self.current.borrow().is_some()
+    }
+
     /// Waits for a connection that works.
     pub(super) async fn connected(&self) -> Option<Current> {
         let mut current = self.current.subscribe();

@@ -46,6 +46,8 @@ macro_rules! scripts {
 
 scripts! {
     /// Appends messages to a stream.
+    APPEND = "append.lua";
+    /// The same where some may be duplicates, or ask for responders.
     PUBLISH = "publish.lua";
     /// Where streams stand.
     TIPS = "tips.lua";

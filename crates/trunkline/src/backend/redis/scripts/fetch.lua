@@ -77,7 +77,7 @@ while #deliveries < max do
   end
   local taken, skipped = {}, {}
   for _, entry in ipairs(answered[1][2]) do
-    local n = tonumber(field(entry, 'n'))
+    local n = field(entry, 'm') ~= '' and number_of(entry[1])
     if n then
       if index and n > index + 1 then
         missed = missed + n - index - 1

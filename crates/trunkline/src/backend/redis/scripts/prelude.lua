@@ -78,16 +78,27 @@ local function added(stream)
   return tonumber(redis.call('GET', stream .. ':added') or 0)
 end
 
+-- Number of an entry: the second part of its id, where it is one of the bus. Such ids begin with the time, and end with
+-- how many messages the stream has had; so nothing else has to be stored to tell how many are missing.
+local function number_of(id)
+  return tonumber(string.match(id, '-(%d+)$'))
+end
+
 -- Running number of the last message up to and including the entry `id`, as far as what is kept tells.
 local function index_at(stream, id)
   local following = redis.call('XRANGE', stream, id, '+', 'COUNT', 2)
   for _, entry in ipairs(following) do
-    local n = tonumber(field(entry, 'n'))
-    if n then
+    if field(entry, 'm') ~= '' then
+      local n = number_of(entry[1])
       return entry[1] == id and n or n - 1
     end
   end
   return added(stream)
+end
+
+-- Whether the routes are others than those of this version.
+local function is_stale(routes, version)
+  return version ~= '' and (redis.call('HGET', routes, 'version') or '0') ~= version
 end
 
 -- Gives a pending message back: nobody owns it, and it is due at the time given. `false` when limits removed it.
@@ -124,4 +135,44 @@ local function last_id(stream)
     end
   end
   return '0-0'
+end
+
+-- Appends the first message of a batch, and tells the time in its id; or the error of the server. The clock may have been
+-- set back, or somebody else may have written to the stream: then the time goes on from the newest entry's.
+local function first_of(stream, now, number, entry)
+  local made = redis.pcall('XADD', stream, string.format('%d-%d', now, number), 'm', entry)
+  if type(made) ~= 'table' or not made.err then
+    return now
+  end
+  local ms, seq = string.match(last_id(stream), '^(%d+)-(%d+)$')
+  ms = tonumber(ms)
+  if tonumber(seq) >= number then
+    ms = ms + 1
+  end
+  if ms < now then
+    return nil, made
+  end
+  made = redis.pcall('XADD', stream, string.format('%d-%d', ms, number), 'm', entry)
+  if type(made) == 'table' and made.err then
+    return nil, made
+  end
+  return ms
+end
+
+-- Applies limits once for a whole batch.
+local function trim(stream, counter, now, messages, how, age, bytes, expiry)
+  if messages ~= '0' then
+    redis.call('XTRIM', stream, 'MAXLEN', how, messages)
+  end
+  if age ~= '0' then
+    -- Five pages for each batch catch up with any backlog, without holding up the server for it.
+    trim_age(stream, now - tonumber(age), 5)
+  end
+  if bytes ~= '0' then
+    trim_bytes(stream, tonumber(bytes))
+  end
+  if expiry ~= '0' then
+    redis.call('PEXPIRE', stream, expiry)
+    redis.call('PEXPIRE', counter, expiry)
+  end
 end

@@ -1,0 +1,409 @@
+//! The task that sends what is queued.
+//!
+//! A batch is one script for each stream it goes to: it checks that the routes are those by which the stream was chosen,
+//! and appends. Several batches are under way at a time, so that the server has work while answers travel. What has not
+//! left is refused as not connected; what may have left and has no answer is an unknown outcome.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
+use hashbrown::HashMap;
+use redis::{ServerError, Value};
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use trunkline_core::{Headers, Message, StreamOffset, Subject};
+
+use super::super::entry;
+use super::super::link::{Current, is_unknown_script};
+use super::super::routes::{Home, Routes};
+use super::super::scripts::{APPEND, PUBLISH};
+use super::super::shared::{STALE_RETRIES, Shared};
+use super::batch::{Batch, Broken, Stored, Trims};
+use super::queue::{ENOUGH, Item, Order, Queue};
+use super::{not_left, ticket};
+use crate::backend::{Fut, PublishError, Receipt};
+
+/// Most messages, and most bytes, that one script appends: while it runs the server does nothing else.
+const BATCH_MESSAGES: usize = 256;
+const BATCH_BYTES: usize = 1 << 20;
+/// Batches under way at once.
+const BATCHES_MAX: usize = 4;
+/// How often is looked for messages whose time is over.
+const LATE_INTERVAL: Duration = Duration::from_millis(10);
+/// Subjects whose streams are remembered.
+const HOMES_MAX: usize = 1024;
+
+/// See the module's text.
+pub(in crate::backend::redis) struct Writer {
+    queue: Arc<Queue>,
+    shared: Arc<Shared>,
+    /// The messages of the batches under way, in the order of their answers.
+    flights: VecDeque<Flight>,
+    /// The outcome of a message is unknown, and nobody was told.
+    lost: bool,
+    /// Version of the routes by which the batches under way were sent.
+    version: u64,
+    /// Streams by subject, as those routes say.
+    homes: HashMap<Subject, Arc<Home>, foldhash::fast::RandomState>,
+    trims: Trims,
+    late: Interval,
+}
+
+/// What was sent together.
+struct Flight {
+    batches: Vec<Batch>,
+    /// No message has an earlier deadline.
+    soonest: Instant,
+}
+
+type Answers = Vec<Result<Value, Broken>>;
+type Answering = FuturesOrdered<Fut<'static, Answers>>;
+
+impl Writer {
+    pub(super) fn new(queue: Arc<Queue>, shared: Arc<Shared>) -> Self {
+        let mut late = tokio::time::interval(LATE_INTERVAL);
+        late.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            queue,
+            shared,
+            flights: VecDeque::new(),
+            lost: false,
+            version: 0,
+            homes: HashMap::default(),
+            trims: Trims::default(),
+            late,
+        }
+    }
+
+    /// Sends what is queued, until `stop`.
+    pub(in crate::backend::redis) async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.send_all() => {}
+        }
+        // Whoever still waits is answered by the end of its ticket.
+    }
+
+    async fn send_all(&mut self) {
+        let mut answering = Answering::new();
+        loop {
+            let waiting = self.queue.len();
+            // While others are under way a small batch would cost more than it brings: it grows until they are answered.
+            let worth_it = waiting >= ENOUGH || answering.is_empty() || self.queue.flush_is_first();
+            if waiting > 0 && worth_it && answering.len() < BATCHES_MAX {
+                self.send_next(&mut answering).await;
+                continue;
+            }
+            let idle = waiting == 0 && answering.is_empty();
+            let queue = self.queue.clone();
+            tokio::select! {
+                biased;
+                Some(answers) = answering.next(), if !answering.is_empty() => {
+                    self.finish(answers, &mut answering).await;
+                }
+                () = queue.filled() => {}
+                _ = self.late.tick(), if !idle => self.tell_late(),
+            }
+        }
+    }
+
+    /// The next answer, if a batch is under way; who waits for too long is told meanwhile.
+    async fn next_answers(&mut self, answering: &mut Answering) -> Option<Answers> {
+        loop {
+            tokio::select! {
+                biased;
+                answers = answering.next() => return answers,
+                _ = self.late.tick() => self.tell_late(),
+            }
+        }
+    }
+
+    /// Sends one batch of what waits, or answers a flush whose turn it is.
+    async fn send_next(&mut self, answering: &mut Answering) {
+        if self.queue.flush_is_first() {
+            while let Some(answers) = self.next_answers(answering).await {
+                if self.finish(answers, answering).await {
+                    return;
+                }
+            }
+            // An answer that nobody responds may have come in front: it is sent first.
+            if let Some(done) = self.queue.take_flush() {
+                let _ = done.send(self.flushed());
+            }
+            return;
+        }
+        let routes = self.shared.routes();
+        // Batches by other routes would overtake one that is refused for its old ones.
+        if routes.version != self.version {
+            while let Some(answers) = self.next_answers(answering).await {
+                if self.finish(answers, answering).await {
+                    return;
+                }
+            }
+            self.version = routes.version;
+            self.homes.clear();
+            self.trims.clear();
+        }
+        let mut items = self.queue.take(BATCH_MESSAGES, BATCH_BYTES);
+        let now = Instant::now();
+        for item in items.extract_if(.., |item| item.deadline <= now) {
+            self.tell_not_left(item);
+        }
+        let Some(current) = self.shared.link.current() else {
+            for mut item in items {
+                item.ticket.tell(Err(self.shared.link.not_connected()));
+            }
+            return;
+        };
+        if !items.is_empty() {
+            self.send(current, &routes, items, answering);
+        }
+    }
+
+    fn send(&mut self, current: Current, routes: &Routes, items: Vec<Item>, answering: &mut Answering) {
+        let soonest = items.iter().map(|item| item.deadline).min().unwrap_or_else(Instant::now);
+        let batches = self.batches(routes, items);
+        let mut pipeline = redis::Pipeline::with_capacity(batches.len());
+        for batch in &batches {
+            pipeline.add_command(batch.command(&self.shared, self.version, &mut self.trims));
+        }
+        self.flights.push_back(Flight { batches, soonest });
+        let shared = self.shared.clone();
+        let mut connection = current.connection;
+        let mut sending: Fut<'static, Answers> = Box::pin(async move {
+            let answer = tokio::select! {
+                answer = connection.send_packed_commands(&pipeline, 0, pipeline.len()) => answer,
+                () = current.lost.cancelled() => Err(redis::RedisError::from((redis::ErrorKind::Io, "lost"))),
+            };
+            let Ok(values) = answer else {
+                shared.link.suspect();
+                return Vec::new();
+            };
+            let answers = values.into_iter().map(|value| match value {
+                Value::ServerError(error) => Err(Broken::Refused(error)),
+                value => Ok(value),
+            });
+            answers.collect()
+        });
+        // Polled once so that batches leave in order.
+        match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answers) => answering.push_back(Box::pin(std::future::ready(answers))),
+            Poll::Pending => answering.push_back(sending),
+        }
+    }
+
+    /// The messages by stream, in order within each.
+    fn batches(&mut self, routes: &Routes, items: Vec<Item>) -> Vec<Batch> {
+        let mut batches: Vec<Batch> = Vec::new();
+        let (mut latest, most) = (0, items.len());
+        for item in items {
+            let home = match self.homes.get(&item.subject) {
+                Some(home) => home.clone(),
+                None => {
+                    if self.homes.len() >= HOMES_MAX {
+                        self.homes.clear();
+                    }
+                    let home = routes.home(&item.subject);
+                    self.homes.insert(item.subject.clone(), home.clone());
+                    home
+                }
+            };
+            let is_same = |batch: &Batch| Arc::ptr_eq(&batch.home, &home) || batch.home.key == home.key;
+            // Most messages go where the one before went.
+            if !batches.get(latest).is_some_and(is_same) {
+                latest = batches.iter().position(is_same).unwrap_or(batches.len());
+            }
+            match batches.get_mut(latest) {
+                Some(batch) => batch.items.push(item),
+                None => {
+                    let mut items = Vec::with_capacity(if latest == 0 { most } else { 1 });
+                    items.push(item);
+                    batches.push(Batch { home, items });
+                }
+            }
+        }
+        batches
+    }
+
+    /// Tells the publishers of one batch. `true` when some of it waits to be sent again, and must go first.
+    async fn finish(&mut self, answers: Answers, answering: &mut Answering) -> bool {
+        let mut again = self.tell(answers);
+        if again.is_empty() {
+            return false;
+        }
+        // The batches behind it may have been refused too: together they are sent again in order.
+        while let Some(answers) = self.next_answers(answering).await {
+            again.extend(self.tell(answers));
+        }
+        for item in again.into_iter().rev() {
+            self.queue.put_first(Order::Publish(item));
+        }
+        let refreshing = refresh(self.shared.clone());
+        tokio::pin!(refreshing);
+        loop {
+            tokio::select! {
+                () = &mut refreshing => return true,
+                _ = self.late.tick() => self.tell_late(),
+            }
+        }
+    }
+
+    fn tell(&mut self, answers: Answers) -> Vec<Item> {
+        let batches = self.flights.pop_front().map(|flight| flight.batches).unwrap_or_default();
+        let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        let mut again = Vec::new();
+        for (batch, answer) in batches.into_iter().zip(answers) {
+            match answer.unwrap_or(Err(Broken::Unknown)) {
+                Ok(value) => match batch.read(value) {
+                    Ok(stored) => self.tell_stored(batch, stored),
+                    Err(failure) => {
+                        tracing::warn!(
+                            stream = batch.home.name,
+                            ?failure,
+                            "a publish was answered strangely"
+                        );
+                        batch.items.into_iter().for_each(|item| self.tell_unknown(item));
+                    }
+                },
+                Err(Broken::Refused(error)) if error.code() == "STALE" || is_unknown_script(&error) => {
+                    again.extend(batch.items.into_iter().filter_map(|item| resend(item, &error)));
+                }
+                Err(Broken::Refused(error)) => {
+                    batch.items.into_iter().for_each(|item| self.tell_refused(item, &error))
+                }
+                Err(Broken::Unknown) => batch.items.into_iter().for_each(|item| self.tell_unknown(item)),
+            }
+        }
+        again
+    }
+
+    fn tell_stored(&mut self, batch: Batch, stored: Vec<Stored>) {
+        for (mut item, stored) in batch.items.into_iter().zip(stored) {
+            if stored.nobody
+                && let Some(reply) = &item.reply
+            {
+                self.queue.put_first(Order::Publish(no_responders(reply, item.timeout)));
+            }
+            let receipt = match batch.home.stores {
+                true => Receipt::Stored {
+                    stream: batch.home.name.clone(),
+                    offset: StreamOffset::Entry(stored.id.0, stored.id.1),
+                    duplicate: stored.duplicate,
+                },
+                false => Receipt::Accepted,
+            };
+            item.ticket.tell(Ok(receipt));
+        }
+    }
+
+    fn tell_unknown(&mut self, mut item: Item) {
+        let server = self.shared.link.server.clone();
+        let unknown = PublishError::OutcomeUnknown { server, waited: Duration::ZERO };
+        self.lost |= !item.ticket.tell(Err(unknown));
+    }
+
+    fn tell_not_left(&self, mut item: Item) {
+        item.ticket.tell(Err(not_left(&self.shared, item.timeout)));
+    }
+
+    fn tell_refused(&mut self, mut item: Item, error: &ServerError) {
+        let reason = error.to_string();
+        let refused = match error.code() {
+            // These come before anything of the script was done.
+            "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY" | "MISCONF" | "OOM" => {
+                PublishError::NotConnected { server: self.shared.link.server.clone(), reason }
+            }
+            "NOPERM" | "NOAUTH" => PublishError::Denied { subject: item.subject.clone(), reason },
+            _ => {
+                tracing::warn!(subject = %item.subject, %reason, "a publish failed half way");
+                return self.tell_unknown(item);
+            }
+        };
+        item.ticket.tell(Err(refused));
+    }
+
+    /// Tells those whose time is over: what has not left is taken back, what has left may still be stored.
+    fn tell_late(&mut self) {
+        let now = Instant::now();
+        for item in self.queue.expired(now) {
+            self.tell_not_left(item);
+        }
+        for flight in self.flights.iter_mut().filter(|flight| flight.soonest <= now) {
+            let mut soonest: Option<Instant> = None;
+            for item in flight.batches.iter_mut().flat_map(|batch| &mut batch.items) {
+                if item.deadline <= now {
+                    let (server, waited) = (self.shared.link.server.clone(), item.timeout);
+                    self.lost |= !item.ticket.tell(Err(PublishError::OutcomeUnknown { server, waited }));
+                } else {
+                    soonest = Some(soonest.map_or(item.deadline, |soonest| soonest.min(item.deadline)));
+                }
+            }
+            flight.soonest = soonest.unwrap_or_else(|| now + Duration::from_secs(3600));
+        }
+    }
+
+    fn flushed(&mut self) -> Result<(), PublishError> {
+        let link = &self.shared.link;
+        if std::mem::take(&mut self.lost) {
+            return Err(PublishError::OutcomeUnknown { server: link.server.clone(), waited: Duration::ZERO });
+        }
+        match link.is_connected() {
+            true => Ok(()),
+            false => Err(link.not_connected()),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+/// Has the server know the scripts, and the routes from the server.
+async fn refresh(shared: Arc<Shared>) {
+    for script in [&APPEND, &PUBLISH] {
+        let _ = shared.link.query(redis::cmd("SCRIPT").arg("LOAD").arg(script.source())).await;
+    }
+    if let Err(failure) = shared.refresh().await {
+        tracing::debug!(?failure, "the routes cannot be read now");
+    }
+}
+
+/// A message that was refused for old routes, to be sent once more, unless that leads nowhere or nobody waits.
+fn resend(mut item: Item, error: &ServerError) -> Option<Item> {
+    if item.ticket.is_told() {
+        return None;
+    }
+    item.stale += 1;
+    if item.stale <= STALE_RETRIES {
+        return Some(item);
+    }
+    let reason = format!("the streams keep changing: {error}");
+    let denied = PublishError::Denied { subject: item.subject.clone(), reason };
+    item.ticket.tell(Err(denied));
+    None
+}
+
+/// The answer to a request that nobody answers.
+fn no_responders(reply: &Subject, timeout: Duration) -> Item {
+    let mut headers = Headers::new();
+    headers.append("Status", "503").expect("a valid header");
+    let answer = Message { subject: reply.clone(), reply: None, headers, payload: Bytes::new() };
+    let (ticket, _) = ticket::ticket();
+    Item {
+        entry: entry::encode(&answer),
+        subject: answer.subject,
+        reply: None,
+        dedupe_id: None,
+        stale: 0,
+        timeout,
+        deadline: Instant::now() + timeout,
+        ticket,
+    }
+}
