@@ -254,6 +254,28 @@ impl Link {
         }
     }
 
+    /// Sends a transaction and waits for the answers to its commands, each of which may be a refusal.
+    pub(super) async fn transaction(&self, pipeline: &redis::Pipeline) -> Result<Vec<Value>, Failure> {
+        let mut current = self.current().ok_or_else(|| Failure::NotConnected(self.reason()))?;
+        let started = tokio::time::Instant::now();
+        // In front of the answers come one to MULTI, and one to each command that says that it waits for EXEC.
+        let sending = current.connection.send_packed_commands(pipeline, pipeline.len() + 1, 1);
+        let answer = tokio::select! {
+            answer = sending => answer,
+            () = current.lost.cancelled() => return Err(Failure::Unknown(started.elapsed())),
+            () = tokio::time::sleep(self.answer_timeout) => return Err(Failure::Unknown(self.answer_timeout)),
+        };
+        match answer.map(|mut answers| answers.pop()) {
+            Ok(Some(Value::Array(answers))) => Ok(answers),
+            Ok(Some(Value::ServerError(error))) => Err(Failure::Refused(error)),
+            Ok(other) => Err(Failure::Unexpected(format!("{other:?}"))),
+            Err(_) => {
+                self.suspect();
+                Err(Failure::Unknown(started.elapsed()))
+            }
+        }
+    }
+
     /// Runs a script, giving it to the server first where it is not known there.
     pub(super) fn run_script<'a, A: FnOnce(&mut Cmd)>(
         &'a self,

@@ -57,8 +57,10 @@ scripts! {
     STREAM = "stream.lua";
     /// Joins a consumer, creating it where it is not there.
     JOIN = "join.lua";
-    /// Hands out deliveries.
-    FETCH = "fetch.lua";
+    /// Hands out deliveries that come again.
+    LOOK = "look.lua";
+    /// Acknowledges deliveries while nobody has lost one.
+    ACK = "ack.lua";
     /// Settles deliveries.
     SETTLE = "settle.lua";
     /// Takes or renews the lease of a keyed consumer.

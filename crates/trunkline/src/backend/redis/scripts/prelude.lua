@@ -101,6 +101,30 @@ local function is_stale(routes, version)
   return version ~= '' and (redis.call('HGET', routes, 'version') or '0') ~= version
 end
 
+-- Name of a consumer's group. A later consumer of the same name has another, so that members of the earlier one can take
+-- nothing from it.
+local function group_of(name, identity)
+  return 'c:' .. name .. ':' .. identity
+end
+
+-- The id up to which a group has read; nothing where there is no such group.
+local function position_of(stream, group)
+  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  for _, found in ipairs(groups) do
+    local name, position
+    for i = 1, #found, 2 do
+      if found[i] == 'name' then
+        name = found[i + 1]
+      elseif found[i] == 'last-delivered-id' then
+        position = found[i + 1]
+      end
+    end
+    if name == group then
+      return position
+    end
+  end
+end
+
 -- Gives a pending message back: nobody owns it, and it is due at the time given. `false` when limits removed it.
 local function give_back(stream, group, due, id, at)
   if #redis.call('XCLAIM', stream, group, '~', 0, id, 'JUSTID') == 0 then
@@ -114,7 +138,10 @@ end
 
 local function drop_consumer(stream, name)
   local existed = redis.call('EXISTS', stream .. ':consumer:' .. name)
-  redis.pcall('XGROUP', 'DESTROY', stream, 'c:' .. name)
+  local identity = redis.call('HGET', stream .. ':consumer:' .. name, 'identity')
+  if identity then
+    redis.pcall('XGROUP', 'DESTROY', stream, group_of(name, identity))
+  end
   redis.call('SREM', stream .. ':consumers', name)
   for _, what in ipairs({ 'consumer', 'due', 'members', 'lease' }) do
     redis.call('DEL', stream .. ':' .. what .. ':' .. name)
