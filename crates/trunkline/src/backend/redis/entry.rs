@@ -88,7 +88,25 @@ pub(super) fn encode(message: &Message) -> Vec<u8> {
     out
 }
 
-fn decode(blob: Bytes) -> Result<Message, Undecodable> {
+/// Reads entries of one answer. Neighbours often have the same subject, which is checked and kept once.
+#[derive(Default)]
+struct Decoder {
+    latest: Option<Subject>,
+}
+
+impl Decoder {
+    fn subject(&mut self, text: &str) -> Result<Subject, SubjectError> {
+        match &self.latest {
+            Some(latest) if latest.as_str() == text => Ok(latest.clone()),
+            _ => {
+                let subject = Subject::new(text.to_owned())?;
+                Ok(self.latest.insert(subject).clone())
+            }
+        }
+    }
+}
+
+fn decode(blob: Bytes, decoder: &mut Decoder) -> Result<Message, Undecodable> {
     let end = line_end(&blob).ok_or(Undecodable::FirstLine)?;
     let line = std::str::from_utf8(&blob[..end]).map_err(|_| Undecodable::FirstLine)?;
     let mut words = line.split(' ');
@@ -105,7 +123,7 @@ fn decode(blob: Bytes) -> Result<Message, Undecodable> {
         _ => Headers::decode(&blob[start..payload_at])?,
     };
     Ok(Message {
-        subject: Subject::new(subject.to_owned())?,
+        subject: decoder.subject(subject)?,
         reply: match reply {
             NO_REPLY => None,
             reply => Some(Subject::new(reply.to_owned())?),
@@ -123,18 +141,19 @@ fn line_end(blob: &[u8]) -> Option<usize> {
 
 /// One entry of an answer: `[id, [field, value, …]]`.
 pub(super) fn entry(value: Value) -> Result<Entry, Failure> {
+    entry_of(value, &mut Decoder::default())
+}
+
+fn entry_of(value: Value, decoder: &mut Decoder) -> Result<Entry, Failure> {
     let [id, fields] = array::<2>(value)?;
     let id = entry_id(&id)?;
     let mut index = None;
     let mut message = Err(Undecodable::NoMessage);
     let mut fields = list(fields)?.into_iter();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-        match name {
-            Value::BulkString(name) if name == b"m" => {
-                message = decode(blob(value)?).map(Arc::new);
-                index = Some(id.1);
-            }
-            _ => {}
+        if matches!(name, Value::BulkString(name) if name == b"m") {
+            message = decode(blob(value)?, decoder).map(Arc::new);
+            index = Some(id.1);
         }
     }
     Ok(Entry { id, index, message })
@@ -142,12 +161,17 @@ pub(super) fn entry(value: Value) -> Result<Entry, Failure> {
 
 /// Entries of an answer.
 pub(super) fn entries(value: Value) -> Result<Vec<Entry>, Failure> {
-    list(value)?.into_iter().map(entry).collect()
+    let mut decoder = Decoder::default();
+    list(value)?.into_iter().map(|value| entry_of(value, &mut decoder)).collect()
 }
 
 /// An id as Redis prints it.
 pub(super) fn entry_id(value: &Value) -> Result<EntryId, Failure> {
-    parse_id(&text(value)?).ok_or_else(|| unexpected(value))
+    let id = match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok().and_then(parse_id),
+        other => parse_id(&text(other)?),
+    };
+    id.ok_or_else(|| unexpected(value))
 }
 
 pub(super) fn parse_id(text: &str) -> Option<EntryId> {
@@ -157,6 +181,28 @@ pub(super) fn parse_id(text: &str) -> Option<EntryId> {
 
 pub(super) fn print_id(id: EntryId) -> String {
     format!("{}-{}", id.0, id.1)
+}
+
+/// Adds an id to a command without making a text of it first: there are many in one.
+pub(super) fn push_id(command: &mut redis::Cmd, id: EntryId) {
+    let mut digits = [0_u8; 41];
+    let mut at = digits.len();
+    for (number, is_last) in [(id.1, false), (id.0, true)] {
+        let mut left = number;
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (left % 10) as u8;
+            left /= 10;
+            if left == 0 {
+                break;
+            }
+        }
+        if !is_last {
+            at -= 1;
+            digits[at] = b'-';
+        }
+    }
+    command.arg(&digits[at..]);
 }
 
 pub(super) fn unexpected(value: &Value) -> Failure {
@@ -228,7 +274,7 @@ mod tests {
                 headers,
                 payload: Bytes::copy_from_slice(payload),
             };
-            assert_eq!(decode(encode(&message).into()).unwrap(), message);
+            assert_eq!(decode(encode(&message).into(), &mut Decoder::default()).unwrap(), message);
         }
     }
 
@@ -237,8 +283,20 @@ mod tests {
         for blob in
             ["", "a", "a . 0", "a . 0 0\r\n", "a . x\r\n", "a . 3\r\nxx", "a..b . 0\r\n", "a . 2\r\nxx"]
         {
-            assert!(decode(Bytes::from_static(blob.as_bytes())).is_err(), "{blob:?}");
+            let decoded = decode(Bytes::from_static(blob.as_bytes()), &mut Decoder::default());
+            assert!(decoded.is_err(), "{blob:?}");
         }
-        assert!(decode(Bytes::from_static(b"a . 18446744073709551615\r\n")).is_err());
+        let long = Bytes::from_static(b"a . 18446744073709551615\r\n");
+        assert!(decode(long, &mut Decoder::default()).is_err());
+    }
+
+    #[test]
+    fn ids_are_pushed_as_they_are_printed() {
+        for id in [(0, 0), (1, 10), (1_763_800_000_000, 99), (u64::MAX, u64::MAX)] {
+            let mut command = redis::Cmd::new();
+            push_id(&mut command, id);
+            let arguments: Vec<_> = command.args_iter().collect();
+            assert!(matches!(&arguments[..], [redis::Arg::Simple(text)] if *text == print_id(id).as_bytes()));
+        }
     }
 }

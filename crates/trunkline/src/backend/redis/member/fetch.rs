@@ -12,7 +12,9 @@ use redis::{ServerError, Value};
 use tokio::time::Instant;
 use trunkline_core::StreamOffset;
 
-use super::super::entry::{Entry, EntryId, array, entry, list, number, parse_id, print_id, text, time_of};
+use super::super::entry::{
+    Entry, EntryId, array, entry, list, number, parse_id, print_id, push_id, text, time_of,
+};
 use super::super::link::Failure;
 use super::super::reader::read_entries;
 use super::super::routes::millis;
@@ -285,7 +287,7 @@ impl RedisMember {
         let mut command = redis::cmd("XACK");
         command.arg(&self.home.key).arg(&self.group);
         for id in ids {
-            command.arg(print_id(*id));
+            push_id(&mut command, *id);
         }
         command
     }

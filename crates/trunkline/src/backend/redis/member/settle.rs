@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 use trunkline_core::StreamOffset;
 
-use super::super::entry::{EntryId, list, number, print_id};
+use super::super::entry::{EntryId, list, number, print_id, push_id};
 use super::super::link::Failure;
 use super::super::routes::millis;
 use super::super::scripts::{ACK, SETTLE};
@@ -44,7 +44,7 @@ impl RedisMember {
             .run(&ACK, |command| {
                 command.arg(fence);
                 for id in ids {
-                    command.arg(print_id(*id));
+                    push_id(command, *id);
                 }
             })
             .await?;
