@@ -7,6 +7,9 @@ use redis::Cmd;
 /// Functions that several scripts share.
 const PRELUDE: &str = include_str!("scripts/prelude.lua");
 
+/// Leads a transaction that appends messages; sent with its text, so it goes without the prelude.
+pub(super) const LEAD: &str = include_str!("scripts/lead.lua");
+
 /// A script as the server knows it.
 pub(super) struct Script {
     source: String,

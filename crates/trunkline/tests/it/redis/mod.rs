@@ -2,6 +2,7 @@
 
 mod faults;
 mod keys;
+mod publishing;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,37 +1,38 @@
-//! Messages of one stream as one script, and its answer.
+//! Messages of one stream as commands, and the answer to them.
 //!
-//! Most messages only have to be appended: they go through a lean script, whose answer is the id of the first one. A
-//! batch in which one has a deduplication id, or asks for responders, goes through the full script as a whole, so that
-//! its order stays.
+//! Most messages only have to be appended: they go through a lean script, or in long batches as plain commands in one
+//! transaction. A batch in which one has a deduplication id, or asks for responders, goes through the full script as a
+//! whole, so that its order stays.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use hashbrown::HashMap;
-use redis::{Cmd, ServerError, Value};
+use redis::{Cmd, Pipeline, ServerError, Value};
 
-use super::super::entry::{EntryId, entry_id, list, number};
+use super::super::entry::{EntryId, entry_id, list, number, push_id};
 use super::super::link::Failure;
 use super::super::routes::{Home, millis};
-use super::super::scripts::{APPEND, PUBLISH};
+use super::super::scripts::{APPEND, LEAD, PUBLISH};
 use super::super::shared::Shared;
 use super::queue::Item;
+use super::standing::{Led, Limits, Way};
 
-/// Limits by age and bytes are applied at most so often by one publisher; reading applies them, too.
-const TRIM_INTERVAL: Duration = Duration::from_millis(500);
-/// Limits by bytes are applied also after this part of them was written.
-const TRIM_BYTES_PART: u64 = 32;
-/// Streams of which a publisher remembers when it applied their limits.
-const TRIMMED_MAX: usize = 1024;
-
-/// Messages of one stream.
+/// Messages of one stream, and the way they go.
 pub(super) struct Batch {
     pub(super) home: Arc<Home>,
     pub(super) items: Vec<Item>,
+    pub(super) way: Way,
+}
+
+/// What became of a batch.
+pub(super) struct Stored {
+    /// One for each message, in order.
+    pub(super) outcomes: Vec<Outcome>,
+    /// The server's clock in ms, where it was told.
+    pub(super) clock: Option<u64>,
 }
 
 /// What became of a message.
-pub(super) struct Stored {
+pub(super) struct Outcome {
     pub(super) id: EntryId,
     pub(super) duplicate: bool,
     /// Nobody answers requests on its subject.
@@ -44,120 +45,163 @@ pub(super) enum Broken {
     Unknown,
 }
 
+/// An inbox is listed nowhere; who replies to one wants no answer from a registry.
+fn asks(home: &Home, item: &Item) -> bool {
+    item.reply.is_some() && home.stores
+}
+
+/// Whether messages only have to be appended.
+pub(super) fn is_plain(home: &Home, items: &[Item]) -> bool {
+    items.iter().all(|item| item.dedupe_id.is_none() && !asks(home, item))
+}
+
 impl Batch {
-    /// An inbox is listed nowhere; who replies to one wants no answer from a registry.
-    fn asks(&self, item: &Item) -> bool {
-        item.reply.is_some() && self.home.stores
+    /// Adds the commands that append them, and says how many answers come: the last one tells.
+    pub(super) fn add_to(&self, pipeline: &mut Pipeline, shared: &Shared, version: u64) -> usize {
+        let version = if self.home.stores { version.to_string() } else { String::new() };
+        match &self.way {
+            Way::Lean(limits) => {
+                let mut command = self.script(shared, &APPEND, &version, *limits);
+                for item in &self.items {
+                    command.arg(&item.entry);
+                }
+                pipeline.add_command(command);
+                1
+            }
+            Way::Full(limits) => {
+                let mut command = self.script(shared, &PUBLISH, &version, *limits);
+                command.arg(&shared.options.prefix);
+                for item in &self.items {
+                    self.add_in_full(&mut command, shared, item);
+                }
+                pipeline.add_command(command);
+                1
+            }
+            Way::Led(led) => self.add_transaction(pipeline, shared, &version, led),
+        }
     }
 
-    fn is_plain(&self) -> bool {
-        self.items.iter().all(|item| item.dedupe_id.is_none() && !self.asks(item))
-    }
-
-    /// The script that appends them.
-    pub(super) fn command(&self, shared: &Shared, version: u64, trims: &mut Trims) -> Cmd {
-        let (home, limits, plain) = (&self.home, &self.home.limits, self.is_plain());
-        let script = if plain { &APPEND } else { &PUBLISH };
-        let bytes: usize = self.items.iter().map(|item| item.entry.len()).sum();
-        let (age, most_bytes) = trims.due(home, bytes as u64);
+    /// A script with what all scripts that append begin with.
+    fn script(
+        &self,
+        shared: &Shared,
+        script: &super::super::scripts::Script,
+        version: &str,
+        due: Limits,
+    ) -> Cmd {
+        let (home, limits) = (&self.home, &self.home.limits);
         let mut command = script.command(&[&home.key, &shared.routes_key(), &home.beside("added")]);
         command
-            .arg(if home.stores { version.to_string() } else { String::new() })
+            .arg(version)
             .arg(limits.max_messages.unwrap_or(0))
             .arg(if limits.exact { "=" } else { "~" })
-            .arg(age.map_or(0, millis))
-            .arg(most_bytes.unwrap_or(0))
+            .arg(due.age.map_or(0, millis))
+            .arg(due.bytes.unwrap_or(0))
             .arg(limits.expiry.map_or(0, millis));
-        if plain {
-            for item in &self.items {
-                command.arg(&item.entry);
-            }
-            return command;
-        }
-        command.arg(&shared.options.prefix);
-        for item in &self.items {
-            command.arg(&item.entry);
-            match &item.dedupe_id {
-                Some(id) => {
-                    let window = millis(shared.options.dedupe_window).max(1);
-                    command.arg(home.of_consumer("dedupe", id)).arg(window)
-                }
-                None => command.arg("").arg(0),
-            };
-            command.arg(if self.asks(item) { item.subject.as_str() } else { "" });
-        }
         command
     }
 
-    /// Reads the answer: one for each message, in order.
-    pub(super) fn read(&self, answer: Value) -> Result<Vec<Stored>, Failure> {
-        let parts = list(answer)?;
-        if self.is_plain() {
-            let [ms, first] = parts.as_slice() else { return Err(unexpected(&parts)) };
-            let (ms, first) = (number(ms)?, number(first)?);
-            let ids = (first..).take(self.items.len()).map(|seq| (ms, seq));
-            return Ok(ids.map(|id| Stored { id, duplicate: false, nobody: false }).collect());
+    fn add_in_full(&self, command: &mut Cmd, shared: &Shared, item: &Item) {
+        command.arg(&item.entry);
+        match &item.dedupe_id {
+            Some(id) => {
+                let window = millis(shared.options.dedupe_window).max(1);
+                command.arg(self.home.of_consumer("dedupe", id)).arg(window)
+            }
+            None => command.arg("").arg(0),
+        };
+        command.arg(if asks(&self.home, item) { item.subject.as_str() } else { "" });
+    }
+
+    fn add_transaction(&self, pipeline: &mut Pipeline, shared: &Shared, version: &str, led: &Led) -> usize {
+        let (home, before) = (&self.home, pipeline.len());
+        let name = |number: u64| match number {
+            0 => String::new(),
+            number => format!("{}:{number}", shared.process),
+        };
+        pipeline.add_command(redis::cmd("MULTI"));
+        // With its text: were it unknown to the server, the commands behind it would go unchecked.
+        let mut lead = redis::cmd("EVAL");
+        lead.arg(LEAD).arg(4).arg(&home.key).arg(shared.routes_key());
+        lead.arg(home.beside("added")).arg(home.beside("chain"));
+        lead.arg(version).arg(led.after.1).arg(self.items.len()).arg(led.after.0);
+        lead.arg(self.items.first().map_or(&[][..], |item| &item.entry));
+        lead.arg(name(led.name)).arg(name(led.follows));
+        pipeline.add_command(lead);
+        for (item, number) in self.items.iter().zip(led.after.1 + 1..).skip(1) {
+            let mut command = Cmd::with_capacity(5, home.key.len() + item.entry.len() + 50);
+            command.arg("XADD").arg(&home.key);
+            push_id(&mut command, (led.after.0, number));
+            command.arg("m").arg(&item.entry);
+            pipeline.add_command(command);
         }
+        if let Some(most) = home.limits.max_messages {
+            let how = if home.limits.exact { "=" } else { "~" };
+            let mut command = redis::cmd("XTRIM");
+            command.arg(&home.key).arg("MAXLEN").arg(how).arg(most);
+            pipeline.add_command(command);
+        }
+        pipeline.add_command(redis::cmd("EXEC"));
+        pipeline.len() - before
+    }
+
+    /// Reads the last answer to its commands.
+    pub(super) fn read(&self, answer: Value) -> Result<Stored, Broken> {
+        let parts = match answer {
+            Value::ServerError(error) => return Err(Broken::Refused(error)),
+            answer => self.readable(list(answer))?,
+        };
+        let read = match &self.way {
+            Way::Lean(_) => self.read_lean(&parts),
+            Way::Full(_) => self.read_full(&parts),
+            Way::Led(led) => match parts.first() {
+                Some(Value::ServerError(error)) => return Err(Broken::Refused(error.clone())),
+                Some(clock) => self.read_led(led, clock, &parts),
+                None => Err(unexpected(&parts)),
+            },
+        };
+        self.readable(read)
+    }
+
+    fn readable<T>(&self, read: Result<T, Failure>) -> Result<T, Broken> {
+        read.map_err(|failure| {
+            tracing::warn!(stream = self.home.name, ?failure, "a publish was answered strangely");
+            Broken::Unknown
+        })
+    }
+
+    fn read_lean(&self, parts: &[Value]) -> Result<Stored, Failure> {
+        let [ms, first] = parts else { return Err(unexpected(parts)) };
+        let (ms, first) = (number(ms)?, number(first)?);
+        Ok(Stored { outcomes: self.in_a_row((ms, first)), clock: Some(ms) })
+    }
+
+    fn read_full(&self, parts: &[Value]) -> Result<Stored, Failure> {
         if parts.len() != 2 * self.items.len() {
-            return Err(unexpected(&parts));
+            return Err(unexpected(parts));
         }
-        let stored = parts.chunks_exact(2).map(|pair| {
+        let outcomes = parts.chunks_exact(2).map(|pair| {
             let flags = number(&pair[1])?;
-            Ok(Stored { id: entry_id(&pair[0])?, duplicate: flags & 1 != 0, nobody: flags & 2 != 0 })
+            Ok(Outcome { id: entry_id(&pair[0])?, duplicate: flags & 1 != 0, nobody: flags & 2 != 0 })
         });
-        stored.collect()
+        Ok(Stored { outcomes: outcomes.collect::<Result<_, Failure>>()?, clock: None })
+    }
+
+    fn read_led(&self, led: &Led, clock: &Value, parts: &[Value]) -> Result<Stored, Failure> {
+        // None can fail behind the first; should one, it is better not known than claimed.
+        if parts.len() < self.items.len() || parts.iter().any(|part| matches!(part, Value::ServerError(_))) {
+            return Err(unexpected(parts));
+        }
+        let first = (led.after.0, led.after.1 + 1);
+        Ok(Stored { outcomes: self.in_a_row(first), clock: Some(number(clock)?) })
+    }
+
+    fn in_a_row(&self, (ms, first): EntryId) -> Vec<Outcome> {
+        let ids = (first..).take(self.items.len()).map(|number| (ms, number));
+        ids.map(|id| Outcome { id, duplicate: false, nobody: false }).collect()
     }
 }
 
 fn unexpected(parts: &[Value]) -> Failure {
     Failure::Unexpected(format!("{} values for a batch", parts.len()))
-}
-
-/// When limits that cost more than a count were applied last, by stream.
-#[derive(Default)]
-pub(super) struct Trims(HashMap<String, Trimmed, foldhash::fast::RandomState>);
-
-struct Trimmed {
-    age: Option<Instant>,
-    bytes: Option<Instant>,
-    /// Bytes written since.
-    written: u64,
-}
-
-impl Trims {
-    /// Forgets everything: streams may have other limits now.
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
-    }
-
-    /// The limits by age and bytes that are to be applied with a batch of so many bytes.
-    fn due(&mut self, home: &Home, bytes: u64) -> (Option<Duration>, Option<u64>) {
-        let (max_age, max_bytes) = (home.limits.max_age, home.limits.max_bytes);
-        if max_age.is_none() && max_bytes.is_none() {
-            return (None, None);
-        }
-        if self.0.len() >= TRIMMED_MAX && !self.0.contains_key(&home.key) {
-            self.0.clear();
-        }
-        let now = Instant::now();
-        let trimmed = self.0.entry_ref(&home.key).or_insert(Trimmed { age: None, bytes: None, written: 0 });
-        trimmed.written += bytes;
-        let age = max_age.filter(|max_age| {
-            let interval = TRIM_INTERVAL.min(*max_age / 4);
-            let due = trimmed.age.is_none_or(|last| now.duration_since(last) >= interval);
-            if due {
-                trimmed.age = Some(now);
-            }
-            due
-        });
-        let bytes = max_bytes.filter(|max_bytes| {
-            let due = trimmed.written >= max_bytes / TRIM_BYTES_PART
-                || trimmed.bytes.is_none_or(|last| now.duration_since(last) >= TRIM_INTERVAL);
-            if due {
-                (trimmed.bytes, trimmed.written) = (Some(now), 0);
-            }
-            due
-        });
-        (age, bytes)
-    }
 }

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `queue` | what waits to be sent, bounded, in order |
 //! | `ticket` | the outcome of one message |
-//! | `batch` | messages of one stream as one script, and its answer |
+//! | `batch` | messages of one stream as commands, and the answer to them |
+//! | `standing` | what is known of a stream, and by which way the next batch goes |
 //! | `writer` | the task: sends batches, tells outcomes, tries again by new routes |
 
 mod batch;
 mod queue;
+mod standing;
 mod ticket;
 mod writer;
 

@@ -1,7 +1,7 @@
 //! The task that sends what is queued.
 //!
-//! A batch is one script for each stream it goes to: it checks that the routes are those by which the stream was chosen,
-//! and appends. Several batches are under way at a time, so that the server has work while answers travel. What has not
+//! A batch is checked for each stream it goes to: that the routes are those by which the stream was chosen. Then it is
+//! appended. Several batches are under way at a time, so that the server has work while answers travel. What has not
 //! left is refused as not connected; what may have left and has no answer is an unknown outcome.
 
 use std::collections::VecDeque;
@@ -23,8 +23,9 @@ use super::super::link::{Current, is_unknown_script};
 use super::super::routes::{Home, Routes};
 use super::super::scripts::{APPEND, PUBLISH};
 use super::super::shared::{STALE_RETRIES, Shared};
-use super::batch::{Batch, Broken, Stored, Trims};
+use super::batch::{Batch, Broken, Stored, is_plain};
 use super::queue::{ENOUGH, Item, Order, Queue};
+use super::standing::Standings;
 use super::{not_left, ticket};
 use crate::backend::{Fut, PublishError, Receipt};
 
@@ -50,7 +51,7 @@ pub(in crate::backend::redis) struct Writer {
     version: u64,
     /// Streams by subject, as those routes say.
     homes: HashMap<Subject, Arc<Home>, foldhash::fast::RandomState>,
-    trims: Trims,
+    standings: Standings,
     late: Interval,
 }
 
@@ -61,7 +62,8 @@ struct Flight {
     soonest: Instant,
 }
 
-type Answers = Vec<Result<Value, Broken>>;
+/// The telling answer to each batch of one flight; fewer where the connection was lost.
+type Answers = Vec<Value>;
 type Answering = FuturesOrdered<Fut<'static, Answers>>;
 
 impl Writer {
@@ -75,7 +77,7 @@ impl Writer {
             lost: false,
             version: 0,
             homes: HashMap::default(),
-            trims: Trims::default(),
+            standings: Standings::default(),
             late,
         }
     }
@@ -147,7 +149,7 @@ impl Writer {
             }
             self.version = routes.version;
             self.homes.clear();
-            self.trims.clear();
+            self.standings.clear();
         }
         let mut items = self.queue.take(BATCH_MESSAGES, BATCH_BYTES);
         let now = Instant::now();
@@ -160,17 +162,35 @@ impl Writer {
             }
             return;
         };
-        if !items.is_empty() {
-            self.send(current, &routes, items, answering);
+        if items.is_empty() {
+            return;
+        }
+        let groups = self.groups(&routes, items);
+        let must_wait = |(home, items): &(Arc<Home>, Vec<Item>)| {
+            self.standings.must_wait(home, is_plain(home, items), items.len())
+        };
+        if !groups.iter().any(must_wait) {
+            return self.send(current, groups, answering);
+        }
+        for item in groups.into_iter().flat_map(|(_, items)| items).rev().collect::<Vec<_>>() {
+            self.queue.put_first(Order::Publish(item));
+        }
+        while let Some(answers) = self.next_answers(answering).await {
+            self.finish(answers, answering).await;
         }
     }
 
-    fn send(&mut self, current: Current, routes: &Routes, items: Vec<Item>, answering: &mut Answering) {
-        let soonest = items.iter().map(|item| item.deadline).min().unwrap_or_else(Instant::now);
-        let batches = self.batches(routes, items);
-        let mut pipeline = redis::Pipeline::with_capacity(batches.len());
-        for batch in &batches {
-            pipeline.add_command(batch.command(&self.shared, self.version, &mut self.trims));
+    fn send(&mut self, current: Current, groups: Vec<(Arc<Home>, Vec<Item>)>, answering: &mut Answering) {
+        let items = groups.iter().flat_map(|(_, items)| items);
+        let soonest = items.map(|item| item.deadline).min().unwrap_or_else(Instant::now);
+        let (mut batches, mut counts) = (Vec::with_capacity(groups.len()), Vec::with_capacity(groups.len()));
+        let mut pipeline = redis::Pipeline::new();
+        for (home, items) in groups {
+            let bytes = items.iter().map(|item| item.entry.len()).sum();
+            let way = self.standings.send(&home, is_plain(&home, &items), items.len(), bytes);
+            let batch = Batch { home, items, way };
+            counts.push(batch.add_to(&mut pipeline, &self.shared, self.version));
+            batches.push(batch);
         }
         self.flights.push_back(Flight { batches, soonest });
         let shared = self.shared.clone();
@@ -184,11 +204,8 @@ impl Writer {
                 shared.link.suspect();
                 return Vec::new();
             };
-            let answers = values.into_iter().map(|value| match value {
-                Value::ServerError(error) => Err(Broken::Refused(error)),
-                value => Ok(value),
-            });
-            answers.collect()
+            let mut values = values.into_iter();
+            counts.into_iter().filter_map(|count| values.nth(count - 1)).collect()
         });
         // Polled once so that batches leave in order.
         match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -198,8 +215,8 @@ impl Writer {
     }
 
     /// The messages by stream, in order within each.
-    fn batches(&mut self, routes: &Routes, items: Vec<Item>) -> Vec<Batch> {
-        let mut batches: Vec<Batch> = Vec::new();
+    fn groups(&mut self, routes: &Routes, items: Vec<Item>) -> Vec<(Arc<Home>, Vec<Item>)> {
+        let mut groups: Vec<(Arc<Home>, Vec<Item>)> = Vec::new();
         let (mut latest, most) = (0, items.len());
         for item in items {
             let home = match self.homes.get(&item.subject) {
@@ -213,21 +230,22 @@ impl Writer {
                     home
                 }
             };
-            let is_same = |batch: &Batch| Arc::ptr_eq(&batch.home, &home) || batch.home.key == home.key;
+            let is_same =
+                |(known, _): &(Arc<Home>, Vec<Item>)| Arc::ptr_eq(known, &home) || known.key == home.key;
             // Most messages go where the one before went.
-            if !batches.get(latest).is_some_and(is_same) {
-                latest = batches.iter().position(is_same).unwrap_or(batches.len());
+            if !groups.get(latest).is_some_and(is_same) {
+                latest = groups.iter().position(is_same).unwrap_or(groups.len());
             }
-            match batches.get_mut(latest) {
-                Some(batch) => batch.items.push(item),
+            match groups.get_mut(latest) {
+                Some((_, items)) => items.push(item),
                 None => {
                     let mut items = Vec::with_capacity(if latest == 0 { most } else { 1 });
                     items.push(item);
-                    batches.push(Batch { home, items });
+                    groups.push((home, items));
                 }
             }
         }
-        batches
+        groups
     }
 
     /// Tells the publishers of one batch. `true` when some of it waits to be sent again, and must go first.
@@ -258,33 +276,31 @@ impl Writer {
         let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         let mut again = Vec::new();
         for (batch, answer) in batches.into_iter().zip(answers) {
-            match answer.unwrap_or(Err(Broken::Unknown)) {
-                Ok(value) => match batch.read(value) {
-                    Ok(stored) => self.tell_stored(batch, stored),
-                    Err(failure) => {
-                        tracing::warn!(
-                            stream = batch.home.name,
-                            ?failure,
-                            "a publish was answered strangely"
-                        );
-                        batch.items.into_iter().for_each(|item| self.tell_unknown(item));
-                    }
-                },
-                Err(Broken::Refused(error)) if error.code() == "STALE" || is_unknown_script(&error) => {
-                    again.extend(batch.items.into_iter().filter_map(|item| resend(item, &error)));
-                }
+            match answer.map_or(Err(Broken::Unknown), |answer| batch.read(answer)) {
+                Ok(stored) => self.tell_stored(batch, stored),
                 Err(Broken::Refused(error)) => {
-                    batch.items.into_iter().for_each(|item| self.tell_refused(item, &error))
+                    let outrun = matches!(error.code(), "OUTRUN" | "EXECABORT");
+                    self.standings.failed(&batch.home, &batch.way, outrun);
+                    if outrun || error.code() == "STALE" || is_unknown_script(&error) {
+                        again.extend(batch.items.into_iter().filter_map(|item| resend(item, &error)));
+                    } else {
+                        batch.items.into_iter().for_each(|item| self.tell_refused(item, &error));
+                    }
                 }
-                Err(Broken::Unknown) => batch.items.into_iter().for_each(|item| self.tell_unknown(item)),
+                Err(Broken::Unknown) => {
+                    self.standings.failed(&batch.home, &batch.way, false);
+                    batch.items.into_iter().for_each(|item| self.tell_unknown(item));
+                }
             }
         }
         again
     }
 
-    fn tell_stored(&mut self, batch: Batch, stored: Vec<Stored>) {
-        for (mut item, stored) in batch.items.into_iter().zip(stored) {
-            if stored.nobody
+    fn tell_stored(&mut self, batch: Batch, stored: Stored) {
+        let newest = stored.outcomes.last().filter(|last| !last.duplicate).map(|last| last.id);
+        self.standings.stored(&batch.home, &batch.way, newest, stored.clock);
+        for (mut item, outcome) in batch.items.into_iter().zip(stored.outcomes) {
+            if outcome.nobody
                 && let Some(reply) = &item.reply
             {
                 self.queue.put_first(Order::Publish(no_responders(reply, item.timeout)));
@@ -292,8 +308,8 @@ impl Writer {
             let receipt = match batch.home.stores {
                 true => Receipt::Stored {
                     stream: batch.home.name.clone(),
-                    offset: StreamOffset::Entry(stored.id.0, stored.id.1),
-                    duplicate: stored.duplicate,
+                    offset: StreamOffset::Entry(outcome.id.0, outcome.id.1),
+                    duplicate: outcome.duplicate,
                 },
                 false => Receipt::Accepted,
             };
