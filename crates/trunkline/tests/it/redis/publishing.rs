@@ -1,12 +1,14 @@
 //! Publishers that write to one stream at once, each by whichever way its batches go.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use trunkline::backend::redis::RedisBackend;
-use trunkline::backend::{Backend, PublishOptions, ReadRequest, Receipt, Start, StreamConfig};
+use trunkline::backend::{Backend, PublishError, PublishOptions, ReadRequest, Receipt, Start, StreamConfig};
 use trunkline::{Message, StreamOffset};
 use trunkline_testkit::RedisServer;
 
-use super::{connect, ensure, raw, run, soon, streams, subject};
+use super::{connect, ensure, options, publish, raw, run, soon, streams, subject};
 
 /// Publishes `NAME-N` for each number, so many at a time; every `deduped`-th has a deduplication id.
 async fn publish_numbers(backend: &RedisBackend, name: &str, count: usize, at_once: usize, deduped: usize) {
@@ -81,4 +83,36 @@ async fn foreign_entries_with_later_ids_stop_no_publisher() {
     let numbers: Vec<u64> = all.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, (1..=700).collect::<Vec<_>>());
     assert_eq!((all[199].1.as_str(), all[200].1.as_str()), ("before-199", "after-0"));
+}
+
+/// What fewer replicas have than were asked for is stored and said to be no safer than that; with them it is stored.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publish_waits_for_replicas() {
+    let server = RedisServer::start_volatile();
+    let mut options = options(server.url());
+    options.wait_replicas = 1;
+    options.publish_timeout = Duration::from_millis(400);
+    let backend = RedisBackend::connect(options).await.expect("the server is up");
+    ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+    let error = publish(&backend, "work.x", "alone").await.unwrap_err();
+    let expected = matches!(&error, PublishError::NotReplicated { replicas: 0, wanted: 1, .. });
+    assert!(expected && error.is_retryable(), "{error:?}");
+
+    let port = server.port().to_string();
+    let mut replica = RedisServer::start_with(["--appendonly", "no", "--replicaof", "127.0.0.1", &port]);
+    let replicated = async {
+        while publish(&backend, "work.x", "soon").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(replicated).await;
+    // A long batch, too, and what was told is there.
+    publish_numbers(&backend, "many", 500, 250, usize::MAX).await;
+    let copied: u64 = run(&mut raw(&replica).await, "XLEN atlas_bus:{work}").await;
+    let stored: u64 = run(&mut raw(&server).await, "XLEN atlas_bus:{work}").await;
+    assert_eq!(copied, stored);
+
+    replica.kill();
+    let error = publish(&backend, "work.x", "alone again").await.unwrap_err();
+    assert!(matches!(error, PublishError::NotReplicated { .. }), "{error:?}");
 }

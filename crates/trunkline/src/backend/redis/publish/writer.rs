@@ -13,14 +13,15 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use hashbrown::HashMap;
+use redis::aio::MultiplexedConnection;
 use redis::{ServerError, Value};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{Headers, Message, StreamOffset, Subject};
 
-use super::super::entry;
+use super::super::entry::{self, number};
 use super::super::link::{Current, is_unknown_script};
-use super::super::routes::{Home, Routes};
+use super::super::routes::{Home, Routes, millis};
 use super::super::scripts::{APPEND, PUBLISH};
 use super::super::shared::{STALE_RETRIES, Shared};
 use super::batch::{Batch, Broken, Stored, is_plain};
@@ -53,6 +54,9 @@ pub(in crate::backend::redis) struct Writer {
     homes: HashMap<Subject, Arc<Home>, foldhash::fast::RandomState>,
     standings: Standings,
     late: Interval,
+    /// The connection for publishes that wait for replicas, since the server carries out nothing else on it meanwhile; and
+    /// what tells that it is to be made anew.
+    own: Option<(CancellationToken, MultiplexedConnection)>,
 }
 
 /// What was sent together.
@@ -79,6 +83,7 @@ impl Writer {
             homes: HashMap::default(),
             standings: Standings::default(),
             late,
+            own: None,
         }
     }
 
@@ -165,6 +170,12 @@ impl Writer {
         if items.is_empty() {
             return;
         }
+        let Some(current) = self.connection(current).await else {
+            for mut item in items {
+                item.ticket.tell(Err(self.shared.link.not_connected()));
+            }
+            return;
+        };
         let groups = self.groups(&routes, items);
         let must_wait = |(home, items): &(Arc<Home>, Vec<Item>)| {
             self.standings.must_wait(home, is_plain(home, items), items.len())
@@ -180,6 +191,28 @@ impl Writer {
         }
     }
 
+    /// The connection to send on: the one that everything shares, unless replicas are waited for.
+    async fn connection(&mut self, shared: Current) -> Option<Current> {
+        if self.shared.options.wait_replicas == 0 {
+            return Some(shared);
+        }
+        if let Some((lost, connection)) = &self.own
+            && !lost.is_cancelled()
+        {
+            return Some(Current { connection: connection.clone(), lost: lost.clone() });
+        }
+        let Ok(connection) = self.shared.link.open().await else {
+            self.shared.link.suspect();
+            return None;
+        };
+        // A script that is not known would cost the time that replicas are waited for.
+        load_scripts(&self.shared).await;
+        // Given up with the shared one, and by itself when it fails.
+        let lost = shared.lost.child_token();
+        self.own = Some((lost.clone(), connection.clone()));
+        Some(Current { connection, lost })
+    }
+
     fn send(&mut self, current: Current, groups: Vec<(Arc<Home>, Vec<Item>)>, answering: &mut Answering) {
         let items = groups.iter().flat_map(|(_, items)| items);
         let soonest = items.map(|item| item.deadline).min().unwrap_or_else(Instant::now);
@@ -192,6 +225,15 @@ impl Writer {
             counts.push(batch.add_to(&mut pipeline, &self.shared, self.version));
             batches.push(batch);
         }
+        let wanted = self.shared.options.wait_replicas;
+        if wanted > 0 {
+            // So that the answer comes before the time of those who wait for it is over.
+            let patience = soonest.saturating_duration_since(Instant::now()) / 2;
+            let mut command = redis::cmd("WAIT");
+            command.arg(wanted).arg(millis(patience).max(1));
+            pipeline.add_command(command);
+            counts.push(1);
+        }
         self.flights.push_back(Flight { batches, soonest });
         let shared = self.shared.clone();
         let mut connection = current.connection;
@@ -202,6 +244,9 @@ impl Writer {
             };
             let Ok(values) = answer else {
                 shared.link.suspect();
+                if wanted > 0 {
+                    current.lost.cancel();
+                }
                 return Vec::new();
             };
             let mut values = values.into_iter();
@@ -271,13 +316,22 @@ impl Writer {
         }
     }
 
-    fn tell(&mut self, answers: Answers) -> Vec<Item> {
+    fn tell(&mut self, mut answers: Answers) -> Vec<Item> {
+        let wanted = u64::from(self.shared.options.wait_replicas);
+        let mut missing = None;
+        if let Some(flight) = self.flights.front()
+            && wanted > 0
+            && answers.len() > flight.batches.len()
+        {
+            let replicas = answers.pop().and_then(|answer| number(&answer).ok()).unwrap_or(0);
+            missing = (replicas < wanted).then_some(replicas);
+        }
         let batches = self.flights.pop_front().map(|flight| flight.batches).unwrap_or_default();
         let answers = answers.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         let mut again = Vec::new();
         for (batch, answer) in batches.into_iter().zip(answers) {
             match answer.map_or(Err(Broken::Unknown), |answer| batch.read(answer)) {
-                Ok(stored) => self.tell_stored(batch, stored),
+                Ok(stored) => self.tell_stored(batch, stored, missing),
                 Err(Broken::Refused(error)) => {
                     let outrun = matches!(error.code(), "OUTRUN" | "EXECABORT");
                     self.standings.failed(&batch.home, &batch.way, outrun);
@@ -296,7 +350,8 @@ impl Writer {
         again
     }
 
-    fn tell_stored(&mut self, batch: Batch, stored: Stored) {
+    /// Tells what was stored; `replicas` have it, where that is too few.
+    fn tell_stored(&mut self, batch: Batch, stored: Stored, replicas: Option<u64>) {
         let newest = stored.outcomes.last().filter(|last| !last.duplicate).map(|last| last.id);
         self.standings.stored(&batch.home, &batch.way, newest, stored.clock);
         for (mut item, outcome) in batch.items.into_iter().zip(stored.outcomes) {
@@ -304,6 +359,12 @@ impl Writer {
                 && let Some(reply) = &item.reply
             {
                 self.queue.put_first(Order::Publish(no_responders(reply, item.timeout)));
+            }
+            if let (Some(replicas), true) = (replicas, batch.home.stores) {
+                let server = self.shared.link.server.clone();
+                let wanted = u64::from(self.shared.options.wait_replicas);
+                self.lost |= !item.ticket.tell(Err(PublishError::NotReplicated { server, replicas, wanted }));
+                continue;
             }
             let receipt = match batch.home.stores {
                 true => Receipt::Stored {
@@ -383,11 +444,16 @@ impl Drop for Writer {
 
 /// Has the server know the scripts, and the routes from the server.
 async fn refresh(shared: Arc<Shared>) {
-    for script in [&APPEND, &PUBLISH] {
-        let _ = shared.link.query(redis::cmd("SCRIPT").arg("LOAD").arg(script.source())).await;
-    }
+    load_scripts(&shared).await;
     if let Err(failure) = shared.refresh().await {
         tracing::debug!(?failure, "the routes cannot be read now");
+    }
+}
+
+async fn load_scripts(shared: &Shared) {
+    for script in [&APPEND, &PUBLISH] {
+        // Where it fails, so will what needs the script.
+        let _ = shared.link.query(redis::cmd("SCRIPT").arg("LOAD").arg(script.source())).await;
     }
 }
 
