@@ -70,7 +70,8 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   trunkline bench                                      every scenario against the bus on this machine
   trunkline bench fanout --subscribers 8 --payload 1KiB --json
-  trunkline bench --compare nats=nats-server --compare trunkline=trunkline")]
+  trunkline bench --compare nats=nats-server --compare trunkline=trunkline
+  trunkline bench redis                                the redis backend against plain commands")]
     Bench(BenchArgs),
     Completions(CompletionsArgs),
 }

@@ -287,7 +287,7 @@ impl Bus {
 
 impl Inner {
     /// Publishes what an application gave.
-    pub(crate) fn publish(&self, message: Message, options: PublishOptions) -> Publishing {
+    pub(crate) fn publish(self: &Arc<Self>, message: Message, options: PublishOptions) -> Publishing {
         match &self.outbox {
             // Whatever wants a reply has somebody who waits for it, and for no longer than that.
             Some(outbox)
@@ -305,7 +305,11 @@ impl Inner {
     }
 
     /// Publishes what an application gave and is of use now or never, or is tried again by somebody else.
-    pub(crate) fn publish_past_outbox(&self, message: Message, options: PublishOptions) -> Publishing {
+    pub(crate) fn publish_past_outbox(
+        self: &Arc<Self>,
+        message: Message,
+        options: PublishOptions,
+    ) -> Publishing {
         if self.is_dead_letter(&message.subject) {
             self.telemetry.publish_errors.inc();
             return Publishing::Ready(Err(PublishError::Reserved(message.subject)));
@@ -314,7 +318,7 @@ impl Inner {
     }
 
     /// Publishes what the bus itself made, dead letters included.
-    pub(crate) fn publish_now(&self, message: Message, mut options: PublishOptions) -> Publishing {
+    pub(crate) fn publish_now(self: &Arc<Self>, message: Message, mut options: PublishOptions) -> Publishing {
         if self.closed.load(Ordering::Acquire) {
             return Publishing::Ready(Err(PublishError::Closed));
         }
@@ -325,10 +329,11 @@ impl Inner {
                 Publishing::Ready(result)
             }
             Publishing::Pending(future) => {
-                let telemetry = self.telemetry.clone();
+                // One count of references, where the telemetry has one for each of its counters.
+                let inner = self.clone();
                 Publishing::Pending(Box::pin(async move {
                     let result = future.await;
-                    count_publish(&telemetry, &result);
+                    count_publish(&inner.telemetry, &result);
                     result
                 }))
             }
@@ -336,7 +341,7 @@ impl Inner {
     }
 
     /// Publishes without anyone waiting for the outcome: frames of flow control, which a lost connection makes moot.
-    pub(crate) fn publish_aside(&self, message: Message) {
+    pub(crate) fn publish_aside(self: &Arc<Self>, message: Message) {
         if let Publishing::Pending(future) = self.publish_now(message, PublishOptions::default()) {
             self.run_aside(Box::pin(async move {
                 if let Err(error) = future.await {

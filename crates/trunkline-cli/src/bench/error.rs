@@ -79,6 +79,8 @@ pub(crate) enum BenchError {
     OpenFiles { wanted: u64, limit: u64 },
     #[error("the bus in this process refused to work")]
     Bus { source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot {doing}")]
+    Redis { doing: &'static str, source: Box<redis::RedisError> },
     #[error("cannot listen to signals")]
     Signals { source: io::Error },
     #[error("cannot print the result")]
@@ -124,6 +126,9 @@ impl BenchError {
             Self::CompareAlone => Some("repeat --compare; the first server is the baseline of the ratios"),
             Self::IdleWithoutProcess => {
                 Some("add --server-pid PID, or let bench start the servers with --compare")
+            }
+            Self::Spawn { name, .. } if name.ends_with("redis-server") => {
+                Some("install redis-server, or give the --redis-url of one that runs")
             }
             Self::Connect { .. } => Some("start a server with `trunkline up`, or give its --url"),
             Self::TlsRequired { .. } => Some("measure a listener without TLS"),

@@ -3,7 +3,7 @@
 //! It must cost less than either server it measures: raw blocking sockets, batches encoded once, deliveries checked by
 //! comparison with what must come. A run with a lost, doubled or reordered message is an error and no number. The parts:
 //! `plan` (what to measure), `matrix` (in which order), `load`, `request` and `idle` (one run each, over `connection`),
-//! `inproc` (the same without a socket), `server` and `process` (what the server costs), `stats`, `report` and `table`.
+//! `inproc` (the same without a socket), `redis` (the redis backend against plain commands), `server` and `process` (what the server costs), `stats`, `report` and `table`.
 
 mod batch;
 mod compare;
@@ -21,6 +21,7 @@ mod measure;
 mod plan;
 mod process;
 mod progress;
+mod redis;
 mod report;
 mod request;
 mod server;
@@ -49,7 +50,11 @@ use units::{parse_count, parse_duration, parse_size};
 /// published, `request` round trips. The clock runs from the first publish to the last receive. Every run
 /// checks that each message arrived once and in order; otherwise it fails.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    backend: Option<BackendBench>,
+
     /// What to measure; all that is possible by default
     #[arg(value_enum, value_name = "SCENARIO")]
     scenarios: Vec<Scenario>,
@@ -135,6 +140,12 @@ pub(crate) struct BenchArgs {
     no_progress: bool,
 }
 
+/// What is measured instead of a NATS server.
+#[derive(Debug, clap::Subcommand)]
+enum BackendBench {
+    Redis(redis::RedisArgs),
+}
+
 /// Runs the benchmark and prints its result on stdout. SIGINT and SIGTERM end it early, and with it all servers it started.
 ///
 /// # Errors
@@ -143,7 +154,15 @@ pub(crate) struct BenchArgs {
 /// # Cancel safety
 /// Dropped before the end, the load goes on in its threads until the runtime shuts down; send a signal instead.
 pub(crate) async fn run(args: BenchArgs) -> Result<(), BenchError> {
-    let plan = Plan::new(&args)?;
+    let work: Work = match args.backend {
+        Some(BackendBench::Redis(args)) => {
+            Box::new(move |interrupted| redis::measure_and_print(&args, interrupted))
+        }
+        None => {
+            let plan = Plan::new(&args)?;
+            Box::new(move |interrupted| measure_and_print(&plan, &args, interrupted))
+        }
+    };
     let failed = |source| BenchError::Signals { source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -151,7 +170,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), BenchError> {
     // Ends by itself when the plan is done, and within a POLL plus the servers' shutdown after an interruption.
     let mut worker = tokio::task::spawn_blocking({
         let interrupted = Arc::clone(&interrupted);
-        move || measure_and_print(&plan, &args, &interrupted)
+        move || work(&interrupted)
     });
     loop {
         tokio::select! {
@@ -166,6 +185,9 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), BenchError> {
         }
     }
 }
+
+/// What runs on a thread of its own until it is done or the flag is set.
+type Work = Box<dyn FnOnce(&Arc<AtomicBool>) -> Result<(), BenchError> + Send>;
 
 fn measure_and_print(plan: &Plan, args: &BenchArgs, interrupted: &Arc<AtomicBool>) -> Result<(), BenchError> {
     let results = {

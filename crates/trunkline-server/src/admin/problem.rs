@@ -193,6 +193,8 @@ impl From<&PublishError> for Problem {
             PublishError::OutcomeUnknown { server, waited } => {
                 Self::OutcomeUnknown { server, waited_ms: super::millis(waited) }
             }
+            // Whether it stays stored is what nobody knows.
+            PublishError::NotReplicated { server, .. } => Self::OutcomeUnknown { server, waited_ms: 0 },
             PublishError::TooLarge { size, limit } => Self::TooLarge { size, limit },
             PublishError::Denied { reason, .. } => Self::Denied { reason },
             PublishError::Reserved(_) => Self::Denied { reason: error.to_string() },

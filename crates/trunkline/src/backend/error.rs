@@ -48,6 +48,18 @@ pub enum PublishError {
         /// How long was waited (`messaging.publish_timeout`).
         waited: Duration,
     },
+    /// The message is stored on the server, but not surely on as many replicas as were asked for: a failover may lose it.
+    #[error(
+        "stored on {server}, but {replicas} replicas have confirmed it, wanted are {wanted} (messaging.wait_replicas)"
+    )]
+    NotReplicated {
+        /// Which server, without credentials.
+        server: String,
+        /// How many replicas have it.
+        replicas: u64,
+        /// How many were wanted.
+        wanted: u64,
+    },
     /// The message is too large.
     #[error("payload is {size} bytes, limit is {limit} (server.limits.max_payload)")]
     TooLarge {
@@ -99,9 +111,16 @@ pub enum PublishError {
 }
 
 impl PublishError {
-    /// Whether the same publish may succeed later. `OutcomeUnknown` is: with a deduplication id, or where twice does no harm.
+    /// Whether the same publish may succeed later. `OutcomeUnknown` and `NotReplicated` are: with a deduplication id, or
+    /// where twice does no harm.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::NotConnected { .. } | Self::OutcomeUnknown { .. } | Self::OutboxFull { .. })
+        matches!(
+            self,
+            Self::NotConnected { .. }
+                | Self::OutcomeUnknown { .. }
+                | Self::NotReplicated { .. }
+                | Self::OutboxFull { .. }
+        )
     }
 }
 

@@ -41,7 +41,7 @@ pub type Fut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// | replay from beginning, offset, time | while the process lives | yes | [`Unsupported`] | yes |
 /// | consumer: ack, nak, redelivery, dead letter | while the process lives | yes; survives kill −9 of any client | [`Unsupported`] | yes |
 /// | publish returns | [`Receipt::Stored`] if a stream matches, else [`Receipt::Accepted`] | `Stored` | `Accepted` (handed to a live connection; `flush` proves receipt) | `Stored` |
-/// | what `Stored` survives | nothing past the process | a crash as far as `appendfsync` says; failover may lose what was not replicated | – | R1 disk, R3 quorum |
+/// | what `Stored` survives | nothing past the process | a crash as far as `appendfsync` says; failover may lose what was not replicated, unless `messaging.wait_replicas` | – | R1 disk, R3 quorum |
 /// | server away | – | [`PublishError::NotConnected`], or `OutcomeUnknown` once bytes may have left, within `publish_timeout`; [`Receipt::Queued`] only with the outbox on | same | same |
 /// | request, nobody answers | `NoResponders` at once | from a registry of responders with heartbeat (2 s, gone after 6 s); listed but dead is `Timeout` | at once | at once |
 /// | order | first deliveries: per subject, per publisher | per stream | per subject, per publisher | per stream |

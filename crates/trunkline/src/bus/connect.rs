@@ -384,6 +384,7 @@ impl From<&Config> for RedisOptions {
         options.connect_timeout = messaging.connect_timeout;
         options.publish_timeout = messaging.publish_timeout;
         options.dedupe_window = messaging.dedupe_window;
+        options.wait_replicas = messaging.wait_replicas;
         options.max_pending = saturating(messaging.max_pending);
         options.max_payload = saturating(config.server.limits.max_payload);
         options

@@ -50,6 +50,8 @@ settings! {
         pub outbox_max_bytes: u64 => default("64MB"), format(Format::Bytes), range("1KB", "16GB");
         /// How long the id of a message that asks for deduplication is remembered.
         pub dedupe_window: Duration => default("2m"), range("100ms", "24h");
+        /// Replicas of Redis that must have a message before its publish has succeeded.
+        pub wait_replicas: u32 => default("0"), range("0", "16");
         /// Most messages that wait in one buffer of this process.
         pub max_pending: u64 => default("65536"), range("1", "16777216");
     }

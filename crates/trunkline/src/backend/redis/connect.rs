@@ -29,7 +29,43 @@ pub(super) struct Connection {
     _driver: Arc<AbortOnDropHandle<()>>,
 }
 
+/// What is sent in one go.
+pub(super) enum Sent<'a> {
+    Command(&'a Cmd),
+    /// An atomic pipeline.
+    Transaction(&'a redis::Pipeline),
+}
+
 impl Connection {
+    /// Sends it and waits for the answer, after having said that it may be about a slot on its way there.
+    pub(super) async fn carry_out(&mut self, sent: &Sent<'_>, asking: bool) -> Result<Value, RedisError> {
+        match sent {
+            Sent::Command(command) => self.send(command, asking).await,
+            Sent::Transaction(pipeline) => self.transact(pipeline, asking).await,
+        }
+    }
+
+    /// The answer to EXEC; where that one is refused, the refusal that came first tells why.
+    async fn transact(&mut self, pipeline: &redis::Pipeline, asking: bool) -> Result<Value, RedisError> {
+        if asking {
+            // What it says holds until EXEC.
+            self.send_packed_command(&redis::cmd("ASKING")).await?;
+        }
+        // MULTI and EXEC have an answer, too.
+        let mut answers = self.send_packed_commands(pipeline, 0, pipeline.len() + 2).await?;
+        match answers.pop() {
+            Some(Value::ServerError(last)) => {
+                let first = answers.into_iter().find_map(|answer| match answer {
+                    Value::ServerError(error) => Some(error),
+                    _ => None,
+                });
+                Ok(Value::ServerError(first.unwrap_or(last)))
+            }
+            Some(answer) => Ok(answer),
+            None => Err(RedisError::from((redis::ErrorKind::UnexpectedReturnType, "no answer"))),
+        }
+    }
+
     /// Sends a command and waits for the answer, after having said that it may be about a slot on its way there.
     pub(super) async fn send(&mut self, command: &Cmd, asking: bool) -> Result<Value, RedisError> {
         if !asking {

@@ -1,7 +1,7 @@
 //! Messages as entries of a Redis stream, and what else is read out of answers.
 //!
-//! An entry has two fields. `n` is the running number of the message in its stream: entries are numbered by time, so
-//! only this tells how many are missing. `m` is the message: a line `SUBJECT REPLY HEADER-BYTES` (`.` where there is no
+//! The id of an entry is the time in milliseconds, and the running number of the message in its stream; the number tells
+//! how many are missing. Its one field `m` is the message: a line `SUBJECT REPLY HEADER-BYTES` (`.` where there is no
 //! reply), the header block in its NATS text form, and the payload.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::backend::StoredMessage;
 /// In the place of a reply subject; no subject is written like this.
 const NO_REPLY: &str = ".";
 
-/// Id of an entry: milliseconds and a number within them.
+/// Id of an entry: milliseconds, and the running number where the bus wrote it.
 pub(super) type EntryId = (u64, u64);
 
 /// An entry that was read.
@@ -71,16 +71,43 @@ pub(super) fn encode(message: &Message) -> Vec<u8> {
     if !message.headers.is_empty() {
         message.headers.encode(&mut headers);
     }
-    let first = format!("{} {reply} {}\r\n", message.subject, headers.len());
-    let mut out = Vec::with_capacity(first.len() + headers.len() + message.payload.len());
-    out.extend_from_slice(first.as_bytes());
+    let subject = message.subject.as_str();
+    // Room for two spaces, a number and the line's end, so that nothing is allocated twice.
+    let first = subject.len() + reply.len() + 24;
+    let mut out = Vec::with_capacity(first + headers.len() + message.payload.len());
+    for part in [subject, " ", reply, " "] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    match headers.len() {
+        0 => out.push(b'0'),
+        bytes => out.extend_from_slice(bytes.to_string().as_bytes()),
+    }
+    out.extend_from_slice(b"\r\n");
     out.extend_from_slice(&headers);
     out.extend_from_slice(&message.payload);
     out
 }
 
-fn decode(blob: Bytes) -> Result<Message, Undecodable> {
-    let end = memchr_crlf(&blob).ok_or(Undecodable::FirstLine)?;
+/// Reads entries of one answer. Neighbours often have the same subject, which is checked and kept once.
+#[derive(Default)]
+struct Decoder {
+    latest: Option<Subject>,
+}
+
+impl Decoder {
+    fn subject(&mut self, text: &str) -> Result<Subject, SubjectError> {
+        match &self.latest {
+            Some(latest) if latest.as_str() == text => Ok(latest.clone()),
+            _ => {
+                let subject = Subject::new(text.to_owned())?;
+                Ok(self.latest.insert(subject).clone())
+            }
+        }
+    }
+}
+
+fn decode(blob: Bytes, decoder: &mut Decoder) -> Result<Message, Undecodable> {
+    let end = line_end(&blob).ok_or(Undecodable::FirstLine)?;
     let line = std::str::from_utf8(&blob[..end]).map_err(|_| Undecodable::FirstLine)?;
     let mut words = line.split(' ');
     let (Some(subject), Some(reply), Some(bytes), None) =
@@ -96,7 +123,7 @@ fn decode(blob: Bytes) -> Result<Message, Undecodable> {
         _ => Headers::decode(&blob[start..payload_at])?,
     };
     Ok(Message {
-        subject: Subject::new(subject.to_owned())?,
+        subject: decoder.subject(subject)?,
         reply: match reply {
             NO_REPLY => None,
             reply => Some(Subject::new(reply.to_owned())?),
@@ -106,22 +133,27 @@ fn decode(blob: Bytes) -> Result<Message, Undecodable> {
     })
 }
 
-fn memchr_crlf(blob: &[u8]) -> Option<usize> {
-    blob.windows(2).position(|pair| pair == b"\r\n")
+fn line_end(blob: &[u8]) -> Option<usize> {
+    // The line has no control characters, so its end is the first one of these.
+    let end = blob.iter().position(|byte| *byte == b'\r')?;
+    (blob.get(end + 1) == Some(&b'\n')).then_some(end)
 }
 
 /// One entry of an answer: `[id, [field, value, …]]`.
 pub(super) fn entry(value: Value) -> Result<Entry, Failure> {
+    entry_of(value, &mut Decoder::default())
+}
+
+fn entry_of(value: Value, decoder: &mut Decoder) -> Result<Entry, Failure> {
     let [id, fields] = array::<2>(value)?;
     let id = entry_id(&id)?;
     let mut index = None;
     let mut message = Err(Undecodable::NoMessage);
     let mut fields = list(fields)?.into_iter();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-        match name {
-            Value::BulkString(name) if name == b"n" => index = text(&value)?.parse().ok(),
-            Value::BulkString(name) if name == b"m" => message = decode(blob(value)?).map(Arc::new),
-            _ => {}
+        if matches!(name, Value::BulkString(name) if name == b"m") {
+            message = decode(blob(value)?, decoder).map(Arc::new);
+            index = Some(id.1);
         }
     }
     Ok(Entry { id, index, message })
@@ -129,12 +161,17 @@ pub(super) fn entry(value: Value) -> Result<Entry, Failure> {
 
 /// Entries of an answer.
 pub(super) fn entries(value: Value) -> Result<Vec<Entry>, Failure> {
-    list(value)?.into_iter().map(entry).collect()
+    let mut decoder = Decoder::default();
+    list(value)?.into_iter().map(|value| entry_of(value, &mut decoder)).collect()
 }
 
 /// An id as Redis prints it.
 pub(super) fn entry_id(value: &Value) -> Result<EntryId, Failure> {
-    parse_id(&text(value)?).ok_or_else(|| unexpected(value))
+    let id = match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok().and_then(parse_id),
+        other => parse_id(&text(other)?),
+    };
+    id.ok_or_else(|| unexpected(value))
 }
 
 pub(super) fn parse_id(text: &str) -> Option<EntryId> {
@@ -144,6 +181,28 @@ pub(super) fn parse_id(text: &str) -> Option<EntryId> {
 
 pub(super) fn print_id(id: EntryId) -> String {
     format!("{}-{}", id.0, id.1)
+}
+
+/// Adds an id to a command without making a text of it first: there are many in one.
+pub(super) fn push_id(command: &mut redis::Cmd, id: EntryId) {
+    let mut digits = [0_u8; 41];
+    let mut at = digits.len();
+    for (number, is_last) in [(id.1, false), (id.0, true)] {
+        let mut left = number;
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (left % 10) as u8;
+            left /= 10;
+            if left == 0 {
+                break;
+            }
+        }
+        if !is_last {
+            at -= 1;
+            digits[at] = b'-';
+        }
+    }
+    command.arg(&digits[at..]);
 }
 
 pub(super) fn unexpected(value: &Value) -> Failure {
@@ -215,7 +274,7 @@ mod tests {
                 headers,
                 payload: Bytes::copy_from_slice(payload),
             };
-            assert_eq!(decode(encode(&message).into()).unwrap(), message);
+            assert_eq!(decode(encode(&message).into(), &mut Decoder::default()).unwrap(), message);
         }
     }
 
@@ -224,8 +283,20 @@ mod tests {
         for blob in
             ["", "a", "a . 0", "a . 0 0\r\n", "a . x\r\n", "a . 3\r\nxx", "a..b . 0\r\n", "a . 2\r\nxx"]
         {
-            assert!(decode(Bytes::from_static(blob.as_bytes())).is_err(), "{blob:?}");
+            let decoded = decode(Bytes::from_static(blob.as_bytes()), &mut Decoder::default());
+            assert!(decoded.is_err(), "{blob:?}");
         }
-        assert!(decode(Bytes::from_static(b"a . 18446744073709551615\r\n")).is_err());
+        let long = Bytes::from_static(b"a . 18446744073709551615\r\n");
+        assert!(decode(long, &mut Decoder::default()).is_err());
+    }
+
+    #[test]
+    fn ids_are_pushed_as_they_are_printed() {
+        for id in [(0, 0), (1, 10), (1_763_800_000_000, 99), (u64::MAX, u64::MAX)] {
+            let mut command = redis::Cmd::new();
+            push_id(&mut command, id);
+            let arguments: Vec<_> = command.args_iter().collect();
+            assert!(matches!(&arguments[..], [redis::Arg::Simple(text)] if *text == print_id(id).as_bytes()));
+        }
     }
 }

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::acl::{denied, is_denied};
-use super::connect::{ConnectFailure, Connection, Connector};
-use super::entry::number;
+use super::connect::{ConnectFailure, Connection, Connector, Sent};
+use super::entry::{number, unexpected};
 use super::keeper::Keeper;
 use super::options::{RedisConnectError, RedisOptions};
 use super::refusal;
@@ -207,6 +207,12 @@ impl Link {
         found.serving(slot).cloned()
     }
 
+    /// A connection beside one that there is, to the same server. It is given up with that one, and by itself.
+    pub(super) async fn open_beside(&self, current: &Current) -> Result<Current, ConnectFailure> {
+        let connection = self.connector.open(&current.address).await?;
+        Ok(Current { address: current.address.clone(), connection, lost: current.lost.child_token() })
+    }
+
     /// A connection of its own, to the server of `key`, for reads that block. Answers may take any time.
     pub(super) async fn open(&self, key: &str) -> Result<Blocking, Failure> {
         let current = self.current(key).ok_or_else(|| Failure::NotConnected(self.reason()))?;
@@ -275,6 +281,23 @@ impl Link {
 
     /// Sends one command about `key` and waits for the answer.
     pub(super) async fn query(&self, key: &str, command: &Cmd) -> Result<Value, Failure> {
+        self.carry_out(key, Sent::Command(command)).await
+    }
+
+    /// Sends a transaction about `key` and waits for the answers to its commands, each of which may be a refusal.
+    pub(super) async fn transaction(
+        &self,
+        key: &str,
+        pipeline: &redis::Pipeline,
+    ) -> Result<Vec<Value>, Failure> {
+        match self.carry_out(key, Sent::Transaction(pipeline)).await? {
+            Value::Array(answers) => Ok(answers),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends to the server that has `key`, and follows it to another one.
+    async fn carry_out(&self, key: &str, sent: Sent<'_>) -> Result<Value, Failure> {
         let slot = slot(key);
         let started = Instant::now();
         let deadline = started + self.answer_timeout;
@@ -293,7 +316,7 @@ impl Link {
                 }
             };
             let answer = tokio::select! {
-                answer = node.connection.send(command, asking) => answer,
+                answer = node.connection.carry_out(&sent, asking) => answer,
                 () = node.lost.cancelled() => return Err(Failure::Unknown(started.elapsed())),
                 () = tokio::time::sleep_until(deadline) => return Err(Failure::Unknown(self.answer_timeout)),
             };

@@ -29,6 +29,9 @@ pub struct RedisOptions {
     pub publish_timeout: Duration,
     /// How long a deduplication id is remembered. Default 2 min, key `messaging.dedupe_window`.
     pub dedupe_window: Duration,
+    /// Replicas that must have a message before its publish has succeeded; needs such replicas. Default 0, key
+    /// `messaging.wait_replicas`.
+    pub wait_replicas: u32,
     /// Most messages that wait for one live subscription, and most that wait to be sent. Default 65536, key
     /// `messaging.max_pending`.
     pub max_pending: usize,
@@ -48,6 +51,7 @@ impl RedisOptions {
             connect_timeout: Duration::from_secs(3),
             publish_timeout: Duration::from_secs(5),
             dedupe_window: Duration::from_secs(120),
+            wait_replicas: 0,
             max_pending: 65_536,
             max_payload: 1 << 20,
         }

@@ -7,6 +7,9 @@ use redis::Cmd;
 /// Functions that several scripts share.
 const PRELUDE: &str = include_str!("scripts/prelude.lua");
 
+/// Leads a transaction that appends messages; sent with its text, so it goes without the prelude.
+pub(super) const LEAD: &str = include_str!("scripts/lead.lua");
+
 /// A script as the server knows it.
 pub(super) struct Script {
     source: String,
@@ -53,6 +56,8 @@ macro_rules! scripts {
 
 scripts! {
     /// Appends messages to a stream.
+    APPEND = "append.lua";
+    /// The same where some may be duplicates, or ask for responders.
     PUBLISH = "publish.lua";
     /// Where streams stand.
     TIPS = "tips.lua";
@@ -70,8 +75,10 @@ scripts! {
     STREAM = "stream.lua";
     /// Joins a consumer, creating it where it is not there.
     JOIN = "join.lua";
-    /// Hands out deliveries.
-    FETCH = "fetch.lua";
+    /// Hands out deliveries that come again.
+    LOOK = "look.lua";
+    /// Acknowledges deliveries while nobody has lost one.
+    ACK = "ack.lua";
     /// Settles deliveries.
     SETTLE = "settle.lua";
     /// Takes or renews the lease of a keyed consumer.

@@ -1,5 +1,6 @@
 //! Dead letters: how one is made, written, and where it is kept.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use trunkline_core::redelivery::DeadReason;
@@ -29,7 +30,10 @@ pub(super) enum DeadLetterError {
 }
 
 /// Makes sure that dead letters are stored: in a stream of the operator's that covers them, else in the built-in one.
-pub(in crate::bus) async fn ensure_stream(inner: &Inner, streams: &dyn Streams) -> Result<(), StreamError> {
+pub(in crate::bus) async fn ensure_stream(
+    inner: &Arc<Inner>,
+    streams: &dyn Streams,
+) -> Result<(), StreamError> {
     let pattern = inner.topics.dead_letters();
     let covered = |config: &StreamConfig| config.subjects.iter().any(|subject| subject.covers(&pattern));
     let there = streams.list().await?;
@@ -69,7 +73,7 @@ fn stream_name(root: &Token) -> String {
 
 /// The dead letter of a delivery: the original, and what became of it.
 fn make(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     stream: &str,
     consumer: &str,
     delivery: &Delivery,
@@ -103,7 +107,7 @@ fn dedupe_id(stream: &str, consumer: &str, delivery: &Delivery) -> String {
 
 /// Writes the dead letter of a delivery, and returns once it is stored.
 pub(super) async fn write(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     stream: &str,
     consumer: &str,
     delivery: &Delivery,

@@ -113,6 +113,7 @@ fn show_lists_every_value_with_its_origin_and_hides_secrets() {
             ("messaging.consumer.backoff", "[\"100ms\",\"2s\"]"),
             ("messaging.streams[0].max_bytes", "\"1500MB\""),
             ("messaging.streams[1].max_age", "null"),
+            ("messaging.wait_replicas", "0"),
             ("messaging.max_pending", "65536"),
             ("server.listen", "\"0.0.0.0:0\""),
             ("server.http", "null"),

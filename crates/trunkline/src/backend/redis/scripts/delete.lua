@@ -27,14 +27,17 @@ for i = 2, #ARGV do
   local entry = redis.call('XRANGE', stream, id, id)[1]
   if entry then
     -- What somebody else than the bus wrote has no number.
-    local n = field(entry, 'n') ~= '' and index_at(stream, id)
+    local n = field(entry, 'm') ~= '' and number_of(id)
     redis.call('XDEL', stream, id)
     count = count + 1
     if n then
       keep_number(n)
     end
     for _, name in ipairs(consumers) do
-      redis.call('XACK', stream, 'c:' .. name, id)
+      local identity = redis.call('HGET', stream .. ':consumer:' .. name, 'identity')
+      if identity then
+        redis.pcall('XACK', stream, group_of(name, identity), id)
+      end
       redis.call('ZREM', stream .. ':due:' .. name, pad(id))
     end
   end

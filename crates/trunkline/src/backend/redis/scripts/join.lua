@@ -3,13 +3,13 @@
 -- ARGV: version of the routes in which the stream was found (empty: it is built in), consumer, member, identity of the consumer if it is
 -- made now, how to start ('new', 'beginning', 'after', 'at'), id to start after, ack_wait in ms, filter, keyed (0 or 1),
 -- ms after which a member that was not seen is forgotten.
--- Answers STALE, {'OK', identity}, {'CONFLICT', filter, keyed} or {'AHEAD', last id}.
+-- Answers STALE, {'OK', identity, id it started after, number of the message there}, {'CONFLICT', filter, keyed} or
+-- {'AHEAD', last id}.
 local stream, name, member = KEYS[1], ARGV[2], ARGV[3]
-local group = 'c:' .. name
-local consumer, due = stream .. ':consumer:' .. name, stream .. ':due:' .. name
+local consumer = stream .. ':consumer:' .. name
 local members = stream .. ':members:' .. name
 local now = clock()
-even_when_full(due)
+even_when_full(members)
 if ARGV[1] ~= '' then
   local known = tonumber(redis.call('GET', KEYS[2]) or 0)
   if known > tonumber(ARGV[1]) then
@@ -24,6 +24,8 @@ if redis.call('EXISTS', consumer) == 1 then
     return { 'CONFLICT', known[1], known[2] }
   end
   redis.call('HSET', consumer, 'ack_wait', ARGV[7])
+  -- With a shorter one, leases may end before it was planned to look.
+  redis.call('HDEL', consumer, 'scan_at')
 else
   local id, index
   if ARGV[5] == 'new' then
@@ -35,33 +37,20 @@ else
     end
     index = index_at(stream, id)
   end
-  local made = redis.pcall('XGROUP', 'CREATE', stream, group, id, 'MKSTREAM')
-  if type(made) == 'table' and made.err then
-    redis.call('XGROUP', 'SETID', stream, group, id)
-  end
+  redis.call('XGROUP', 'CREATE', stream, group_of(name, ARGV[4]), id, 'MKSTREAM')
   redis.call('HSET', consumer, 'identity', ARGV[4], 'ack_wait', ARGV[7], 'filter', ARGV[8], 'keyed', ARGV[9],
-    'index', index, 'read', id, 'start', ARGV[5] == 'beginning' and '0-0' or id)
+    'index', index, 'read', id, 'start', id)
   redis.call('SADD', stream .. ':consumers', name)
   redis.call('DEL', stream .. ':gone:' .. name)
 end
 
--- Every pending message is due some time. That it is so is made sure of here, should a key have been lost.
-if redis.pcall('XPENDING', stream, group)[1] ~= redis.call('ZCARD', due) then
-  local start, page = '-', nil
-  repeat
-    page = redis.pcall('XPENDING', stream, group, start, '+', 1000)
-    for _, pending in ipairs(page) do
-      redis.call('ZADD', due, 'NX', now + ARGV[7], pad(pending[1]))
-      start = pending[1]
-    end
-  until #page < 1000
-end
-
+local known = redis.call('HMGET', consumer, 'identity', 'start', 'index')
+local group = group_of(name, known[1])
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', members, '-inf', now - ARGV[10])) do
-  if #redis.call('XPENDING', stream, group, '-', '+', 1, dead) == 0 then
-    redis.call('XGROUP', 'DELCONSUMER', stream, group, dead)
+  if #redis.pcall('XPENDING', stream, group, '-', '+', 1, dead) == 0 then
+    redis.pcall('XGROUP', 'DELCONSUMER', stream, group, dead)
     redis.call('ZREM', members, dead)
   end
 end
 redis.call('ZADD', members, now, member)
-return { 'OK', redis.call('HGET', consumer, 'identity') }
+return { 'OK', known[1], known[2], known[3] }

@@ -19,7 +19,23 @@ if known[1] then
   redis.call('HSET', consumer, 'holder', member)
 end
 for _, text in ipairs(redis.call('ZRANGE', due, 0, -1)) do
-  give_back(stream, 'c:' .. name, due, unpad(text), 0)
+  redis.call('ZADD', due, 0, text)
+end
+local group, start, page, lost = group_of(name, ARGV[3]), '-', nil, 0
+repeat
+  page = redis.pcall('XPENDING', stream, group, start, '+', 1000)
+  for _, held in ipairs(page) do
+    if held[2] ~= '~' then
+      lost = lost + 1
+      if not give_back(stream, group, due, held[1], 0) and known[1] then
+        redis.call('HINCRBY', consumer, 'missed', 1)
+      end
+    end
+    start = held[1]
+  end
+until #page < 1000
+if lost > 0 and known[1] then
+  redis.call('HINCRBY', consumer, 'fence', lost)
 end
 wake(stream)
 return 'NEW'

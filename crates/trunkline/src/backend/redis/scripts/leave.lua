@@ -2,12 +2,13 @@
 -- nothing pending goes with it.
 -- KEYS: stream. ARGV: consumer, member, identity of the consumer. Answers how many messages it gave back.
 local stream, name, member = KEYS[1], ARGV[1], ARGV[2]
-local group = 'c:' .. name
+local group = group_of(name, ARGV[3])
 local consumer, due, lease = stream .. ':consumer:' .. name, stream .. ':due:' .. name, stream .. ':lease:' .. name
 if redis.call('HGET', consumer, 'identity') ~= ARGV[3] or redis.pcall('XPENDING', stream, group).err then
   return 0
 end
 local now, given = clock(), 0
+even_when_full(due)
 repeat
   local held = redis.call('XPENDING', stream, group, '-', '+', 100, member)
   for _, pending in ipairs(held) do

@@ -24,6 +24,15 @@ local function unpad(text)
   return ms .. '-' .. seq
 end
 
+-- The id right before this one.
+local function before(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  if seq == '0' then
+    return string.format('%d-18446744073709551615', ms - 1)
+  end
+  return string.format('%s-%d', ms, seq - 1)
+end
+
 local function field(entry, name)
   for i = 1, #entry[2], 2 do
     if entry[2][i] == name then
@@ -78,12 +87,18 @@ local function added(stream)
   return tonumber(redis.call('GET', stream .. ':added') or 0)
 end
 
+-- Number of an entry: the second part of its id, where it is one of the bus. Such ids begin with the time, and end with
+-- how many messages the stream has had; so nothing else has to be stored to tell how many are missing.
+local function number_of(id)
+  return tonumber(string.match(id, '-(%d+)$'))
+end
+
 -- Running number of the last message up to and including the entry `id`, as far as what is kept tells.
 local function index_at(stream, id)
   local following = redis.call('XRANGE', stream, id, '+', 'COUNT', 2)
   for _, entry in ipairs(following) do
-    local n = tonumber(field(entry, 'n'))
-    if n then
+    if field(entry, 'm') ~= '' then
+      local n = number_of(entry[1])
       return entry[1] == id and n or n - 1
     end
   end
@@ -107,6 +122,44 @@ local function deleted_between(stream, first, last)
   return count
 end
 
+-- Why a publisher must not append by routes of `version` (empty: none to compare) to a stream that knows those at `key`;
+-- nothing where it may. Where none are known the stream is new, or the server has lost its data: the publisher looks
+-- which it is, and says so with `confirmed`.
+local function stale(key, version, confirmed)
+  local known = version ~= '' and redis.call('GET', key)
+  if version == '' or known == version then
+    return nil
+  end
+  if known and tonumber(known) > tonumber(version) or not known and confirmed ~= '1' then
+    return redis.error_reply('STALE ' .. (known or 0))
+  end
+  redis.call('SET', key, version)
+end
+
+-- Name of a consumer's group. A later consumer of the same name has another, so that members of the earlier one can take
+-- nothing from it.
+local function group_of(name, identity)
+  return 'c:' .. name .. ':' .. identity
+end
+
+-- The id up to which a group has read; nothing where there is no such group.
+local function position_of(stream, group)
+  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  for _, found in ipairs(groups) do
+    local name, position
+    for i = 1, #found, 2 do
+      if found[i] == 'name' then
+        name = found[i + 1]
+      elseif found[i] == 'last-delivered-id' then
+        position = found[i + 1]
+      end
+    end
+    if name == group then
+      return position
+    end
+  end
+end
+
 -- Gives a pending message back: nobody owns it, and it is due at the time given. `false` when limits removed it.
 local function give_back(stream, group, due, id, at)
   if #redis.call('XCLAIM', stream, group, '~', 0, id, 'JUSTID') == 0 then
@@ -126,7 +179,10 @@ end
 
 local function drop_consumer(stream, name)
   local existed = redis.call('EXISTS', stream .. ':consumer:' .. name)
-  redis.pcall('XGROUP', 'DESTROY', stream, 'c:' .. name)
+  local identity = redis.call('HGET', stream .. ':consumer:' .. name, 'identity')
+  if identity then
+    redis.pcall('XGROUP', 'DESTROY', stream, group_of(name, identity))
+  end
   redis.call('SREM', stream .. ':consumers', name)
   for _, what in ipairs({ 'consumer', 'due', 'members', 'lease' }) do
     redis.call('DEL', stream .. ':' .. what .. ':' .. name)
@@ -147,4 +203,44 @@ local function last_id(stream)
     end
   end
   return '0-0'
+end
+
+-- Appends the first message of a batch, and tells the time in its id; or the error of the server. The clock may have been
+-- set back, or somebody else may have written to the stream: then the time goes on from the newest entry's.
+local function first_of(stream, now, number, entry)
+  local made = redis.pcall('XADD', stream, string.format('%d-%d', now, number), 'm', entry)
+  if type(made) ~= 'table' or not made.err then
+    return now
+  end
+  local ms, seq = string.match(last_id(stream), '^(%d+)-(%d+)$')
+  ms = tonumber(ms)
+  if tonumber(seq) >= number then
+    ms = ms + 1
+  end
+  if ms < now then
+    return nil, made
+  end
+  made = redis.pcall('XADD', stream, string.format('%d-%d', ms, number), 'm', entry)
+  if type(made) == 'table' and made.err then
+    return nil, made
+  end
+  return ms
+end
+
+-- Applies limits once for a whole batch.
+local function trim(stream, counter, now, messages, how, age, bytes, expiry)
+  if messages ~= '0' then
+    redis.call('XTRIM', stream, 'MAXLEN', how, messages)
+  end
+  if age ~= '0' then
+    -- Five pages for each batch catch up with any backlog, without holding up the server for it.
+    trim_age(stream, now - tonumber(age), 5)
+  end
+  if bytes ~= '0' then
+    trim_bytes(stream, tonumber(bytes))
+  end
+  if expiry ~= '0' then
+    redis.call('PEXPIRE', stream, expiry)
+    redis.call('PEXPIRE', counter, expiry)
+  end
 end

@@ -1,77 +1,63 @@
--- Appends messages to one stream.
+-- Appends messages to one stream, some of which may be duplicates or ask for responders.
 -- KEYS: stream, version of the routes known here, count of messages ever added; in a cluster also all others.
--- ARGV: 1 if the publisher's routes were just confirmed, their version (empty: none to compare), max_messages (0: none),
--- '=' or '~', max_age in ms (0: none), max_bytes (0: none), expiry of the stream in ms (0: none),
--- then for each message: entry, deduplication key (empty: none), its window in ms, subject to ask for responders
--- (empty: do not ask).
--- Answers STALE and the version known here, or for each message {id, 1 if it is a duplicate, 1 if nobody answers on its
--- subject}.
+-- ARGV: as in append.lua, then for each message: entry, deduplication key (empty: none), its
+-- window in ms, subject to ask for responders (empty: do not ask).
+-- Answers STALE and the version known here, or for each message its id and a number: 1 if it is a duplicate, 2 if nobody answers on its subject.
 local stream = KEYS[1]
-if ARGV[2] ~= '' then
-  local known = redis.call('GET', KEYS[2])
-  if known ~= ARGV[2] then
-    -- Where none is known the stream is new, or the server has lost its data: the publisher looks which it is.
-    if known and tonumber(known) > tonumber(ARGV[2]) or not known and ARGV[1] ~= '1' then
-      return redis.error_reply('STALE ' .. (known or 0))
-    end
-    redis.call('SET', KEYS[2], ARGV[2])
-  end
+local why = stale(KEYS[2], ARGV[2], ARGV[1])
+if why then
+  return why
 end
 local now = clock()
 
+local asked = {}
 local function answered(subject)
-  if redis.call('ZCOUNT', stream .. ':responders:' .. subject, now, '+inf') > 0 then
-    return true
+  if asked[subject] ~= nil then
+    return asked[subject]
   end
-  for _, pattern in ipairs(redis.call('ZRANGEBYSCORE', stream .. ':responders', now, '+inf')) do
-    if matches(string.match(pattern, '^(%S+)'), subject) then
-      return true
+  local found = redis.call('ZCOUNT', stream .. ':responders:' .. subject, now, '+inf') > 0
+  if not found then
+    for _, pattern in ipairs(redis.call('ZRANGEBYSCORE', stream .. ':responders', now, '+inf')) do
+      if matches(string.match(pattern, '^(%S+)'), subject) then
+        found = true
+        break
+      end
     end
   end
-  return false
+  asked[subject] = found
+  return found
 end
 
-local answers, count = {}, 0
+local answers = {}
+local number, ms
 for i = 8, #ARGV, 4 do
-  count = count + 1
-end
-local index = redis.call('INCRBY', KEYS[3], count) - count
-local skipped = 0
-for i = 8, #ARGV, 4 do
-  local known = ARGV[i + 1] ~= '' and redis.call('GET', ARGV[i + 1])
-  local nobody = 0
-  if ARGV[i + 3] ~= '' and not answered(ARGV[i + 3]) then
-    nobody = 1
-  end
-  if known then
-    skipped = skipped + 1
-    answers[#answers + 1] = { known, 1, nobody }
+  local id = ARGV[i + 1] ~= '' and redis.call('GET', ARGV[i + 1])
+  local flags = 0
+  if id then
+    flags = 1
   else
-    index = index + 1
-    local id
-    if ARGV[3] == '0' then
-      id = redis.call('XADD', stream, '*', 'n', index, 'm', ARGV[i])
+    number = redis.call('INCRBY', KEYS[3], 1)
+    if ms then
+      id = string.format('%d-%d', ms, number)
+      redis.call('XADD', stream, id, 'm', ARGV[i])
     else
-      id = redis.call('XADD', stream, 'MAXLEN', ARGV[4], ARGV[3], '*', 'n', index, 'm', ARGV[i])
+      local refused
+      ms, refused = first_of(stream, now, number, ARGV[i])
+      if refused then
+        redis.call('DECRBY', KEYS[3], 1)
+        return refused
+      end
+      id = string.format('%d-%d', ms, number)
     end
     if ARGV[i + 1] ~= '' then
       redis.call('SET', ARGV[i + 1], id, 'PX', ARGV[i + 2])
     end
-    answers[#answers + 1] = { id, 0, nobody }
   end
+  if ARGV[i + 3] ~= '' and not answered(ARGV[i + 3]) then
+    flags = flags + 2
+  end
+  answers[#answers + 1] = id
+  answers[#answers + 1] = flags
 end
-if skipped > 0 then
-  redis.call('DECRBY', KEYS[3], skipped)
-end
-if ARGV[5] ~= '0' then
-  -- Five for each batch catch up with any backlog, without holding up the server for it.
-  trim_age(stream, now - tonumber(ARGV[5]), 5)
-end
-if ARGV[6] ~= '0' then
-  trim_bytes(stream, tonumber(ARGV[6]))
-end
-if ARGV[7] ~= '0' then
-  redis.call('PEXPIRE', stream, ARGV[7])
-  redis.call('PEXPIRE', KEYS[3], ARGV[7])
-end
+trim(stream, KEYS[3], now, ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
 return answers

@@ -1,0 +1,123 @@
+//! Publishing: one queue, one task that sends it in batches, the outcome for each message.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `queue` | what waits to be sent, bounded, in order |
+//! | `ticket` | the outcome of one message |
+//! | `batch` | messages of one stream as commands, and the answer to them |
+//! | `standing` | what is known of a stream, and by which way the next batch goes |
+//! | `writer` | the task: sends batches, tells outcomes, tries again by new routes |
+
+mod batch;
+mod queue;
+mod standing;
+mod ticket;
+mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use trunkline_core::Message;
+
+use super::entry;
+use super::shared::Shared;
+use crate::backend::{Fut, PublishError, Publishing};
+use queue::{Item, Order, Queue};
+pub(super) use writer::Writer;
+
+/// The publishers' end of the queue.
+pub(super) struct Publisher {
+    queue: Arc<Queue>,
+    shared: Arc<Shared>,
+    /// Where timers live, for callers outside of it.
+    runtime: Handle,
+}
+
+impl Publisher {
+    /// The queue and the task that empties it, to be spawned.
+    pub(super) fn new(shared: &Arc<Shared>) -> (Self, Writer) {
+        let queue = Arc::new(Queue::new(shared.options.max_pending));
+        let writer = Writer::new(queue.clone(), shared.clone());
+        (Self { queue, shared: shared.clone(), runtime: Handle::current() }, writer)
+    }
+
+    pub(super) fn publish(
+        &self,
+        message: Message,
+        dedupe_id: Option<String>,
+        timeout: Duration,
+    ) -> Publishing {
+        let link = &self.shared.link;
+        if link.refusing.load(Ordering::SeqCst) {
+            return Publishing::Ready(Err(PublishError::Closed));
+        }
+        let (size, limit) =
+            (message.headers.size_bytes() + message.payload.len(), self.shared.options.max_payload);
+        if size > limit {
+            return Publishing::Ready(Err(PublishError::TooLarge { size, limit }));
+        }
+        if !link.is_connected() {
+            return Publishing::Ready(Err(link.not_connected()));
+        }
+        let (ticket, waiting) = ticket::ticket();
+        let item = Item {
+            entry: entry::encode(&message),
+            subject: message.subject,
+            reply: message.reply,
+            dedupe_id,
+            refused: 0,
+            timeout,
+            deadline: Instant::now() + timeout,
+            ticket,
+        };
+        let order = match self.queue.try_add(Order::Publish(item)) {
+            // The writer keeps the time, too: nothing here needs a timer.
+            Ok(()) => return Publishing::Pending(Box::pin(waiting)),
+            Err(order) => order,
+        };
+        let (queue, shared) = (self.queue.clone(), self.shared.clone());
+        let mut adding: Fut<'static, ()> = Box::pin(async move { queue.add(order).await });
+        // Polled once so that it takes its place: what is published next stays behind it.
+        match adding.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(()) => return Publishing::Pending(Box::pin(waiting)),
+            Poll::Pending => {}
+        }
+        let deadline = {
+            // The caller may be outside of the runtime; the timer must not be.
+            let _runtime = self.runtime.enter();
+            tokio::time::sleep(timeout)
+        };
+        Publishing::Pending(Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = adding => {}
+                () = deadline => return Err(not_left(&shared, timeout)),
+            }
+            waiting.await
+        }))
+    }
+
+    /// Waits until everything queued before has an outcome.
+    pub(super) async fn flush(&self, wait: Duration) -> Result<(), PublishError> {
+        let link = &self.shared.link;
+        let unknown = || PublishError::OutcomeUnknown { server: link.server.clone(), waited: wait };
+        let (done, answer) = oneshot::channel();
+        let flushing = async {
+            self.queue.add(Order::Flush(done)).await;
+            answer.await.map_err(|_| PublishError::Closed)?
+        };
+        tokio::time::timeout(wait, flushing).await.unwrap_or_else(|_| Err(unknown()))
+    }
+}
+
+/// What becomes of a message that waited for its turn for too long.
+fn not_left(shared: &Shared, waited: Duration) -> PublishError {
+    PublishError::NotConnected {
+        server: shared.link.server.clone(),
+        reason: format!("others were sent first for {waited:?}, this message has not left"),
+    }
+}
