@@ -134,6 +134,7 @@ fn sample(path: &str) -> &'static str {
         "messaging.consumer.max_deliver" => "9",
         "messaging.consumer.backoff" => "[1s, 2s]",
         "messaging.outbox" | "server.plaintext" => "true",
+        "messaging.wait_replicas" => "2",
         "messaging.max_pending" => "10",
         "server" => "{plaintext: true}",
         "server.listen" | "server.http" | "server.metrics_listen" | "server.websocket.listen" => {
