@@ -142,6 +142,7 @@ fn sample(path: &str) -> &'static str {
         "messaging.outbox" | "server.plaintext" => "true",
         "messaging.max_pending" | "messaging.outbox_max_messages" => "10",
         "messaging.outbox_max_bytes" => "1MB",
+        "messaging.wait_replicas" => "2",
         "server" => "{plaintext: true}",
         "server.listen" | "server.http" | "server.metrics_listen" | "server.websocket.listen" => {
             "127.0.0.2:0"

@@ -11,7 +11,7 @@ use super::ticket::Ticket;
 use crate::backend::PublishError;
 
 /// So many waiting messages are worth a batch although others are under way.
-pub(super) const ENOUGH: usize = 64;
+pub(super) const ENOUGH: usize = 128;
 
 /// One message on its way.
 pub(super) struct Item {
@@ -79,6 +79,10 @@ impl Queue {
     ///
     /// # Errors
     /// The order, where there is none.
+    #[expect(
+        clippy::result_large_err,
+        reason = "what has no room is handed back as it came, without a box for each message"
+    )]
     pub(super) fn try_add(&self, order: Order) -> Result<(), Order> {
         match self.room.try_acquire() {
             Ok(permit) => permit.forget(),
