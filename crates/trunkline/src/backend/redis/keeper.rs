@@ -242,6 +242,9 @@ impl<'a> Keeper<'a> {
                     if self.failed.remove(&address).is_some() && !self.first {
                         tracing::info!(server = %address, "connected to Redis again");
                     }
+                    if !self.first {
+                        *self.link.back_since.lock() = Some(Instant::now());
+                    }
                     self.link.install(address, connection);
                     return;
                 }

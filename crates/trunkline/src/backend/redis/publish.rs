@@ -500,7 +500,12 @@ impl Writer {
                 self.tell_unknown(item);
                 continue;
             };
-            if nobody && let Some(reply) = &item.reply {
+            // Right after an outage those who answer may not have listed themselves again: who asks waits, rather than being
+            // told that there is nobody.
+            if nobody
+                && !self.shared.link.is_settling()
+                && let Some(reply) = &item.reply
+            {
                 self.waiting.push_front(Order::Publish(no_responders(reply)));
             }
             let receipt = match home.stores {

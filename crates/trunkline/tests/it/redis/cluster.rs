@@ -70,7 +70,7 @@ async fn subjects_on_all_nodes_are_published_and_read() {
 /// the stream is the order of its publisher, and a consumer goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn moving_slot_costs_no_message_and_no_order() {
-    const MESSAGES: u64 = 2000;
+    const MESSAGES: u64 = 1000;
     let (given, taken) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Notify::new()));
     let cluster = Arc::new(start().await);
     let (writer, reader) = (Arc::new(connect(&cluster).await), connect(&cluster).await);
