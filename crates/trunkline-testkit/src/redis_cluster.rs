@@ -114,7 +114,9 @@ impl RedisCluster {
         loop {
             let keys = shown(&self.nodes[from].ask(&format!("CLUSTER GETKEYSINSLOT {slot} 1")));
             let Some(key) = keys.lines().next().filter(|key| !key.is_empty()) else { return moved };
-            self.nodes[from].ask(&format!("MIGRATE 127.0.0.1 {} {key} 0 5000", self.nodes[to].port()));
+            let port = self.nodes[to].port().to_string();
+            let migrated = self.nodes[from].try_ask_words(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]);
+            migrated.unwrap_or_else(|error| panic!("{key} cannot be moved: {error}"));
             moved += 1;
         }
     }

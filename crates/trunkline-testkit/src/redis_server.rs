@@ -177,10 +177,14 @@ impl RedisServer {
 
     /// As [`RedisServer::ask`], with the error as a value.
     pub fn try_ask(&self, command: &str) -> redis::RedisResult<redis::Value> {
-        let mut words = command.split_whitespace();
-        let mut command = redis::cmd(words.next().expect("a command"));
-        words.for_each(|word| {
-            command.arg(word);
+        self.try_ask_words(&command.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// As [`RedisServer::try_ask`], for words that have blanks in them.
+    pub(crate) fn try_ask_words(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
+        let mut command = redis::cmd(words[0]);
+        words[1..].iter().for_each(|word| {
+            command.arg(*word);
         });
         let mut connection = redis::Client::open(self.url())?.get_connection_with_timeout(PATIENCE)?;
         connection.set_read_timeout(Some(PATIENCE))?;

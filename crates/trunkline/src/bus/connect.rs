@@ -12,7 +12,7 @@ use crate::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
 #[cfg(feature = "redis")]
 use crate::backend::redis::{RedisBackend, RedisConnectError, RedisOptions};
 use crate::backend::{Backend, BackendKind, Capabilities, Start, StreamConfig, StreamError, Unsupported};
-use crate::config::{Config, Fallback, InitialStreamId, Messaging};
+use crate::config::{Config, Fallback, InitialStreamId, Messaging, RedisTopology};
 use crate::topics::Topics;
 
 /// Why a bus could not be had as configured.
@@ -246,6 +246,17 @@ fn without_effect(config: &Config) -> Vec<(&'static str, &'static str)> {
             messaging.stream_prefix != default.messaging.stream_prefix && backend != BackendKind::Redis,
             "messaging.stream_prefix",
             "only the names of Redis keys and of JetStream streams have it, and this build makes neither",
+        ),
+        (
+            messaging.redis_tls != default.messaging.redis_tls && !messaging.redis_url.tls,
+            "messaging.redis_tls",
+            "messaging.redis_url asks for no TLS: rediss:// does",
+        ),
+        (
+            messaging.redis_sentinel != default.messaging.redis_sentinel
+                && !matches!(messaging.redis_url.topology, RedisTopology::Sentinel { .. }),
+            "messaging.redis_sentinel",
+            "messaging.redis_url names no sentinels: redis-sentinel:// does",
         ),
         (
             copies && backend != BackendKind::Nats,
@@ -486,6 +497,23 @@ mod tests {
         assert_eq!(streams[0].config.max_messages, Some(10));
     }
 
+    #[cfg(feature = "redis")]
+    #[test]
+    fn redis_is_given_certificates_and_credentials_of_sentinels() {
+        let options = RedisOptions::from(&config(
+            "messaging: {backend: redis, redis_url: 'rediss-sentinel://u:p@a/main', \
+             redis_tls: {ca_file: ca.pem, cert_file: cert.pem, key_file: key.pem}, \
+             redis_sentinel: {username: watcher, password: seen}}",
+        ));
+        let file = |path: &Option<std::path::PathBuf>| path.as_ref().unwrap().display().to_string();
+        assert_eq!(
+            [&options.tls.ca_file, &options.tls.cert_file, &options.tls.key_file].map(file),
+            ["ca.pem", "cert.pem", "key.pem"]
+        );
+        assert_eq!(options.sentinel_username.as_deref(), Some("watcher"));
+        assert_eq!(options.sentinel_password.as_ref().unwrap().expose(), "seen");
+    }
+
     #[tokio::test]
     async fn configured_streams_are_there_when_connect_returns() {
         let config = config("messaging: {streams: [{name: audit, subjects: ['a.>'], max_messages: 10}]}");
@@ -531,6 +559,13 @@ mod tests {
             named("messaging: {backend: redis, stream_prefix: mine}").is_empty(),
             "the fallback is loud by itself"
         );
+        let files = "redis_tls: {ca_file: ca.pem}, redis_sentinel: {password: pw}";
+        assert_eq!(
+            named(&format!("messaging: {{backend: redis, {files}}}")),
+            ["messaging.redis_tls", "messaging.redis_sentinel"]
+        );
+        let url = "redis_url: 'rediss-sentinel://a/main'";
+        assert!(named(&format!("messaging: {{backend: redis, {url}, {files}}}")).is_empty());
         let streams = "streams: [{name: a, subjects: [a], replicas: 3}]";
         assert_eq!(
             named(&format!(

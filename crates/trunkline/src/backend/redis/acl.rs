@@ -14,19 +14,23 @@ use super::refusal;
 /// The last line is for what watches a topology: `role` with Sentinel, the others in a cluster. Sentinels have users of
 /// their own, who need `+sentinel|master +ping`. Database numbers other than 0 need `+select`.
 pub const ACL_RULES: &str = "\
-    +ping +client|id +client|unblock +eval +evalsha \
+    +ping +client|id +client|unblock +eval +evalsha +multi +exec \
     +exists +del +pexpire +time +memory|usage \
     +get +set +incrby +decrby \
     +hget +hgetall +hexists +hset +hdel +hkeys +hmget +hincrby \
     +sadd +srem +smembers \
     +zadd +zrem +zcard +zcount +zrange +zrangebyscore +zremrangebyscore \
-    +xadd +xdel +xtrim +xlen +xrange +xrevrange +xinfo|stream \
+    +xadd +xdel +xtrim +xlen +xrange +xrevrange +xinfo|stream +xinfo|groups \
     +xread +xreadgroup +xgroup|create +xgroup|setid +xgroup|destroy +xgroup|delconsumer +xack +xclaim +xpending \
     +role +cluster|slots +cluster|info +asking";
 
 /// Whether the server refused something because the user may not do it. Within a script it says so in words.
 pub(super) fn is_denied(error: &ServerError) -> bool {
-    let in_words = |text: &str| text.contains("ACL failure in script") || text.contains("NOPERM");
+    let in_words = |text: &str| {
+        text.contains("ACL failure in script")
+            || text.contains("executing the script can't")
+            || text.contains("NOPERM")
+    };
     matches!(refusal::code(error), "NOPERM" | "NOAUTH") || error.details().is_some_and(in_words)
 }
 

@@ -23,7 +23,7 @@ const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
 /// How often the map of the slots is asked for where nothing seems to have changed.
 const MAP_INTERVAL: Duration = Duration::from_secs(3);
 /// Shortest time between two looks that suspicion asks for.
-const SUSPECT_INTERVAL: Duration = Duration::from_millis(5);
+const SUSPECT_INTERVAL: Duration = Duration::from_millis(20);
 /// First and longest delay between attempts, and the longest while somebody waits for the first connection.
 const DELAY_MIN: Duration = Duration::from_millis(20);
 const DELAY_MAX: Duration = Duration::from_secs(2);
@@ -241,6 +241,9 @@ impl<'a> Keeper<'a> {
                     }
                     if self.failed.remove(&address).is_some() && !self.first {
                         tracing::info!(server = %address, "connected to Redis again");
+                    }
+                    if !self.first {
+                        *self.link.back_since.lock() = Some(Instant::now());
                     }
                     self.link.install(address, connection);
                     return;

@@ -34,6 +34,9 @@ use crate::status::{BackendState, BackendStatus};
 /// How long what was redirected waits for the map of the slots to change, before it is sent again anyway.
 const REDIRECT_DELAY: Duration = Duration::from_millis(20);
 
+/// How long after an outage others may not have come back: the longest delay of their attempts, with jitter.
+const SETTLING: Duration = Duration::from_secs(3);
+
 /// A connection that works as far as is known.
 #[derive(Clone)]
 pub(super) struct Current {
@@ -89,6 +92,8 @@ pub(super) struct Link {
     pub(super) suspect: Notify,
     /// A server has refused a write because it is a replica. Where there is only one, it is to say when that is over.
     pub(super) demoted: AtomicBool,
+    /// When a server was connected to again. Held to copy or replace it.
+    pub(super) back_since: Mutex<Option<Instant>>,
     /// New work is refused.
     pub(super) refusing: AtomicBool,
 }
@@ -114,6 +119,7 @@ impl Link {
             status: watch::Sender::new(connecting),
             suspect: Notify::new(),
             demoted: AtomicBool::new(false),
+            back_since: Mutex::new(None),
             refusing: AtomicBool::new(false),
         });
         link.need(needed);
@@ -182,6 +188,11 @@ impl Link {
 
     pub(super) fn status(&self) -> watch::Receiver<BackendStatus> {
         self.status.subscribe()
+    }
+
+    /// Whether a server was away a moment ago: what ends by itself may have ended there while its owner lives.
+    pub(super) fn is_settling(&self) -> bool {
+        self.back_since.lock().is_some_and(|back| back.elapsed() < SETTLING)
     }
 
     /// Whether any server is connected.

@@ -11,7 +11,7 @@
 //! | `connect`, `tls` | one connection: TCP, TLS, credentials |
 //! | `link`, `keeper` | connections for all that does not block, made anew for ever; the status |
 //! | `acl` | what a user has to be allowed |
-//! | `routes`, `shared` | which stream keeps which subject, the same for everybody by a version on the server |
+//! | `routes`, `shared`, `changes` | which stream keeps which subject, the same for everybody by a version on the server |
 //! | `publish` | batches of messages, and an outcome for each |
 //! | `live`, `source`, `control` | subscriptions, and the streams that they draw from |
 //! | `reader`, `track` | one blocking read for all streams that lie together, and who is given what it brings |
@@ -28,6 +28,7 @@
 //! carried out, and what is read again from where, is for the bus to know.
 
 mod acl;
+mod changes;
 mod claims;
 mod connect;
 mod control;

@@ -10,6 +10,10 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 
 /// Certificates for `rediss://`, all in PEM. Section `messaging.redis_tls`.
+///
+/// A server's certificate has to be for the host by which it is reached: the one in the URL; of nodes of a cluster, and of
+/// a master that sentinels name, the one that they announce (`cluster-announce-hostname`, `replica-announce-ip`), an IP
+/// address unless they are told otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RedisTls {

@@ -1,12 +1,13 @@
 //! A cluster whose slots move and whose nodes go away.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use trunkline::backend::redis::{ACL_RULES, RedisBackend, RedisConnectError};
 use trunkline::backend::{
-    Backend, ConsumerConfig, PublishError, PublishOptions, Receipt, Settle, Start, StreamConfig,
+    Backend, ConsumerConfig, LiveSource, PublishError, PublishOptions, Receipt, Settle, Start, StreamConfig,
     SubscribeOptions,
 };
 use trunkline::status::BackendState;
@@ -14,7 +15,7 @@ use trunkline::{Message, StreamOffset};
 use trunkline_testkit::{RedisCluster, RedisServer};
 
 use super::{
-    PATIENCE, ensure, next, options, publish, soon, streams, subject, subscribe, wait_for,
+    PATIENCE, ensure, next, options, publish, shown, soon, streams, subject, subscribe, wait_for,
     wait_for_disconnected,
 };
 
@@ -69,13 +70,29 @@ async fn subjects_on_all_nodes_are_published_and_read() {
 /// the stream is the order of its publisher, and a consumer goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn moving_slot_costs_no_message_and_no_order() {
-    const MESSAGES: u64 = 2000;
+    const MESSAGES: u64 = 1000;
+    let (given, taken) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Notify::new()));
     let cluster = Arc::new(start().await);
     let (writer, reader) = (Arc::new(connect(&cluster).await), connect(&cluster).await);
     ensure(&writer, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
     let mut plain = subscribe(&reader, "work.*", SubscribeOptions::default()).await;
     let config = ConsumerConfig { start: Start::Beginning, ..ConsumerConfig::new("c") };
     let member = soon(streams(&reader).join("work", config)).await.unwrap();
+
+    // Two members of a queue group, in two processes.
+    let queue = || SubscribeOptions { queue: Some("q".parse().unwrap()), ..SubscribeOptions::default() };
+    let mut shares = Vec::new();
+    for backend in [&*writer, &reader] {
+        let mut share = subscribe(backend, "work.*", queue()).await;
+        let (given, taken) = (given.clone(), taken.clone());
+        shares.push(tokio::spawn(async move {
+            loop {
+                let message = next_event(&mut *share).await;
+                given.lock().unwrap().push(message);
+                taken.notify_one();
+            }
+        }));
+    }
 
     let publishing = tokio::spawn({
         let writer = writer.clone();
@@ -128,6 +145,24 @@ async fn moving_slot_costs_no_message_and_no_order() {
         assert_eq!(next(&mut *plain).await, n.to_string());
     }
     tokio::time::timeout(PATIENCE, consuming).await.expect("in time").expect("everything is consumed");
+    soon(async {
+        while given.lock().unwrap().len() < usize::try_from(MESSAGES).expect("it fits") {
+            taken.notified().await;
+        }
+    })
+    .await;
+    let mut given: Vec<u64> =
+        given.lock().unwrap().iter().map(|n| n.parse().expect("a number, no gap")).collect();
+    given.sort_unstable();
+    assert!(given.iter().copied().eq(0..MESSAGES), "each to one member: {given:?}");
+    shares.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// The next event, however long it takes.
+async fn next_event(source: &mut dyn LiveSource) -> String {
+    let mut events = Vec::new();
+    std::future::poll_fn(|cx| source.poll_batch(cx, 1, &mut events)).await;
+    shown(events.pop())
 }
 
 /// A slot half moved stays that way for a while: a reader goes on with what is at the new node, and what cannot be done

@@ -86,6 +86,22 @@ async fn roots_under_one_prefix_share_subjects_and_keep_their_dead_letters_apart
     }
 }
 
+/// Built-in streams are nobody's to remove, and what is not there is not removed.
+#[tokio::test]
+async fn built_in_streams_are_not_removed() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    publish(&backend, "nachos.tool.x", 1).await.unwrap();
+    for name in ["family.tool", "family.other", "bus", "none", "a b"] {
+        assert!(!soon(streams(&backend).remove(name)).await.unwrap(), "{name}");
+    }
+    assert_eq!(server.ask("XLEN atlas_bus:{family.tool}"), redis::Value::Int(1));
+    ensure(&backend, StreamConfig::new("bus", vec!["by.bus".parse().unwrap()])).await;
+    assert!(soon(streams(&backend).remove("bus")).await.unwrap());
+    ensure(&backend, StreamConfig::new("again", vec!["again".parse().unwrap()])).await;
+    assert_eq!(soon(streams(&backend).list()).await.unwrap().len(), 1);
+}
+
 /// Two prefixes on one server never see each other.
 #[tokio::test]
 async fn prefixes_do_not_see_each_other() {
