@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use trunkline::backend::{LiveSource, StreamConfig, SubscribeOptions};
+use trunkline::status::BackendState;
 use trunkline_testkit::RedisServer;
 
 use super::{
     connect, connect_through, ensure, next, proxy, publish, publish_surely, raw, run, soon, subscribe,
-    wait_for_disconnected,
+    wait_for, wait_for_disconnected,
 };
 
 pub(super) fn queue(name: &str) -> SubscribeOptions {
@@ -127,7 +128,8 @@ async fn broken_connections_give_no_message_twice() {
         seen
     };
     let ((), mut seen) = tokio::join!(publishing, reading);
-    for source in &mut sources {
+    for (source, backend) in sources.iter_mut().zip(&backends) {
+        wait_for(backend, BackendState::is_ready).await;
         soon(source.stop()).await.unwrap();
         loop {
             match next(&mut **source).await.as_str() {
