@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use trunkline_testkit::TcpProxy;
+use trunkline_testkit::tcp_proxy::Lost;
 
 /// Longest wait for what has to come.
 const SOON: Duration = Duration::from_secs(5);
@@ -169,4 +170,54 @@ async fn dropped_proxy_closes_everything() {
     drop(proxy);
     assert!(matches!(end_of(&mut stream).await, Ok(0) | Err(_)));
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+/// Sends both halves of a request apart, so that the proxy has to put them together to know it.
+async fn send_in_two(stream: &mut TcpStream, first: &[u8], second: &[u8]) {
+    stream.write_all(first).await.expect("the proxy reads");
+    receive(stream, first.len()).await;
+    stream.write_all(second).await.expect("the proxy reads");
+}
+
+#[tokio::test]
+async fn lost_request_takes_its_connection_along_and_no_other() {
+    let proxy = proxy().await;
+    let (mut losing, mut other) = (connect(&proxy).await, connect(&proxy).await);
+    proxy.lose_next("needle", Lost::Request);
+    send_in_two(&mut losing, b"a nee", b"dle here").await;
+    timeout(SOON, proxy.wait_for_lost(1)).await.expect("it is noticed");
+    // The order is carried out once: the same bytes pass elsewhere.
+    other.write_all(b"needle").await.expect("the proxy reads");
+    assert_eq!(receive(&mut other, 6).await, b"needle");
+    // The server never saw it: after the end of the client's side it ends too, without a byte.
+    losing.write_all(b"more").await.expect("the proxy reads");
+    losing.shutdown().await.expect("an open connection");
+    assert_eq!(end_of(&mut losing).await.expect("an orderly end"), 0);
+}
+
+#[tokio::test]
+async fn lost_answer_was_sent_by_the_server() {
+    let proxy = proxy().await;
+    let mut stream = connect(&proxy).await;
+    proxy.lose_next("needle", Lost::Answer);
+    send_in_two(&mut stream, b"a nee", b"dle here").await;
+    timeout(SOON, proxy.wait_for_lost(1)).await.expect("the server answers");
+    stream.shutdown().await.expect("an open connection");
+    assert_eq!(end_of(&mut stream).await.expect("an orderly end"), 0);
+}
+
+#[tokio::test]
+async fn injected_answer_comes_between_the_real_ones() {
+    let proxy = proxy().await;
+    let mut stream = connect(&proxy).await;
+    stream.write_all(b"one").await.expect("the proxy reads");
+    assert_eq!(receive(&mut stream, 3).await, b"one");
+    proxy.inject_answer("???");
+    assert_eq!(receive(&mut stream, 3).await, b"???");
+    stream.write_all(b"two").await.expect("the proxy reads");
+    assert_eq!(receive(&mut stream, 3).await, b"two");
+    // Who connects later does not get it.
+    let mut later = connect(&proxy).await;
+    later.write_all(b"one").await.expect("the proxy reads");
+    assert_eq!(receive(&mut later, 3).await, b"one");
 }

@@ -454,6 +454,22 @@ mod tests {
         assert!(matches!(error, ConnectError::NotInBuild { backend: BackendKind::Redis }), "{error:?}");
     }
 
+    // What a build without the backend decides, in every build: the test above runs only in one without it.
+    #[test]
+    fn a_backend_that_is_not_in_the_build_falls_back_unless_that_is_forbidden() {
+        let hub = Arc::new(Hub::new(HubOptions::default()));
+        let error = || ConnectError::NotInBuild { backend: BackendKind::Redis };
+        let backend = fall_back(&config("messaging: {backend: redis}").messaging, &hub, error()).unwrap();
+        let state = backend.status().borrow().state.clone();
+        assert!(
+            state.reason().is_some_and(|reason| reason.contains("redis is not in this build")),
+            "{state:?}"
+        );
+        let forbidden = config("messaging: {backend: redis, fallback: fail}").messaging;
+        let error = fall_back(&forbidden, &hub, error()).unwrap_err();
+        assert!(matches!(error, ConnectError::NotInBuild { .. }) && error.hint().is_some(), "{error:?}");
+    }
+
     #[cfg(feature = "redis")]
     #[tokio::test]
     async fn redis_that_cannot_be_had_falls_back_unless_that_is_forbidden() {
