@@ -133,7 +133,8 @@ async fn deleted_stream_is_begun_anew(version: RedisVersion) {
     let _ = idle.await;
 }
 
-/// XGROUP DESTROY behind the bus's back: what was pending comes again, what was settled does not, nothing is skipped.
+/// XGROUP DESTROY behind the bus's back: what was pending comes again, nothing is skipped. Of what was settled, that which
+/// came after the oldest delivery not settled may come again, since only the group knew of it.
 async fn destroyed_consumer_group_is_made_again_with_what_was_pending(version: RedisVersion) {
     let server = RedisServer::start_durable(version);
     let backend = connect(&server).await;
@@ -155,13 +156,12 @@ async fn destroyed_consumer_group_is_made_again_with_what_was_pending(version: R
     let group = names.find(|name| name.starts_with("c:c")).expect("the consumer has a group");
     assert_eq!(run::<i64>(&mut raw, &format!("XGROUP DESTROY {KEY} {group}")).await, 1);
     let mut seen = Vec::new();
-    while seen.len() < 4 {
+    while !["1", "3", "4", "5"].iter().all(|unsettled| seen.iter().any(|seen| seen == unsettled)) {
         let got = fetch(&*member, 10).await;
         seen.extend(payloads(&got));
         ack(&*member, &got).await;
     }
-    seen.sort();
-    assert_eq!(seen, ["1", "3", "4", "5"]);
+    assert!(seen.is_sorted() && seen.len() <= 6, "in order, and each once: {seen:?}");
     let info =
         soon(streams(&backend).consumer_info(STREAM, "c")).await.expect("a stream").expect("a consumer");
     assert_eq!((info.pending, info.lag, info.missed), (0, 0, 0), "{info:?}");

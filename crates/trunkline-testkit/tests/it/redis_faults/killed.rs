@@ -14,12 +14,12 @@ use super::{
     STREAM, ack, connect, ensure, fetch, join, on_every_version, payloads, proxy, publish, soon, streams,
 };
 
-/// The lease of the consumer. An odd number: in the proxy a fetch is known by it.
+/// The lease of the consumer.
 const ACK_WAIT: Duration = Duration::from_millis(1234);
-/// The last arguments of the command that fetches: whether the consumer has keys, and its lease.
-const FETCH: &str = "$1\r\n0\r\n$4\r\n1234\r\n";
-/// An argument of the command that settles.
-const ACK: &str = "$3\r\nack\r\n";
+/// The command that reads new deliveries.
+const FETCH: &str = "$10\r\nXREADGROUP\r\n";
+/// Arguments of the command that acknowledges: no delivery was lost so far, and an offset.
+const ACK: &str = "$1\r\n0\r\n$15\r\n";
 /// What a busy machine may take longer.
 const SLACK: Duration = Duration::from_secs(2);
 

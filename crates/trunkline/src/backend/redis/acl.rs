@@ -16,12 +16,12 @@ use super::refusal;
 pub const ACL_RULES: &str = "\
     +ping +client|id +client|unblock +eval +evalsha +multi +exec \
     +exists +del +pexpire +time +memory|usage \
-    +get +set +incrby +decrby \
+    +get +set +incrby \
     +hget +hgetall +hexists +hset +hdel +hkeys +hmget +hincrby \
     +sadd +srem +smembers \
     +zadd +zrem +zcard +zcount +zrange +zrangebyscore +zremrangebyscore \
     +xadd +xdel +xtrim +xlen +xrange +xrevrange +xinfo|stream +xinfo|groups \
-    +xread +xreadgroup +xgroup|create +xgroup|setid +xgroup|destroy +xgroup|delconsumer +xack +xclaim +xpending \
+    +xread +xreadgroup +xgroup|create +xgroup|destroy +xgroup|delconsumer +xack +xclaim +xpending \
     +role +cluster|slots +cluster|info +asking";
 
 /// Whether the server refused something because the user may not do it. Within a script it says so in words.

@@ -56,8 +56,12 @@ async fn everything(server: &RedisServer, user: &str) -> Result<(), Box<dyn std:
     let page = ReadRequest { from: Start::Beginning, filter: None, max: 10 };
     assert_eq!(streams(&backend).read("work", page).await?.messages.len(), 1);
 
-    // A group that is there although its consumer is not, as a crash may leave it.
-    server.ask(&format!("XGROUP CREATE atlas_bus:{user}:{{work}} c:c $"));
+    let member = streams(&backend).join("work", ConsumerConfig::new("plain")).await?;
+    publish("work.z", None, None).await?;
+    let fetched = member.fetch(1, PATIENCE).await?;
+    member.settle(vec![(fetched.deliveries[0].token.clone(), Settle::Ack)]).await?;
+    member.leave().await?;
+    assert!(streams(&backend).remove_consumer("work", "plain").await?);
     let consumer = ConsumerConfig { start: Start::Beginning, keyed: true, ..ConsumerConfig::new("c") };
     let member = streams(&backend).join("work", consumer).await?;
     assert_eq!(member.lease(Duration::from_secs(5)).await?, Lease::Held { new: true });

@@ -17,6 +17,7 @@ use super::super::entry::{
     Entry, EntryId, array, entries, entry, list, number, parse_id, print_id, push_id, text, time_of,
 };
 use super::super::link::Failure;
+use super::super::refusal;
 use super::super::routes::millis;
 use super::super::scripts::LOOK;
 use super::RedisMember;
@@ -51,6 +52,8 @@ enum Read {
     Nothing,
     /// The consumer has to be looked at first.
     NoGroup,
+    /// The server has no memory for a transaction.
+    NoMemory,
 }
 
 impl RedisMember {
@@ -59,11 +62,12 @@ impl RedisMember {
         loop {
             self.refuse_when_closed()?;
             if self.config.keyed || Instant::now() >= self.state.lock().look_at {
-                let look = self.look(max).await?;
+                let look = self.look(max, false).await?;
                 if !look.fetched.is_empty() {
                     return Ok(look.fetched);
                 }
             }
+            let mut by_script = false;
             // Of a keyed consumer the script reads new messages, too: only there can it see that the lease is held.
             if !self.config.keyed {
                 match self.read_new(max).await? {
@@ -74,11 +78,13 @@ impl RedisMember {
                         continue;
                     }
                     Read::Nothing => {}
+                    // Up to Redis 7 nothing can be queued then; a script can still read.
+                    Read::NoMemory => by_script = true,
                 }
             }
             self.acknowledge_skipped().await?;
             // Once more, because only the script tells from where to wait so that nothing is overlooked.
-            let look = self.look(max).await?;
+            let look = self.look(max, by_script).await?;
             if !look.fetched.is_empty() {
                 return Ok(look.fetched);
             }
@@ -93,8 +99,8 @@ impl RedisMember {
         }
     }
 
-    /// Hands out what comes again, and of a keyed consumer what is new.
-    async fn look(&self, max: usize) -> Result<Look, ConsumeError> {
+    /// Hands out what comes again, and with `new`, as always of a keyed consumer, what is new.
+    async fn look(&self, max: usize, new: bool) -> Result<Look, ConsumeError> {
         let fence = self.held.lock().fence();
         let filter = self.config.filter.as_ref().map_or("", |filter| filter.as_str());
         let answer = self
@@ -102,7 +108,7 @@ impl RedisMember {
                 command
                     .arg(max)
                     .arg(filter)
-                    .arg(u8::from(self.config.keyed))
+                    .arg(if self.config.keyed { 1 } else { 2 * u8::from(new) })
                     .arg(millis(self.config.ack_wait));
             })
             .await?;
@@ -169,7 +175,16 @@ impl RedisMember {
             pipeline.add_command(self.xack(&skipped));
         }
         let failed = |failure| self.failed(failure);
-        let answers = self.shared.link.transaction(&self.home.key, &pipeline).await.map_err(failed)?;
+        let answers = match self.shared.link.transaction(&self.home.key, &pipeline).await {
+            Ok(answers) => answers,
+            Err(failure) => {
+                self.state.lock().skipped.extend(skipped);
+                return match &failure {
+                    Failure::Refused(error) if refusal::code(error) == "OOM" => Ok(Read::NoMemory),
+                    _ => Err(failed(failure)),
+                };
+            }
+        };
         let mut answers = answers.into_iter();
         let mut next = || answers.next().unwrap_or(Value::Nil);
         let (groups, due, time, read) = (next(), next(), next(), next());

@@ -12,7 +12,7 @@ local count = #ARGV - 7
 local number = redis.call('INCRBY', KEYS[3], count) - count + 1
 local ms, refused = first_of(stream, clock(), number, ARGV[8])
 if refused then
-  redis.call('DECRBY', KEYS[3], count)
+  redis.call('INCRBY', KEYS[3], -count)
   return refused
 end
 -- Numbers become text slowly, so ids are put together from ten that begin alike.

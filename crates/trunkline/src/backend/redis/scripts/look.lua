@@ -1,5 +1,6 @@
--- Hands out deliveries that come again, and of a keyed consumer new ones, too.
--- KEYS: stream. ARGV: consumer, member, identity of the consumer, most deliveries, filter, keyed (0 or 1), ack_wait in ms.
+-- Hands out deliveries that come again, and of a keyed consumer and where it is asked for new ones, too.
+-- KEYS: stream. ARGV: consumer, member, identity of the consumer, most deliveries, filter, what else ('0': nothing, '1': the
+-- consumer is keyed, '2': new deliveries, too), ack_wait in ms.
 -- Answers {'GONE'}, or {'OK', deliveries that come again {id, fields, attempt}, messages missed, ms until something may come
 -- again, id up to which the group had read, new entries, last id of the stream's wake stream, {id, number} to start after if
 -- the consumer had to be made anew (else 0), how often deliveries were lost}.
@@ -15,26 +16,32 @@ if identity ~= ARGV[3] then
     return { 'GONE' }
   end
   -- The server was emptied. What there is now, nobody has read.
-  redis.call('HSET', consumer, 'identity', ARGV[3], 'ack_wait', ARGV[7], 'filter', ARGV[5], 'keyed', ARGV[6],
+  redis.call('HSET', consumer, 'identity', ARGV[3], 'ack_wait', ARGV[7], 'filter', ARGV[5], 'keyed', ARGV[6] == '1' and 1 or 0,
     'index', index_at(stream, '0-0'), 'start', '0-0')
   redis.call('SADD', stream .. ':consumers', name)
 end
-local known = redis.call('HMGET', consumer, 'ack_wait', 'read', 'scan_at', 'scan_from', 'fence', 'start')
+local known = redis.call('HMGET', consumer, 'ack_wait', 'read', 'scan_at', 'scan_from', 'fence', 'start', 'index', 'read_index')
 local ack_wait, fence = tonumber(known[1]), tonumber(known[5] or 0)
 local position = position_of(stream, group)
 if not position then
+  -- From before the oldest delivery that was not settled: what was settled after it comes again, nothing is left out.
   position = known[2] or '0-0'
-  local index = index_at(stream, position)
+  local index = position == known[6] and known[7] or known[8] or index_at(stream, position)
   redis.call('XGROUP', 'CREATE', stream, group, position, 'MKSTREAM')
   redis.call('DEL', due)
   redis.call('HSET', consumer, 'start', position, 'index', index)
-  known[3], made = false, { position, index }
+  known[3], made = false, { position, tonumber(index) }
 else
-  -- Where to go on, should the group be lost: before the oldest delivery that is not settled.
+  -- Where to go on, should the group be lost.
   local oldest = redis.call('XPENDING', stream, group)[2]
-  local floor = oldest and before(oldest) or position
+  local floor, index = position, number_of(position)
+  if oldest then
+    floor, index = before(oldest), number_of(oldest) - 1
+  elseif index == 0 then
+    index = index_at(stream, position)
+  end
   if floor ~= known[2] then
-    redis.call('HSET', consumer, 'read', floor)
+    redis.call('HSET', consumer, 'read', floor, 'read_index', index)
   end
 end
 redis.call('ZADD', stream .. ':members:' .. name, now, member)
@@ -108,7 +115,7 @@ if missed > 0 then
   redis.call('HINCRBY', consumer, 'missed', missed)
 end
 
-if ARGV[6] == '1' and #again < max then
+if ARGV[6] ~= '0' and #again < max then
   local read = redis.call('XREADGROUP', 'GROUP', group, member, 'COUNT', max - #again, 'STREAMS', stream, '>')
   fresh = read and read[1][2] or {}
 end

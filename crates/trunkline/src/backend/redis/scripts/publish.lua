@@ -44,7 +44,7 @@ for i = 8, #ARGV, 4 do
       local refused
       ms, refused = first_of(stream, now, number, ARGV[i])
       if refused then
-        redis.call('DECRBY', KEYS[3], 1)
+        redis.call('INCRBY', KEYS[3], -1)
         return refused
       end
       id = string.format('%d-%d', ms, number)
