@@ -216,9 +216,9 @@ fn without_effect(config: &Config) -> Vec<(&'static str, &'static str)> {
             "in this process there is no server that could be away, and this build has no outbox",
         ),
         (
-            messaging.stream_prefix != default.messaging.stream_prefix && backend != BackendKind::Redis,
+            messaging.stream_prefix != default.messaging.stream_prefix && backend == BackendKind::InMemory,
             "messaging.stream_prefix",
-            "only the names of Redis keys and of JetStream streams have it, and this build makes neither",
+            "only the names of Redis keys and of JetStream streams have it",
         ),
         (
             copies && backend != BackendKind::Nats,
@@ -363,6 +363,9 @@ impl From<&Messaging> for NatsOptions {
         options.connect_timeout = messaging.connect_timeout;
         options.publish_timeout = messaging.publish_timeout;
         options.max_pending = saturating(messaging.max_pending);
+        options.stream_prefix = messaging.stream_prefix.clone();
+        options.subject_root = messaging.subject_root.clone();
+        options.dedupe_window = messaging.dedupe_window;
         options
     }
 }
