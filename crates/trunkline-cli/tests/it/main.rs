@@ -8,6 +8,7 @@ mod conformance;
 mod demo;
 mod envelope;
 mod errors;
+mod jetstream;
 mod messages;
 mod readme;
 mod streams;

@@ -20,7 +20,9 @@ impl Unsupported {
     /// What the operator can do about it.
     pub fn hint(&self) -> &'static str {
         match self.backend {
-            BackendKind::Nats => "start the NATS server with JetStream and store the subject in a stream, or use backend in_memory or redis",
+            BackendKind::Nats => {
+                "start the NATS server with JetStream and store the subject in a stream, or use backend in_memory or redis"
+            }
             BackendKind::InMemory | BackendKind::Redis => "see the table of guarantees on `Backend`",
         }
     }

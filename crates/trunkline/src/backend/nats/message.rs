@@ -115,6 +115,7 @@ impl Decoder {
         }
         if confirmed {
             reply = stored_reply(&headers);
+            headers.remove(MESSAGE_ID);
         }
         Ok(Message { subject, reply, headers, payload: received.payload })
     }
@@ -131,6 +132,8 @@ impl Decoder {
         if let Some(map) = headers {
             decode_headers(map, &mut decoded)?;
         }
+        // It is between publisher and server.
+        decoded.remove(MESSAGE_ID);
         Ok(Message { subject, reply: stored_reply(&decoded), headers: decoded, payload })
     }
 
@@ -221,8 +224,10 @@ mod tests {
             assert_eq!(got.reply, message.reply);
             assert_eq!(got.headers.iter().collect::<Vec<_>>(), [("Trunkline-Reply-To", "re.ply")]);
         }
-        let map = encode_stored(&message, Some("id")).unwrap().headers.unwrap();
-        assert_eq!(map.get("Nats-Msg-Id").unwrap().as_str(), "id");
+        let map = encode_stored(&message, Some("id")).unwrap().headers;
+        assert_eq!(map.as_ref().unwrap().get("Nats-Msg-Id").unwrap().as_str(), "id");
+        let got = decoder.decode_stored("s", map.as_ref(), "x".into()).unwrap();
+        assert_eq!(got.headers.get("Nats-Msg-Id"), None, "it is between publisher and server");
     }
 
     #[test]

@@ -113,8 +113,7 @@ impl Api {
 
     /// Calls the API: JSON there and back.
     pub(super) async fn call(&self, what: &str, body: &impl Serialize) -> Result<Value, Failure> {
-        let payload =
-            serde_json::to_vec(body).map_err(|error| Failure::unexpected("the request", error))?;
+        let payload = serde_json::to_vec(body).map_err(|error| Failure::unexpected("the request", error))?;
         let subject = format!("$JS.API.{what}");
         let answer = self.ask(subject, None, payload.into(), self.link.publish_timeout).await?;
         let mut answer: Value = serde_json::from_slice(&answer.payload)

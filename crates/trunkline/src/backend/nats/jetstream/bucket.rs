@@ -87,7 +87,9 @@ impl Bucket {
         let what = format!("STREAM.MSG.GET.KV_{}", self.leases);
         let answer = match self.api.call(&what, &json!({ "last_by_subj": subject })).await {
             Ok(answer) => answer,
-            Err(failure) if failure.is(&[codes::NO_MESSAGE_FOUND, codes::STREAM_NOT_FOUND]) => return Ok(None),
+            Err(failure) if failure.is(&[codes::NO_MESSAGE_FOUND, codes::STREAM_NOT_FOUND]) => {
+                return Ok(None);
+            }
             Err(failure) => return Err(failure),
         };
         let message = &answer["message"];
@@ -177,7 +179,9 @@ impl Bucket {
         let filter = self.member_subject(stream, consumer, "*");
         let what = format!("STREAM.INFO.KV_{}", self.members);
         match self.api.call(&what, &json!({ "subjects_filter": filter })).await {
-            Ok(answer) => Ok(answer["state"]["subjects"].as_object().map_or(0, |subjects| subjects.len() as u64)),
+            Ok(answer) => {
+                Ok(answer["state"]["subjects"].as_object().map_or(0, |subjects| subjects.len() as u64))
+            }
             Err(failure) if failure.is(&[codes::STREAM_NOT_FOUND]) => Ok(0),
             Err(failure) => Err(failure),
         }

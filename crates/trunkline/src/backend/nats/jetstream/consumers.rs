@@ -74,7 +74,9 @@ impl State {
         match () {
             () if set("deliver_subject") => Some("it pushes"),
             () if self.text("ack_policy") != "explicit" => Some("its acks are not explicit"),
-            () if self.config["max_deliver"].as_i64().is_some_and(|max| max > 0) => Some("it sets max_deliver"),
+            () if self.config["max_deliver"].as_i64().is_some_and(|max| max > 0) => {
+                Some("it sets max_deliver")
+            }
             () if some("backoff") => Some("it sets backoff"),
             () if some("filter_subjects") => Some("it has several filters"),
             () => None,
@@ -85,9 +87,7 @@ impl State {
         let sequence = || self.config["opt_start_seq"].as_u64().unwrap_or(1);
         match self.text("deliver_policy") {
             "all" => Start::Beginning,
-            "by_start_sequence" if sequence() > 1 => {
-                Start::After(StreamOffset::Sequence(sequence() - 1))
-            }
+            "by_start_sequence" if sequence() > 1 => Start::After(StreamOffset::Sequence(sequence() - 1)),
             "by_start_sequence" => Start::Beginning,
             "by_start_time" => parse_time(self.text("opt_start_time")).map_or(Start::Beginning, Start::At),
             _ => Start::New,

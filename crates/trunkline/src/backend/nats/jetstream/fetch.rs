@@ -157,7 +157,12 @@ impl NatsMember {
     }
 
     async fn count_missed(&self, missed: u64) {
-        tracing::warn!(stream = self.stream, consumer = self.config.name, missed, "messages were removed unread");
+        tracing::warn!(
+            stream = self.stream,
+            consumer = self.config.name,
+            missed,
+            "messages were removed unread"
+        );
         let counting = self.jetstream.bucket.add_missed(&self.stream, &self.config.name, missed);
         if let Err(failure) = counting.await {
             tracing::warn!(stream = self.stream, consumer = self.config.name, %failure, "they are not counted");
@@ -300,9 +305,10 @@ mod tests {
             consumer_seq: 9,
             time: UNIX_EPOCH + Duration::from_nanos(1_795_344_761_830_089_140),
         };
-        for text in
-            ["$JS.ACK.p_s.c.2.7.9.1795344761830089140.3", "$JS.ACK._.hash.p_s.c.2.7.9.1795344761830089140.3.x"]
-        {
+        for text in [
+            "$JS.ACK.p_s.c.2.7.9.1795344761830089140.3",
+            "$JS.ACK._.hash.p_s.c.2.7.9.1795344761830089140.3.x",
+        ] {
             assert_eq!(AckSubject::parse(text).as_ref(), Some(&expected), "{text}");
         }
         for text in ["", "$JS.ACK.p_s.c.2.7.9.1", "$JS.ACK.p_s.c.x.7.9.1.3", "a.b.c.d.2.7.9.1.3"] {

@@ -22,9 +22,7 @@ use super::api::Failure;
 use super::bucket::HEARTBEAT;
 use super::consumers::State;
 use super::lease::LeaseState;
-use crate::backend::{
-    AckToken, ConsumeError, ConsumerConfig, Fetched, Fut, Lease, Member, Settle, Settled,
-};
+use crate::backend::{AckToken, ConsumeError, ConsumerConfig, Fetched, Fut, Lease, Member, Settle, Settled};
 
 /// A member of a consumer on JetStream.
 pub(super) struct NatsMember {
@@ -227,8 +225,7 @@ impl NatsMember {
         let naks = held.into_values().map(|held| api.ask(held.ack, None, Bytes::from_static(b"-NAK"), wait));
         let naked = join_all(naks).await.into_iter().collect::<Result<Vec<_>, _>>();
         let freed = self.free_lease().await;
-        let struck =
-            self.jetstream.bucket.strike(&self.stream, &self.config.name, &self.name).await;
+        let struck = self.jetstream.bucket.strike(&self.stream, &self.config.name, &self.name).await;
         match naked.map(drop).and(freed).and(struck) {
             // A consumer that was removed has nothing to hand back.
             Err(failure) => match self.check_there().await {

@@ -161,7 +161,9 @@ impl Api {
                 // Once the server has handled the request, its refusal is known.
                 match self.link.prove(wait).await {
                     Ok(()) => self.link.events.take_refused_publish(),
-                    Err(NoProof::NotConnected | NoProof::Broken | NoProof::Silent(_) | NoProof::Closed) => None,
+                    Err(NoProof::NotConnected | NoProof::Broken | NoProof::Silent(_) | NoProof::Closed) => {
+                        None
+                    }
                 }
             };
             tokio::pin!(asking);

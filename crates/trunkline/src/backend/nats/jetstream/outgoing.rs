@@ -11,9 +11,9 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use async_nats::StatusCode;
 use async_nats::client::traits::Publisher as _;
 use async_nats::message::OutboundMessage;
-use async_nats::StatusCode;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::runtime::Handle;

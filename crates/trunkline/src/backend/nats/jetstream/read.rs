@@ -126,8 +126,7 @@ impl JetStream {
             let broken = || Failure::NotConnected(link.events.reason());
             let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
             let subject = format!("$JS.API.DIRECT.GET.{}", found.name).into();
-            let outbound =
-                OutboundMessage { subject, reply: Some(inbox.into()), payload, headers: None };
+            let outbound = OutboundMessage { subject, reply: Some(inbox.into()), payload, headers: None };
             link.client.publish_message(outbound).await.map_err(|_| broken())?;
             let mut decoder = Decoder::default();
             let mut batch = Batch::default();

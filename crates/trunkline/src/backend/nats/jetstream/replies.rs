@@ -56,11 +56,7 @@ pub(super) struct Awaited {
 
 impl Replies {
     pub(super) fn new(inbox: &str) -> Self {
-        Self {
-            prefix: format!("{inbox}.{CONFIRMATION}"),
-            next: AtomicU64::new(0),
-            waiting: Mutex::default(),
-        }
+        Self { prefix: format!("{inbox}.{CONFIRMATION}"), next: AtomicU64::new(0), waiting: Mutex::default() }
     }
 
     /// What to subscribe to.
@@ -83,7 +79,12 @@ impl Replies {
     }
 
     /// The task that takes the answers. Ends with `stop`, or when the library has closed the connection for good.
-    pub(super) async fn run(self: Arc<Self>, link: Arc<Link>, mut answers: Subscriber, stop: CancellationToken) {
+    pub(super) async fn run(
+        self: Arc<Self>,
+        link: Arc<Link>,
+        mut answers: Subscriber,
+        stop: CancellationToken,
+    ) {
         let (mut status, mut announced) = (link.status(), link.announced());
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -42,13 +42,17 @@ pub(super) struct State {
 
 impl Found {
     pub(super) fn read(answer: &mut Value) -> Result<Self, Failure> {
-        let unexpected = |error: &dyn std::fmt::Display| Failure::unexpected("the description of a stream", error);
-        let state: State = serde_json::from_value(answer["state"].take()).map_err(|error| unexpected(&error))?;
+        let unexpected =
+            |error: &dyn std::fmt::Display| Failure::unexpected("the description of a stream", error);
+        let state: State =
+            serde_json::from_value(answer["state"].take()).map_err(|error| unexpected(&error))?;
         let Value::Object(config) = answer["config"].take() else { return Err(unexpected(&"no config")) };
-        let name = config.get("name").and_then(Value::as_str).ok_or_else(|| unexpected(&"no name"))?.to_owned();
+        let name =
+            config.get("name").and_then(Value::as_str).ok_or_else(|| unexpected(&"no name"))?.to_owned();
         // A mirror has none, and one that the bus cannot write, it cannot publish to either.
         let subjects = config.get("subjects").and_then(Value::as_array).into_iter().flatten();
-        let patterns = subjects.filter_map(|subject| Pattern::new(subject.as_str()?.to_owned()).ok()).collect();
+        let patterns =
+            subjects.filter_map(|subject| Pattern::new(subject.as_str()?.to_owned()).ok()).collect();
         Ok(Self { name, patterns, config, state })
     }
 
@@ -184,8 +188,7 @@ impl JetStream {
         fresh.insert("retention".to_owned(), "limits".into());
         fresh.insert("storage".to_owned(), "file".into());
         fresh.insert("metadata".to_owned(), json!({ PREFIX: self.names.prefix() }));
-        let mut answer =
-            self.api.call(&format!("STREAM.CREATE.{name}"), &self.wanted(config, fresh)).await?;
+        let mut answer = self.api.call(&format!("STREAM.CREATE.{name}"), &self.wanted(config, fresh)).await?;
         Found::read(&mut answer)
     }
 
