@@ -13,7 +13,7 @@ use trunkline::backend::{
     SubscribeOptions,
 };
 use trunkline::status::BackendState;
-use trunkline::{Message, StreamOffset, Subject};
+use trunkline::{Bus, BusOptions, Message, StreamOffset, Subject};
 use trunkline_testkit::{NatsServer, TcpProxy};
 
 /// Longer than anything here may take; it only turns a hang into a failure.
@@ -351,6 +351,25 @@ async fn many_publishes_pipeline_in_order() {
     }
     let numbers = read(&backend, "work", Start::Beginning).await;
     assert!(numbers.iter().enumerate().all(|(n, found)| payload(&found.message) == n.to_string()));
+}
+
+/// The confirmation comes although the only thread of the caller's runtime waits for it.
+#[tokio::test]
+async fn publish_blocking_is_confirmed_on_a_single_threaded_runtime() {
+    let server = server();
+    let backend = connect(&server).await;
+    ensure(&backend, "work", "work").await;
+    let options = BusOptions { publish_timeout: PATIENCE, ..BusOptions::default() };
+    let bus = Bus::with_backend(Arc::new(backend), options);
+    let started = Instant::now();
+    for n in 1..=2 {
+        let receipt = bus.publish_blocking(message("work", n));
+        assert!(
+            matches!(receipt, Ok(Receipt::Stored { offset: StreamOffset::Sequence(at), .. }) if at == n),
+            "{receipt:?}"
+        );
+    }
+    assert!(started.elapsed() < PATIENCE / 2, "it took {:?}", started.elapsed());
 }
 
 /// A request to a subject that is stored keeps its reply subject, live and stored.

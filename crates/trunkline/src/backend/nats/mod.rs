@@ -25,6 +25,7 @@ use trunkline_core::{Message, Pattern, Subject};
 
 pub use options::{NatsAuth, NatsConnectError, NatsOptions, NatsTls};
 
+use crate::backend::runtime::OwnRuntime;
 use crate::backend::{
     Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
     PublishOptions, Publishing, Start, Streams, SubscribeError, SubscribeOptions, Unsupported,
@@ -67,6 +68,8 @@ pub struct NatsBackend {
     _stop_on_drop: DropGuard,
     /// Runs [`Link::run`]; ends with `stop`, at the latest when this is dropped.
     _link_task: AbortOnDropHandle<()>,
+    /// Runs the connection where the caller's runtime has one thread only; dropped last.
+    _runtime: Option<OwnRuntime>,
 }
 
 impl NatsBackend {
@@ -82,6 +85,27 @@ impl NatsBackend {
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.
     pub async fn connect(options: NatsOptions) -> Result<Self, NatsConnectError> {
+        let runtime =
+            OwnRuntime::where_needed("trunkline-nats").map_err(|error| NatsConnectError::Unreachable {
+                server: "NATS".to_owned(),
+                waited: Duration::ZERO,
+                reason: format!("no thread for the connection: {error}"),
+            })?;
+        let Some(runtime) = runtime else { return Self::connect_here(options).await };
+        // Aborted when this future is dropped, and with it what it has made so far.
+        let connecting = AbortOnDropHandle::new(runtime.handle().spawn(Self::connect_here(options)));
+        match connecting.await {
+            Ok(connected) => {
+                let mut backend = connected?;
+                backend._runtime = Some(runtime);
+                Ok(backend)
+            }
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Connects, with all tasks on the runtime of the caller.
+    async fn connect_here(options: NatsOptions) -> Result<Self, NatsConnectError> {
         let started = tokio::time::Instant::now();
         let servers = Servers::parse(&options.servers)?;
         check_inbox_prefix(&options.inbox_prefix)?;
@@ -117,6 +141,7 @@ impl NatsBackend {
             stop,
             _stop_on_drop: stop_on_drop,
             _link_task: link_task,
+            _runtime: None,
         };
 
         let mut status = backend.link.status();
@@ -134,8 +159,7 @@ impl NatsBackend {
             }
         }
         drop(status);
-        let jetstream = JetStream::start(&backend.link, &options, &backend.stop).await?;
-        backend.streams = jetstream.map(NatsStreams);
+        backend.streams = NatsStreams::start(&backend.link, &options, &backend.stop).await?;
         Ok(backend)
     }
 
@@ -196,7 +220,7 @@ impl NatsBackend {
     }
 
     fn jetstream(&self) -> Option<&Arc<JetStream>> {
-        self.streams.as_ref().map(|streams| &streams.0)
+        self.streams.as_ref().map(|streams| &streams.jetstream)
     }
 
     async fn flush_all(&self) -> Result<(), PublishError> {

@@ -30,7 +30,6 @@ mod presence;
 mod publish;
 mod reader;
 mod routes;
-mod runtime;
 mod scripts;
 mod shared;
 mod source;
@@ -48,6 +47,7 @@ use trunkline_core::{Message, Pattern, Subject};
 
 pub use options::{RedisConnectError, RedisOptions};
 
+use crate::backend::runtime::OwnRuntime;
 use crate::backend::{
     Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
     PublishOptions, Publishing, Streams, SubscribeError, SubscribeOptions, Unsupported,
@@ -57,7 +57,6 @@ use link::Link;
 use live::Live;
 use presence::Presence;
 use publish::Publisher;
-use runtime::OwnRuntime;
 use shared::Shared;
 use streams::RedisStreams;
 
@@ -91,11 +90,12 @@ impl RedisBackend {
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.
     pub async fn connect(options: RedisOptions) -> Result<Self, RedisConnectError> {
-        let runtime = OwnRuntime::where_needed().map_err(|error| RedisConnectError::Unreachable {
-            server: options.url.to_string(),
-            waited: Duration::ZERO,
-            reason: format!("no thread for the connection: {error}"),
-        })?;
+        let runtime =
+            OwnRuntime::where_needed("trunkline-redis").map_err(|error| RedisConnectError::Unreachable {
+                server: options.url.to_string(),
+                waited: Duration::ZERO,
+                reason: format!("no thread for the connection: {error}"),
+            })?;
         let Some(runtime) = runtime else { return Self::connect_here(options).await };
         match runtime.handle().spawn(Self::connect_here(options)).await {
             Ok(connected) => connected.map(|backend| Self { _runtime: Some(runtime), ..backend }),

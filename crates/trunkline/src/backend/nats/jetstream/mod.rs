@@ -35,6 +35,7 @@ use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use trunkline_core::{Message, Pattern, StreamOffset};
 
 use super::link::{Link, NoProof};
@@ -61,49 +62,6 @@ pub(super) struct JetStream {
 }
 
 impl JetStream {
-    /// JetStream, if this server has it and this user's account, too. Its tasks end with `stop`.
-    pub(super) async fn start(
-        link: &Arc<Link>,
-        options: &NatsOptions,
-        stop: &CancellationToken,
-    ) -> Result<Option<Arc<Self>>, NatsConnectError> {
-        if !link.client.server_info().jetstream {
-            return Ok(None);
-        }
-        check_prefix(&options.stream_prefix).map_err(|reason| NatsConnectError::BadStreamPrefix {
-            prefix: options.stream_prefix.clone(),
-            reason,
-        })?;
-        let broken = || NatsConnectError::Unreachable {
-            server: link.server.clone(),
-            waited: options.connect_timeout,
-            reason: link.events.reason(),
-        };
-        let replies = Arc::new(Replies::new(&link.client.new_inbox()));
-        let answers = link.client.subscribe(replies.pattern()).await.map_err(|_| broken())?;
-        let ends = stop.child_token();
-        tokio::spawn(replies.clone().run(link.clone(), answers, ends.clone()));
-        let api = Arc::new(Api { link: link.clone(), replies });
-        if let Some(why) = api.missing(options.connect_timeout).await {
-            tracing::info!(server = link.server, why, "this server has JetStream, but not for this user");
-            ends.cancel();
-            return Ok(None);
-        }
-        let names =
-            Arc::new(Names::new(&options.stream_prefix, &options.subject_root, &options.inbox_prefix));
-        let outgoing = Outgoing::new(&api, &names, &options.inbox_prefix, options.max_pending);
-        tokio::spawn(outgoing.clone().run(ends));
-        Ok(Some(Arc::new(Self {
-            bucket: Bucket::new(&api, &options.stream_prefix),
-            names,
-            outgoing,
-            api,
-            dedupe_window: options.dedupe_window,
-            runtime: Handle::current(),
-            stop: stop.clone(),
-        })))
-    }
-
     pub(super) fn publish(
         &self,
         message: Message,
@@ -188,37 +146,88 @@ impl Api {
     }
 }
 
-/// The streams of a backend, as long as it lives.
-pub(super) struct NatsStreams(pub(super) Arc<JetStream>);
+/// JetStream as the backend holds it.
+pub(super) struct NatsStreams {
+    pub(super) jetstream: Arc<JetStream>,
+    /// Take answers and send what waits; they end with the backend, whoever else still holds `jetstream`.
+    _tasks: [AbortOnDropHandle<()>; 2],
+}
+
+impl NatsStreams {
+    /// JetStream, if this server has it and this user's account, too. Its tasks end with `stop`.
+    pub(super) async fn start(
+        link: &Arc<Link>,
+        options: &NatsOptions,
+        stop: &CancellationToken,
+    ) -> Result<Option<Self>, NatsConnectError> {
+        if !link.client.server_info().jetstream {
+            return Ok(None);
+        }
+        check_prefix(&options.stream_prefix).map_err(|reason| NatsConnectError::BadStreamPrefix {
+            prefix: options.stream_prefix.clone(),
+            reason,
+        })?;
+        let broken = || NatsConnectError::Unreachable {
+            server: link.server.clone(),
+            waited: options.connect_timeout,
+            reason: link.events.reason(),
+        };
+        let replies = Arc::new(Replies::new(&link.client.new_inbox()));
+        let answers = link.client.subscribe(replies.pattern()).await.map_err(|_| broken())?;
+        let ends = stop.child_token();
+        let answering = tokio::spawn(replies.clone().run(link.clone(), answers, ends.clone()));
+        let answering = AbortOnDropHandle::new(answering);
+        let api = Arc::new(Api { link: link.clone(), replies });
+        if let Some(why) = api.missing(options.connect_timeout).await {
+            tracing::info!(server = link.server, why, "this server has JetStream, but not for this user");
+            ends.cancel();
+            return Ok(None);
+        }
+        let names =
+            Arc::new(Names::new(&options.stream_prefix, &options.subject_root, &options.inbox_prefix));
+        let outgoing = Outgoing::new(&api, &names, &options.inbox_prefix, options.max_pending);
+        let sending = AbortOnDropHandle::new(tokio::spawn(outgoing.clone().run(ends)));
+        let jetstream = Arc::new(JetStream {
+            bucket: Bucket::new(&api, &options.stream_prefix),
+            names,
+            outgoing,
+            api,
+            dedupe_window: options.dedupe_window,
+            runtime: Handle::current(),
+            stop: stop.clone(),
+        });
+        Ok(Some(Self { jetstream, _tasks: [answering, sending] }))
+    }
+}
 
 impl Streams for NatsStreams {
     fn ensure(&self, config: StreamConfig) -> Fut<'_, Result<StreamInfo, StreamError>> {
-        Box::pin(self.0.ensure_stream(config))
+        Box::pin(self.jetstream.ensure_stream(config))
     }
 
     fn list(&self) -> Fut<'_, Result<Vec<StreamInfo>, StreamError>> {
-        Box::pin(self.0.list_streams())
+        Box::pin(self.jetstream.list_streams())
     }
 
     fn remove(&self, stream: &str) -> Fut<'_, Result<bool, StreamError>> {
         let stream = stream.to_owned();
-        Box::pin(async move { self.0.remove_stream(&stream).await })
+        Box::pin(async move { self.jetstream.remove_stream(&stream).await })
     }
 
     fn read(&self, stream: &str, request: ReadRequest) -> Fut<'_, Result<ReadPage, StreamError>> {
         let stream = stream.to_owned();
-        Box::pin(async move { self.0.read_page(&stream, request).await })
+        Box::pin(async move { self.jetstream.read_page(&stream, request).await })
     }
 
     fn delete(&self, stream: &str, offsets: Vec<StreamOffset>) -> Fut<'_, Result<u64, StreamError>> {
         let stream = stream.to_owned();
-        Box::pin(async move { self.0.delete_messages(&stream, offsets).await })
+        Box::pin(async move { self.jetstream.delete_messages(&stream, offsets).await })
     }
 
     fn join(&self, stream: &str, config: ConsumerConfig) -> Fut<'_, Result<Arc<dyn Member>, StreamError>> {
         let stream = stream.to_owned();
         Box::pin(async move {
-            let member = self.0.join_consumer(&stream, config).await?;
+            let member = self.jetstream.join_consumer(&stream, config).await?;
             Ok(Arc::new(member) as Arc<dyn Member>)
         })
     }
@@ -229,11 +238,11 @@ impl Streams for NatsStreams {
         consumer: &str,
     ) -> Fut<'_, Result<Option<ConsumerInfo>, StreamError>> {
         let (stream, consumer) = (stream.to_owned(), consumer.to_owned());
-        Box::pin(async move { self.0.stand_of_consumer(&stream, &consumer).await })
+        Box::pin(async move { self.jetstream.stand_of_consumer(&stream, &consumer).await })
     }
 
     fn remove_consumer(&self, stream: &str, consumer: &str) -> Fut<'_, Result<bool, StreamError>> {
         let (stream, consumer) = (stream.to_owned(), consumer.to_owned());
-        Box::pin(async move { self.0.remove_consumer_of(&stream, &consumer).await })
+        Box::pin(async move { self.jetstream.remove_consumer_of(&stream, &consumer).await })
     }
 }
