@@ -258,6 +258,25 @@ async fn consumer_goes_on_after_a_killed_server() {
     }
 }
 
+/// What a member was given and another one has taken over since is not handed back when the first one leaves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaving_member_leaves_alone_what_others_have() {
+    let server = server();
+    let (one, two) = (connect(&server).await, connect(&server).await);
+    ensure(&one, "work", "work.>").await;
+    publish(&one, message("work.x", 1)).await.unwrap();
+    let ack_wait = Duration::from_secs(2);
+    let (early, late) =
+        (join(&one, "work", ack_wait, false).await, join(&two, "work", ack_wait, false).await);
+    assert_eq!(fetch_one(&*early).await.attempt, 1);
+    let second = fetch_one(&*late).await;
+    assert_eq!(second.attempt, 2);
+    assert_eq!(soon(early.leave()).await, Ok(()));
+    let third = soon(late.fetch(1, ack_wait / 4)).await.unwrap();
+    assert!(third.deliveries.is_empty(), "{third:?}");
+    assert_eq!(soon(late.settle(vec![(second.token, Settle::Ack)])).await, Ok(vec![Settled::Done]));
+}
+
 /// A keyed consumer hands out nothing past a delivery that a broken connection has swallowed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keyed_order_holds_through_broken_connections() {

@@ -69,6 +69,15 @@ pub(super) fn encode_stored(message: &Message, dedupe_id: Option<&str>) -> Resul
     encode(&message)
 }
 
+/// As [`payload_bytes`], of what [`encode_stored`] makes.
+pub(super) fn stored_bytes(message: &Message, dedupe_id: Option<&str>) -> usize {
+    let line = |name: &str, value: &str| name.len() + value.len() + 4;
+    let added = dedupe_id.map_or(0, |id| line(MESSAGE_ID, id))
+        + message.reply.as_ref().map_or(0, |reply| line(REPLY_TO, reply.as_str()));
+    let block = if message.headers.is_empty() && added > 0 { HEADER_BLOCK_BYTES } else { 0 };
+    payload_bytes(message) + added + block
+}
+
 /// The reply subject of a message as a stream keeps it.
 fn stored_reply(headers: &Headers) -> Option<Subject> {
     headers.get(REPLY_TO).and_then(|reply| Subject::new(reply.to_owned()).ok())

@@ -50,7 +50,8 @@ use options::{Servers, check_inbox_prefix};
 ///
 /// **What is on the server.** A stream `NAME` is `{stream_prefix}_NAME`; two buckets `{stream_prefix}_leases` and
 /// `{stream_prefix}_members` belong to the consumers. Of a [`ConsumerInfo`](crate::backend::ConsumerInfo), `redelivered`
-/// counts messages that are pending now and were delivered more than once, `oldest_pending` is the least that it can
+/// counts messages that are pending now and were delivered more than once, `members` those that were heard of within
+/// 15 s, `oldest_pending` is the least that it can
 /// be, and `missed` counts what members found missing before their deliveries: unread messages of consumers without
 /// a filter, except between deliveries to different members.
 ///

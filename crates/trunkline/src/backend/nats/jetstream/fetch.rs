@@ -22,6 +22,8 @@ use crate::backend::{AckToken, ConsumeError, Delivery, Fetched};
 
 /// Longest wait of a single request: one that got lost with a server is made anew after it.
 const PULL_MAX: Duration = Duration::from_secs(5);
+/// Such a part of `ack_wait` is the longest wait, too: leases count from the request.
+const PULL_PART: u32 = 5;
 /// How much longer than it may wait an answer may take.
 const PULL_GRACE: Duration = Duration::from_secs(1);
 /// Most messages of one request.
@@ -104,7 +106,8 @@ impl NatsMember {
         loop {
             self.check_open()?;
             let now = Instant::now();
-            let mut time = deadline.saturating_duration_since(now).min(PULL_MAX);
+            let longest = PULL_MAX.min(self.config.ack_wait / PULL_PART);
+            let mut time = deadline.saturating_duration_since(now).min(longest);
             if self.config.keyed {
                 match self.leased_until() {
                     Some(until) => time = time.min(until.saturating_duration_since(now)),
@@ -200,8 +203,9 @@ impl NatsMember {
             payload: request.to_string().into(),
             headers: None,
         };
+        let until = Instant::now() + self.lease_time();
         link.client.publish_message(outbound).await.map_err(|_| broken())?;
-        let taking = self.take_answers(&mut answers, max, fetched);
+        let taking = self.take_answers(&mut answers, max, until, fetched);
         tokio::select! {
             biased;
             ended = tokio::time::timeout(time + PULL_GRACE, taking) => ended.unwrap_or(Ok(End::Ended)),
@@ -213,13 +217,14 @@ impl NatsMember {
         &self,
         answers: &mut Subscriber,
         max: u64,
+        until: Instant,
         fetched: &mut Fetched,
     ) -> Result<End, Failure> {
         let mut decoder = Decoder::default();
         let mut count = 0;
         while let Some(answer) = answers.next().await {
             let Some(status) = answer.status else {
-                self.take_delivery(&mut decoder, answer, fetched);
+                self.take_delivery(&mut decoder, answer, until, fetched);
                 count += 1;
                 if count == max {
                     return Ok(End::Over);
@@ -242,7 +247,13 @@ impl NatsMember {
         Err(Failure::NotConnected("the connection was closed".to_owned()))
     }
 
-    fn take_delivery(&self, decoder: &mut Decoder, answer: async_nats::Message, fetched: &mut Fetched) {
+    fn take_delivery(
+        &self,
+        decoder: &mut Decoder,
+        answer: async_nats::Message,
+        until: Instant,
+        fetched: &mut Fetched,
+    ) {
         let Some((ack, about)) =
             answer.reply.as_deref().and_then(|ack| Some((ack.to_owned(), AckSubject::parse(ack)?)))
         else {
@@ -260,7 +271,7 @@ impl NatsMember {
         };
         let offset = StreamOffset::Sequence(about.stream_seq);
         let ack_subject = Subject::new(ack.as_str()).ok();
-        let held = Held { attempt: about.attempt, until: Instant::now() + self.lease_time(), ack };
+        let held = Held { attempt: about.attempt, until, ack };
         self.held.lock().insert(about.stream_seq, held);
         fetched.deliveries.push(Delivery {
             message: Arc::new(message),

@@ -1,8 +1,9 @@
 //! Members of durable consumers: what they hold, settling it, leaving.
 //!
 //! The server settles whatever is acknowledged, also by a member whose lease is over. So each member keeps what it was
-//! given, and until when it may settle it, and refuses by itself what comes too late. Its leases end a tenth before the
-//! server's: that much a delivery may have been under way when its lease began here.
+//! given, and until when it may settle it, and refuses by itself what comes too late. A lease counts from when the
+//! delivery was asked for, which was before the server made it, and ends a tenth of `ack_wait` early, which is for the
+//! settlement to get there in time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -183,21 +184,37 @@ impl NatsMember {
                 Ok(Settled::Done)
             }
             (Ok(_), _) => Ok(Settled::Done),
-            (Err(failure), settle) => {
-                // Once more does no harm, but for a nak: the message may be somebody else's by then.
-                if matches!(settle, Settle::Ack | Settle::Term) {
-                    self.held.lock().entry(sequence).or_insert(taken);
-                }
-                Err(self.failed(failure))
-            }
+            (Err(failure), _) => Err(self.failed(failure)),
+        }
+    }
+
+    /// What is held of the deliveries that a batch finishes.
+    fn held_of(&self, batch: &[(AckToken, Settle)]) -> Vec<(u64, Held)> {
+        let held = self.held.lock();
+        let finished = batch.iter().filter(|(_, settle)| matches!(settle, Settle::Ack | Settle::Term));
+        let of = |token: &AckToken| {
+            let sequence = token.offset.sequence()?;
+            Some((sequence, held.get(&sequence)?.clone()))
+        };
+        finished.filter_map(|(token, _)| of(token)).collect()
+    }
+
+    fn put_back(&self, taken: Vec<(u64, Held)>) {
+        let mut held = self.held.lock();
+        for (sequence, taken) in taken {
+            held.entry(sequence).or_insert(taken);
         }
     }
 
     async fn settle_batch(&self, batch: Vec<(AckToken, Settle)>) -> Result<Vec<Settled>, ConsumeError> {
         self.check_open()?;
+        let finished = self.held_of(&batch);
         let settling = batch.iter().map(|(token, settle)| self.settle_one(token, *settle));
         match join_all(settling).await.into_iter().collect::<Result<Vec<_>, _>>() {
             Err(error @ ConsumeError::NotConnected { .. }) => {
+                // Nobody is told of those that went well, so they may be settled once more. That does no harm, but for
+                // a nak: the message may be somebody else's by then.
+                self.put_back(finished);
                 // Nobody answers acknowledgements of a consumer that was removed.
                 self.check_there().await?;
                 Err(error)
@@ -222,7 +239,10 @@ impl NatsMember {
         let api = &self.jetstream.api;
         let wait = api.link.publish_timeout;
         // In order of their offsets, and each under way before the next: so they are delivered again.
-        let naks = held.into_values().map(|held| api.ask(held.ack, None, Bytes::from_static(b"-NAK"), wait));
+        // Those whose lease is over may be others' by now.
+        let now = Instant::now();
+        let held = held.into_values().filter(|held| held.until > now);
+        let naks = held.map(|held| api.ask(held.ack, None, Bytes::from_static(b"-NAK"), wait));
         let naked = join_all(naks).await.into_iter().collect::<Result<Vec<_>, _>>();
         let freed = self.free_lease().await;
         let struck = self.jetstream.bucket.strike(&self.stream, &self.config.name, &self.name).await;

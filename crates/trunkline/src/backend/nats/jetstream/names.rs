@@ -140,9 +140,10 @@ pub(super) fn nanos(duration: Duration) -> u64 {
 
 /// A time as JetStream writes it.
 pub(super) fn print_time(time: SystemTime) -> String {
-    // A time that no calendar reaches is before or after everything stored.
-    let bound = if time < SystemTime::UNIX_EPOCH { Timestamp::UNIX_EPOCH } else { Timestamp::MAX };
-    Timestamp::try_from(time).unwrap_or(bound).to_string()
+    // The server counts nanoseconds since 1970 in 64 bits, and takes a time past them, in 2262, for one long ago.
+    let past = SystemTime::UNIX_EPOCH + Duration::from_nanos(i64::MAX as u64);
+    let time = time.clamp(SystemTime::UNIX_EPOCH, past);
+    Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH).to_string()
 }
 
 /// A time as JetStream wrote it.
@@ -220,5 +221,8 @@ mod tests {
         let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_795_344_761_830_089_140);
         assert_eq!(print_time(time), "2026-11-22T10:52:41.83008914Z");
         assert_eq!(parse_time(&print_time(time)), Some(time));
+        let never = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
+        assert!(print_time(never).starts_with("2262-"), "{}", print_time(never));
+        assert_eq!(print_time(SystemTime::UNIX_EPOCH - Duration::from_secs(9)), "1970-01-01T00:00:00Z");
     }
 }

@@ -11,9 +11,9 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use async_nats::StatusCode;
 use async_nats::client::traits::Publisher as _;
 use async_nats::message::OutboundMessage;
+use async_nats::{PublishErrorKind, StatusCode};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::runtime::Handle;
@@ -208,7 +208,7 @@ impl Outgoing {
         let sending = tokio::task::unconstrained(self.link().client.publish_message(outbound));
         match pin!(sending).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Ok(Some(awaited)),
-            Poll::Ready(Err(_)) => Err(PublishError::Closed),
+            Poll::Ready(Err(error)) => Err(self.refused_here(job, &error)),
             // Nothing has left: it takes its place in the queue instead.
             Poll::Pending => Ok(None),
         }
@@ -393,7 +393,21 @@ impl Outgoing {
         let (outbound, awaited) = self.prepare(connection, job, place)?;
         match link.client.publish_message(outbound).await {
             Ok(()) => Ok(Step::Sent(awaited)),
-            Err(_) => Err(PublishError::Closed),
+            Err(error) => Err(self.refused_here(job, &error)),
+        }
+    }
+
+    /// The library does not take a message: what is set on it may make it too large.
+    fn refused_here(&self, job: &Job, error: &async_nats::PublishError) -> PublishError {
+        match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => PublishError::TooLarge {
+                size: message::stored_bytes(&job.message, job.dedupe_id.as_deref()),
+                limit: self.link().client.max_payload(),
+            },
+            PublishErrorKind::InvalidSubject => {
+                PublishError::Denied { subject: job.message.subject.clone(), reason: error.to_string() }
+            }
+            PublishErrorKind::Send => PublishError::Closed,
         }
     }
 

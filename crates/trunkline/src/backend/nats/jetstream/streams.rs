@@ -17,7 +17,7 @@ const PAGES_MAX: usize = 1000;
 const RETRIES: u32 = 4;
 /// Says in a stream's metadata of which prefix it is: one prefix may begin with another.
 const PREFIX: &str = "trunkline.prefix";
-/// Longest and shortest age that JetStream takes, where there is one.
+/// Shortest age that JetStream takes, where there is one: a shorter one becomes this.
 const AGE_MIN: Duration = Duration::from_millis(100);
 
 /// A stream of the account, as the server describes it.
