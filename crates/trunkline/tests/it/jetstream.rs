@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use trunkline::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
 use trunkline::backend::{
-    Backend, ConsumerConfig, Delivery, LiveEvent, LiveSource, Member, PublishError, PublishOptions,
+    Backend, ConsumerConfig, Delivery, Lease, LiveEvent, LiveSource, Member, PublishError, PublishOptions,
     ReadRequest, Receipt, Settle, Settled, Start, StoredMessage, StreamConfig, StreamError, Streams,
     SubscribeOptions,
 };
@@ -287,32 +287,46 @@ async fn keyed_order_holds_through_broken_connections() {
     let (writer, worker) =
         (connect(&server).await, NatsBackend::connect(NatsOptions::new([url])).await.unwrap());
     ensure(&writer, "work", "work.>").await;
-    for n in 1..=200_u64 {
+    const ROUNDS: u64 = 4;
+    for n in 1..=6 * ROUNDS {
         publish(&writer, message("work.x", n)).await.unwrap();
     }
-    let ttl = Duration::from_secs(20);
-    let member = join(&worker, "work", Duration::from_secs(20), true).await;
-    let (mut settled, mut fetches) = (0, 0);
-    let give_up = Instant::now() + PATIENCE;
-    while settled < 200 {
-        assert!(Instant::now() < give_up, "{settled} of 200 after {fetches} fetches");
-        if soon(member.lease(ttl)).await.is_err() {
+    let ack_wait = Duration::from_secs(20);
+    let member = join(&worker, "work", ack_wait, true).await;
+    let lease = async || {
+        let give_up = Instant::now() + PATIENCE;
+        while !matches!(soon(member.lease(ack_wait)).await, Ok(Lease::Held { .. })) {
+            assert!(Instant::now() < give_up, "the lease does not come back");
             wait_for(&worker, BackendState::is_ready).await;
-            continue;
         }
-        fetches += 1;
-        let fetching = member.fetch(7, Duration::from_millis(200));
-        if fetches % 5 == 0 {
-            proxy.cut_once();
-        }
-        let Ok(fetched) = soon(fetching).await else { continue };
-        for delivery in fetched.deliveries {
-            let number = delivery.offset.sequence().unwrap();
-            assert!(number <= settled + 1, "{number} came before {}", settled + 1);
-            match soon(member.settle(vec![(delivery.token, Settle::Ack)])).await.as_deref() {
-                Ok([Settled::Done]) => settled = settled.max(number),
-                _ => break,
+    };
+    let pending = async || {
+        let info = soon(streams(&writer).consumer_info("work", "c")).await.unwrap().unwrap();
+        info.pending
+    };
+    for round in 0..ROUNDS {
+        lease().await;
+        // The server hands out three messages, and the connection breaks with them on their way.
+        proxy.delay(Duration::from_millis(500));
+        let breaking = async {
+            while pending().await < 3 {
+                tokio::task::yield_now().await;
             }
+            proxy.cut_once();
+        };
+        let (fetched, ()) = tokio::join!(soon(member.fetch(3, PATIENCE)), soon(breaking));
+        assert!(!fetched.is_ok_and(|fetched| !fetched.deliveries.is_empty()), "they were lost");
+        proxy.heal();
+        wait_for(&worker, BackendState::is_ready).await;
+        for half in 0..2 {
+            lease().await;
+            let fetched = soon(member.fetch(3, PATIENCE)).await.unwrap();
+            let numbers: Vec<_> = fetched.deliveries.iter().map(|d| d.offset.sequence().unwrap()).collect();
+            let first = 6 * round + 3 * half + 1;
+            assert_eq!(numbers, [first, first + 1, first + 2], "in order, the lost ones first");
+            let batch =
+                fetched.deliveries.into_iter().map(|delivery| (delivery.token, Settle::Ack)).collect();
+            assert_eq!(soon(member.settle(batch)).await, Ok(vec![Settled::Done; 3]));
         }
     }
 }
