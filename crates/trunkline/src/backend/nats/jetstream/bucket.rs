@@ -49,7 +49,8 @@ impl Bucket {
         Self { api: api.clone(), leases: format!("{prefix}_leases"), members: format!("{prefix}_members") }
     }
 
-    /// Makes both buckets where they are missing. With as many copies of the leases as the stream has of its messages.
+    /// Makes both buckets where they are missing, with as many copies as the stream has of its messages: while a server is
+    /// away, its consumers go on only with what they share. Buckets with fewer copies, for other streams, get more.
     pub(super) async fn ensure(&self, replicas: u64) -> Result<(), Failure> {
         let bucket = |name: &str, storage: &str, age: Duration, replicas: u64| {
             json!({
@@ -61,18 +62,30 @@ impl Bucket {
         };
         for config in [
             bucket(&self.leases, "file", Duration::ZERO, replicas),
-            // Who lives says so again and again: this need not survive anything.
-            bucket(&self.members, "memory", FORGET_AFTER, 1),
+            // Who lives says so again and again: this need not be on disk.
+            bucket(&self.members, "memory", FORGET_AFTER, replicas),
         ] {
             let name = config["name"].as_str().unwrap_or_default();
             match self.api.call(&format!("STREAM.CREATE.{name}"), &config).await {
                 Ok(_) => {}
-                // It is there, from a stream with another number of copies.
-                Err(failure) if failure.is(&[codes::STREAM_NAME_IN_USE]) => {}
+                // It is there with another number of copies.
+                Err(failure) if failure.is(&[codes::STREAM_NAME_IN_USE]) => {
+                    self.add_copies(name, replicas).await?
+                }
                 Err(failure) => return Err(failure),
             }
         }
         Ok(())
+    }
+
+    async fn add_copies(&self, name: &str, replicas: u64) -> Result<(), Failure> {
+        let mut answer = self.api.call(&format!("STREAM.INFO.{name}"), &json!({})).await?;
+        let config = &mut answer["config"];
+        if config["num_replicas"].as_u64().is_some_and(|copies| copies >= replicas) {
+            return Ok(());
+        }
+        config["num_replicas"] = json!(replicas);
+        self.api.call(&format!("STREAM.UPDATE.{name}"), config).await.map(drop)
     }
 
     fn lease_subject(&self, what: &str, stream: &str, consumer: &str) -> String {
