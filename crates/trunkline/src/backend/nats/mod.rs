@@ -39,11 +39,11 @@ use options::{Servers, check_inbox_prefix};
 
 /// Core NATS, with streams and consumers where the server has JetStream for this user; [`Unsupported`] elsewhere.
 ///
-/// **Which publishes are stored.** A message is published with a confirmation, and answered by [`Receipt::Stored`],
+/// **Which publishes are stored.** A message is published with a confirmation, and answered by [`Receipt::Stored`](crate::backend::Receipt::Stored),
 /// when a stream of the account matches its subject. The backend keeps a copy of the streams' patterns for that:
 /// changes by this process count at once, those by others after 1 s at most, and a subject to which this process
 /// publishes for the first time is decided by what the server says after the call. So a stream that another process
-/// has just made may store messages whose receipt says no more than [`Receipt::Accepted`], for up to 1 s; and a message
+/// has just made may store messages whose receipt says no more than [`Receipt::Accepted`](crate::backend::Receipt::Accepted), for up to 1 s; and a message
 /// for a stream that somebody has just removed is sent again without it, or, when subscriptions had got it, ends as
 /// [`PublishError::OutcomeUnknown`]. While JetStream does not answer, the last copy counts. Messages to inboxes are
 /// never stored. At most 4096 confirmations are outstanding, further messages wait, at most `max_pending` of them.
