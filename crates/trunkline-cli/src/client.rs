@@ -151,12 +151,24 @@ pub(crate) async fn connect_to(
     connect_timeout: Duration,
     patience: Duration,
 ) -> Result<Bus, ClientError> {
-    let mut options = NatsOptions::new(url.servers().iter().map(ToString::to_string));
-    options.name = Some("trunkline".to_owned());
-    options.connect_timeout = connect_timeout;
-    options.publish_timeout = patience;
-    let backend = NatsBackend::connect(options).await?;
-    let options = BusOptions { publish_timeout: patience, ..BusOptions::default() };
+    let nats = NatsOptions::new(url.servers().iter().map(ToString::to_string));
+    connect_with(nats, BusOptions::default(), connect_timeout, patience).await
+}
+
+/// A bus over NATS servers with these settings. `patience` is the longest wait for the outcome of a publish.
+///
+/// # Errors
+/// No server that lets us in within the time given.
+pub(crate) async fn connect_with(
+    nats: NatsOptions,
+    options: BusOptions,
+    connect_timeout: Duration,
+    patience: Duration,
+) -> Result<Bus, ClientError> {
+    let name = Some("trunkline".to_owned());
+    let nats = NatsOptions { name, connect_timeout, publish_timeout: patience, ..nats };
+    let backend = NatsBackend::connect(nats).await?;
+    let options = BusOptions { publish_timeout: patience, ..options };
     Ok(Bus::with_backend(Arc::new(backend), options))
 }
 

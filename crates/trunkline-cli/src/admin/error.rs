@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use trunkline::backend::{PublishError, StreamError};
-use trunkline::{ConsumerError, RedriveError};
+use trunkline::{ConnectError, ConsumerError, RedriveError};
 
 use crate::failure::{Explain, Kind};
 
@@ -25,6 +25,8 @@ pub(crate) enum AdminError {
     NotAdmin { url: String },
     #[error("{url} answered {status}: {said}")]
     Answer { url: String, status: u16, said: String, hint: Option<String> },
+    #[error(transparent)]
+    Settings(#[from] ConnectError),
     #[error(transparent)]
     Stream(#[from] StreamError),
     #[error(transparent)]
@@ -74,6 +76,7 @@ impl Explain for AdminError {
             Self::Unreachable { .. } => "start a bus with `trunkline up`, or name another with --http or --url".into(),
             Self::NotAdmin { .. } => "--http takes the HTTP address of a Trunkline server".into(),
             Self::Answer { hint, .. } => hint.clone()?.into(),
+            Self::Settings(error) => error.hint()?.into(),
             Self::Stream(error)
             | Self::Consumer(ConsumerError::Join(error))
             | Self::Redrive(RedriveError::Stream(error)) => stream_hint(error)?,
@@ -105,7 +108,7 @@ fn stream_hint(error: &StreamError) -> Option<Cow<'static, str>> {
         .into(),
         StreamError::OffsetAhead { .. } => "the offset is from another life of the stream".into(),
         StreamError::Conflict { .. } => "use another name, or remove what is there first".into(),
-        StreamError::NotConnected { .. } => "see the log of `trunkline up`".into(),
+        StreamError::NotConnected { .. } => "see the log of `trunkline up`, or of the NATS server".into(),
         _ => return None,
     })
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline::backend::StreamError;
+use trunkline::backend::nats::NatsOptions;
 use trunkline::config::{Backend, Config, NatsUrl};
 use trunkline::redelivery::RetryPolicy;
 use trunkline::{Bus, BusOptions, Token};
@@ -48,6 +49,11 @@ pub(crate) struct AdminArgs {
     /// Token of the admin API [default: $TRUNKLINE_ADMIN_TOKEN, else found for a `trunkline up` of this user]
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
+
+    /// What the names of streams begin with on a NATS server [default: the configured messaging.stream_prefix, with
+    /// --url atlas_bus]
+    #[arg(long, value_name = "PREFIX")]
+    stream_prefix: Option<String>,
 
     /// Longest wait for an answer
     #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "5s")]
@@ -109,7 +115,7 @@ impl AdminArgs {
         };
         match place {
             Place::Http(url) => self.over_http(url, configured.as_ref()).await,
-            Place::Nats(url) => self.over_nats(&url).await,
+            Place::Nats(url) => self.over_nats(&url, configured.as_ref()).await,
         }
     }
 
@@ -133,8 +139,22 @@ impl AdminArgs {
         Ok(AdminClient { bus: Bus::with_backend(Arc::new(backend), options), server: shown(&url) })
     }
 
-    async fn over_nats(&self, url: &NatsUrl) -> Result<AdminClient, Failure> {
-        let bus = client::connect_to(url, self.api_timeout, self.api_timeout).await?;
+    async fn over_nats(&self, url: &NatsUrl, configured: Option<&Config>) -> Result<AdminClient, Failure> {
+        // With the address given, the configuration that may lie here is that of another bus.
+        let (mut nats, options) = match configured.map(|config| &config.messaging) {
+            Some(messaging) => {
+                let options = BusOptions::try_from(messaging).map_err(AdminError::from)?;
+                (NatsOptions::from(messaging), options)
+            }
+            None => {
+                let servers = url.servers().iter().map(ToString::to_string);
+                (NatsOptions::new(servers), BusOptions::default())
+            }
+        };
+        if let Some(prefix) = &self.stream_prefix {
+            nats.stream_prefix.clone_from(prefix);
+        }
+        let bus = client::connect_with(nats, options, self.api_timeout, self.api_timeout).await?;
         // What this server cannot do is told before anything is done.
         if let Err(error) = bus.backend().streams() {
             return Err(AdminError::Stream(StreamError::from(error)).into());

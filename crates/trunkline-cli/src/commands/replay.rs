@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use futures_util::StreamExt;
+use jiff::{RoundMode, TimestampRound};
 use serde_json::Value;
 use trunkline::backend::Start;
 use trunkline::{Message, Pattern, Received, Replayed, StreamOffset, Subject};
@@ -166,11 +167,11 @@ fn show(form: ShowArgs, received: &Received, time: SystemTime) -> Result<(), Fai
     Ok(output::json(&value)?)
 }
 
-/// A time as text, to the millisecond.
+/// A time as text, to the millisecond; never later than it was, so that `--since` takes it up again.
 pub(super) fn time_text(time: SystemTime) -> String {
     let time = jiff::Timestamp::try_from(time).unwrap_or_default();
-    let rounded = time.round(jiff::Unit::Millisecond);
-    rounded.unwrap_or(time).to_string()
+    let whole = TimestampRound::new().smallest(jiff::Unit::Millisecond).mode(RoundMode::Floor);
+    time.round(whole).unwrap_or(time).to_string()
 }
 
 #[cfg(test)]

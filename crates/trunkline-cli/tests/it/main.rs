@@ -10,6 +10,7 @@ mod demo;
 mod envelope;
 mod errors;
 mod fallback;
+mod jetstream;
 mod messages;
 mod readme;
 mod redis;

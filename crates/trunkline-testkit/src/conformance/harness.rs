@@ -33,7 +33,8 @@ impl Column {
             streams,
             subscribe_from_offset: streams,
             durable: matches!(self, Self::Redis | Self::JetStream),
-            resumes_after_reconnect: matches!(self, Self::Redis | Self::JetStream),
+            // On JetStream only subscriptions that start in a stream resume.
+            resumes_after_reconnect: matches!(self, Self::Redis),
             fenced_acks: matches!(self, Self::InMemory | Self::Redis),
             dedupe: streams,
             no_responders: match self {

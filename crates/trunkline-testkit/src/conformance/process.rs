@@ -70,10 +70,19 @@ impl Faults for ProcessFaults<RedisCluster> {
 
 /// The `nats` backend on core NATS, in front of a server of its own: the real `nats-server` or Trunkline's.
 pub fn nats_core<S: DerefMut<Target = ServerProcess> + Send + 'static>(server: S) -> Harness {
+    nats(Column::NatsCore, server)
+}
+
+/// The `nats` backend with JetStream, in front of a server of its own that was started with `-js`.
+pub fn nats_jetstream<S: DerefMut<Target = ServerProcess> + Send + 'static>(server: S) -> Harness {
+    nats(Column::JetStream, server)
+}
+
+fn nats<S: DerefMut<Target = ServerProcess> + Send + 'static>(column: Column, server: S) -> Harness {
     let url = server.url().to_owned();
     // The faults live in the harness, and with them the process.
     let faults = ProcessFaults { server: Arc::new(Mutex::new(server)) };
-    let harness = Harness::new(Column::NatsCore, move || {
+    let harness = Harness::new(column, move || {
         let options = NatsOptions::new([url.clone()]);
         async move {
             let backend =

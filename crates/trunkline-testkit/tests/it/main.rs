@@ -3,6 +3,7 @@
 
 mod clients_node;
 mod clients_python;
+mod conformance_jetstream;
 mod conformance_memory;
 mod conformance_nats;
 mod conformance_redis;

@@ -20,7 +20,9 @@ impl Unsupported {
     /// What the operator can do about it.
     pub fn hint(&self) -> &'static str {
         match self.backend {
-            BackendKind::Nats => "start the NATS server with JetStream, or use backend in_memory or redis",
+            BackendKind::Nats => {
+                "start the NATS server with JetStream and store the subject in a stream, or use backend in_memory or redis"
+            }
             BackendKind::InMemory | BackendKind::Redis => "see the table of guarantees on `Backend`",
         }
     }
@@ -218,6 +220,14 @@ pub enum StreamError {
         found: String,
         /// What was asked for.
         wanted: String,
+    },
+    /// The stream would do harm, or the server does not take it.
+    #[error("stream {stream:?} is refused: {reason}")]
+    Refused {
+        /// The stream.
+        stream: String,
+        /// Why.
+        reason: String,
     },
     /// The offset is of another backend's form.
     #[error("offset {0} is not one of this backend")]

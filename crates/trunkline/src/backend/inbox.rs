@@ -95,10 +95,6 @@ impl Inbox {
     }
 
     /// Waits until half of the room is free, or nobody reads any more.
-    #[cfg_attr(
-        not(feature = "redis"),
-        expect(dead_code, reason = "only backend redis can wait with what it reads")
-    )]
     pub(super) async fn room(&self) {
         loop {
             let taken = self.taken.notified();

@@ -10,6 +10,7 @@ pub mod memory;
 pub mod nats;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod runtime;
 pub mod stream;
 
 use std::future::Future;

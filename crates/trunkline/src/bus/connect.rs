@@ -243,9 +243,9 @@ fn without_effect(config: &Config) -> Vec<(&'static str, &'static str)> {
             "in this process there is no server that could be away",
         ),
         (
-            messaging.stream_prefix != default.messaging.stream_prefix && backend != BackendKind::Redis,
+            messaging.stream_prefix != default.messaging.stream_prefix && backend == BackendKind::InMemory,
             "messaging.stream_prefix",
-            "only the names of Redis keys and of JetStream streams have it, and this build makes neither",
+            "only the names of Redis keys and of JetStream streams have it",
         ),
         (
             messaging.redis_tls != default.messaging.redis_tls && !messaging.redis_url.tls,
@@ -408,6 +408,9 @@ impl From<&Messaging> for NatsOptions {
         options.connect_timeout = messaging.connect_timeout;
         options.publish_timeout = messaging.publish_timeout;
         options.max_pending = saturating(messaging.max_pending);
+        options.stream_prefix = messaging.stream_prefix.clone();
+        options.subject_root = messaging.subject_root.clone();
+        options.dedupe_window = messaging.dedupe_window;
         options
     }
 }

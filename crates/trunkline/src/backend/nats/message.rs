@@ -2,6 +2,7 @@
 
 use async_nats::message::OutboundMessage;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
 use trunkline_core::{HeaderError, Headers, Message, Subject, SubjectError};
 
 /// Bytes of a header block beside its lines: `NATS/1.0\r\n` and the empty line.
@@ -42,6 +43,50 @@ fn encode_headers(headers: &Headers) -> Result<HeaderMap, String> {
     Ok(map)
 }
 
+/// The token before the last of reply subjects to which the server sends confirmations.
+pub(super) const CONFIRMATION: &str = "trunkline-confirmed";
+/// Where a stored message's own reply subject stands: the wire's reply subject is that of the confirmation.
+const REPLY_TO: &str = "Trunkline-Reply-To";
+/// By this JetStream suppresses duplicates.
+const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// A message as JetStream should store it, without the reply subject for the confirmation. An id for deduplication is
+/// set when it is asked for and only then: a copy that carries the id of its original would be swallowed.
+///
+/// # Errors
+/// As [`encode`].
+pub(super) fn encode_stored(message: &Message, dedupe_id: Option<&str>) -> Result<OutboundMessage, String> {
+    let mut headers = message.headers.clone();
+    headers.remove(MESSAGE_ID);
+    let mut set = |name: &str, value: Option<&str>| match value {
+        Some(value) => headers.set(name.to_owned(), value.to_owned()).map_err(|_| name.to_owned()),
+        None => Ok(()),
+    };
+    set(MESSAGE_ID, dedupe_id)?;
+    set(REPLY_TO, message.reply.as_ref().map(Subject::as_str))?;
+    let message =
+        Message { subject: message.subject.clone(), reply: None, headers, payload: message.payload.clone() };
+    encode(&message)
+}
+
+/// As [`payload_bytes`], of what [`encode_stored`] makes.
+pub(super) fn stored_bytes(message: &Message, dedupe_id: Option<&str>) -> usize {
+    let line = |name: &str, value: &str| name.len() + value.len() + 4;
+    let added = dedupe_id.map_or(0, |id| line(MESSAGE_ID, id))
+        + message.reply.as_ref().map_or(0, |reply| line(REPLY_TO, reply.as_str()));
+    let block = if message.headers.is_empty() && added > 0 { HEADER_BLOCK_BYTES } else { 0 };
+    payload_bytes(message) + added + block
+}
+
+/// The reply subject of a message as a stream keeps it.
+fn stored_reply(headers: &Headers) -> Option<Subject> {
+    headers.get(REPLY_TO).and_then(|reply| Subject::new(reply.to_owned()).ok())
+}
+
+fn is_confirmation(reply: &str) -> bool {
+    reply.rsplit('.').nth(1) == Some(CONFIRMATION)
+}
+
 /// Why a message of the server cannot be given to a subscriber.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Undeliverable {
@@ -61,14 +106,12 @@ pub(super) struct Decoder {
 
 impl Decoder {
     pub(super) fn decode(&mut self, received: async_nats::Message) -> Result<Message, Undeliverable> {
-        let subject = match &self.last_subject {
-            Some(subject) if *subject == *received.subject => subject.clone(),
-            _ => {
-                let subject = Subject::new(&*received.subject)?;
-                self.last_subject.insert(subject).clone()
-            }
+        let subject = self.subject(&received.subject)?;
+        let confirmed = received.reply.as_deref().is_some_and(is_confirmation);
+        let mut reply = match received.reply {
+            Some(reply) if !confirmed => Some(Subject::new(&*reply)?),
+            _ => None,
         };
-        let reply = received.reply.map(|reply| Subject::new(&*reply)).transpose()?;
         let mut headers = Headers::new();
         if let Some(status) = received.status {
             headers.append("Status", status.to_string())?;
@@ -79,7 +122,38 @@ impl Decoder {
         if let Some(map) = &received.headers {
             decode_headers(map, &mut headers)?;
         }
+        if confirmed {
+            reply = stored_reply(&headers);
+            headers.remove(MESSAGE_ID);
+        }
         Ok(Message { subject, reply, headers, payload: received.payload })
+    }
+
+    /// A message of a stream, from its parts: what is delivered of one has a reply subject of JetStream's own.
+    pub(super) fn decode_stored(
+        &mut self,
+        subject: &str,
+        headers: Option<&HeaderMap>,
+        payload: Bytes,
+    ) -> Result<Message, Undeliverable> {
+        let subject = self.subject(subject)?;
+        let mut decoded = Headers::new();
+        if let Some(map) = headers {
+            decode_headers(map, &mut decoded)?;
+        }
+        // It is between publisher and server.
+        decoded.remove(MESSAGE_ID);
+        Ok(Message { subject, reply: stored_reply(&decoded), headers: decoded, payload })
+    }
+
+    fn subject(&mut self, subject: &str) -> Result<Subject, SubjectError> {
+        Ok(match &self.last_subject {
+            Some(last) if *last == *subject => last.clone(),
+            _ => {
+                let subject = Subject::new(subject)?;
+                self.last_subject.insert(subject).clone()
+            }
+        })
     }
 }
 
@@ -137,6 +211,32 @@ mod tests {
         let status = Some(async_nats::StatusCode::NO_RESPONDERS);
         let got = Decoder::default().decode(async_nats::Message { status, ..received("s") }).unwrap();
         assert_eq!(got.headers.get("Status"), Some("503"));
+    }
+
+    #[test]
+    fn stored_messages_keep_their_reply_subject_and_no_foreign_id() {
+        let mut message = Message::new("s".parse().unwrap(), "x");
+        message.reply = Some("re.ply".parse().unwrap());
+        message.headers.append("nats-msg-id", "of the original").unwrap();
+        let outbound = encode_stored(&message, None).unwrap();
+        assert!(outbound.reply.is_none());
+        let live = async_nats::Message {
+            reply: Some(format!("_INBOX.x.{CONFIRMATION}.7").into()),
+            headers: outbound.headers.clone(),
+            ..received("s")
+        };
+        let mut decoder = Decoder::default();
+        for got in [
+            decoder.decode(live).unwrap(),
+            decoder.decode_stored("s", outbound.headers.as_ref(), "x".into()).unwrap(),
+        ] {
+            assert_eq!(got.reply, message.reply);
+            assert_eq!(got.headers.iter().collect::<Vec<_>>(), [("Trunkline-Reply-To", "re.ply")]);
+        }
+        let map = encode_stored(&message, Some("id")).unwrap().headers;
+        assert_eq!(map.as_ref().unwrap().get("Nats-Msg-Id").unwrap().as_str(), "id");
+        let got = decoder.decode_stored("s", map.as_ref(), "x".into()).unwrap();
+        assert_eq!(got.headers.get("Nats-Msg-Id"), None, "it is between publisher and server");
     }
 
     #[test]

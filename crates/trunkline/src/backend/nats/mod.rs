@@ -1,4 +1,4 @@
-//! The `nats` backend: core NATS through the client library.
+//! The `nats` backend: core NATS through the client library, and JetStream where the server has it.
 //!
 //! The library reconnects, restores subscriptions and speaks the protocol. What it leaves open is closed here:
 //! it accepts messages while it is disconnected, its flush proves nothing about the server, it drops messages of
@@ -6,6 +6,7 @@
 
 mod connect;
 mod events;
+mod jetstream;
 mod link;
 mod live;
 mod message;
@@ -24,22 +25,42 @@ use trunkline_core::{Message, Pattern, Subject};
 
 pub use options::{NatsAuth, NatsConnectError, NatsOptions, NatsTls};
 
+use crate::backend::runtime::OwnRuntime;
 use crate::backend::{
     Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
     PublishOptions, Publishing, Start, Streams, SubscribeError, SubscribeOptions, Unsupported,
 };
 use crate::status::BackendStatus;
 use events::{Events, Subscription};
+use jetstream::{JetStream, NatsStreams};
 use link::{Link, NoProof};
 use live::{Listed, NatsSource, subscription_number};
 use options::{Servers, check_inbox_prefix};
 
-/// Core NATS. Streams and consumers are [`Unsupported`].
+/// Core NATS, with streams and consumers where the server has JetStream for this user; [`Unsupported`] elsewhere.
+///
+/// **Which publishes are stored.** A message is published with a confirmation, and answered by [`Receipt::Stored`](crate::backend::Receipt::Stored),
+/// when a stream of the account matches its subject. The backend keeps a copy of the streams' patterns for that:
+/// changes by this process count at once, those by others after 1 s at most, and a subject to which this process
+/// publishes for the first time is decided by what the server says after the call. So a stream that another process
+/// has just made may store messages whose receipt says no more than [`Receipt::Accepted`](crate::backend::Receipt::Accepted), for up to 1 s; and a message
+/// for a stream that somebody has just removed is sent again without it, or, when subscriptions had got it, ends as
+/// [`PublishError::OutcomeUnknown`]. While JetStream does not answer, the last copy counts. Messages to inboxes are
+/// never stored. At most 4096 confirmations are outstanding, further messages wait, at most `max_pending` of them.
+///
+/// **What is on the server.** A stream `NAME` is `{stream_prefix}_NAME`; two buckets `{stream_prefix}_leases` and
+/// `{stream_prefix}_members` belong to the consumers. Of a [`ConsumerInfo`](crate::backend::ConsumerInfo), `redelivered`
+/// counts messages that are pending now and were delivered more than once, `members` those that were heard of within
+/// 15 s, `oldest_pending` is the least that it can
+/// be, and `missed` counts what members found missing before their deliveries: unread messages of consumers without
+/// a filter, except between deliveries to different members.
 ///
 /// Each subscription has a task of its own; they, and the connection, end when the backend is dropped. Dropping
 /// does not wait for messages under way: [`Backend::flush`] or [`Backend::drain`] first.
 pub struct NatsBackend {
     link: Arc<Link>,
+    /// Where the server has it for this user.
+    streams: Option<NatsStreams>,
     max_pending: usize,
     /// Where timers live, for callers outside of it.
     runtime: Handle,
@@ -48,6 +69,8 @@ pub struct NatsBackend {
     _stop_on_drop: DropGuard,
     /// Runs [`Link::run`]; ends with `stop`, at the latest when this is dropped.
     _link_task: AbortOnDropHandle<()>,
+    /// Runs the connection where the caller's runtime has one thread only; dropped last.
+    _runtime: Option<OwnRuntime>,
 }
 
 impl NatsBackend {
@@ -63,6 +86,27 @@ impl NatsBackend {
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.
     pub async fn connect(options: NatsOptions) -> Result<Self, NatsConnectError> {
+        let runtime =
+            OwnRuntime::where_needed("trunkline-nats").map_err(|error| NatsConnectError::Unreachable {
+                server: "NATS".to_owned(),
+                waited: Duration::ZERO,
+                reason: format!("no thread for the connection: {error}"),
+            })?;
+        let Some(runtime) = runtime else { return Self::connect_here(options).await };
+        // Aborted when this future is dropped, and with it what it has made so far.
+        let connecting = AbortOnDropHandle::new(runtime.handle().spawn(Self::connect_here(options)));
+        match connecting.await {
+            Ok(connected) => {
+                let mut backend = connected?;
+                backend._runtime = Some(runtime);
+                Ok(backend)
+            }
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Connects, with all tasks on the runtime of the caller.
+    async fn connect_here(options: NatsOptions) -> Result<Self, NatsConnectError> {
         let started = tokio::time::Instant::now();
         let servers = Servers::parse(&options.servers)?;
         check_inbox_prefix(&options.inbox_prefix)?;
@@ -90,13 +134,15 @@ impl NatsBackend {
             echo_prefix,
         ));
         let link_task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&link).run(echoes, stop.clone())));
-        let backend = Self {
+        let mut backend = Self {
             link,
+            streams: None,
             max_pending: options.max_pending,
             runtime: Handle::current(),
             stop,
             _stop_on_drop: stop_on_drop,
             _link_task: link_task,
+            _runtime: None,
         };
 
         let mut status = backend.link.status();
@@ -114,6 +160,7 @@ impl NatsBackend {
             }
         }
         drop(status);
+        backend.streams = NatsStreams::start(&backend.link, &options, &backend.stop).await?;
         Ok(backend)
     }
 
@@ -132,8 +179,10 @@ impl NatsBackend {
         if link.refusing.load(Ordering::SeqCst) {
             return Err(SubscribeError::Closed);
         }
-        if !matches!(options.start, None | Some(Start::New)) {
-            return Err(unsupported("subscribing from a start in the past").into());
+        if let Some(start) = options.start.filter(|start| *start != Start::New) {
+            let jetstream = self.jetstream();
+            let jetstream = jetstream.ok_or_else(|| unsupported("subscribing from a start in the past"))?;
+            return jetstream.subscribe(pattern, start, options, self.max_pending).await;
         }
         let connection = link.connection().ok_or_else(|| link.not_subscribed())?;
         let queue = options.queue.map(|queue| queue.to_string());
@@ -171,6 +220,20 @@ impl NatsBackend {
         }
     }
 
+    fn jetstream(&self) -> Option<&Arc<JetStream>> {
+        self.streams.as_ref().map(|streams| &streams.jetstream)
+    }
+
+    async fn flush_all(&self) -> Result<(), PublishError> {
+        let link = &self.link;
+        if let Some(jetstream) = self.jetstream()
+            && tokio::time::timeout(link.publish_timeout, jetstream.all_sent()).await.is_err()
+        {
+            return Err(link.outcome_unknown(link.publish_timeout));
+        }
+        publish::flush(link, link.publish_timeout).await
+    }
+
     async fn drain_until(&self, by: Instant) -> Result<(), DrainError> {
         let link = &self.link;
         if link.refusing.swap(true, Ordering::SeqCst) {
@@ -186,6 +249,9 @@ impl NatsBackend {
             for subscription in &live {
                 subscription.ended.cancelled().await;
             }
+            if let Some(jetstream) = self.jetstream() {
+                jetstream.all_confirmed().await;
+            }
             // Covers what was published, and that nothing more comes to the subscriptions.
             link.prove(Duration::MAX).await
         };
@@ -198,7 +264,8 @@ impl NatsBackend {
                 () = link.disconnected() => Err(NoProof::Broken),
             },
         };
-        let (left, lost) = (link.unproven(), link.take_lost());
+        let unconfirmed = self.jetstream().map_or(0, |jetstream| jetstream.unfinished());
+        let (left, lost) = (link.unproven() + unconfirmed, link.take_lost());
         let reason = link.events.reason();
         // Nothing is left for the library's own drain but to close the connection; without one it has no use.
         let closing = tokio::time::timeout_at(by.into(), link.client.drain());
@@ -235,14 +302,16 @@ fn unsupported(operation: &'static str) -> Unsupported {
 
 impl Backend for NatsBackend {
     fn capabilities(&self) -> Capabilities {
+        let jetstream = self.streams.is_some();
         Capabilities {
             kind: BackendKind::Nats,
-            streams: false,
-            subscribe_from_offset: false,
-            durable: false,
+            streams: jetstream,
+            subscribe_from_offset: jetstream,
+            durable: jetstream,
+            // Subscriptions that start in the past of a stream do; those on core NATS do not.
             resumes_after_reconnect: false,
             fenced_acks: false,
-            dedupe: false,
+            dedupe: jetstream,
             no_responders: NoResponders::AtOnce,
         }
     }
@@ -260,14 +329,18 @@ impl Backend for NatsBackend {
         if self.link.refusing.load(Ordering::SeqCst) {
             return Publishing::Ready(Err(PublishError::Closed));
         }
+        let timeout = o.timeout.unwrap_or(self.link.publish_timeout);
+        if let Some(jetstream) = self.jetstream() {
+            return jetstream.publish(m, o.dedupe_id, timeout);
+        }
         if o.dedupe_id.is_some() {
             return Publishing::Ready(Err(unsupported("publishing with a deduplication id").into()));
         }
-        publish::publish(&self.link, &self.runtime, m, o.timeout.unwrap_or(self.link.publish_timeout))
+        publish::publish(&self.link, &self.runtime, m, timeout)
     }
 
     fn flush(&self) -> Fut<'_, Result<(), PublishError>> {
-        Box::pin(publish::flush(&self.link, self.link.publish_timeout))
+        Box::pin(self.flush_all())
     }
 
     fn subscribe(
@@ -279,7 +352,10 @@ impl Backend for NatsBackend {
     }
 
     fn streams(&self) -> Result<&dyn Streams, Unsupported> {
-        Err(unsupported("streams"))
+        match &self.streams {
+            Some(streams) => Ok(streams),
+            None => Err(unsupported("streams")),
+        }
     }
 
     fn drain(&self, by: Instant) -> Fut<'_, Result<(), DrainError>> {

@@ -36,6 +36,14 @@ pub struct NatsOptions {
     pub ping_interval: Duration,
     /// Most messages that wait for the reader of a subscription which does not say otherwise. Default 65536.
     pub max_pending: usize,
+    /// First part of the names of streams and buckets on JetStream: letters, digits, `_`, `-`, `:`. Default `atlas_bus`,
+    /// key `messaging.stream_prefix`.
+    pub stream_prefix: String,
+    /// First token of the platform's subjects: no stream may take its requests. Default `nachos`, key
+    /// `messaging.subject_root`.
+    pub subject_root: String,
+    /// How long a deduplication id is remembered. Default 2 min, key `messaging.dedupe_window`.
+    pub dedupe_window: Duration,
 }
 
 impl NatsOptions {
@@ -51,6 +59,9 @@ impl NatsOptions {
             publish_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_millis(700),
             max_pending: 65_536,
+            stream_prefix: "atlas_bus".to_owned(),
+            subject_root: "nachos".to_owned(),
+            dedupe_window: Duration::from_secs(120),
         }
     }
 }
@@ -69,6 +80,9 @@ impl fmt::Debug for NatsOptions {
             .field("publish_timeout", &self.publish_timeout)
             .field("ping_interval", &self.ping_interval)
             .field("max_pending", &self.max_pending)
+            .field("stream_prefix", &self.stream_prefix)
+            .field("subject_root", &self.subject_root)
+            .field("dedupe_window", &self.dedupe_window)
             .finish()
     }
 }
@@ -143,6 +157,14 @@ pub enum NatsConnectError {
         /// What is wrong with it.
         source: SubjectError,
     },
+    /// JetStream takes no names that begin so.
+    #[error("{prefix:?} cannot begin the names of streams: {reason} (messaging.stream_prefix)")]
+    BadStreamPrefix {
+        /// The prefix.
+        prefix: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The credentials file cannot be read or has no JWT and seed.
     #[error("credentials file {path} cannot be used")]
     Credentials {
@@ -198,6 +220,7 @@ impl NatsConnectError {
         match self {
             Self::NoServers | Self::BadServer { .. } => "give an address like nats://127.0.0.1:4222",
             Self::BadInboxPrefix { .. } => "give one or more tokens, as in _INBOX",
+            Self::BadStreamPrefix { .. } => "give letters, digits, '_' and '-', as in atlas_bus",
             Self::Credentials { .. } => "nsc generate creds writes such a file",
             Self::Unauthorized { .. } => "compare user, password or token with the server's configuration",
             Self::Tls { .. } => {

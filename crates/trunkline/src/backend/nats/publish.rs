@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_nats::PublishErrorKind;
 use async_nats::client::traits::Publisher as _;
 use tokio::runtime::Handle;
-use trunkline_core::Message;
+use trunkline_core::{Message, Subject};
 
 use super::link::{Link, NoProof};
 use super::message;
@@ -28,7 +28,7 @@ pub(super) fn publish(link: &Arc<Link>, runtime: &Handle, message: Message, time
     };
     let outbound = match message::encode(&message) {
         Ok(outbound) => outbound,
-        Err(header) => return Publishing::Ready(Err(not_ascii(message, &header))),
+        Err(header) => return Publishing::Ready(Err(not_ascii(message.subject, &header))),
     };
     let attempt = Attempt { connection, message, size, limit };
     let mut cx = Context::from_waker(Waker::noop());
@@ -46,7 +46,7 @@ fn publish_later(link: Arc<Link>, runtime: &Handle, attempt: Attempt, timeout: D
     // Encoded anew, because the first attempt has taken its message along; the common case copies nothing.
     let outbound = match message::encode(&attempt.message) {
         Ok(outbound) => outbound,
-        Err(header) => return Publishing::Ready(Err(not_ascii(attempt.message, &header))),
+        Err(header) => return Publishing::Ready(Err(not_ascii(attempt.message.subject, &header))),
     };
     let mut sending = Box::pin(async move { client.publish_message(outbound).await });
     // Polled here once so that it takes its place in the channel's queue: what is published next stays behind it.
@@ -72,9 +72,9 @@ fn publish_later(link: Arc<Link>, runtime: &Handle, attempt: Attempt, timeout: D
     }))
 }
 
-fn not_ascii(message: Message, header: &str) -> PublishError {
+pub(super) fn not_ascii(subject: Subject, header: &str) -> PublishError {
     let reason = format!("header name {header:?} is not ASCII, which NATS requires");
-    PublishError::Denied { subject: message.subject, reason }
+    PublishError::Denied { subject, reason }
 }
 
 /// What must be known of a message after it was given away.

@@ -45,7 +45,6 @@ mod publish;
 mod reader;
 mod refusal;
 mod routes;
-mod runtime;
 mod scripts;
 mod shared;
 mod slots;
@@ -68,6 +67,7 @@ pub use acl::ACL_RULES;
 pub use options::{RedisConnectError, RedisOptions};
 pub use tls::{RedisTls, RedisTlsError, RedisTlsFileError};
 
+use crate::backend::runtime::OwnRuntime;
 use crate::backend::{
     Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
     PublishOptions, Publishing, Streams, SubscribeError, SubscribeOptions, Unsupported,
@@ -78,7 +78,6 @@ use live::Live;
 use presence::Presence;
 use publish::Publisher;
 use routes::Routes;
-use runtime::OwnRuntime;
 use shared::Shared;
 use streams::RedisStreams;
 
@@ -112,11 +111,12 @@ impl RedisBackend {
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.
     pub async fn connect(options: RedisOptions) -> Result<Self, RedisConnectError> {
-        let runtime = OwnRuntime::where_needed().map_err(|error| RedisConnectError::Unreachable {
-            server: options.url.to_string(),
-            waited: Duration::ZERO,
-            reason: format!("no thread for the connection: {error}"),
-        })?;
+        let runtime =
+            OwnRuntime::where_needed("trunkline-redis").map_err(|error| RedisConnectError::Unreachable {
+                server: options.url.to_string(),
+                waited: Duration::ZERO,
+                reason: format!("no thread for the connection: {error}"),
+            })?;
         let Some(runtime) = runtime else { return Self::connect_here(options).await };
         match runtime.handle().spawn(Self::connect_here(options)).await {
             Ok(connected) => connected.map(|backend| Self { _runtime: Some(runtime), ..backend }),

@@ -1,4 +1,4 @@
-//! A thread of the backend's own, where the caller's runtime has only one.
+//! A thread of a backend's own, where the caller's runtime has only one.
 
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 
@@ -11,15 +11,11 @@ impl OwnRuntime {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(super) fn where_needed() -> std::io::Result<Option<Self>> {
+    pub(super) fn where_needed(name: &str) -> std::io::Result<Option<Self>> {
         if Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread {
             return Ok(None);
         }
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("trunkline-redis")
-            .enable_all()
-            .build()?;
+        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name(name).enable_all().build()?;
         Ok(Some(Self(Some(runtime))))
     }
 

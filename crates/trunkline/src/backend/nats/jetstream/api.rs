@@ -1,0 +1,170 @@
+//! Requests to JetStream's API, and why they fail.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::client::traits::Publisher as _;
+use async_nats::message::OutboundMessage;
+use async_nats::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::replies::{NoReply, Replies};
+use crate::backend::nats::link::Link;
+use crate::backend::{ConsumeError, StreamError};
+
+/// Numbers of errors that JetStream answers with.
+/// See <https://github.com/nats-io/nats-server/blob/main/server/errors.json>.
+pub(super) mod codes {
+    pub(crate) const CONSUMER_NOT_FOUND: u64 = 10014;
+    pub(crate) const NO_MESSAGE_FOUND: u64 = 10037;
+    pub(crate) const NOT_ENABLED_FOR_ACCOUNT: u64 = 10039;
+    pub(crate) const SEQUENCE_NOT_FOUND: u64 = 10043;
+    pub(crate) const STREAM_MSG_DELETE_FAILED: u64 = 10057;
+    pub(crate) const STREAM_NAME_IN_USE: u64 = 10058;
+    pub(crate) const STREAM_NOT_FOUND: u64 = 10059;
+    pub(crate) const SUBJECTS_OVERLAP: u64 = 10065;
+    pub(crate) const WRONG_LAST_SEQUENCE: u64 = 10071;
+    pub(crate) const NOT_ENABLED: u64 = 10076;
+    pub(crate) const CONSUMER_EXISTS: u64 = 10105;
+    pub(crate) const CONSUMER_ALREADY_EXISTS: u64 = 10148;
+}
+
+/// What JetStream answers when it refuses.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Refusal {
+    pub(super) code: u64,
+    #[serde(default)]
+    pub(super) err_code: u64,
+    #[serde(default)]
+    pub(super) description: String,
+}
+
+/// Why a request has no good answer.
+#[derive(Debug, Clone)]
+pub(super) enum Failure {
+    /// There is no connection, nothing has left, or nothing came back.
+    NotConnected(String),
+    /// JetStream refused.
+    Refused(Refusal),
+    /// The bus is draining or closed.
+    Closed,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotConnected(reason) => f.write_str(reason),
+            Self::Refused(refusal) => f.write_str(&refusal.description),
+            Self::Closed => f.write_str("the bus is closed"),
+        }
+    }
+}
+
+impl Failure {
+    /// Whether JetStream refused with one of these numbers.
+    pub(super) fn is(&self, codes: &[u64]) -> bool {
+        matches!(self, Self::Refused(refusal) if codes.contains(&refusal.err_code))
+    }
+
+    /// JetStream answered in a way that this client does not know.
+    pub(super) fn unexpected(what: &str, error: impl std::fmt::Display) -> Self {
+        Self::NotConnected(format!("{what} is not what was expected: {error}"))
+    }
+}
+
+/// The way to JetStream's API.
+pub(super) struct Api {
+    pub(super) link: Arc<Link>,
+    pub(super) replies: Arc<Replies>,
+}
+
+impl Api {
+    /// Sends a request and waits for one answer, whatever it is.
+    pub(super) async fn ask(
+        &self,
+        subject: impl Into<async_nats::Subject>,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+        wait: Duration,
+    ) -> Result<async_nats::Message, Failure> {
+        let connection = self.link.connection().ok_or_else(|| self.away())?;
+        let awaited = self.replies.expect(connection, Instant::now() + wait, None);
+        let message =
+            OutboundMessage { subject: subject.into(), reply: Some(awaited.reply()), payload, headers };
+        match tokio::time::timeout(wait, self.link.client.publish_message(message)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(self.away()),
+            Err(_) => return Err(Failure::NotConnected(format!("the connection took nothing for {wait:?}"))),
+        }
+        match awaited.answer().await {
+            Ok(answer) if answer.status == Some(StatusCode::NO_RESPONDERS) => {
+                Err(Failure::NotConnected("JetStream is not there".to_owned()))
+            }
+            Ok(answer) => Ok(answer),
+            Err(NoReply::Broken) => Err(self.away()),
+            Err(NoReply::Silent) => {
+                Err(Failure::NotConnected(format!("JetStream gave no answer within {wait:?}")))
+            }
+        }
+    }
+
+    /// Calls the API: JSON there and back.
+    pub(super) async fn call(&self, what: &str, body: &impl Serialize) -> Result<Value, Failure> {
+        let payload = serde_json::to_vec(body).map_err(|error| Failure::unexpected("the request", error))?;
+        let subject = format!("$JS.API.{what}");
+        let answer = self.ask(subject, None, payload.into(), self.link.publish_timeout).await?;
+        let mut answer: Value = serde_json::from_slice(&answer.payload)
+            .map_err(|error| Failure::unexpected("the answer of JetStream", error))?;
+        match answer.get_mut("error").map(Value::take) {
+            None => Ok(answer),
+            Some(error) => match serde_json::from_value(error) {
+                Ok(refusal) => Err(Failure::Refused(refusal)),
+                Err(error) => Err(Failure::unexpected("the refusal of JetStream", error)),
+            },
+        }
+    }
+
+    fn away(&self) -> Failure {
+        match self.link.refusing.load(std::sync::atomic::Ordering::SeqCst) {
+            true => Failure::Closed,
+            false => Failure::NotConnected(self.link.events.reason()),
+        }
+    }
+
+    /// As an error of an operation on this stream.
+    pub(super) fn stream_error(&self, stream: &str, failure: Failure) -> StreamError {
+        match failure {
+            Failure::Closed => StreamError::Closed,
+            Failure::NotConnected(reason) => {
+                StreamError::NotConnected { server: self.link.server.clone(), reason }
+            }
+            Failure::Refused(refusal) if refusal.err_code == codes::STREAM_NOT_FOUND => {
+                StreamError::NoStream(stream.to_owned())
+            }
+            // A cluster that has no leader at the moment, or too much to do, says so with these.
+            Failure::Refused(refusal) if matches!(refusal.code, 429 | 503) => {
+                StreamError::NotConnected { server: self.link.server.clone(), reason: refusal.description }
+            }
+            Failure::Refused(refusal) => {
+                StreamError::Refused { stream: stream.to_owned(), reason: refusal.description }
+            }
+        }
+    }
+
+    /// As an error of a member of a consumer.
+    pub(super) fn consume_error(&self, stream: &str, consumer: &str, failure: Failure) -> ConsumeError {
+        let gone = [codes::STREAM_NOT_FOUND, codes::CONSUMER_NOT_FOUND];
+        if failure.is(&gone) {
+            return ConsumeError::Gone { stream: stream.to_owned(), consumer: consumer.to_owned() };
+        }
+        let reason = match failure {
+            Failure::Closed => return ConsumeError::Closed,
+            Failure::NotConnected(reason) => reason,
+            Failure::Refused(refusal) => refusal.description,
+        };
+        ConsumeError::NotConnected { server: self.link.server.clone(), reason }
+    }
+}

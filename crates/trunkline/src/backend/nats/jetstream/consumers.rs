@@ -1,0 +1,277 @@
+//! Durable consumers: making them, joining them, how they stand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use trunkline_core::{Pattern, StreamOffset};
+
+use super::JetStream;
+use super::api::{Failure, codes};
+use super::member::NatsMember;
+use super::names::{StartAt, check_name, nanos, parse_time, print_time, start_at};
+use super::streams::Found;
+use crate::backend::{ConsumerConfig, ConsumerInfo, Start, StreamError};
+
+/// Most messages that may be unsettled at once. Those that wait for their redelivery count, too, and must never hold up
+/// others; beyond this number the server's memory matters more.
+const ACK_PENDING_MAX: u64 = 1_000_000;
+/// Most fetches that may wait at once, of all members together.
+const WAITING_MAX: u64 = 8192;
+/// Says in a consumer's metadata that only one member is active.
+const KEYED: &str = "trunkline.keyed";
+/// How often joining is tried when others make or remove the consumer at the same time.
+const RETRIES: u32 = 4;
+
+/// A consumer as the server describes it.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct State {
+    config: Value,
+    pub(super) delivered: Position,
+    pub(super) ack_floor: Position,
+    num_ack_pending: u64,
+    num_redelivered: u64,
+    num_pending: u64,
+    #[serde(default)]
+    ts: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Position {
+    pub(super) consumer_seq: u64,
+    pub(super) stream_seq: u64,
+    #[serde(default)]
+    last_active: Option<String>,
+}
+
+impl State {
+    pub(super) fn read(answer: Value) -> Result<Self, Failure> {
+        serde_json::from_value(answer)
+            .map_err(|error| Failure::unexpected("the description of a consumer", error))
+    }
+
+    fn text(&self, key: &str) -> &str {
+        self.config[key].as_str().unwrap_or_default()
+    }
+
+    fn filter(&self) -> Option<Pattern> {
+        Pattern::new(self.text("filter_subject").to_owned()).ok()
+    }
+
+    fn keyed(&self) -> bool {
+        self.config["metadata"][KEYED] == "true"
+    }
+
+    fn ack_wait(&self) -> u64 {
+        self.config["ack_wait"].as_u64().unwrap_or(0)
+    }
+
+    /// What makes it work in another way than consumers of the bus, if anything does.
+    fn foreign(&self) -> Option<&'static str> {
+        let set = |key: &str| !matches!(&self.config[key], Value::Null | Value::Bool(false));
+        let some = |key: &str| self.config[key].as_array().is_some_and(|list| !list.is_empty());
+        match () {
+            () if set("deliver_subject") => Some("it pushes"),
+            () if self.text("ack_policy") != "explicit" => Some("its acks are not explicit"),
+            () if self.config["max_deliver"].as_i64().is_some_and(|max| max > 0) => {
+                Some("it sets max_deliver")
+            }
+            () if some("backoff") => Some("it sets backoff"),
+            () if some("filter_subjects") => Some("it has several filters"),
+            () => None,
+        }
+    }
+
+    fn start(&self) -> Start {
+        let sequence = || self.config["opt_start_seq"].as_u64().unwrap_or(1);
+        match self.text("deliver_policy") {
+            "all" => Start::Beginning,
+            "by_start_sequence" if sequence() > 1 => Start::After(StreamOffset::Sequence(sequence() - 1)),
+            "by_start_sequence" => Start::Beginning,
+            "by_start_time" => parse_time(self.text("opt_start_time")).map_or(Start::Beginning, Start::At),
+            _ => Start::New,
+        }
+    }
+}
+
+fn show(filter: Option<&Pattern>, keyed: bool) -> String {
+    match filter {
+        Some(filter) => format!("filter {filter}, keyed {keyed}"),
+        None => format!("no filter, keyed {keyed}"),
+    }
+}
+
+impl JetStream {
+    /// How a consumer stands on the server; `None` when it is not there.
+    pub(super) async fn consumer_state(&self, on_server: &str, name: &str) -> Result<Option<State>, Failure> {
+        match self.api.call(&format!("CONSUMER.INFO.{on_server}.{name}"), &json!({})).await {
+            Ok(answer) => State::read(answer).map(Some),
+            Err(failure) if failure.is(&[codes::CONSUMER_NOT_FOUND]) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    pub(super) async fn join_consumer(
+        self: &Arc<Self>,
+        stream: &str,
+        config: ConsumerConfig,
+    ) -> Result<NatsMember, StreamError> {
+        check_name(&config.name)?;
+        let found = self.find(stream).await?;
+        let failed = |failure| self.api.stream_error(stream, failure);
+        let mut last = None;
+        for _ in 0..RETRIES {
+            let existing = self.consumer_state(&found.name, &config.name).await.map_err(failed)?;
+            let state = match existing {
+                None => {
+                    let body = definition(stream, &found, &config)?;
+                    self.define(&found, &config, "create", body).await
+                }
+                Some(state) => {
+                    check_same(&state, &config)?;
+                    match state.ack_wait() == nanos(config.ack_wait) {
+                        true => Ok(state),
+                        false => {
+                            let mut body = state.config.clone();
+                            body["ack_wait"] = json!(nanos(config.ack_wait));
+                            self.define(&found, &config, "update", body).await
+                        }
+                    }
+                }
+            };
+            let state = match state {
+                Ok(state) => state,
+                // Others have made or removed it in this moment.
+                Err(failure)
+                    if failure.is(&[
+                        codes::CONSUMER_EXISTS,
+                        codes::CONSUMER_ALREADY_EXISTS,
+                        codes::CONSUMER_NOT_FOUND,
+                    ]) =>
+                {
+                    last = Some(failure);
+                    continue;
+                }
+                Err(failure) => return Err(failed(failure)),
+            };
+            self.bucket.ensure(found.replicas()).await.map_err(failed)?;
+            return NatsMember::enter(self, stream, found.name, config, &state).await.map_err(failed);
+        }
+        let last = last.unwrap_or_else(|| Failure::NotConnected("the consumer keeps changing".to_owned()));
+        Err(failed(last))
+    }
+
+    async fn define(
+        &self,
+        found: &Found,
+        config: &ConsumerConfig,
+        action: &str,
+        body: Value,
+    ) -> Result<State, Failure> {
+        let what = format!("CONSUMER.CREATE.{}.{}", found.name, config.name);
+        let request = json!({ "stream_name": found.name, "action": action, "config": body });
+        State::read(self.api.call(&what, &request).await?)
+    }
+
+    pub(super) async fn stand_of_consumer(
+        &self,
+        stream: &str,
+        name: &str,
+    ) -> Result<Option<ConsumerInfo>, StreamError> {
+        let found = self.find(stream).await?;
+        let failed = |failure| self.api.stream_error(stream, failure);
+        if check_name(name).is_err() {
+            return Ok(None);
+        }
+        let Some(state) = self.consumer_state(&found.name, name).await.map_err(failed)? else {
+            return Ok(None);
+        };
+        let members = self.bucket.members(stream, name).await.map_err(failed)?;
+        let missed = self.bucket.missed(stream, name).await.map_err(failed)?;
+        let config = ConsumerConfig {
+            start: state.start(),
+            ack_wait: Duration::from_nanos(state.ack_wait()),
+            filter: state.filter(),
+            keyed: state.keyed(),
+            ..ConsumerConfig::new(name)
+        };
+        // The server does not tell since when each delivery is pending: the oldest is so at least since the newest.
+        let newest = state.delivered.last_active.as_deref().and_then(parse_time);
+        let oldest_pending = match (newest, parse_time(&state.ts)) {
+            (Some(newest), Some(now)) if state.num_ack_pending > 0 => {
+                Some(now.duration_since(newest).unwrap_or_default())
+            }
+            _ => None,
+        };
+        let offset = |sequence: u64| (sequence > 0).then_some(StreamOffset::Sequence(sequence));
+        Ok(Some(ConsumerInfo {
+            config,
+            delivered: (state.delivered.consumer_seq > 0)
+                .then_some(StreamOffset::Sequence(state.delivered.stream_seq)),
+            ack_floor: offset(state.ack_floor.stream_seq),
+            pending: state.num_ack_pending,
+            lag: state.num_pending,
+            redelivered: state.num_redelivered,
+            missed,
+            members,
+            oldest_pending,
+        }))
+    }
+
+    pub(super) async fn remove_consumer_of(&self, stream: &str, name: &str) -> Result<bool, StreamError> {
+        let found = self.find(stream).await?;
+        if check_name(name).is_err() {
+            return Ok(false);
+        }
+        match self.api.call(&format!("CONSUMER.DELETE.{}.{name}", found.name), &json!({})).await {
+            Ok(_) => {
+                self.bucket.forget(stream, Some(name)).await;
+                Ok(true)
+            }
+            Err(failure) if failure.is(&[codes::CONSUMER_NOT_FOUND]) => Ok(false),
+            Err(failure) => Err(self.api.stream_error(stream, failure)),
+        }
+    }
+}
+
+/// A new consumer. The server's own `backoff` and `max_deliver` stay unset: redelivery is the bus's.
+fn definition(stream: &str, found: &Found, config: &ConsumerConfig) -> Result<Value, StreamError> {
+    let mut body = json!({
+        "name": config.name, "durable_name": config.name,
+        "ack_policy": "explicit", "ack_wait": nanos(config.ack_wait), "max_deliver": -1,
+        "max_ack_pending": ACK_PENDING_MAX, "max_waiting": WAITING_MAX, "replay_policy": "instant",
+        "metadata": { KEYED: config.keyed.to_string() },
+    });
+    if let Some(filter) = &config.filter {
+        body["filter_subject"] = json!(filter.as_str());
+    }
+    match start_at(stream, config.start, found.state.last_seq)? {
+        StartAt::New => body["deliver_policy"] = json!("new"),
+        StartAt::Sequence(1) => body["deliver_policy"] = json!("all"),
+        StartAt::Sequence(n) => {
+            body["deliver_policy"] = json!("by_start_sequence");
+            body["opt_start_seq"] = json!(n);
+        }
+        StartAt::Time(time) => {
+            body["deliver_policy"] = json!("by_start_time");
+            body["opt_start_time"] = json!(print_time(time));
+        }
+    }
+    Ok(body)
+}
+
+/// Refuses to join a consumer that is another one than was meant.
+fn check_same(state: &State, config: &ConsumerConfig) -> Result<(), StreamError> {
+    let what = || format!("consumer {:?}", config.name);
+    let wanted = show(config.filter.as_ref(), config.keyed);
+    if let Some(why) = state.foreign() {
+        let found = format!("what is not of the bus: {why}");
+        return Err(StreamError::Conflict { what: what(), found, wanted });
+    }
+    let found = show(state.filter().as_ref(), state.keyed());
+    match found == wanted {
+        true => Ok(()),
+        false => Err(StreamError::Conflict { what: what(), found, wanted }),
+    }
+}

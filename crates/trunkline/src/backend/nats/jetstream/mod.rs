@@ -1,0 +1,248 @@
+//! JetStream: streams and durable consumers of the `nats` backend.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `replies`, `api` | requests to the server over one inbox, and why they fail |
+//! | `names` | names and starts in JetStream's terms; patterns that no stream may have |
+//! | `streams`, `read` | streams; pages of them by direct get |
+//! | `routes`, `outgoing` | which subjects are stored; publishing with a confirmation |
+//! | `consumers`, `member`, `fetch` | durable consumers, their members, pull requests |
+//! | `lease`, `bucket` | the active member of a keyed consumer; what members share |
+//! | `follow` | live subscriptions that start in the past |
+//!
+//! The API is spoken directly, on the client library's connection: which outcome is unknown, when a lease begins, and
+//! what a dropped future leaves behind is for the bus to know.
+
+mod api;
+mod bucket;
+mod consumers;
+mod fetch;
+mod follow;
+mod lease;
+mod member;
+mod names;
+mod outgoing;
+mod read;
+mod replies;
+mod routes;
+mod streams;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use trunkline_core::{Message, Pattern, StreamOffset};
+
+use super::link::{Link, NoProof};
+use super::options::{NatsConnectError, NatsOptions};
+use crate::backend::{
+    ConsumerConfig, ConsumerInfo, Fut, LiveSource, Member, Publishing, ReadPage, ReadRequest, Start,
+    StreamConfig, StreamError, StreamInfo, Streams, SubscribeError, SubscribeOptions,
+};
+use api::{Api, Failure, codes};
+use bucket::Bucket;
+use names::{Names, check_prefix};
+use outgoing::Outgoing;
+use replies::Replies;
+
+/// JetStream on one connection.
+pub(super) struct JetStream {
+    api: Arc<Api>,
+    names: Arc<Names>,
+    outgoing: Arc<Outgoing>,
+    bucket: Bucket,
+    dedupe_window: Duration,
+    runtime: Handle,
+    stop: CancellationToken,
+}
+
+impl JetStream {
+    pub(super) fn publish(
+        &self,
+        message: Message,
+        dedupe_id: Option<String>,
+        timeout: Duration,
+    ) -> Publishing {
+        self.outgoing.publish(message, dedupe_id, timeout)
+    }
+
+    /// Waits until everything that was published has left, or has an outcome.
+    pub(super) async fn all_sent(&self) {
+        self.outgoing.emptied().await;
+    }
+
+    /// Messages whose outcome is not known yet.
+    pub(super) fn unfinished(&self) -> u64 {
+        self.outgoing.unfinished() as u64
+    }
+
+    /// Waits until everything that was published has an outcome.
+    pub(super) async fn all_confirmed(&self) {
+        self.outgoing.confirmed_all().await;
+    }
+
+    pub(super) async fn subscribe(
+        self: &Arc<Self>,
+        pattern: Pattern,
+        start: Start,
+        options: SubscribeOptions,
+        max_pending: usize,
+    ) -> Result<Box<dyn LiveSource>, SubscribeError> {
+        Ok(Box::new(self.follow(pattern, start, options, max_pending).await?))
+    }
+
+    fn is_closed(&self) -> bool {
+        self.api.link.refusing.load(Ordering::SeqCst)
+    }
+
+    fn refuse_when_closed(&self) -> Result<(), StreamError> {
+        match self.is_closed() {
+            true => Err(StreamError::Closed),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Api {
+    /// Why this user has no JetStream, if that is so. A server that says nothing is asked again until `wait` is over.
+    async fn missing(&self, wait: Duration) -> Option<String> {
+        let until = Instant::now() + wait;
+        loop {
+            let nothing = json!({});
+            let asking = self.call("INFO", &nothing);
+            let refused = async {
+                // Once the server has handled the request, its refusal is known.
+                match self.link.prove(wait).await {
+                    Ok(()) => self.link.events.take_refused_publish(),
+                    Err(NoProof::NotConnected | NoProof::Broken | NoProof::Silent(_) | NoProof::Closed) => {
+                        None
+                    }
+                }
+            };
+            tokio::pin!(asking);
+            let failure = tokio::select! {
+                biased;
+                answer = &mut asking => answer.err(),
+                refused = refused => match refused {
+                    Some((_, reason)) => return Some(reason),
+                    None => asking.await.err(),
+                },
+            };
+            match failure {
+                None => return None,
+                Some(failure) if failure.is(&[codes::NOT_ENABLED_FOR_ACCOUNT, codes::NOT_ENABLED]) => {
+                    return Some(failure.to_string());
+                }
+                Some(failure @ (Failure::Refused(_) | Failure::Closed)) => return Some(failure.to_string()),
+                Some(failure) if Instant::now() >= until => return Some(failure.to_string()),
+                Some(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+}
+
+/// JetStream as the backend holds it.
+pub(super) struct NatsStreams {
+    pub(super) jetstream: Arc<JetStream>,
+    /// Take answers and send what waits; they end with the backend, whoever else still holds `jetstream`.
+    _tasks: [AbortOnDropHandle<()>; 2],
+}
+
+impl NatsStreams {
+    /// JetStream, if this server has it and this user's account, too. Its tasks end with `stop`.
+    pub(super) async fn start(
+        link: &Arc<Link>,
+        options: &NatsOptions,
+        stop: &CancellationToken,
+    ) -> Result<Option<Self>, NatsConnectError> {
+        if !link.client.server_info().jetstream {
+            return Ok(None);
+        }
+        check_prefix(&options.stream_prefix).map_err(|reason| NatsConnectError::BadStreamPrefix {
+            prefix: options.stream_prefix.clone(),
+            reason,
+        })?;
+        let broken = || NatsConnectError::Unreachable {
+            server: link.server.clone(),
+            waited: options.connect_timeout,
+            reason: link.events.reason(),
+        };
+        let replies = Arc::new(Replies::new(&link.client.new_inbox()));
+        let answers = link.client.subscribe(replies.pattern()).await.map_err(|_| broken())?;
+        let ends = stop.child_token();
+        let answering = tokio::spawn(replies.clone().run(link.clone(), answers, ends.clone()));
+        let answering = AbortOnDropHandle::new(answering);
+        let api = Arc::new(Api { link: link.clone(), replies });
+        if let Some(why) = api.missing(options.connect_timeout).await {
+            tracing::info!(server = link.server, why, "this server has JetStream, but not for this user");
+            ends.cancel();
+            return Ok(None);
+        }
+        let names =
+            Arc::new(Names::new(&options.stream_prefix, &options.subject_root, &options.inbox_prefix));
+        let outgoing = Outgoing::new(&api, &names, &options.inbox_prefix, options.max_pending);
+        let sending = AbortOnDropHandle::new(tokio::spawn(outgoing.clone().run(ends)));
+        let jetstream = Arc::new(JetStream {
+            bucket: Bucket::new(&api, &options.stream_prefix),
+            names,
+            outgoing,
+            api,
+            dedupe_window: options.dedupe_window,
+            runtime: Handle::current(),
+            stop: stop.clone(),
+        });
+        Ok(Some(Self { jetstream, _tasks: [answering, sending] }))
+    }
+}
+
+impl Streams for NatsStreams {
+    fn ensure(&self, config: StreamConfig) -> Fut<'_, Result<StreamInfo, StreamError>> {
+        Box::pin(self.jetstream.ensure_stream(config))
+    }
+
+    fn list(&self) -> Fut<'_, Result<Vec<StreamInfo>, StreamError>> {
+        Box::pin(self.jetstream.list_streams())
+    }
+
+    fn remove(&self, stream: &str) -> Fut<'_, Result<bool, StreamError>> {
+        let stream = stream.to_owned();
+        Box::pin(async move { self.jetstream.remove_stream(&stream).await })
+    }
+
+    fn read(&self, stream: &str, request: ReadRequest) -> Fut<'_, Result<ReadPage, StreamError>> {
+        let stream = stream.to_owned();
+        Box::pin(async move { self.jetstream.read_page(&stream, request).await })
+    }
+
+    fn delete(&self, stream: &str, offsets: Vec<StreamOffset>) -> Fut<'_, Result<u64, StreamError>> {
+        let stream = stream.to_owned();
+        Box::pin(async move { self.jetstream.delete_messages(&stream, offsets).await })
+    }
+
+    fn join(&self, stream: &str, config: ConsumerConfig) -> Fut<'_, Result<Arc<dyn Member>, StreamError>> {
+        let stream = stream.to_owned();
+        Box::pin(async move {
+            let member = self.jetstream.join_consumer(&stream, config).await?;
+            Ok(Arc::new(member) as Arc<dyn Member>)
+        })
+    }
+
+    fn consumer_info(
+        &self,
+        stream: &str,
+        consumer: &str,
+    ) -> Fut<'_, Result<Option<ConsumerInfo>, StreamError>> {
+        let (stream, consumer) = (stream.to_owned(), consumer.to_owned());
+        Box::pin(async move { self.jetstream.stand_of_consumer(&stream, &consumer).await })
+    }
+
+    fn remove_consumer(&self, stream: &str, consumer: &str) -> Fut<'_, Result<bool, StreamError>> {
+        let (stream, consumer) = (stream.to_owned(), consumer.to_owned());
+        Box::pin(async move { self.jetstream.remove_consumer_of(&stream, &consumer).await })
+    }
+}

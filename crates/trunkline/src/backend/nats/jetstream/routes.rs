@@ -1,0 +1,123 @@
+//! Which subjects are stored.
+//!
+//! A copy of the account's streams with their patterns, and the time it was asked for. It decides for a subject when it
+//! is at most [`AGE_MAX`] old, and for a subject that this process publishes to for the first time only when it was
+//! asked for after that publish had begun. A change made by this process is known at once.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use trunkline_core::{Pattern, Subject};
+
+/// Longest time until a stream that another process has made or removed is noticed.
+pub(super) const AGE_MAX: Duration = Duration::from_secs(1);
+/// From this age on a copy that is in use is fetched anew, so that it never gets too old under a steady load.
+const AGE_STALE: Duration = Duration::from_millis(500);
+/// Most subjects whose answer is remembered; past it all are forgotten and asked for again.
+const SUBJECTS_MAX: usize = 65_536;
+
+/// What is known about a subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// Some stream stores it, or none, as of a copy that counts.
+    Known { stored: bool },
+    /// The same, as of a copy that is too old to be relied upon.
+    Old { stored: bool },
+    /// This process has not asked for it yet.
+    Unknown,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Routes {
+    patterns: Vec<Pattern>,
+    /// When the copy was asked for; `None` before the first, and after a change of our own.
+    asked: Option<Instant>,
+    /// Answers of this copy.
+    answers: HashMap<Subject, bool>,
+}
+
+impl Routes {
+    /// Takes a copy that was asked for at this time.
+    pub(super) fn replace(&mut self, patterns: Vec<Pattern>, asked: Instant) {
+        if self.patterns == patterns {
+            self.asked = Some(asked);
+            return;
+        }
+        self.patterns = patterns;
+        self.asked = Some(asked);
+        for (subject, stored) in &mut self.answers {
+            *stored = self.patterns.iter().any(|pattern| pattern.matches(subject));
+        }
+    }
+
+    /// Forgets everything: a stream has changed.
+    pub(super) fn forget(&mut self) {
+        self.asked = None;
+        self.answers.clear();
+    }
+
+    /// Whether the subject is stored, for a publish that begins now.
+    pub(super) fn route(&self, subject: &Subject, now: Instant) -> Route {
+        match (self.answers.get(subject), self.asked) {
+            (Some(&stored), Some(asked)) if now - asked <= AGE_MAX => Route::Known { stored },
+            (Some(&stored), _) => Route::Old { stored },
+            (None, _) => Route::Unknown,
+        }
+    }
+
+    /// Whether the subject is stored, for a publish that began at `since`; remembers the answer. `None` when the copy
+    /// cannot tell.
+    pub(super) fn learn(&mut self, subject: &Subject, since: Instant, now: Instant) -> Option<bool> {
+        match self.route(subject, now) {
+            Route::Known { stored } => Some(stored),
+            Route::Old { .. } | Route::Unknown if self.asked.is_some_and(|asked| asked >= since) => {
+                let stored = self.patterns.iter().any(|pattern| pattern.matches(subject));
+                if self.answers.len() >= SUBJECTS_MAX {
+                    self.answers.clear();
+                }
+                self.answers.insert(subject.clone(), stored);
+                Some(stored)
+            }
+            Route::Old { .. } | Route::Unknown => None,
+        }
+    }
+
+    /// Whether it is time to fetch a new copy.
+    pub(super) fn is_stale(&self, now: Instant) -> bool {
+        self.asked.is_none_or(|asked| now - asked > AGE_STALE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[test]
+    fn a_first_publish_is_decided_by_a_copy_that_was_asked_for_after_it_began() {
+        let (subject, start) = ("a.b".parse().unwrap(), Instant::now());
+        let mut routes = Routes::default();
+        assert_eq!(routes.route(&subject, start), Route::Unknown);
+        routes.replace(vec![], start);
+        assert_eq!(routes.learn(&subject, start + MS(1), start + MS(2)), None, "asked too early");
+        routes.replace(vec!["a.*".parse().unwrap()], start + MS(3));
+        assert_eq!(routes.learn(&subject, start + MS(1), start + MS(4)), Some(true));
+        assert_eq!(routes.route(&subject, start + MS(5)), Route::Known { stored: true });
+    }
+
+    #[test]
+    fn an_old_copy_is_said_to_be_old_and_a_new_one_decides_anew() {
+        let (subject, start) = ("a.b".parse().unwrap(), Instant::now());
+        let mut routes = Routes::default();
+        routes.replace(vec!["a.*".parse().unwrap()], start);
+        assert_eq!(routes.learn(&subject, start, start), Some(true));
+        assert!(!routes.is_stale(start + MS(500)) && routes.is_stale(start + MS(501)));
+        assert_eq!(routes.route(&subject, start + MS(1001)), Route::Old { stored: true });
+        routes.replace(vec![], start + MS(1001));
+        assert_eq!(routes.route(&subject, start + MS(1002)), Route::Known { stored: false });
+        routes.forget();
+        assert_eq!(routes.route(&subject, start + MS(1003)), Route::Unknown);
+    }
+}
