@@ -12,14 +12,15 @@ use super::refusal;
 /// ```
 ///
 /// The last line is for what watches a topology: `role` with Sentinel, the others in a cluster. Sentinels have users of
-/// their own, who need `+sentinel|master +ping`. Database numbers other than 0 need `+select`.
+/// their own, who need `+sentinel|master +ping`. Database numbers other than 0 need `+select`, and
+/// `messaging.wait_replicas` needs `+wait`.
 pub const ACL_RULES: &str = "\
     +ping +client|id +client|unblock +eval +evalsha +multi +exec \
     +exists +del +pexpire +time +memory|usage \
     +get +set +incrby \
     +hget +hgetall +hexists +hset +hdel +hkeys +hmget +hincrby \
     +sadd +srem +smembers \
-    +zadd +zrem +zcard +zcount +zrange +zrangebyscore +zremrangebyscore \
+    +zadd +zrem +zcard +zcount +zrange +zrangebyscore +zremrangebyrank +zremrangebyscore \
     +xadd +xdel +xtrim +xlen +xrange +xrevrange +xinfo|stream +xinfo|groups \
     +xread +xreadgroup +xgroup|create +xgroup|destroy +xgroup|delconsumer +xack +xclaim +xpending \
     +role +cluster|slots +cluster|info +asking";

@@ -27,7 +27,7 @@ use super::shared::Shared;
 use crate::backend::inbox::Inbox;
 use crate::backend::{Gap, LiveEvent};
 
-/// Most messages of one claim: what one process takes, the others cannot have.
+/// Most messages of one claim, unless more than twice as many wait: what one process takes, the others cannot have.
 const CLAIM_MESSAGES: usize = 64;
 /// Most messages that wait to be claimed. Past it they are forgotten here, and read again once they are claimed.
 const WAITING_MAX: usize = 8192;
@@ -289,7 +289,9 @@ impl Group {
         if full && waited < PATIENCE {
             return Err(Some(PATIENCE - waited));
         }
-        let (upto, _) = state.waiting[state.waiting.len().min(CLAIM_MESSAGES) - 1];
+        // Of many a half, so that claims that take turns keep up with whatever comes.
+        let waiting = state.waiting.len();
+        let (upto, _) = state.waiting[waiting.min(CLAIM_MESSAGES.max(waiting / 2)) - 1];
         state.attempted = Some(upto);
         claim(upto, Some(first), false)
     }

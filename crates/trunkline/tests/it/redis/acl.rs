@@ -71,6 +71,10 @@ async fn everything(server: &RedisServer, user: &str) -> Result<(), Box<dyn std:
     member.settle(vec![(fetched.deliveries[0].token.clone(), Settle::Ack)]).await?;
     streams(&backend).consumer_info("work", "c").await?;
     member.leave().await?;
+    let Receipt::Stored { offset, .. } = publish("work.y", None, None).await? else {
+        return Err("it is not stored".into());
+    };
+    assert_eq!(streams(&backend).delete("work", vec![offset]).await?, 1);
     publish("work.y", None, None).await?;
     (config.max_messages, config.max_bytes) = (Some(1), Some(1));
     config.max_age = Some(Duration::from_millis(1));

@@ -1,6 +1,6 @@
 -- Claims, for queue groups of live subscriptions, everything up to an id.
--- A group's cursor is `CURSOR` or `CURSOR FORMER MEMBER`: up to where everything was given to somebody, and who moved it
--- from where.
+-- A group's cursor is `CURSOR` or `CURSOR FORMER MEMBER MS`: up to where everything was given to somebody, and who moved
+-- it from where, and when.
 -- KEYS: stream; in a cluster also all others. ARGV: for each group: group, member, id, id of the first message that is wanted or ''.
 -- Answers for each {AFTER, id}: all after that id is the member's; {TAKEN, id}: others have all up to that id; {WAIT, ''}:
 -- it is another's turn; {LOST, ''}: there was no such group.
@@ -8,20 +8,20 @@ local stream = KEYS[1]
 local queues = stream .. ':queues'
 local now = clock()
 even_when_full(stream .. ':queue:' .. ARGV[1])
--- The member that claimed last leaves a message to the others for so many ms, so that all of them get some.
+-- The member that claimed last leaves it to the others for so many ms, also of what is new, so that all of them get some.
 local turn = 3
 
 local answers = {}
 for i = 1, #ARGV, 4 do
   local group, member, id, first = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local record = redis.call('HGET', queues, group)
-  local cursor, former, by = string.match(record or '', '^(%S+) ?(%S*) ?(%S*)$')
+  local cursor, former, by, at = string.match(record or '', '^(%S+) ?(%S*) ?(%S*) ?(%S*)$')
   local answer
   if not cursor then
     answer = { 'LOST', '' }
   elseif pad(id) <= pad(cursor) then
     answer = (id == cursor and by == member) and { 'AFTER', former } or { 'TAKEN', cursor }
-  elseif first ~= '' and by == member and now - tonumber(string.match(first, '^%d+')) < turn
+  elseif first ~= '' and by == member and now - math.max(tonumber(string.match(first, '^%d+')), tonumber(at)) < turn
     and redis.call('ZCOUNT', stream .. ':queue:' .. group, now, '+inf') > 1 then
     answer = { 'WAIT', '' }
   else
@@ -30,7 +30,7 @@ for i = 1, #ARGV, 4 do
   if answer[1] == 'LOST' then
     redis.call('HSET', queues, group, id)
   elseif answer[1] == 'AFTER' and id ~= cursor then
-    redis.call('HSET', queues, group, id .. ' ' .. cursor .. ' ' .. member)
+    redis.call('HSET', queues, group, id .. ' ' .. cursor .. ' ' .. member .. ' ' .. string.format('%d', now))
   end
   answers[#answers + 1] = answer
 end
