@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -44,6 +44,26 @@ pub(super) struct Current {
     pub(super) connection: Connection,
     /// Cancelled when it is given up.
     pub(super) lost: CancellationToken,
+    /// Which scripts that append messages its server has run since it was connected to.
+    pub(super) ran: Ran,
+}
+
+/// Scripts that a server knows: one that it does not know is refused where the one behind it may be carried out.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ran(Arc<AtomicU8>);
+
+impl Ran {
+    /// Takes note of the scripts in this set.
+    pub(super) fn add(&self, scripts: u8) {
+        if !self.has(scripts) {
+            self.0.fetch_or(scripts, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether it has run all scripts in this set.
+    pub(super) fn has(&self, scripts: u8) -> bool {
+        self.0.load(Ordering::SeqCst) & scripts == scripts
+    }
 }
 
 /// Why a command has no answer.
@@ -221,7 +241,7 @@ impl Link {
     /// A connection beside one that there is, to the same server. It is given up with that one, and by itself.
     pub(super) async fn open_beside(&self, current: &Current) -> Result<Current, ConnectFailure> {
         let connection = self.connector.open(&current.address).await?;
-        Ok(Current { address: current.address.clone(), connection, lost: current.lost.child_token() })
+        Ok(Current { connection, lost: current.lost.child_token(), ..current.clone() })
     }
 
     /// A connection of its own, to the server of `key`, for reads that block. Answers may take any time.
@@ -264,7 +284,8 @@ impl Link {
 
     /// Takes a connection into use.
     pub(super) fn install(&self, address: Address, connection: Connection) -> Current {
-        let current = Current { address: address.clone(), connection, lost: CancellationToken::new() };
+        let (lost, ran) = (CancellationToken::new(), Ran::default());
+        let current = Current { address: address.clone(), connection, lost, ran };
         self.change(|layout| {
             layout.nodes.insert(address, current.clone());
         });
