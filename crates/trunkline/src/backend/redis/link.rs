@@ -112,7 +112,7 @@ pub(super) struct Link {
     pub(super) suspect: Notify,
     /// A server has refused a write because it is a replica. Where there is only one, it is to say when that is over.
     pub(super) demoted: AtomicBool,
-    /// When a server was connected to again. Held to copy or replace it.
+    /// When a server was connected to again, or found to have lost its data. Held to copy or replace it.
     pub(super) back_since: Mutex<Option<Instant>>,
     /// New work is refused.
     pub(super) refusing: AtomicBool,
@@ -210,7 +210,12 @@ impl Link {
         self.status.subscribe()
     }
 
-    /// Whether a server was away a moment ago: what ends by itself may have ended there while its owner lives.
+    /// What ends by itself on the servers may have ended now while its owner lives.
+    pub(super) fn settle(&self) {
+        *self.back_since.lock() = Some(Instant::now());
+    }
+
+    /// Whether a server was away a moment ago, or has lost its data: what ends by itself may have ended there while its owner lives.
     pub(super) fn is_settling(&self) -> bool {
         self.back_since.lock().is_some_and(|back| back.elapsed() < SETTLING)
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trunkline::backend::{
-    Backend, ConsumerConfig, Member, PublishError, PublishOptions, Receipt, Settle, Start, StreamConfig,
-    SubscribeOptions,
+    Backend, ConsumerConfig, Member, PublishError, PublishOptions, Receipt, Settle, Start,
+    StreamConfig, SubscribeOptions,
 };
 use trunkline::status::BackendState;
 use trunkline::{Message, Subject};
@@ -325,4 +325,22 @@ async fn change_of_somebody_who_died_half_way_takes_effect() {
     .await;
     let receipt = publish(&backend, "nachos.tool.x", 3).await.unwrap();
     assert!(matches!(&receipt, Receipt::Stored { stream, .. } if stream == "late"), "{receipt:?}");
+}
+
+/// A server that loses its data loses who answers, too: until they are listed again nobody is told that there is no one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn responders_of_an_emptied_server_are_not_denied() {
+    let server = RedisServer::start_volatile();
+    let (answering, asking) = (connect(&server).await, connect(&server).await);
+    let responder = SubscribeOptions { responder: true, ..SubscribeOptions::default() };
+    let mut calls = subscribe(&answering, "nachos.tool.x.call", responder).await;
+    let inbox = asking.new_inbox();
+    let mut replies = subscribe(&asking, inbox.as_str(), SubscribeOptions::default()).await;
+    let _: () = run(&mut raw(&server).await, "FLUSHALL").await;
+    let request =
+        Message { reply: Some(inbox.clone()), ..Message::new(subject("nachos.tool.x.call"), "ask") };
+    asking.publish(request, PublishOptions::default()).outcome().await.unwrap();
+    assert_eq!(next(&mut *calls).await, "ask");
+    publish(&answering, inbox.as_str(), "answer").await.unwrap();
+    assert_eq!(next(&mut *replies).await, "answer");
 }

@@ -528,7 +528,7 @@ impl Writer {
         let newest = stored.outcomes.last().filter(|last| !last.duplicate).map(|last| last.id);
         self.standings.stored(&batch.home, &batch.way, newest, stored.clock);
         for (mut item, outcome) in batch.items.into_iter().zip(stored.outcomes) {
-            // Right after an outage those who answer may not have listed themselves again: who asks waits, rather than being
+            // Right after an outage or a loss of data those who answer may not have listed themselves again: who asks waits, rather than being
             // told that there is nobody.
             if outcome.nobody
                 && !self.shared.link.is_settling()
