@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trunkline::backend::{
-    Backend, ConsumerConfig, Member, PublishError, PublishOptions, Receipt, Settle, Start,
+    Backend, ConsumerConfig, Member, PublishError, PublishOptions, Receipt, Settle, Settled, Start,
     StreamConfig, SubscribeOptions,
 };
 use trunkline::status::BackendState;
@@ -343,4 +343,29 @@ async fn responders_of_an_emptied_server_are_not_denied() {
     assert_eq!(next(&mut *calls).await, "ask");
     publish(&answering, inbox.as_str(), "answer").await.unwrap();
     assert_eq!(next(&mut *replies).await, "answer");
+}
+
+/// Whoever holds deliveries of a group that was lost has lost them, and cannot take them from who was given them since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deliveries_of_a_lost_group_are_settled_by_their_new_owner_alone() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+    let (old, new) = (
+        join(&backend, "work", Duration::from_secs(600)).await,
+        join(&backend, "work", Duration::from_secs(600)).await,
+    );
+    publish(&backend, "work.x", "job").await.unwrap();
+    let token = async |member: &Arc<dyn Member>| {
+        let fetched = soon(member.fetch(1, PATIENCE)).await.unwrap();
+        fetched.deliveries[0].token.clone()
+    };
+    let before = token(&old).await;
+    let identity: String = run(&mut raw(&server).await, "HGET atlas_bus:{work}:consumer:c identity").await;
+    let _: i64 =
+        run(&mut raw(&server).await, &format!("XGROUP DESTROY atlas_bus:{{work}} c:c:{identity}")).await;
+    let after = token(&new).await;
+    assert_eq!(before.offset, after.offset);
+    assert_eq!(soon(old.settle(vec![(before, Settle::Ack)])).await.unwrap(), [Settled::LeaseLost]);
+    assert_eq!(soon(new.settle(vec![(after, Settle::Ack)])).await.unwrap(), [Settled::Done]);
 }
