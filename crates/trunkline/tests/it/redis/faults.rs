@@ -369,3 +369,20 @@ async fn deliveries_of_a_lost_group_are_settled_by_their_new_owner_alone() {
     assert_eq!(soon(old.settle(vec![(before, Settle::Ack)])).await.unwrap(), [Settled::LeaseLost]);
     assert_eq!(soon(new.settle(vec![(after, Settle::Ack)])).await.unwrap(), [Settled::Done]);
 }
+
+/// A message that was deleted while it was handled is lost to its member, and only that one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_delivery_does_not_spoil_those_settled_with_it() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+    let member = join(&backend, "work", Duration::from_secs(600)).await;
+    for n in 0..2 {
+        publish(&backend, "work.x", n).await.unwrap();
+    }
+    let fetched = soon(member.fetch(2, PATIENCE)).await.unwrap();
+    let tokens: Vec<_> = fetched.deliveries.iter().map(|delivery| delivery.token.clone()).collect();
+    assert_eq!(soon(streams(&backend).delete("work", vec![tokens[0].offset])).await.unwrap(), 1);
+    let settled = soon(member.settle(tokens.into_iter().map(|token| (token, Settle::Ack)).collect())).await;
+    assert_eq!(settled.unwrap(), [Settled::LeaseLost, Settled::Done]);
+}
