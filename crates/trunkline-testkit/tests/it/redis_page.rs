@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use trunkline::backend::redis::{RedisBackend, RedisOptions};
+use trunkline::backend::redis::{ACL_RULES, RedisBackend, RedisOptions};
 use trunkline::backend::{Backend, ConsumerConfig, PublishOptions, Start, StreamConfig, SubscribeOptions};
 use trunkline::config::RedisUrl;
 use trunkline::{Message, Subject};
@@ -98,4 +98,12 @@ fn shell(server: &RedisServer, line: &str) -> String {
     let refused = said.lines().any(|line| line.starts_with("ERR ") || line.starts_with("(error)"));
     assert!(ran.status.success() && !refused && error.is_empty(), "{line}: {said}{error}");
     said.into_owned()
+}
+
+#[test]
+fn page_allows_its_user_what_the_bus_needs() {
+    let setting = commands().into_iter().find(|line| line.contains("ACL SETUSER")).expect("a user is set");
+    let words: Vec<String> = setting.split(' ').map(|word| word.replace('\'', "")).collect();
+    let rules: Vec<&str> = words.iter().map(String::as_str).filter(|word| word.starts_with('+')).collect();
+    assert_eq!(rules, ACL_RULES.split_whitespace().collect::<Vec<_>>());
 }

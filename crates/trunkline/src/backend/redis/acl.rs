@@ -12,10 +12,9 @@ use super::refusal;
 /// ```
 ///
 /// The last line is for what watches a topology: `role` with Sentinel, the others in a cluster. Sentinels have users of
-/// their own, who need `+sentinel|master +ping`. Database numbers other than 0 need `+select`, and
-/// `messaging.wait_replicas` needs `+wait`.
+/// their own, who need `+sentinel|master +ping`. Database numbers other than 0 need `+select`.
 pub const ACL_RULES: &str = "\
-    +ping +client|id +client|unblock +eval +evalsha +multi +exec \
+    +ping +client|id +client|unblock +eval +evalsha +multi +exec +wait \
     +exists +del +pexpire +time +memory|usage \
     +get +set +incrby \
     +hget +hgetall +hexists +hset +hdel +hkeys +hmget +hincrby \
@@ -38,4 +37,53 @@ pub(super) fn is_denied(error: &ServerError) -> bool {
 /// The refusal as it is shown: Redis does not say which command of a script it was.
 pub(super) fn denied(error: &ServerError) -> String {
     format!("{error} (ACL LOG on the server names the command or key; the bus needs the rules in ACL_RULES)")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::ACL_RULES;
+
+    /// What stands right behind each of these words, up to the quote.
+    fn words_after<'a>(text: &'a str, marks: &[&str], quote: char) -> Vec<&'a str> {
+        let behind = |mark: &&str| -> Vec<&'a str> {
+            text.split(*mark).skip(1).filter_map(|rest| rest.split(quote).next()).collect()
+        };
+        marks.iter().flat_map(behind).collect()
+    }
+
+    /// Adds the commands that the files in `folder` send.
+    fn collect(folder: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).expect("the sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                collect(&path, found);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("a text");
+            let words = match path.extension().and_then(|extension| extension.to_str()) {
+                Some("lua") => words_after(&text, &["redis.call('", "redis.pcall('"], '\''),
+                _ => words_after(&text, &["cmd(\""], '"'),
+            };
+            found.extend(words.into_iter().map(str::to_lowercase));
+        }
+    }
+
+    #[test]
+    fn every_command_that_is_sent_is_in_the_rules() {
+        let mut sent = BTreeSet::new();
+        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/redis"), &mut sent);
+        assert!(sent.contains("xadd") && sent.contains("evalsha"), "{sent:?}");
+        // Sentinels have users of their own.
+        sent.remove("sentinel");
+        sent.retain(|command| command.bytes().all(|byte| byte.is_ascii_lowercase()) && !command.is_empty());
+        let allowed: BTreeSet<&str> = ACL_RULES
+            .split_whitespace()
+            .map(|rule| rule.trim_start_matches('+').split('|').next().unwrap_or(rule))
+            .collect();
+        let missing: Vec<_> = sent.iter().filter(|command| !allowed.contains(command.as_str())).collect();
+        assert!(missing.is_empty(), "the bus sends {missing:?}, which ACL_RULES does not allow");
+    }
 }

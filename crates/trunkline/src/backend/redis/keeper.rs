@@ -243,7 +243,7 @@ impl<'a> Keeper<'a> {
                         tracing::info!(server = %address, "connected to Redis again");
                     }
                     if !self.first {
-                        *self.link.back_since.lock() = Some(Instant::now());
+                        self.link.settle();
                     }
                     self.link.install(address, connection);
                     return;

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -44,6 +44,26 @@ pub(super) struct Current {
     pub(super) connection: Connection,
     /// Cancelled when it is given up.
     pub(super) lost: CancellationToken,
+    /// Which scripts that append messages its server has run since it was connected to.
+    pub(super) ran: Ran,
+}
+
+/// Scripts that a server knows: one that it does not know is refused where the one behind it may be carried out.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ran(Arc<AtomicU8>);
+
+impl Ran {
+    /// Takes note of the scripts in this set.
+    pub(super) fn add(&self, scripts: u8) {
+        if !self.has(scripts) {
+            self.0.fetch_or(scripts, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether it has run all scripts in this set.
+    pub(super) fn has(&self, scripts: u8) -> bool {
+        self.0.load(Ordering::SeqCst) & scripts == scripts
+    }
 }
 
 /// Why a command has no answer.
@@ -92,7 +112,7 @@ pub(super) struct Link {
     pub(super) suspect: Notify,
     /// A server has refused a write because it is a replica. Where there is only one, it is to say when that is over.
     pub(super) demoted: AtomicBool,
-    /// When a server was connected to again. Held to copy or replace it.
+    /// When a server was connected to again, or found to have lost its data. Held to copy or replace it.
     pub(super) back_since: Mutex<Option<Instant>>,
     /// New work is refused.
     pub(super) refusing: AtomicBool,
@@ -190,7 +210,12 @@ impl Link {
         self.status.subscribe()
     }
 
-    /// Whether a server was away a moment ago: what ends by itself may have ended there while its owner lives.
+    /// What ends by itself on the servers may have ended now while its owner lives.
+    pub(super) fn settle(&self) {
+        *self.back_since.lock() = Some(Instant::now());
+    }
+
+    /// Whether a server was away a moment ago, or has lost its data: what ends by itself may have ended there while its owner lives.
     pub(super) fn is_settling(&self) -> bool {
         self.back_since.lock().is_some_and(|back| back.elapsed() < SETTLING)
     }
@@ -221,7 +246,7 @@ impl Link {
     /// A connection beside one that there is, to the same server. It is given up with that one, and by itself.
     pub(super) async fn open_beside(&self, current: &Current) -> Result<Current, ConnectFailure> {
         let connection = self.connector.open(&current.address).await?;
-        Ok(Current { address: current.address.clone(), connection, lost: current.lost.child_token() })
+        Ok(Current { connection, lost: current.lost.child_token(), ..current.clone() })
     }
 
     /// A connection of its own, to the server of `key`, for reads that block. Answers may take any time.
@@ -264,7 +289,8 @@ impl Link {
 
     /// Takes a connection into use.
     pub(super) fn install(&self, address: Address, connection: Connection) -> Current {
-        let current = Current { address: address.clone(), connection, lost: CancellationToken::new() };
+        let (lost, ran) = (CancellationToken::new(), Ran::default());
+        let current = Current { address: address.clone(), connection, lost, ran };
         self.change(|layout| {
             layout.nodes.insert(address, current.clone());
         });

@@ -109,6 +109,9 @@ impl Shared {
         // Versions only grow. What is older than what was known before it was asked for has been lost, as by a failover
         // to a replica that was behind.
         let forgotten = before.era != 0 && (before.era != routes.era || routes.version < before.version);
+        if forgotten {
+            self.link.settle();
+        }
         // Another copy may have been taken later and put in place first.
         if !forgotten && routes.version >= self.routes().version {
             self.put(routes.clone());

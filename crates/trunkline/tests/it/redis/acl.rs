@@ -49,6 +49,17 @@ async fn everything(server: &RedisServer, user: &str) -> Result<(), Box<dyn std:
         (next(&mut *plain).await, next(&mut *group).await),
         ("work.x".to_owned(), "work.x".to_owned())
     );
+    let Receipt::Stored { offset, .. } = publish("work.x", None, None).await? else {
+        return Err("it is not stored".into());
+    };
+    assert_eq!(streams(&backend).delete("work", vec![offset]).await?, 1);
+    let mut waiting = self::options(&format!("redis://{user}:pw@127.0.0.1:{}", server.port()));
+    (waiting.prefix, waiting.wait_replicas) = (format!("atlas_bus:{user}"), 1);
+    waiting.publish_timeout = Duration::from_millis(400);
+    let message = Message::new(subject("nachos.other"), "safe");
+    let waiting = RedisBackend::connect(waiting).await?;
+    let safe = waiting.publish(message, PublishOptions::default()).outcome().await;
+    assert!(matches!(safe, Err(PublishError::NotReplicated { .. })), "{safe:?}");
     publish("nachos.tool.call", None, Some(&inbox)).await?;
     assert_eq!(next(&mut *wild).await, "nachos.tool.call");
     publish("nobody", None, Some(&inbox)).await?;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trunkline::backend::{
-    Backend, ConsumerConfig, Member, PublishError, PublishOptions, Receipt, Settle, Start, StreamConfig,
-    SubscribeOptions,
+    Backend, ConsumerConfig, Member, PublishError, PublishOptions, Receipt, Settle, Settled, Start,
+    StreamConfig, SubscribeOptions,
 };
 use trunkline::status::BackendState;
 use trunkline::{Message, Subject};
@@ -325,4 +325,64 @@ async fn change_of_somebody_who_died_half_way_takes_effect() {
     .await;
     let receipt = publish(&backend, "nachos.tool.x", 3).await.unwrap();
     assert!(matches!(&receipt, Receipt::Stored { stream, .. } if stream == "late"), "{receipt:?}");
+}
+
+/// A server that loses its data loses who answers, too: until they are listed again nobody is told that there is no one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn responders_of_an_emptied_server_are_not_denied() {
+    let server = RedisServer::start_volatile();
+    let (answering, asking) = (connect(&server).await, connect(&server).await);
+    let responder = SubscribeOptions { responder: true, ..SubscribeOptions::default() };
+    let mut calls = subscribe(&answering, "nachos.tool.x.call", responder).await;
+    let inbox = asking.new_inbox();
+    let mut replies = subscribe(&asking, inbox.as_str(), SubscribeOptions::default()).await;
+    let _: () = run(&mut raw(&server).await, "FLUSHALL").await;
+    let request =
+        Message { reply: Some(inbox.clone()), ..Message::new(subject("nachos.tool.x.call"), "ask") };
+    asking.publish(request, PublishOptions::default()).outcome().await.unwrap();
+    assert_eq!(next(&mut *calls).await, "ask");
+    publish(&answering, inbox.as_str(), "answer").await.unwrap();
+    assert_eq!(next(&mut *replies).await, "answer");
+}
+
+/// Whoever holds deliveries of a group that was lost has lost them, and cannot take them from who was given them since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deliveries_of_a_lost_group_are_settled_by_their_new_owner_alone() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+    let (old, new) = (
+        join(&backend, "work", Duration::from_secs(600)).await,
+        join(&backend, "work", Duration::from_secs(600)).await,
+    );
+    publish(&backend, "work.x", "job").await.unwrap();
+    let token = async |member: &Arc<dyn Member>| {
+        let fetched = soon(member.fetch(1, PATIENCE)).await.unwrap();
+        fetched.deliveries[0].token.clone()
+    };
+    let before = token(&old).await;
+    let identity: String = run(&mut raw(&server).await, "HGET atlas_bus:{work}:consumer:c identity").await;
+    let _: i64 =
+        run(&mut raw(&server).await, &format!("XGROUP DESTROY atlas_bus:{{work}} c:c:{identity}")).await;
+    let after = token(&new).await;
+    assert_eq!(before.offset, after.offset);
+    assert_eq!(soon(old.settle(vec![(before, Settle::Ack)])).await.unwrap(), [Settled::LeaseLost]);
+    assert_eq!(soon(new.settle(vec![(after, Settle::Ack)])).await.unwrap(), [Settled::Done]);
+}
+
+/// A message that was deleted while it was handled is lost to its member, and only that one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_delivery_does_not_spoil_those_settled_with_it() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+    let member = join(&backend, "work", Duration::from_secs(600)).await;
+    for n in 0..2 {
+        publish(&backend, "work.x", n).await.unwrap();
+    }
+    let fetched = soon(member.fetch(2, PATIENCE)).await.unwrap();
+    let tokens: Vec<_> = fetched.deliveries.iter().map(|delivery| delivery.token.clone()).collect();
+    assert_eq!(soon(streams(&backend).delete("work", vec![tokens[0].offset])).await.unwrap(), 1);
+    let settled = soon(member.settle(tokens.into_iter().map(|token| (token, Settle::Ack)).collect())).await;
+    assert_eq!(settled.unwrap(), [Settled::LeaseLost, Settled::Done]);
 }

@@ -117,3 +117,27 @@ async fn publish_waits_for_replicas() {
     let error = publish(&backend, "work.x", "alone again").await.unwrap_err();
     assert!(matches!(error, PublishError::NotReplicated { .. }), "{error:?}");
 }
+
+/// A message that needs a script which the server does not know yet is not overtaken by those behind it, whose script it
+/// knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_whose_script_is_not_known_yet_is_not_overtaken() {
+    const COUNT: usize = 1000;
+    for _ in 0..5 {
+        let server = RedisServer::start_volatile();
+        let backend = connect(&server).await;
+        ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+        // Now the server knows the script that appends, and not the one for deduplication.
+        publish(&backend, "work.x", "first").await.unwrap();
+        let publishing = (0..COUNT).map(|n| {
+            let dedupe_id = (n == 0).then(|| "once".to_owned());
+            let message = Message::new(subject("work.x"), n.to_string());
+            backend.publish(message, PublishOptions { dedupe_id, ..PublishOptions::default() }).outcome()
+        });
+        for receipt in soon(join_all(publishing)).await {
+            assert!(matches!(receipt, Ok(Receipt::Stored { duplicate: false, .. })), "{receipt:?}");
+        }
+        let found: Vec<String> = read_all(&backend).await.into_iter().skip(1).map(|(_, text)| text).collect();
+        assert_eq!(found, (0..COUNT).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+}

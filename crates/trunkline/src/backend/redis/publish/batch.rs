@@ -101,6 +101,15 @@ impl Batch {
         }
     }
 
+    /// The set of the scripts that its server has to know, for `Ran`. What leads a transaction is sent with its text.
+    pub(super) fn scripts(&self) -> u8 {
+        match self.way {
+            Way::Lean(_) => 1,
+            Way::Full(_) => 2,
+            Way::Led(_) => 0,
+        }
+    }
+
     fn version(&self, known: Known) -> String {
         if self.home.stores { known.version.to_string() } else { String::new() }
     }

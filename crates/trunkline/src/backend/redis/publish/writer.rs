@@ -203,10 +203,13 @@ impl Writer {
         }
     }
 
-    /// Whether the stream may refuse this batch and, a moment later, take the one behind it: because it does not know any
-    /// version of the routes yet, or because its slot moves and these messages, not those, need keys that no node may
-    /// decide about meanwhile.
-    fn may_be_refused(&self, batch: &Batch) -> bool {
+    /// Whether the stream may refuse this batch and, a moment later, take the one behind it: because its server does not
+    /// know the script yet, because it does not know any version of the routes yet, or because its slot moves and these
+    /// messages, not those, need keys that no node may decide about meanwhile.
+    fn may_be_refused(&self, batch: &Batch, current: Option<&Current>) -> bool {
+        if current.is_some_and(|current| !current.ran.has(batch.scripts())) {
+            return true;
+        }
         batch.home.stores
             && (!self.known.contains(&batch.home.key)
                 || self.shared.link.topology.redirects() && !is_plain(&batch.home, &batch.items))
@@ -247,7 +250,7 @@ impl Writer {
                 false => self.standings.send(&home, plain, items.len(), bytes),
             };
             let batch = Batch { home, items, way };
-            self.alone |= careful || self.may_be_refused(&batch);
+            self.alone |= careful || self.may_be_refused(&batch, current.as_ref());
             let address = |current: &Option<Current>| current.as_ref().map(|current| current.address.clone());
             match servers.iter_mut().find(|(known, _)| address(known) == address(&current)) {
                 Some((_, batches)) => batches.push(batch),
@@ -303,6 +306,7 @@ impl Writer {
         waiting.into_iter().for_each(|command| {
             pipeline.add_command(command);
         });
+        let scripts: Vec<u8> = batches.iter().map(Batch::scripts).collect();
         let shared = self.shared.clone();
         Box::pin(async move {
             let answer = tokio::select! {
@@ -322,7 +326,7 @@ impl Writer {
             };
             let replicas = waits.then(|| values.pop()).flatten().map(|answer| number(&answer).unwrap_or(0));
             let mut values = values.into_iter();
-            let answers = counts.into_iter().map(|count| {
+            let answers = counts.into_iter().zip(scripts).map(|(count, scripts)| {
                 let answer = match values.nth(count - 1) {
                     Some(Value::ServerError(error))
                         if is_unknown_script(&error)
@@ -330,7 +334,10 @@ impl Writer {
                     {
                         Err(Broken::Redirected(error))
                     }
-                    Some(answer) => Ok(answer),
+                    Some(answer) => {
+                        current.ran.add(scripts);
+                        Ok(answer)
+                    }
                     None => Err(Broken::Unknown),
                 };
                 Answer { answer, replicas }
@@ -521,7 +528,7 @@ impl Writer {
         let newest = stored.outcomes.last().filter(|last| !last.duplicate).map(|last| last.id);
         self.standings.stored(&batch.home, &batch.way, newest, stored.clock);
         for (mut item, outcome) in batch.items.into_iter().zip(stored.outcomes) {
-            // Right after an outage those who answer may not have listed themselves again: who asks waits, rather than being
+            // Right after an outage or a loss of data those who answer may not have listed themselves again: who asks waits, rather than being
             // told that there is nobody.
             if outcome.nobody
                 && !self.shared.link.is_settling()

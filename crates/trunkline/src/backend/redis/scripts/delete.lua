@@ -35,8 +35,8 @@ for i = 2, #ARGV do
     end
     for _, name in ipairs(consumers) do
       local identity = redis.call('HGET', stream .. ':consumer:' .. name, 'identity')
-      if identity then
-        redis.pcall('XACK', stream, group_of(name, identity), id)
+      if identity and redis.pcall('XACK', stream, group_of(name, identity), id) == 1 then
+        redis.call('HINCRBY', stream .. ':consumer:' .. name, 'fence', 1)
       end
       redis.call('ZREM', stream .. ':due:' .. name, pad(id))
     end

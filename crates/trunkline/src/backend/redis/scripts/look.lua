@@ -17,7 +17,7 @@ if identity ~= ARGV[3] then
   end
   -- The server was emptied. What there is now, nobody has read.
   redis.call('HSET', consumer, 'identity', ARGV[3], 'ack_wait', ARGV[7], 'filter', ARGV[5], 'keyed', ARGV[6] == '1' and 1 or 0,
-    'index', index_at(stream, '0-0'), 'start', '0-0')
+    'index', index_at(stream, '0-0'), 'start', '0-0', 'fence', string.format('%d', now))
   redis.call('SADD', stream .. ':consumers', name)
 end
 local known = redis.call('HMGET', consumer, 'ack_wait', 'read', 'scan_at', 'scan_from', 'fence', 'start', 'index', 'read_index')
@@ -31,6 +31,8 @@ if not position then
   redis.call('DEL', due)
   redis.call('HSET', consumer, 'start', position, 'index', index)
   known[3], made = false, { position, tonumber(index) }
+  -- Who was given messages before has lost them.
+  fence = redis.call('HINCRBY', consumer, 'fence', 1)
 else
   -- Where to go on, should the group be lost.
   local oldest = redis.call('XPENDING', stream, group)[2]
