@@ -56,7 +56,8 @@ pub async fn deleted_messages_are_gone_and_the_others_stay(harness: &Harness) {
     assert_eq!(read(harness, &name).await, [(10, stored_at(&next[0]))]);
 }
 
-/// A consumer is not given what was deleted, does not count it as missed or as work to do, and cannot settle it.
+/// A consumer is not given what was deleted, does not count it as missed or as work to do, and cannot settle it where the
+/// server fences acks.
 pub async fn deleted_messages_are_missed_by_no_consumer(harness: &Harness) {
     let backend = harness.backend().await;
     let (name, subject) = (harness.stream("wanted"), harness.subject("wanted"));
@@ -75,7 +76,9 @@ pub async fn deleted_messages_are_missed_by_no_consumer(harness: &Harness) {
         (info.pending, info.lag, info.missed)
     };
     assert_eq!((info("busy").await, info("fresh").await), ((3, 3, 0), (0, 6, 0)));
-    assert_eq!(settle(&*busy, &held[1], Settle::Ack).await, Settled::LeaseLost);
+    let settled = settle(&*busy, &held[1], Settle::Ack).await;
+    // A server that does not fence acks takes one for what is not there any more.
+    assert!(settled == Settled::LeaseLost || !backend.capabilities().fenced_acks, "{settled:?}");
     for n in [0, 2, 3] {
         ack(&*busy, &held[n]).await;
     }

@@ -143,6 +143,7 @@ impl NatsMember {
                 }
                 Err(failure) => return Err(self.failed(failure)),
             }
+            fetched.missed = self.removed_by_limits().await;
             if fetched.missed > 0 {
                 self.count_missed(fetched.missed).await;
             }
@@ -157,6 +158,23 @@ impl NatsMember {
         let held = leased.wait_for(|until| until.is_some_and(|until| Instant::now() < until));
         // The sender lives as long as this member.
         let _ = tokio::time::timeout_at(deadline, held).await;
+    }
+
+    /// How many of the messages that were found missing limits have removed. They remove the oldest; what is missing behind
+    /// the first message that is kept was deleted, and nobody misses it.
+    async fn removed_by_limits(&self) -> u64 {
+        let gaps = std::mem::take(&mut self.progress.lock().gaps);
+        if gaps.is_empty() {
+            return 0;
+        }
+        let kept_from = match self.jetstream.find(&self.stream).await {
+            Ok(found) => found.state.first_seq,
+            Err(error) => {
+                tracing::debug!(stream = self.stream, %error, "what was deleted is counted as missed");
+                u64::MAX
+            }
+        };
+        gaps.into_iter().map(|(from, to)| to.min(kept_from).saturating_sub(from)).sum()
     }
 
     async fn count_missed(&self, missed: u64) {
@@ -260,7 +278,7 @@ impl NatsMember {
             tracing::warn!(stream = self.stream, subject = %answer.subject, "a delivery cannot be acknowledged");
             return;
         };
-        fetched.missed += self.note_progress(&about);
+        self.note_progress(&about);
         let message = match decoder.decode_stored(&answer.subject, answer.headers.as_ref(), answer.payload) {
             Ok(message) => message,
             Err(error) => {
@@ -282,24 +300,24 @@ impl NatsMember {
         });
     }
 
-    /// How many messages are missing before this delivery. That is known only from one delivery of the consumer to the
+    /// Takes note of messages that are missing before this delivery. That they are is known only from one delivery of the consumer to the
     /// next, and without a filter, which leaves out others: of what lies between deliveries to two members neither can
     /// tell.
-    fn note_progress(&self, about: &AckSubject) -> u64 {
+    fn note_progress(&self, about: &AckSubject) {
         let mut progress = self.progress.lock();
         let follows = about.consumer_seq == progress.consumer_seq + 1;
         let frontier = progress.frontier.filter(|_| follows);
         progress.consumer_seq = about.consumer_seq;
         if about.attempt > 1 {
             progress.frontier = frontier;
-            return 0;
+            return;
         }
         progress.frontier = Some(about.stream_seq);
-        match frontier {
-            Some(frontier) if self.config.filter.is_none() => {
-                about.stream_seq.saturating_sub(frontier.saturating_add(1))
-            }
-            _ => 0,
+        if let Some(frontier) = frontier
+            && self.config.filter.is_none()
+            && about.stream_seq > frontier + 1
+        {
+            progress.gaps.push((frontier + 1, about.stream_seq));
         }
     }
 }

@@ -58,11 +58,13 @@ pub(super) struct Held {
 }
 
 /// The newest delivery that this member knows of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Progress {
     pub(super) consumer_seq: u64,
     /// The newest message that was ever handed out by then, if that is known.
     pub(super) frontier: Option<u64>,
+    /// Messages found missing since they were counted last: the first of each row, and the one that follows it.
+    pub(super) gaps: Vec<(u64, u64)>,
 }
 
 impl NatsMember {
@@ -99,6 +101,7 @@ impl NatsMember {
             progress: Mutex::new(Progress {
                 consumer_seq: state.delivered.consumer_seq,
                 frontier: Some(state.delivered.stream_seq),
+                gaps: Vec::new(),
             }),
             leasing: tokio::sync::Mutex::default(),
             leased: watch::Sender::new(None),
