@@ -1,7 +1,8 @@
 //! The outbox: what is published while the server is away is kept here and sent, in order, when it is back.
 //!
 //! It stands in the bus, above whatever backend there is (`messaging.outbox`). With it on, a publish that the backend
-//! could not send, and one whose outcome is unknown, is kept and answered [`Receipt::Queued`]; so is everything published
+//! could not send, one whose outcome is unknown, and one that is stored and not safe yet (`messaging.wait_replicas`), is
+//! kept and answered [`Receipt::Queued`]; so is everything published
 //! while something waits, because order counts. While the connection works, a publish behind others waits for its own
 //! outcome instead, so that a fast publisher is slowed down rather than told that the outbox is full.
 //!
@@ -332,7 +333,8 @@ impl Attempt {
             }
             Err(error) => error,
         };
-        let unknown = matches!(error, PublishError::OutcomeUnknown { .. });
+        let unknown =
+            matches!(error, PublishError::OutcomeUnknown { .. } | PublishError::NotReplicated { .. });
         let keep = matches!(error, PublishError::NotConnected { .. }) || (unknown && entry.is_repeatable());
         if !keep {
             telemetry.publish_errors.inc();

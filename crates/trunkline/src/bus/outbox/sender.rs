@@ -199,7 +199,9 @@ impl Outbox {
         }
         let keep = match &result {
             Err(PublishError::NotConnected { .. } | PublishError::Closed) => true,
-            Err(PublishError::OutcomeUnknown { .. }) => entry.is_repeatable(),
+            Err(PublishError::OutcomeUnknown { .. } | PublishError::NotReplicated { .. }) => {
+                entry.is_repeatable()
+            }
             _ => false,
         };
         if keep {

@@ -159,3 +159,29 @@ async fn a_silent_server_gets_nothing_twice() {
     let expected = BTreeMap::from([("work.p0".to_owned(), (0..100).collect::<Vec<_>>())]);
     assert_eq!(stored(streams(&backend)).await, expected);
 }
+
+/// What too few replicas have is kept until enough have it, and stored once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_replicated_yet_stays_in_the_outbox() {
+    let server = RedisServer::start();
+    let mut options = super::options(server.url());
+    options.wait_replicas = 1;
+    options.publish_timeout = Duration::from_millis(400);
+    let (bus, backend) = bus(RedisBackend::connect(options).await.expect("the server is up"));
+    ensure(&backend, StreamConfig::new("work", vec!["work.>".parse().unwrap()])).await;
+    for n in 0..3 {
+        assert_eq!(soon(bus.publish_message(message(1, n))).await.unwrap(), Receipt::Queued);
+    }
+    let port = server.port().to_string();
+    let _replica = RedisServer::start_with(["--appendonly", "no", "--replicaof", "127.0.0.1", &port]);
+    // The replica may take longer than one flush waits.
+    let flushed = async {
+        while bus.flush().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(flushed).await;
+    let outbox = bus.status().outbox.expect("it is on");
+    assert_eq!((outbox.messages, outbox.refused), (0, 0));
+    assert_eq!(stored(streams(&backend)).await["work.p1"], [0, 1, 2]);
+}

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use trunkline::backend::redis::RedisBackend;
 use trunkline::backend::{Backend, PublishError, PublishOptions, ReadRequest, Receipt, Start, StreamConfig};
 use trunkline::{Message, StreamOffset};
-use trunkline_testkit::RedisServer;
+use trunkline_testkit::{RedisServer, RedisVersion};
 
 use super::{connect, ensure, options, publish, raw, run, soon, streams, subject};
 
@@ -139,5 +139,40 @@ async fn message_whose_script_is_not_known_yet_is_not_overtaken() {
         }
         let found: Vec<String> = read_all(&backend).await.into_iter().skip(1).map(|(_, text)| text).collect();
         assert_eq!(found, (0..COUNT).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+}
+
+/// A duplicate is only called stored once as many replicas have what it doubles: also on a new connection, which has
+/// written nothing that it could wait for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn duplicate_waits_for_replicas_of_what_it_doubles() {
+    for version in [RedisVersion::System, RedisVersion::Redis8, RedisVersion::Valkey] {
+        let server = RedisServer::start_durable(version);
+        let port = server.port().to_string();
+        let replica =
+            RedisServer::start_version(version, ["--appendonly", "no", "--replicaof", "127.0.0.1", &port]);
+        let once = async |backend: &RedisBackend| {
+            let options = PublishOptions { dedupe_id: Some("once".to_owned()), ..PublishOptions::default() };
+            backend.publish(Message::new(subject("work.x"), "x"), options).outcome().await
+        };
+        let connect = async || {
+            let mut options = options(server.url());
+            options.wait_replicas = 1;
+            options.publish_timeout = Duration::from_millis(600);
+            RedisBackend::connect(options).await.expect("the server is up")
+        };
+        let backend = connect().await;
+        let replicated = async {
+            while publish(&backend, "work.x", "soon").await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(replicated).await;
+        replica.pause();
+        let first = once(&backend).await;
+        assert!(matches!(first, Err(PublishError::NotReplicated { .. })), "{version:?}: {first:?}");
+        let again = once(&connect().await).await;
+        assert!(matches!(again, Err(PublishError::NotReplicated { .. })), "{version:?}: {again:?}");
+        replica.resume();
     }
 }

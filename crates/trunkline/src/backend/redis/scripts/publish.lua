@@ -35,6 +35,8 @@ for i = 8, #ARGV, 4 do
   local flags = 0
   if id then
     flags = 1
+    -- Written again, so that who waits for replicas waits for this one, too: a read is nothing to wait for.
+    redis.call('SET', ARGV[i + 1], id, 'KEEPTTL')
   else
     number = redis.call('INCRBY', KEYS[3], 1)
     if ms then
