@@ -292,9 +292,11 @@ impl Lane {
                 self.orders.finished(1, outbound.size_bytes);
             }
             Err(PublishError::NotConnected { .. }) => self.step_back(outbound).await?,
-            Err(error @ (PublishError::OutcomeUnknown { .. } | PublishError::Closed)) => {
-                return Err(error.into());
-            }
+            Err(
+                error @ (PublishError::OutcomeUnknown { .. }
+                | PublishError::NotReplicated { .. }
+                | PublishError::Closed),
+            ) => return Err(error.into()),
             Err(error) => {
                 self.orders.finished(1, outbound.size_bytes);
                 self.refuse(&outbound, &error);

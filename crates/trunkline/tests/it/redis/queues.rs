@@ -81,6 +81,34 @@ async fn what_a_lost_process_did_not_take_goes_to_the_next() {
     }
 }
 
+/// A member that is away for longer than its entry lasts, and comes back after another has joined, costs no message.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_joins_while_all_others_are_away_goes_on_where_they_were() {
+    let server = RedisServer::start();
+    let proxy = proxy(&server).await;
+    let (away, other) = (connect_through(&proxy).await, connect(&server).await);
+    let mut first = subscribe(&away, "nachos.tool.x", queue("q")).await;
+    publish(&other, "nachos.tool.x", "before").await.unwrap();
+    assert_eq!(next(&mut *first).await, "before");
+    proxy.cut();
+    wait_for_disconnected(&away).await;
+    for n in 0..50 {
+        publish(&other, "nachos.tool.x", n).await.unwrap();
+    }
+    // As after six seconds.
+    let mut raw = raw(&server).await;
+    let members = "atlas_bus:{family.tool}:queue:nachos.tool.x q";
+    let member: Vec<String> =
+        redis::cmd("ZRANGE").arg(members).arg(0).arg(-1).query_async(&mut raw).await.unwrap();
+    let _: i64 =
+        redis::cmd("ZADD").arg(members).arg("XX").arg(1).arg(&member).query_async(&mut raw).await.unwrap();
+    let mut second = subscribe(&other, "nachos.tool.x", queue("q")).await;
+    publish(&other, "nachos.tool.x", 50).await.unwrap();
+    for n in 0..=50 {
+        assert_eq!(next(&mut *second).await, n.to_string());
+    }
+}
+
 /// Processes that have nothing else to do are given about as much.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_processes_take_turns() {
