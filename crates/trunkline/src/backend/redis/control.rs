@@ -59,25 +59,34 @@ async fn read_control(live: &Arc<Live>, position: &mut EntryId) {
             return;
         }
         for change in changes {
-            apply(live, &change).await;
+            // One that could not be followed for want of a connection is read again on the next one.
+            if !apply(live, &change).await {
+                return;
+            }
             *position = change.id;
         }
     }
 }
 
-async fn apply(live: &Arc<Live>, change: &Change) {
+/// Has every subscription that a change concerns draw from the stream; `false` where that is to be tried again.
+async fn apply(live: &Arc<Live>, change: &Change) -> bool {
     let routes = live.shared.routes();
-    let Some(home) = routes.streams.get(&change.name) else { return };
+    let Some(home) = routes.streams.get(&change.name) else { return true };
     for subscription in live.subscriptions() {
         if !routes.touched(&subscription.pattern).iter().any(|touched| touched.key == home.key) {
             continue;
         }
         let start = (change.tip, Some(change.index));
-        if let Err(failure) = live.draw_from(&subscription, home.clone(), start).await {
-            tracing::warn!(stream = change.name, ?failure, "a subscription does not see the new stream yet");
-            subscription.has_failed_to_draw(&home.key);
+        let Err(failure) = live.draw_from(&subscription, home.clone(), start).await else { continue };
+        if matches!(failure, Failure::NotConnected(_) | Failure::Unknown(_)) {
+            subscription.forget_to_draw(&home.key);
+            return false;
         }
+        tracing::warn!(stream = change.name, ?failure, "a subscription does not see the new stream");
+        subscription.forget_to_draw(&home.key);
+        subscription.inbox.push_unknown_gap();
     }
+    true
 }
 
 /// One change of the routes.

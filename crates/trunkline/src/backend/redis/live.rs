@@ -389,10 +389,9 @@ impl Live {
 }
 
 impl Subscription {
-    /// The subscription does not draw from the stream with this key after all, and may have missed something there.
-    pub(super) fn has_failed_to_draw(&self, key: &str) {
+    /// The subscription does not draw from the stream with this key after all.
+    pub(super) fn forget_to_draw(&self, key: &str) {
         self.sources.lock().keys.retain(|known| known != key);
-        self.inbox.push_unknown_gap();
     }
 }
 

@@ -34,5 +34,5 @@ for i = 1, #ARGV, 4 do
   end
   answers[#answers + 1] = answer
 end
-redis.call('PEXPIRE', queues, 86400000)
+redis.call('PEXPIRE', queues, 604800000)
 return answers

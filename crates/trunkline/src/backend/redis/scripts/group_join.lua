@@ -8,7 +8,7 @@ if redis.call('EXISTS', members) == 0 or redis.call('HEXISTS', queues, group) ==
   redis.call('HSET', queues, group, last)
 end
 redis.call('ZREMRANGEBYSCORE', members, '-inf', now)
-redis.call('PEXPIRE', queues, 86400000)
+redis.call('PEXPIRE', queues, 604800000)
 redis.call('ZADD', members, now + ARGV[3], ARGV[2])
 redis.call('PEXPIRE', members, ARGV[3] * 10)
 return { last, added(stream) }
