@@ -161,6 +161,10 @@ impl FanOut {
                     self.history.record(Event::Missed { reader, count: gap.missed });
                 }
                 self.history.record(Event::Ended { reader });
+            } else {
+                // Until it is gone it may be given messages, which are gone with it.
+                drop(listener);
+                self.history.record(Event::Dropped { reader });
             }
         }
     }

@@ -13,6 +13,8 @@ struct Reader {
     group: Option<u32>,
     since: usize,
     stopping: Option<usize>,
+    /// When it was surely gone, where it was dropped.
+    dropped: Option<usize>,
     /// It was stopped and read to its end, so nothing is left in it.
     ended: bool,
     received: Vec<MessageId>,
@@ -28,7 +30,7 @@ impl Reader {
 
     /// Whether a message may have died with it: it was dropped, not stopped, and may have held the message.
     fn may_have_died_with(&self, from: usize, to: usize) -> bool {
-        !self.ended && self.since < to && self.stopping.is_some_and(|stopping| stopping > from)
+        !self.ended && self.since < to && self.dropped.or(self.stopping).is_some_and(|gone| gone > from)
     }
 }
 
@@ -41,6 +43,7 @@ fn readers(entries: &[Entry]) -> BTreeMap<u32, Reader> {
                 group: *group,
                 since: tick,
                 stopping: None,
+                dropped: None,
                 ended: false,
                 received: Vec::new(),
                 missed: 0,
@@ -53,6 +56,7 @@ fn readers(entries: &[Entry]) -> BTreeMap<u32, Reader> {
         let (Event::Received { reader, .. }
         | Event::Missed { reader, .. }
         | Event::Stopping { reader }
+        | Event::Dropped { reader }
         | Event::Ended { reader }) = &entry.event
         else {
             continue;
@@ -63,6 +67,7 @@ fn readers(entries: &[Entry]) -> BTreeMap<u32, Reader> {
             Event::Missed { count: Some(count), .. } => reader.missed += count,
             Event::Missed { count: None, .. } => reader.missed_unknown = true,
             Event::Stopping { .. } => reader.stopping = Some(tick),
+            Event::Dropped { .. } => reader.dropped = Some(tick),
             _ => reader.ended = true,
         }
     }

@@ -96,6 +96,11 @@ pub enum Event {
         /// The subscription.
         reader: u32,
     },
+    /// A subscription that was dropped, not stopped, is gone.
+    Dropped {
+        /// The subscription.
+        reader: u32,
+    },
     /// A stopped subscription has given everything. One that was dropped instead never gets here.
     Ended {
         /// The subscription.

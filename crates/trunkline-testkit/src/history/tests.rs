@@ -208,6 +208,11 @@ fn queue_group_gets_each_message_exactly_once() {
     let stopping = group.event(Event::Stopping { reader: 1 });
     assert_eq!(stopping.live(), []);
     only(stopping.event(Event::Ended { reader: 1 }).live(), |v| matches!(v, Violation::Lost { .. }));
+    // Until it is gone it may be given more; after that it may not.
+    let two = || start().subscribe(1, Some(7)).subscribe(2, Some(7)).event(Event::Stopping { reader: 1 });
+    let dropped = Event::Dropped { reader: 1 };
+    assert_eq!(two().publish(0, Told::Received).event(dropped.clone()).live(), []);
+    only(two().event(dropped).publish(0, Told::Received).live(), |v| matches!(v, Violation::Lost { .. }));
 }
 
 #[test]
