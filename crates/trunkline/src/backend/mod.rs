@@ -44,7 +44,7 @@ pub type Fut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// | publish returns | [`Receipt::Stored`] if a stream matches, else [`Receipt::Accepted`] | `Stored` | `Accepted` (handed to a live connection; `flush` proves receipt) | `Stored` |
 /// | what `Stored` survives | nothing past the process | a crash as far as `appendfsync` says; failover may lose what was not replicated, unless `messaging.wait_replicas` | – | R1 disk, R3 quorum |
 /// | server away | – | [`PublishError::NotConnected`], or `OutcomeUnknown` once bytes may have left, within `publish_timeout`; [`Receipt::Queued`] only with the outbox on | same | same |
-/// | request, nobody answers | `NoResponders` at once | from a registry of responders with heartbeat (2 s, gone after 6 s); listed but dead is `Timeout` | at once | at once |
+/// | request, nobody answers | `NoResponders` at once | from a registry of responders with heartbeat (2 s, gone after 6 s); listed but dead is `Timeout`, and so is nobody for 3 s after an outage | at once | at once |
 /// | order | first deliveries: per subject, per publisher | per stream | per subject, per publisher | per stream |
 /// | keyed order through redelivery | one active member per keyed consumer (lease), the others stand by | same | [`Unsupported`] | same |
 /// | late ack of a lost lease | refused | refused and fenced on the server | – | refused by the library |
@@ -75,8 +75,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Publishes one message. With `reply` set and nobody listening, a message with header `Status: 503` goes to `reply`.
     ///
-    /// *Redis*: XADD, pipelined over one connection, into the configured or family stream; replies into the inbox
-    /// key named by the subject; with `reply` the registry of responders is asked first. *NATS*: PUB, or with a matching
+    /// *Redis*: XADD in batches, pipelined over one connection to each server, into the configured or family stream; replies
+    /// into the inbox key named by the subject; with `reply` the registry of responders beside the stream is asked. *NATS*: PUB, or with a matching
     /// JetStream stream a publish that awaits its PubAck. Both answer `NotConnected` or `OutcomeUnknown` within `o.timeout`.
     ///
     /// # Errors
@@ -94,8 +94,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Starts a live subscription. Every message published after this returned reaches it or is reported as a gap.
     ///
     /// *Redis*: fixes the start as a concrete id on the server before it returns, then joins the shared XREAD of each
-    /// stream that the pattern touches; a queue group is one group per pattern and name, read with NOACK;
-    /// `o.responder` enters the subject in the registry. *NATS*: SUB, then PING/PONG; `o.start` is `Unsupported` on core
+    /// group of streams that the pattern touches; a queue group, one for each pattern and name, is a cursor that the
+    /// processes move: who moves it has what lies between; `o.responder` enters the subject in the registry. *NATS*: SUB, then PING/PONG; `o.start` is `Unsupported` on core
     /// and an ordered consumer on JetStream.
     ///
     /// # Errors

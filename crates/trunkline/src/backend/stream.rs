@@ -301,8 +301,9 @@ pub trait Member: Send + Sync {
     /// Waits up to `wait` for between 1 and `max` deliveries; an empty answer after `wait` is normal. A keyed
     /// consumer gives only to the member that holds the lease.
     ///
-    /// *Redis*: expired pending entries first (XPENDING, then XCLAIM guarded by idle time), then due delayed ones, then
-    /// XREADGROUP on a blocking connection of its own. *JetStream*: a pull request with `expires`.
+    /// *Redis*: what comes again first, by one script (leases that ended by the idle time of pending entries, delayed naks by
+    /// a sorted set), then XREADGROUP in a transaction; a member with nothing to do waits in an XREAD on a connection of
+    /// its own. *JetStream*: a pull request with `expires`.
     ///
     /// # Errors
     /// No connection, or the consumer is gone.
@@ -313,7 +314,8 @@ pub trait Member: Send + Sync {
 
     /// Settles deliveries; one answer for each, in order.
     ///
-    /// *Redis*: one Lua script a batch, fenced by owner and delivery count; a delayed nak goes to the sorted set of delays.
+    /// *Redis*: one Lua script a batch, fenced by owner and delivery count, or for acks by the count of deliveries that the
+    /// consumer's members have lost; a delayed nak goes to the sorted set of delays.
     /// *JetStream*: double acks, the lease checked by the library's own clock first.
     ///
     /// # Errors
