@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use trunkline::backend::{Settle, Settled, Start, StreamConfig};
+use trunkline::backend::{Delivery, Settle, Settled, Start, StreamConfig};
 
 use super::Harness;
 use super::probe::{
@@ -176,6 +176,31 @@ pub async fn late_ack_of_a_lost_lease_is_refused(harness: &Harness) {
         Settled::LeaseLost => ack(&*late, &fetch_one(&*late).await).await,
     }
     fetch_nothing(&*early, 2 * ACK_WAIT, "acknowledged").await;
+}
+
+/// The same for many in one batch: none of them counts, and the messages stay with whoever has them now.
+pub async fn late_acks_of_many_lost_leases_are_refused(harness: &Harness) {
+    const MANY: usize = 40;
+    let (stream, one, two) = (work(harness).await, harness.backend().await, harness.backend().await);
+    publish_numbers(&*one, &harness.subject("work.x"), 0..MANY as u64).await;
+    let early = join(&*one, &stream, consumer("c", ACK_WAIT)).await;
+    let late = join(&*two, &stream, consumer("c", ACK_WAIT)).await;
+    let acks = |deliveries: Vec<Delivery>| {
+        deliveries.into_iter().map(|delivery| (delivery.token, Settle::Ack)).collect::<Vec<_>>()
+    };
+    let lost = acks(fetch_all(&*early, MANY).await);
+    let mut left = acks(fetch_all(&*late, MANY).await);
+    let settled = early.settle(lost).await.expect("settled");
+    assert_eq!(settled, vec![Settled::LeaseLost; MANY], "another has them");
+    while !left.is_empty() {
+        let settled = late.settle(left).await.expect("settled");
+        // On a slow machine its leases are lost in turn, and the messages come again.
+        let again = settled.iter().filter(|settled| **settled == Settled::LeaseLost).count();
+        left = acks(fetch_all(&*late, again).await);
+    }
+    fetch_nothing(&*early, 2 * ACK_WAIT, "acknowledged").await;
+    publish_numbers(&*one, &harness.subject("work.x"), 100..101).await;
+    assert_eq!(number(&fetch_one(&*early).await.message), 100, "the stream goes on");
 }
 
 /// A settled delivery is over: a second settlement is answered `LeaseLost`.

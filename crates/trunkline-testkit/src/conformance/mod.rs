@@ -162,6 +162,7 @@ properties! { $
         terminated_message_never_comes_again: Streams,
         progress_keeps_the_lease: Streams,
         late_ack_of_a_lost_lease_is_refused: Streams,
+        late_acks_of_many_lost_leases_are_refused: Streams,
         settled_delivery_cannot_be_settled_again: Streams,
         batch_is_answered_one_by_one_in_order: Streams,
         fetch_waits_for_a_message: Streams,

@@ -15,7 +15,7 @@ use super::refusal;
 /// their own, who need `+sentinel|master +ping`. Database numbers other than 0 need `+select`.
 pub const ACL_RULES: &str = "\
     +ping +client|id +client|unblock +eval +evalsha +multi +exec +wait \
-    +exists +del +pexpire +time +memory|usage \
+    +exists +del +rename +pexpire +time +memory|usage \
     +get +set +incrby \
     +hget +hgetall +hexists +hset +hdel +hkeys +hmget +hincrby \
     +sadd +srem +smembers \

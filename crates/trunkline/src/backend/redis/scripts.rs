@@ -10,6 +10,9 @@ const PRELUDE: &str = include_str!("scripts/prelude.lua");
 /// Leads a transaction that appends messages; sent with its text, so it goes without the prelude.
 pub(super) const LEAD: &str = include_str!("scripts/lead.lua");
 
+/// Leads a transaction that acknowledges deliveries; likewise.
+pub(super) const LEAD_ACK: &str = include_str!("scripts/lead_ack.lua");
+
 /// A script as the server knows it.
 pub(super) struct Script {
     source: String,

@@ -71,6 +71,16 @@ async fn everything(server: &RedisServer, user: &str) -> Result<(), Box<dyn std:
     publish("work.z", None, None).await?;
     let fetched = member.fetch(1, PATIENCE).await?;
     member.settle(vec![(fetched.deliveries[0].token.clone(), Settle::Ack)]).await?;
+    // So many at once are settled another way.
+    for _ in 0..32 {
+        publish("work.z", None, None).await?;
+    }
+    let mut many = Vec::new();
+    while many.len() < 32 {
+        let fetched = member.fetch(32, PATIENCE).await?;
+        many.extend(fetched.deliveries.into_iter().map(|delivery| (delivery.token, Settle::Ack)));
+    }
+    member.settle(many).await?;
     member.leave().await?;
     assert!(streams(&backend).remove_consumer("work", "plain").await?);
     let consumer = ConsumerConfig { start: Start::Beginning, keyed: true, ..ConsumerConfig::new("c") };

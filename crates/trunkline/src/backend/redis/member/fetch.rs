@@ -304,7 +304,7 @@ impl RedisMember {
         self.held.lock().add(fence, deliveries);
     }
 
-    fn xack(&self, ids: &[EntryId]) -> redis::Cmd {
+    pub(super) fn xack(&self, ids: &[EntryId]) -> redis::Cmd {
         let mut command = redis::cmd("XACK");
         command.arg(&self.home.key).arg(&self.group);
         for id in ids {

@@ -1,14 +1,18 @@
 //! Settling deliveries.
 
+use redis::Value;
 use tokio::time::Instant;
 use trunkline_core::StreamOffset;
 
-use super::super::entry::{EntryId, list, number, print_id, push_id};
+use super::super::entry::{EntryId, array, list, number, print_id, push_id};
 use super::super::link::Failure;
 use super::super::routes::millis;
-use super::super::scripts::{ACK, SETTLE};
+use super::super::scripts::{ACK, LEAD_ACK, SETTLE};
 use super::RedisMember;
 use crate::backend::{AckToken, ConsumeError, Settle, Settled};
+
+/// From how many ids on a transaction costs less than a script.
+const PLAIN_MIN: usize = 16;
 
 impl RedisMember {
     pub(super) async fn settle_batch(
@@ -40,6 +44,68 @@ impl RedisMember {
 
     /// Acknowledges deliveries of which nobody has taken one away; `None` when that is not so, and nothing was done.
     async fn acknowledge(&self, fence: u64, ids: &[EntryId]) -> Result<Option<Vec<Settled>>, ConsumeError> {
+        let (now, acknowledged) = match self.acknowledge_plainly(fence, ids).await? {
+            Some(answer) => answer,
+            None => match self.acknowledge_by_script(fence, ids).await? {
+                Some(answer) => answer,
+                None => return Ok(None),
+            },
+        };
+        if now != fence {
+            self.held.lock().see_fence(now);
+            return Ok(None);
+        }
+        // Fewer can only be when the server has lost what it had, or somebody else meddles; which ones is not known, so
+        // none is called done.
+        let settled = match usize::try_from(acknowledged) == Ok(ids.len()) {
+            true => Settled::Done,
+            false => Settled::LeaseLost,
+        };
+        Ok(Some(vec![settled; ids.len()]))
+    }
+
+    /// Many at once, in a transaction that acknowledges nothing when somebody has lost a delivery. Answers how often that
+    /// was so by now, and how many were acknowledged; `None` when they are few, or the server takes no transaction now.
+    async fn acknowledge_plainly(
+        &self,
+        fence: u64,
+        ids: &[EntryId],
+    ) -> Result<Option<(u64, u64)>, ConsumeError> {
+        if ids.len() < PLAIN_MIN {
+            return Ok(None);
+        }
+        let (key, away) = (&self.home.key, self.home.beside("away"));
+        let mut pipeline = redis::Pipeline::with_capacity(3);
+        pipeline.atomic();
+        pipeline.cmd("EVAL").arg(LEAD_ACK).arg(3);
+        pipeline.arg(key).arg(self.home.of_consumer("consumer", &self.config.name)).arg(&away);
+        pipeline.arg(&self.identity).arg(fence);
+        pipeline.add_command(self.xack(ids));
+        pipeline.cmd("RENAME").arg(&away).arg(key);
+        let failed = |failure| self.failed(failure);
+        let answers = match self.shared.link.transaction(key, &pipeline).await {
+            Ok(answers) => answers,
+            // Nothing of it was carried out.
+            Err(Failure::Refused(_)) => return Ok(None),
+            Err(failure) => return Err(failed(failure)),
+        };
+        let mut answers = answers.into_iter();
+        let (lead, acknowledged) =
+            (answers.next().unwrap_or(Value::Nil), answers.next().unwrap_or(Value::Nil));
+        if let Value::ServerError(error) = lead {
+            return Err(failed(Failure::Refused(error)));
+        }
+        let [_, now] = array::<2>(lead).map_err(failed)?;
+        let counts = number(&now).and_then(|now| Ok((now, number(&acknowledged)?)));
+        counts.map(Some).map_err(failed)
+    }
+
+    /// The same in one script; `None`, too, when the consumer is another.
+    async fn acknowledge_by_script(
+        &self,
+        fence: u64,
+        ids: &[EntryId],
+    ) -> Result<Option<(u64, u64)>, ConsumeError> {
         let answer = self
             .run(&ACK, |command| {
                 command.arg(fence);
@@ -53,18 +119,7 @@ impl RedisMember {
             return Ok(None);
         };
         let counts = number(now).and_then(|fence| Ok((fence, number(acknowledged)?)));
-        let (now, acknowledged) = counts.map_err(|failure| self.failed(failure))?;
-        if now != fence {
-            self.held.lock().see_fence(now);
-            return Ok(None);
-        }
-        // Fewer can only be when the server has lost what it had, or somebody else meddles; which ones is not known, so
-        // none is called done.
-        let settled = match usize::try_from(acknowledged) == Ok(ids.len()) {
-            true => Settled::Done,
-            false => Settled::LeaseLost,
-        };
-        Ok(Some(vec![settled; ids.len()]))
+        counts.map(Some).map_err(|failure| self.failed(failure))
     }
 
     /// Has the server look at each delivery.
