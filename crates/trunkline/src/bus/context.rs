@@ -1,7 +1,7 @@
 //! What a message passes on to the messages that it causes.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use trunkline_core::Headers;
@@ -50,10 +50,14 @@ impl Context {
 
     /// What a message with this envelope and these headers passes on.
     pub(crate) fn of(envelope: Option<&Envelope>, headers: &Headers) -> Self {
-        let trace_headers = TRACE_HEADERS
+        let trace_headers: Vec<_> = TRACE_HEADERS
             .into_iter()
             .filter_map(|name| Some((name, headers.get(name)?.to_owned())))
             .collect();
+        if envelope.is_none() && trace_headers.is_empty() {
+            static NOTHING: LazyLock<Context> = LazyLock::new(Context::default);
+            return NOTHING.clone();
+        }
         Self(Arc::new(match envelope {
             None => Inherited { trace_headers, ..Inherited::default() },
             Some(envelope) => Inherited {

@@ -1,7 +1,7 @@
 //! A delivery as its handler sees it, and a handler function as a tower service.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context as TaskContext, Poll};
 use std::time::SystemTime;
 
@@ -24,12 +24,25 @@ pub struct Delivered {
     context: Context,
     time: SystemTime,
     attempt: u32,
-    cancel: CancellationToken,
+    /// Made when it is asked for.
+    cancel: Arc<OnceLock<CancellationToken>>,
+}
+
+/// The end of the work on a delivery: what its handler tied to it is cancelled when this is dropped.
+pub(super) struct EndOfWork(Arc<OnceLock<CancellationToken>>);
+
+impl Drop for EndOfWork {
+    fn drop(&mut self) {
+        // Nobody else has the delivery any more, and if somebody has its token, it is there.
+        if Arc::strong_count(&self.0) > 1 || self.0.get().is_some() {
+            self.0.get_or_init(CancellationToken::new).cancel();
+        }
+    }
 }
 
 impl Delivered {
-    pub(super) fn new(bus: Bus, delivery: &Delivery, received: Received, cancel: CancellationToken) -> Self {
-        let context = received.context();
+    pub(super) fn new(bus: Bus, delivery: &Delivery, received: Received) -> Self {
+        let (context, cancel) = (received.context(), Arc::default());
         Self { bus, received, context, time: delivery.time, attempt: delivery.attempt, cancel }
     }
 
@@ -80,7 +93,11 @@ impl Delivered {
     /// Cancelled when the work is not wanted any more: the lease was lost, or the consumer was stopped. The handler
     /// itself is dropped then; this is for tasks it spawned.
     pub fn cancellation(&self) -> &CancellationToken {
-        &self.cancel
+        self.cancel.get_or_init(CancellationToken::new)
+    }
+
+    pub(super) fn end_of_work(&self) -> EndOfWork {
+        EndOfWork(self.cancel.clone())
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet, yield_now};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
@@ -32,6 +32,11 @@ use crate::telemetry::Telemetry;
 const FETCH_WAIT: Duration = Duration::from_secs(5);
 /// Most deliveries of one fetch.
 const FETCH_MAX: usize = 256;
+/// With so many handlers or more a fetch waits until there is room for half as many deliveries, while more of them are
+/// stored than are wanted: the cost of a fetch is shared by what it brings.
+const GATHER_FROM: usize = 32;
+/// Longest such wait.
+const GATHER: Duration = Duration::from_millis(1);
 /// Settlements that may wait for the backend beside one for each handler; past it nothing more is fetched.
 const UNSETTLED_SLACK: usize = 1024;
 /// Longest wait for the last settlements and for leaving, when the consumer was told to stop.
@@ -58,7 +63,7 @@ struct Parked {
 struct Running {
     token: AckToken,
     key: Option<String>,
-    cancel: CancellationToken,
+    cancel: AbortHandle,
     renewed: Instant,
     /// Its lease is lost: it was cancelled, and must not be settled.
     lost: bool,
@@ -75,11 +80,15 @@ pub(super) struct Engine<S> {
     key: Option<Key>,
     lease: Option<KeyLease>,
     keyed: Keyed<StreamOffset, Parked, Instant>,
-    /// The handlers. They end by themselves or by their token, and are joined before the engine ends.
-    handlers: JoinSet<Option<Settle>>,
+    /// The handlers. They end by themselves or are aborted, and are joined before the engine ends.
+    handlers: JoinSet<Settle>,
     running: HashMap<Id, Running, foldhash::fast::RandomState>,
     settlements: Settlements,
     fetching: Option<Fetching>,
+    /// The latest fetch brought as much as it asked for.
+    backlog: bool,
+    /// Until when a fetch waits for more room.
+    gathers_until: Option<Instant>,
     /// After a failed fetch.
     fetch_backoff: Backoff,
     /// Until when nothing is fetched past the bound on parked deliveries, because what came was not what is waited for.
@@ -110,6 +119,8 @@ where
             running: HashMap::default(),
             settlements: Settlements::new(member.clone()),
             fetching: None,
+            backlog: false,
+            gathers_until: None,
             fetch_backoff: Backoff::default(),
             crowded_until: None,
             stopping: false,
@@ -141,6 +152,7 @@ where
             let fetch_paused = self.fetch_backoff.until();
             let settle_paused = self.settlements.paused_until();
             let redelivery_due = self.redelivery_due();
+            let gathers_until = self.gathers_until;
             // Biased, so that leases are renewed under whatever load. Nothing below can starve what follows it: a fetch
             // needs free handlers, a settlement ended ones.
             tokio::select! {
@@ -178,7 +190,9 @@ where
                 }
                 Some(ended) = self.handlers.join_next_with_id(), if !self.handlers.is_empty() => {
                     self.ended(ended);
-                    // Whatever else has ended by now is settled in the same batch.
+                    // Whatever else has ended by now, or ends at once when it has its turn, is settled in the same batch,
+                    // and makes room for a larger fetch.
+                    yield_now().await;
                     while let Some(ended) = self.handlers.try_join_next_with_id() {
                         self.ended(ended);
                     }
@@ -187,6 +201,7 @@ where
                 () = sleep_until_some(settle_paused), if settle_paused.is_some() => self.settlements.resume(),
                 // The fetch is started above.
                 () = sleep_until_some(redelivery_due), if redelivery_due.is_some() => {}
+                () = sleep_until_some(gathers_until), if gathers_until.is_some() => {}
             }
         };
         self.farewell().await;
@@ -197,15 +212,14 @@ where
     fn stop(&mut self) {
         self.stopping = true;
         self.fetching = None;
+        self.gathers_until = None;
         self.keyed.clear();
     }
 
     /// Cancels what is left, settles what is done, and leaves.
     async fn farewell(&mut self) {
         self.fetching = None;
-        for running in self.running.values() {
-            running.cancel.cancel();
-        }
+        self.handlers.abort_all();
         while let Some(ended) = self.handlers.join_next_with_id().await {
             self.ended(ended);
         }
@@ -277,14 +291,28 @@ where
     }
 
     fn start_fetch(&mut self) {
-        let max = self.may_fetch();
-        if self.fetching.is_none() && max > 0 {
+        let max = if self.fetching.is_some() { 0 } else { self.may_fetch() };
+        if max > 0 && self.gathers(max) {
+            return;
+        }
+        self.gathers_until = None;
+        if max > 0 {
             let (member, began) = (self.member.clone(), Instant::now());
             // A key that waits for a message which does not come again is freed by a fetch that began after `ack_wait`
             // and brought nothing, so with keys no fetch may take much longer than that.
             let wait = if self.key.is_some() { FETCH_WAIT.min(self.bounds.ack_wait) } else { FETCH_WAIT };
             self.fetching = Some(Box::pin(async move { (began, max, member.fetch(max, wait).await) }));
         }
+    }
+
+    /// Whether a fetch of so many waits for more room, because some is about to be free.
+    fn gathers(&mut self, room: usize) -> bool {
+        let enough = self.bounds.concurrency.min(FETCH_MAX) / 2;
+        if self.key.is_some() || self.bounds.concurrency < GATHER_FROM || !self.backlog || room >= enough {
+            return false;
+        }
+        let now = Instant::now();
+        *self.gathers_until.get_or_insert(now + GATHER) > now
     }
 
     /// What a fetch that failed or was dropped had been given is out until its leases end. With keys nothing later may be
@@ -321,9 +349,11 @@ where
         }
         // Redeliveries come first: what was due when a fetch began and is not in it is not coming any more.
         let first_ones = fetched.deliveries.iter().any(|delivery| delivery.attempt == 1);
-        let exhausted = first_ones || fetched.deliveries.len() < asked;
+        self.backlog = fetched.deliveries.len() >= asked;
+        let exhausted = first_ones || !self.backlog;
+        let now = Instant::now();
         for delivery in fetched.deliveries {
-            self.take(delivery);
+            self.take(delivery, now);
         }
         let bound = self.bounds.concurrency + self.bounds.max_parked;
         if first_ones && self.running.len() + self.keyed.parked() > bound {
@@ -338,8 +368,8 @@ where
         Ok(())
     }
 
-    /// Starts a delivery, or parks it until its key is free.
-    fn take(&mut self, delivery: Delivery) {
+    /// Starts a delivery that has just come, or parks it until its key is free.
+    fn take(&mut self, delivery: Delivery, now: Instant) {
         let received = Received::new(delivery.message.clone(), Some(delivery.offset));
         let offset = delivery.offset;
         if delivery.attempt > 1 {
@@ -351,17 +381,16 @@ where
         // The function is the application's; what it panics on must not take the whole consumer down.
         let key = self.key.as_ref().map(|key| catch_unwind(AssertUnwindSafe(|| key.of(&received))));
         match key {
-            None | Some(Ok(None)) => self.start(delivery, received, None, Instant::now()),
+            None | Some(Ok(None)) => self.start(delivery, received, None, now),
             Some(Ok(Some(key))) => {
-                let parked = Parked { delivery, received, renewed: Instant::now(), lost: false };
+                let parked = Parked { delivery, received, renewed: now, lost: false };
                 self.keyed.park(&key, offset, parked);
             }
             Some(Err(panic)) => {
                 let error = HandlerError::new(format!("key function panicked: {}", panic_text(&*panic)));
                 let token = delivery.token.clone();
-                let cancel = CancellationToken::new();
-                let work = self.rules.clone().give_up(delivery, received, error, cancel.clone());
-                self.spawn(work, token, None, Instant::now(), cancel);
+                let work = self.rules.clone().give_up(delivery, received, error);
+                self.spawn(work, token, None, now);
             }
         }
     }
@@ -382,30 +411,30 @@ where
 
     /// Starts the handler of a delivery whose lease was last renewed at `renewed`.
     fn start(&mut self, delivery: Delivery, received: Received, key: Option<String>, renewed: Instant) {
-        let cancel = CancellationToken::new();
         let token = delivery.token.clone();
-        let work = self.rules.clone().work(delivery, received, self.service.clone(), cancel.clone());
-        self.spawn(work, token, key, renewed, cancel);
+        let work = self.rules.clone().work(delivery, received, self.service.clone());
+        self.spawn(work, token, key, renewed);
     }
 
     fn spawn(
         &mut self,
-        work: impl Future<Output = Option<Settle>> + Send + 'static,
+        work: impl Future<Output = Settle> + Send + 'static,
         token: AckToken,
         key: Option<String>,
         renewed: Instant,
-        cancel: CancellationToken,
     ) {
-        let id = self.handlers.spawn(work).id();
-        self.running.insert(id, Running { token, key, cancel, renewed, lost: false });
+        let cancel = self.handlers.spawn(work);
+        self.running.insert(cancel.id(), Running { token, key, cancel, renewed, lost: false });
     }
 
     /// Settles what a handler's end calls for.
-    fn ended(&mut self, ended: Result<(Id, Option<Settle>), JoinError>) {
+    fn ended(&mut self, ended: Result<(Id, Settle), JoinError>) {
         let (id, settle) = match ended {
-            Ok(ended) => ended,
+            Ok((id, settle)) => (id, Some(settle)),
             Err(error) => {
-                tracing::error!(%error, "work on a delivery broke off");
+                if !error.is_cancelled() {
+                    tracing::error!(%error, "work on a delivery broke off");
+                }
                 (error.id(), None)
             }
         };
@@ -532,7 +561,7 @@ fn lose(running: &mut Running, telemetry: &Telemetry) {
     if !running.lost {
         running.lost = true;
         telemetry.leases_lost.inc();
-        running.cancel.cancel();
+        running.cancel.abort();
     }
 }
 

@@ -2,11 +2,12 @@
 //! settle; the engine settles it.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use tokio_util::sync::CancellationToken;
+use futures_util::{FutureExt as _, poll};
 use tower::{Service, ServiceExt as _};
 use trunkline_core::redelivery::{self, Admission, DeadReason, Ending, RetryPolicy, Settlement};
 
@@ -16,10 +17,19 @@ use crate::backend::{Delivery, Settle};
 use crate::bus::Bus;
 use crate::bus::handler::{BoxError, HandlerError, Retry, panic_text};
 use crate::bus::received::Received;
-use crate::telemetry::Counted;
+use crate::telemetry::{Counted, Telemetry};
 
 /// Shortest delay before a dead letter that could not be written is tried again.
 const DEAD_LETTER_DELAY_MIN: Duration = Duration::from_secs(1);
+
+/// Counts work that was dropped before its end as failed; forgotten when it has come to its end.
+struct Unfinished<'a>(&'a Telemetry);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.failed.inc();
+    }
+}
 
 /// What all deliveries of a consumer have in common.
 #[derive(Debug)]
@@ -33,50 +43,39 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Works on a delivery; `None` when it was cancelled, and nothing is to be settled.
-    pub(super) async fn work<S>(
-        self: Arc<Self>,
-        delivery: Delivery,
-        received: Received,
-        service: S,
-        cancel: CancellationToken,
-    ) -> Option<Settle>
+    /// Works on a delivery, and says what to settle. Dropped when the work is not wanted any more.
+    pub(super) async fn work<S>(self: Arc<Self>, delivery: Delivery, received: Received, service: S) -> Settle
     where
         S: Service<Delivered, Response = ()> + Send + 'static,
         S::Error: Into<BoxError>,
         S::Future: Send,
     {
-        let _running = Counted::one(&self.bus.inner().telemetry.handlers_running);
-        let work = async {
-            if let Some(settle) = self.admit(&delivery, &received).await {
-                return settle;
+        let telemetry = &self.bus.inner().telemetry;
+        let _running = Counted::one(&telemetry.handlers_running);
+        let unfinished = Unfinished(telemetry);
+        let settle = match self.admit(&delivery, &received).await {
+            Some(settle) => settle,
+            None => {
+                let delivered = Delivered::new(self.bus.clone(), &delivery, received);
+                let ending = self.handle(&delivery, delivered, service).await;
+                self.conclude(&delivery, ending).await
             }
-            let delivered = Delivered::new(self.bus.clone(), &delivery, received, cancel.child_token());
-            let ending = self.handle(&delivery, delivered, service).await;
-            self.conclude(&delivery, ending).await
         };
-        let settle = cancel.run_until_cancelled(work).await;
-        if settle.is_none() {
-            self.bus.inner().telemetry.failed.inc();
-        }
+        std::mem::forget(unfinished);
         settle
     }
 
-    /// Concludes a delivery that failed before it reached its handler; `None` when that was cancelled.
+    /// Concludes a delivery that failed before it reached its handler.
     pub(super) async fn give_up(
         self: Arc<Self>,
         delivery: Delivery,
         received: Received,
         error: HandlerError,
-        cancel: CancellationToken,
-    ) -> Option<Settle> {
-        let work = async {
-            match self.admit(&delivery, &received).await {
-                Some(settle) => settle,
-                None => self.conclude(&delivery, self.failed(&delivery, &error)).await,
-            }
-        };
-        cancel.run_until_cancelled(work).await
+    ) -> Settle {
+        match self.admit(&delivery, &received).await {
+            Some(settle) => settle,
+            None => self.conclude(&delivery, self.failed(&delivery, &error)).await,
+        }
     }
 
     /// What to settle when the handler must not run.
@@ -97,17 +96,25 @@ impl Rules {
     {
         let context = delivered.context().clone();
         // Whatever the handler spawned and tied to this delivery ends with it.
-        let spawned = delivered.cancellation().clone().drop_guard();
+        let spawned = delivered.end_of_work();
         let handling = AssertUnwindSafe(context.scope(service.oneshot(delivered))).catch_unwind();
-        let result = tokio::time::timeout(self.max_handling, handling).await;
+        let mut handling = pin!(handling.map(|result| match result {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(HandlerError::from_service(error.into())),
+            Err(panic) => Err(HandlerError::new(format!("handler panicked: {}", panic_text(&*panic)))),
+        }));
+        // The clock is looked at only for a handler that waits for something.
+        let result = match poll!(&mut handling) {
+            Poll::Ready(result) => Ok(result),
+            Poll::Pending => tokio::time::timeout(self.max_handling, handling).await,
+        };
         drop(spawned);
         let error = match result {
-            Ok(Ok(Ok(()))) => {
+            Ok(Ok(())) => {
                 self.bus.inner().telemetry.handled.inc();
                 return Ending::Succeeded;
             }
-            Ok(Ok(Err(error))) => HandlerError::from_service(error.into()),
-            Ok(Err(panic)) => HandlerError::new(format!("handler panicked: {}", panic_text(&*panic))),
+            Ok(Err(error)) => error,
             Err(_) => HandlerError::new(format!("handler took longer than {:?}", self.max_handling)),
         };
         self.failed(delivery, &error)
