@@ -85,7 +85,7 @@ impl RedisCluster {
             let port = cluster.tls_ports.get(n).copied().unwrap_or_else(|| cluster.nodes[n].port());
             cluster.nodes[0].ask(&format!("CLUSTER MEET 127.0.0.1 {port}"));
         }
-        cluster.wait_until_ready();
+        cluster.wait_until_agreed();
         for (n, replica) in cluster.nodes[MASTERS..].iter().enumerate() {
             replica.ask(&format!("CLUSTER REPLICATE {}", cluster.id(n)));
         }
@@ -94,14 +94,21 @@ impl RedisCluster {
     }
 
     /// Waits until every node serves its slots and knows the others', and has what its master has.
+    ///
+    /// # Panics
+    /// When that takes longer than 20 s.
     pub fn wait_until_ready(&self) {
+        self.wait_until_agreed();
+        self.wait_until_replicated();
+    }
+
+    fn wait_until_agreed(&self) {
         let count = self.nodes.len();
         for node in &self.nodes {
             node.wait_until("CLUSTER INFO", &format!("cluster_known_nodes:{count}\r\n"));
             node.wait_until("CLUSTER INFO", &format!("cluster_slots_ok:{SLOTS}\r\n"));
             node.wait_until("CLUSTER INFO", "cluster_state:ok");
         }
-        self.wait_until_replicated();
     }
 
     fn wait_until_replicated(&self) {

@@ -239,6 +239,22 @@ impl RedisServer {
         command.query(&mut connection)
     }
 
+    /// Waits until `replica` has all that this server has now.
+    ///
+    /// # Panics
+    /// When that takes longer than 20 s.
+    #[track_caller]
+    pub fn wait_until_on(&self, replica: &RedisServer) {
+        let offset = |replication: &str, field: &str| -> Option<u64> {
+            replication.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
+        };
+        let here = offset(&shown(&self.ask("INFO replication")), "master_repl_offset:");
+        let here = here.expect("a server says how much it has");
+        replica.wait_until_answer("INFO replication", |there| {
+            offset(there, "slave_repl_offset:").is_some_and(|there| there >= here)
+        });
+    }
+
     /// Sends a command until the answer, as text, contains `expected`.
     ///
     /// # Panics

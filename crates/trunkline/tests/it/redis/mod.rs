@@ -26,6 +26,36 @@ use trunkline_testkit::{RedisServer, TcpProxy};
 /// Longer than anything here may take; it only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Runs a test function on the system's server, and on the oldest and the newest that are installed.
+macro_rules! on_oldest_and_newest {
+    ($($name:ident;)*) => {$(
+        mod $name {
+            use trunkline_testkit::RedisVersion;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn redis_6_0() {
+                super::$name(RedisVersion::Redis60).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn redis_of_the_system() {
+                super::$name(RedisVersion::System).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn redis_8() {
+                super::$name(RedisVersion::Redis8).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn valkey() {
+                super::$name(RedisVersion::Valkey).await;
+            }
+        }
+    )*};
+}
+use on_oldest_and_newest;
+
 fn options(url: &str) -> RedisOptions {
     RedisOptions::new(RedisUrl::parse(url).expect("a URL"))
 }
