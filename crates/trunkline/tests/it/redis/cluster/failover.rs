@@ -26,8 +26,13 @@ on_oldest_and_newest! {
     what_replicas_have_is_not_lost_with_their_master;
 }
 
-/// Which payloads somebody has seen, and up to where it is worth waiting for more.
+/// The payloads that somebody has seen, or was told something about.
 type Seen = watch::Sender<BTreeSet<String>>;
+
+/// Waits until so many were seen.
+async fn has_many(seen: &Seen, count: usize) {
+    soon(seen.subscribe().wait_for(|seen| seen.len() >= count)).await.expect("it goes on");
+}
 
 /// Waits until all of `wanted` were seen.
 async fn has_seen(seen: &Seen, wanted: &BTreeSet<String>, who: &str) {
@@ -71,13 +76,23 @@ async fn consume(member: Arc<dyn Member>, seen: Arc<Seen>) {
     }
 }
 
+/// Has the replica of a master get nothing more: it stands still, and the connection over which it would have had the rest
+/// is cut.
+fn cut_off(cluster: &RedisCluster, master: usize) {
+    let (master, replica) = (&cluster.nodes()[master], &cluster.nodes()[cluster.replica_of(master)]);
+    replica.pause();
+    assert_eq!(master.ask("CLIENT KILL TYPE replica"), redis::Value::Int(1));
+}
+
 /// With `wait_replicas: 1` everything that was stored before, while and after a master was replaced is in the stream once,
-/// and subscriptions, queue groups and consumers get it.
+/// and subscriptions, queue groups and consumers get it; what the replica could not get was not called stored.
 async fn what_replicas_have_is_not_lost_with_their_master(version: RedisVersion) {
     const EACH: usize = 200;
     let mut cluster = RedisCluster::start_replicated(version);
     let mut waiting = options(&cluster.url());
     waiting.wait_replicas = 1;
+    // Half of it is the replicas' time.
+    waiting.publish_timeout = Duration::from_secs(2);
     let writer = Arc::new(RedisBackend::connect(waiting).await.expect("the cluster is up"));
     let (reader, other) = (connect(&cluster).await, connect(&cluster).await);
     ensure(&writer, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
@@ -94,23 +109,27 @@ async fn what_replicas_have_is_not_lost_with_their_master(version: RedisVersion)
     }
     tasks.spawn(consume(member, consumed.clone()));
 
-    let stored = Arc::new(Seen::default());
+    let told = Arc::new(Told::default());
     let enough = Arc::new(Notify::new());
-    let publishing = tokio::spawn(publish_numbers(writer.clone(), stored.clone(), enough.clone()));
-    soon(stored.subscribe().wait_for(|stored| stored.len() >= EACH)).await.expect("it is stored");
+    let publishing = tokio::spawn(publish_numbers(writer.clone(), told.clone(), enough.clone()));
+    has_many(&told.stored, EACH).await;
     let slot = cluster.slot_of("atlas_bus:{work}");
     let gone = cluster.owner(slot);
+    cut_off(&cluster, gone);
+    // What left before the connection was cut has come as far as the replica's system. The next ten have not.
+    has_many(&told.not_replicated, 11).await;
     cluster.nodes_mut()[gone].kill();
+    cluster.nodes()[cluster.replica_of(gone)].resume();
     assert_eq!(cluster.wait_for_promotion(slot, gone), cluster.replica_of(gone));
     // It is alone: so that a replica has what it takes from now on, the old master has to come back as that.
     cluster.nodes_mut()[gone].restart();
     cluster.wait_until_ready();
-    let before = stored.borrow().len();
-    soon(stored.subscribe().wait_for(|stored| stored.len() >= before + EACH)).await.expect("it is stored");
+    let before = told.stored.borrow().len();
+    has_many(&told.stored, before + EACH).await;
     enough.notify_one();
-    let refused = soon(publishing).await.expect("nothing unexpected was told");
+    soon(publishing).await.expect("nothing unexpected was told");
 
-    let stored = stored.borrow().clone();
+    let (stored, not_replicated) = (told.stored.borrow().clone(), told.not_replicated.borrow().clone());
     let (found, count) = {
         let all = read_all(&reader).await;
         let count = all.len();
@@ -119,21 +138,27 @@ async fn what_replicas_have_is_not_lost_with_their_master(version: RedisVersion)
     assert_eq!(found.len(), count, "something is there twice");
     let lost: Vec<_> = stored.difference(&found).collect();
     assert!(lost.is_empty(), "stored, and lost: {lost:?}");
-    let invented: Vec<_> = refused.intersection(&found).collect();
+    let invented: Vec<_> = told.refused.borrow().intersection(&found).cloned().collect();
     assert!(invented.is_empty(), "not connected, and stored: {invented:?}");
+    assert!(
+        !not_replicated.is_subset(&found),
+        "the replica was cut off, and yet nothing was lost with its master"
+    );
     has_seen(&plain, &stored, "the subscription").await;
     has_seen(&shared, &stored, "the queue group").await;
     has_seen(&consumed, &stored, "the consumer").await;
 }
 
-/// Publishes one number after the other, ten at a time, until it is enough; `stored` has those that are. Gives those that
-/// surely are not.
-async fn publish_numbers(
-    backend: Arc<RedisBackend>,
-    stored: Arc<Seen>,
-    enough: Arc<Notify>,
-) -> BTreeSet<String> {
-    let mut refused = BTreeSet::new();
+/// What a publisher was told about each payload, other than that its outcome is unknown.
+#[derive(Default)]
+struct Told {
+    stored: Seen,
+    not_replicated: Seen,
+    refused: Seen,
+}
+
+/// Publishes one number after the other, ten at a time, until it is enough.
+async fn publish_numbers(backend: Arc<RedisBackend>, told: Arc<Told>, enough: Arc<Notify>) {
     let ended = enough.notified();
     tokio::pin!(ended);
     for first in (0_u64..).step_by(10) {
@@ -144,18 +169,16 @@ async fn publish_numbers(
             })
             .collect();
         for (payload, publishing) in batch {
-            match publishing.outcome().await {
-                Ok(Receipt::Stored { .. }) => {
-                    stored.send_modify(|stored| {
-                        stored.insert(payload);
-                    });
-                }
-                Err(PublishError::NotConnected { .. }) => {
-                    refused.insert(payload);
-                }
-                Err(PublishError::NotReplicated { .. } | PublishError::OutcomeUnknown { .. }) => {}
+            let told = match publishing.outcome().await {
+                Ok(Receipt::Stored { .. }) => &told.stored,
+                Err(PublishError::NotReplicated { .. }) => &told.not_replicated,
+                Err(PublishError::NotConnected { .. }) => &told.refused,
+                Err(PublishError::OutcomeUnknown { .. }) => continue,
                 other => panic!("nobody provoked {other:?}"),
-            }
+            };
+            told.send_modify(|told| {
+                told.insert(payload);
+            });
         }
         // Whoever is refused waits for the server, as anybody would.
         let mut status = backend.status();
@@ -166,7 +189,6 @@ async fn publish_numbers(
             }
         }
     }
-    refused
 }
 
 /// Without `wait_replicas` that is lost which the replica had not got, and no more; everybody goes on with what comes
@@ -189,11 +211,8 @@ async fn what_the_promoted_replica_had_not_got_is_all_that_is_lost() {
     let slot = cluster.slot_of("atlas_bus:{work}");
     let gone = cluster.owner(slot);
     let replica = cluster.replica_of(gone);
-    let (old, new) = (&cluster.nodes()[gone], &cluster.nodes()[replica]);
-    old.wait_until_on(new);
-    // The replica gets nothing more: it stands still, and the connection over which it would have had the rest is cut.
-    new.pause();
-    assert_eq!(old.ask("CLIENT KILL TYPE replica"), redis::Value::Int(1));
+    cluster.nodes()[gone].wait_until_on(&cluster.nodes()[replica]);
+    cut_off(&cluster, gone);
     for n in 20..40 {
         publish(&backend, "work.x", n).await.unwrap();
         assert_eq!((next(&mut *plain).await, next(&mut *group).await), (n.to_string(), n.to_string()));
