@@ -11,7 +11,7 @@ mod sentinel;
 mod tls;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trunkline::backend::redis::{RedisBackend, RedisOptions};
 use trunkline::backend::{
@@ -154,6 +154,13 @@ async fn wait_for(backend: &RedisBackend, what: impl Fn(&BackendState) -> bool) 
 
 async fn wait_for_disconnected(backend: &RedisBackend) {
     wait_for(backend, |state| matches!(state, BackendState::Disconnected { .. })).await;
+}
+
+/// Waits until the status says that a server is away: within two seconds, and a little more on a busy machine.
+async fn wait_for_outage(backend: &RedisBackend) {
+    let since = Instant::now();
+    wait_for_disconnected(backend).await;
+    assert!(since.elapsed() < Duration::from_millis(2500), "it took {:?}", since.elapsed());
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {

@@ -15,7 +15,7 @@ use trunkline_testkit::{RedisSentinels, RedisVersion};
 use super::queues::queue;
 use super::{
     PATIENCE, ensure, next, on_oldest_and_newest, options, publish, publish_surely, soon, streams, subject,
-    subscribe, wait_for_disconnected,
+    subscribe, wait_for_outage,
 };
 
 /// The tests of this file wait for elections that take seconds, more so on a busy machine.
@@ -55,7 +55,7 @@ pub(super) async fn goes_on_after_a_failover(mut sentinels: RedisSentinels, opti
     master.wait_until_on(replica);
 
     sentinels.servers()[0].kill();
-    wait_for_disconnected(&backend).await;
+    wait_for_outage(&backend).await;
     let mut status = backend.status();
     let again = status.wait_for(|status| status.state.is_ready());
     tokio::time::timeout(ELECTION, again).await.expect("another master").expect("the backend lives");

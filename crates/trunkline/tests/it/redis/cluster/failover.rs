@@ -18,7 +18,7 @@ use super::super::publishing::read_all;
 use super::super::queues::queue;
 use super::super::{
     PATIENCE, ensure, next, on_oldest_and_newest, options, publish, publish_surely, shown, soon, streams,
-    subject, subscribe, wait_for, wait_for_disconnected,
+    subject, subscribe, wait_for, wait_for_outage,
 };
 use super::connect;
 
@@ -219,7 +219,7 @@ async fn what_the_promoted_replica_had_not_got_is_all_that_is_lost() {
     }
     cluster.nodes_mut()[gone].kill();
     cluster.nodes()[replica].resume();
-    wait_for_disconnected(&backend).await;
+    wait_for_outage(&backend).await;
     assert_eq!(cluster.wait_for_promotion(slot, gone), replica);
     wait_for(&backend, BackendState::is_ready).await;
 
