@@ -5,7 +5,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use crate::redis_server::RedisVersion;
+use crate::redis_version::RedisVersion;
 
 /// Names the Python interpreter of the environment that has `nats-py` installed.
 pub const PYTHON_VARIABLE: &str = "TRUNKLINE_TEST_PYTHON";

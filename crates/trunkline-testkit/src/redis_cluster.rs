@@ -1,15 +1,29 @@
-//! A real Redis Cluster: three masters on this machine.
+//! A real Redis Cluster: three masters on this machine, each with a replica where that is asked for.
+
+use std::time::{Duration, Instant};
 
 use crate::certificates::{Authority, Certificate};
-use crate::redis_server::{RedisServer, shown};
+use crate::redis_server::{PATIENCE, RedisServer, Tls, shown};
+use crate::redis_version::{NoTls, RedisVersion};
 
-const NODES: usize = 3;
+const MASTERS: usize = 3;
 const SLOTS: usize = 16_384;
 
 /// Three masters, each with a third of the slots. They go when it is dropped.
 pub struct RedisCluster {
+    /// The masters at the start come first, their replicas behind them in the same order.
     nodes: Vec<RedisServer>,
     tls_ports: Vec<u16>,
+}
+
+/// A slot on its way from one node to another.
+#[must_use = "the slot belongs to no node alone until the move ends"]
+#[derive(Debug)]
+pub struct SlotMove {
+    /// How many keys were in the slot.
+    pub keys: usize,
+    slot: u16,
+    to: usize,
 }
 
 impl RedisCluster {
@@ -18,22 +32,48 @@ impl RedisCluster {
     /// # Panics
     /// When there is no `redis-server`, or the nodes do not agree within 20 s.
     pub fn start() -> RedisCluster {
-        RedisCluster::start_with(None)
+        RedisCluster::start_version(RedisVersion::System)
     }
 
-    /// As [`RedisCluster::start`], with nodes that speak TLS, too, on ports of their own.
+    /// As [`RedisCluster::start`], with nodes of this version.
     ///
     /// # Panics
     /// As [`RedisCluster::start`].
-    pub fn start_tls(authority: &Authority, certificate: &Certificate) -> RedisCluster {
-        RedisCluster::start_with(Some((authority, certificate)))
+    pub fn start_version(version: RedisVersion) -> RedisCluster {
+        RedisCluster::start_with(version, None, false)
     }
 
-    fn start_with(tls: Option<(&Authority, &Certificate)>) -> RedisCluster {
+    /// As [`RedisCluster::start_version`], with a replica of each master, which is promoted when its master has been gone
+    /// for one and a half seconds.
+    ///
+    /// # Panics
+    /// As [`RedisCluster::start`].
+    pub fn start_replicated(version: RedisVersion) -> RedisCluster {
+        RedisCluster::start_with(version, None, true)
+    }
+
+    /// As [`RedisCluster::start_version`], with nodes that speak TLS, too, on ports of their own.
+    ///
+    /// # Errors
+    /// When the program was built without TLS.
+    ///
+    /// # Panics
+    /// As [`RedisCluster::start`].
+    pub fn start_tls(
+        version: RedisVersion,
+        authority: &Authority,
+        certificate: &Certificate,
+    ) -> Result<RedisCluster, NoTls> {
+        version.has_tls()?;
+        Ok(RedisCluster::start_with(version, Some((authority, certificate)), false))
+    }
+
+    fn start_with(version: RedisVersion, tls: Option<Tls<'_>>, replicated: bool) -> RedisCluster {
+        let count = if replicated { 2 * MASTERS } else { MASTERS };
         let (nodes, tls_ports): (Vec<RedisServer>, Vec<Option<u16>>) =
-            (0..NODES).map(|_| RedisServer::start_node(tls)).unzip();
-        for (n, node) in nodes.iter().enumerate() {
-            let slots = SLOTS * n / NODES..SLOTS * (n + 1) / NODES;
+            (0..count).map(|_| RedisServer::start_node(version, tls)).unzip();
+        for (n, node) in nodes[..MASTERS].iter().enumerate() {
+            let slots = SLOTS * n / MASTERS..SLOTS * (n + 1) / MASTERS;
             let slots: Vec<String> = slots.map(|slot| slot.to_string()).collect();
             node.ask(&format!("CLUSTER ADDSLOTS {}", slots.join(" ")));
             // Each an epoch of its own, so that none of them has to give way.
@@ -41,20 +81,46 @@ impl RedisCluster {
         }
         let tls_ports = tls_ports.into_iter().flatten().collect();
         let cluster = RedisCluster { nodes, tls_ports };
-        for n in 1..NODES {
+        for n in 1..count {
             let port = cluster.tls_ports.get(n).copied().unwrap_or_else(|| cluster.nodes[n].port());
             cluster.nodes[0].ask(&format!("CLUSTER MEET 127.0.0.1 {port}"));
         }
-        cluster.wait_until_ready();
+        cluster.wait_until_agreed();
+        for (n, replica) in cluster.nodes[MASTERS..].iter().enumerate() {
+            replica.ask(&format!("CLUSTER REPLICATE {}", cluster.id(n)));
+        }
+        cluster.wait_until_replicated();
         cluster
     }
 
-    /// Waits until every node serves its slots and knows the others'.
+    /// Waits until every node serves its slots and knows the others', and has what its master has.
+    ///
+    /// # Panics
+    /// When that takes longer than 20 s.
     pub fn wait_until_ready(&self) {
+        self.wait_until_agreed();
+        self.wait_until_replicated();
+    }
+
+    fn wait_until_agreed(&self) {
+        let count = self.nodes.len();
         for node in &self.nodes {
-            node.wait_until("CLUSTER INFO", &format!("cluster_known_nodes:{NODES}\r\n"));
+            node.wait_until("CLUSTER INFO", &format!("cluster_known_nodes:{count}\r\n"));
             node.wait_until("CLUSTER INFO", &format!("cluster_slots_ok:{SLOTS}\r\n"));
             node.wait_until("CLUSTER INFO", "cluster_state:ok");
+        }
+    }
+
+    fn wait_until_replicated(&self) {
+        let settled = |replication: &str| {
+            replication.contains("role:master") || replication.contains("master_link_status:up")
+        };
+        for node in &self.nodes {
+            node.wait_until_answer("INFO replication", settled);
+        }
+        // Whoever votes for a replica has to know it as one.
+        for node in self.nodes.iter().filter(|_| self.nodes.len() > MASTERS) {
+            node.wait_until_answer("CLUSTER NODES", |nodes| nodes.matches("slave ").count() == MASTERS);
         }
     }
 
@@ -90,44 +156,87 @@ impl RedisCluster {
 
     /// Which node serves a slot, as that node itself says.
     pub fn owner(&self, slot: u16) -> usize {
-        let serves = |node: &RedisServer| {
-            let nodes = shown(&node.ask("CLUSTER NODES"));
-            let own = nodes.lines().find(|line| line.contains("myself")).unwrap_or_default().to_owned();
-            own.split_whitespace().skip(8).any(|range| {
-                let (first, last) = range.split_once('-').unwrap_or((range, range));
-                matches!((first.parse(), last.parse()), (Ok(first), Ok(last)) if (first..=last).contains(&slot))
-            })
-        };
-        self.nodes.iter().position(serves).expect("a node serves the slot")
+        (0..self.nodes.len()).find(|node| self.serves(*node, slot)).expect("a node serves the slot")
     }
 
-    /// Begins to move a slot: whoever asks for what is not at its node is sent to the node `to`.
-    pub fn begin_move(&self, slot: u16, to: usize) {
+    /// Whether a node says that it serves a slot; one that is gone says nothing.
+    fn serves(&self, node: usize, slot: u16) -> bool {
+        let nodes = self.nodes[node].try_ask("CLUSTER NODES").map(|nodes| shown(&nodes)).unwrap_or_default();
+        let own = nodes.lines().find(|line| line.contains("myself")).unwrap_or_default();
+        own.split_whitespace().skip(8).any(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            matches!((first.parse(), last.parse()), (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+        })
+    }
+
+    /// The replica that was given to a master at the start.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn replica_of(&self, master: usize) -> usize {
+        assert!(self.nodes.len() > MASTERS && master < MASTERS, "node {master} was given no replica");
+        master + MASTERS
+    }
+
+    /// Waits until another node than `gone`, which is gone, serves the slot, and all that are left agree on that.
+    ///
+    /// # Panics
+    /// When that takes longer than 20 s.
+    pub fn wait_for_promotion(&self, slot: u16, gone: usize) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        let promoted = loop {
+            let others = (0..self.nodes.len()).filter(|node| *node != gone);
+            if let Some(promoted) = others.into_iter().find(|node| self.serves(*node, slot)) {
+                break promoted;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "nobody was promoted: {}",
+                self.nodes[(gone + 1) % MASTERS].log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        for (_, node) in self.nodes.iter().enumerate().filter(|(n, _)| *n != gone) {
+            node.wait_until("CLUSTER INFO", &format!("cluster_slots_ok:{SLOTS}\r\n"));
+            node.wait_until("CLUSTER INFO", "cluster_state:ok");
+        }
+        promoted
+    }
+
+    /// Begins to move the slot of a key to the next master and moves the keys in it, one by one. Until the move ends
+    /// whoever asks for what is not at the old node is sent to the new one.
+    pub fn half_move(&self, key: &str) -> SlotMove {
+        let slot = self.slot_of(key);
         let from = self.owner(slot);
+        let to = (from + 1) % MASTERS;
         self.nodes[to].ask(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", self.id(from)));
         self.nodes[from].ask(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", self.id(to)));
-    }
-
-    /// Moves the keys that are in a slot one by one, and says how many there were.
-    pub fn move_keys(&self, slot: u16, to: usize) -> usize {
-        let (from, mut moved) = (self.owner(slot), 0);
+        let (port, mut keys) = (self.nodes[to].port().to_string(), 0);
         loop {
-            let keys = shown(&self.nodes[from].ask(&format!("CLUSTER GETKEYSINSLOT {slot} 1")));
-            let Some(key) = keys.lines().next().filter(|key| !key.is_empty()) else { return moved };
-            let port = self.nodes[to].port().to_string();
+            let found = shown(&self.nodes[from].ask(&format!("CLUSTER GETKEYSINSLOT {slot} 1")));
+            let Some(key) = found.lines().next().filter(|key| !key.is_empty()) else { break };
             let migrated = self.nodes[from].try_ask_words(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]);
             migrated.unwrap_or_else(|error| panic!("{key} cannot be moved: {error}"));
-            moved += 1;
+            keys += 1;
         }
+        SlotMove { keys, slot, to }
     }
 
-    /// Ends the move of a slot: every node knows that it is at the node `to`.
-    pub fn end_move(&self, slot: u16, to: usize) {
-        let command = format!("CLUSTER SETSLOT {slot} NODE {}", self.id(to));
-        self.nodes[to].ask(&command);
-        self.nodes.iter().for_each(|node| {
+    /// Ends a move: every master knows where the slot is.
+    pub fn end_move(&self, half: SlotMove) {
+        let command = format!("CLUSTER SETSLOT {} NODE {}", half.slot, self.id(half.to));
+        self.nodes[half.to].ask(&command);
+        self.nodes[..MASTERS].iter().for_each(|node| {
             node.ask(&command);
         });
+    }
+
+    /// Moves the slot of a key to the next master, and says how many keys there were.
+    pub fn move_slot(&self, key: &str) -> usize {
+        let half = self.half_move(key);
+        let keys = half.keys;
+        self.end_move(half);
+        keys
     }
 
     /// Kills every node.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::certificates::{Authority, Certificate};
 use crate::environment;
 use crate::process::{Addresses, Program, ServerProcess, log_path};
+use crate::redis_version::{NoTls, RedisVersion};
 use crate::servers::temporary_directory;
 
 /// Ports to choose from: below those that the system gives to outgoing connections, so that no connection of another
@@ -17,43 +18,7 @@ use crate::servers::temporary_directory;
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
 /// Longest wait for a server to answer, or for servers to agree on something.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Which server stands behind the `redis` backend in a test.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RedisVersion {
-    /// The package of the system.
-    System,
-    /// Redis 6.0, the oldest that is supported.
-    Redis60,
-    /// Redis 6.2, which many hosts still offer.
-    Redis62,
-    /// Redis 8, the newest.
-    Redis8,
-    /// Valkey, the newest.
-    Valkey,
-}
-
-impl RedisVersion {
-    /// All of them, by age.
-    pub const ALL: [RedisVersion; 5] = [
-        RedisVersion::Redis60,
-        RedisVersion::Redis62,
-        RedisVersion::System,
-        RedisVersion::Redis8,
-        RedisVersion::Valkey,
-    ];
-
-    /// How messages call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::System => "the system's Redis",
-            Self::Redis60 => "Redis 6.0",
-            Self::Redis62 => "Redis 6.2",
-            Self::Redis8 => "Redis 8",
-            Self::Valkey => "Valkey",
-        }
-    }
-}
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Arguments of a server with an append-only file that is synced with each write.
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
@@ -114,26 +79,114 @@ impl RedisServer {
     /// clients, of the same authority, if `clients` says so.
     ///
     /// # Panics
-    /// As [`RedisServer::start`].
+    /// As [`RedisServer::start`], and when the system's server was built without TLS.
     pub fn start_tls(authority: &Authority, certificate: &Certificate, clients: bool) -> RedisServer {
-        let mut arguments: Vec<OsString> = vec!["--appendonly".into(), "no".into()];
-        arguments.extend(tls_files(authority, certificate, clients));
-        RedisServer::launch(Kind::Tls, free_port(), arguments)
+        RedisServer::start_tls_version(RedisVersion::System, authority, certificate, clients)
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Starts a sentinel with this configuration.
-    pub(crate) fn start_sentinel(configuration: String) -> RedisServer {
-        RedisServer::launch(Kind::Sentinel { configuration }, free_port(), Vec::new())
+    /// As [`RedisServer::start_tls`], with a server of this version.
+    ///
+    /// # Errors
+    /// When it was built without TLS.
+    ///
+    /// # Panics
+    /// As [`RedisServer::start`].
+    pub fn start_tls_version(
+        version: RedisVersion,
+        authority: &Authority,
+        certificate: &Certificate,
+        clients: bool,
+    ) -> Result<RedisServer, NoTls> {
+        version.has_tls()?;
+        let mut arguments: Vec<OsString> = vec!["--appendonly".into(), "no".into()];
+        arguments.extend(with_dashes(tls_settings(authority, certificate, clients)));
+        Ok(RedisServer::launch_version(version, Kind::Tls, free_port(), arguments))
+    }
+
+    /// Starts a server with these arguments whose disk [`RedisServer::fill_disk`] makes full: it takes no harm from that,
+    /// other than that its writes fail.
+    ///
+    /// # Panics
+    /// As [`RedisServer::start`].
+    pub fn start_on_small_disk<A: Into<OsString>>(
+        version: RedisVersion,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> RedisServer {
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        RedisServer::launch_version(version, Kind::SmallDisk, free_port(), arguments)
+    }
+
+    /// From now on no file of this server may be longer than so many bytes. A server that is started again is bound by
+    /// nothing.
+    ///
+    /// # Panics
+    /// When the server is not running, or the system has no `prlimit`.
+    pub fn fill_disk(&self, bytes_max: u64) {
+        self.limit_files(&bytes_max.to_string());
+    }
+
+    /// There is room on the disk again.
+    ///
+    /// # Panics
+    /// As [`RedisServer::fill_disk`].
+    pub fn free_disk(&self) {
+        self.limit_files("unlimited");
+    }
+
+    /// Sets the soft limit alone: it can be raised again without any rights.
+    fn limit_files(&self, bytes_max: &str) {
+        let pid = self.pid().to_string();
+        let status = Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes_max}:")]).status();
+        let status = status.unwrap_or_else(|error| panic!("prlimit, of util-linux, cannot be run: {error}"));
+        assert!(status.success(), "prlimit ends with {status}");
+    }
+
+    /// Starts a sentinel with this configuration, that speaks TLS, too, if `tls` says so: then on a port of its own, which
+    /// is given back.
+    pub(crate) fn start_sentinel(
+        version: RedisVersion,
+        tls: Option<Tls<'_>>,
+        mut configuration: String,
+    ) -> (RedisServer, Option<u16>) {
+        let tls_port = tls.map(|_| free_port());
+        if let (Some((authority, certificate)), Some(tls_port)) = (tls, tls_port) {
+            // By TLS it talks to the others, and says that it is to be reached.
+            configuration.push_str(&format!("tls-port {tls_port}\ntls-replication yes\n"));
+            for (name, value) in tls_settings(authority, certificate, false) {
+                configuration.push_str(&format!("{name} \"{}\"\n", value.display()));
+            }
+        }
+        let kind = Kind::Sentinel { configuration };
+        (RedisServer::launch_version(version, kind, free_port(), Vec::new()), tls_port)
+    }
+
+    /// Starts a server for sentinels to watch. Where there is TLS it is on a port of its own, which is given back, and
+    /// replication goes over it.
+    pub(crate) fn start_watched(
+        version: RedisVersion,
+        tls: Option<Tls<'_>>,
+        mut arguments: Vec<OsString>,
+    ) -> (RedisServer, Option<u16>) {
+        let tls_port = tls.map(|_| free_port());
+        if let (Some(tls), Some(tls_port)) = (tls, tls_port) {
+            arguments.extend(tls_beside(tls, tls_port));
+            arguments.extend(["--tls-replication".into(), "yes".into()]);
+        }
+        (RedisServer::launch_version(version, Kind::Plain, free_port(), arguments), tls_port)
     }
 
     /// Starts a node of a cluster that serves no slots yet. Where there is TLS it is on a port of its own, which is given
     /// back, and the nodes use it among themselves.
-    pub(crate) fn start_node(tls: Option<(&Authority, &Certificate)>) -> (RedisServer, Option<u16>) {
+    pub(crate) fn start_node(version: RedisVersion, tls: Option<Tls<'_>>) -> (RedisServer, Option<u16>) {
         let mut arguments: Vec<OsString> = [
             "--appendonly",
             "yes",
             "--appendfsync",
             "always",
+            // Without the delay a replica would wait for others to come.
+            "--repl-diskless-sync-delay",
+            "0",
             "--cluster-enabled",
             "yes",
             "--cluster-config-file",
@@ -149,16 +202,11 @@ impl RedisServer {
             port.expect("two ports are free at the right distance")
         };
         let tls_port = tls.map(|_| two_ports());
-        if let (Some((authority, certificate)), Some(tls_port)) = (tls, tls_port) {
-            arguments.extend(["--tls-port".into(), tls_port.to_string().into()]);
+        if let (Some(tls), Some(tls_port)) = (tls, tls_port) {
+            arguments.extend(tls_beside(tls, tls_port));
             arguments.extend(["--tls-cluster".into(), "yes".into()]);
-            arguments.extend(tls_files(authority, certificate, false));
         }
-        (RedisServer::launch(Kind::Plain, two_ports(), arguments), tls_port)
-    }
-
-    fn launch(kind: Kind, port: u16, arguments: Vec<OsString>) -> RedisServer {
-        RedisServer::launch_version(RedisVersion::System, kind, port, arguments)
+        (RedisServer::launch_version(version, Kind::Plain, two_ports(), arguments), tls_port)
     }
 
     fn launch_version(version: RedisVersion, kind: Kind, port: u16, arguments: Vec<OsString>) -> RedisServer {
@@ -191,18 +239,47 @@ impl RedisServer {
         command.query(&mut connection)
     }
 
+    /// Waits until `replica` has all that this server has now.
+    ///
+    /// # Panics
+    /// When that takes longer than 20 s.
+    #[track_caller]
+    pub fn wait_until_on(&self, replica: &RedisServer) {
+        let offset = |replication: &str, field: &str| -> Option<u64> {
+            replication.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
+        };
+        let here = offset(&shown(&self.ask("INFO replication")), "master_repl_offset:");
+        let here = here.expect("a server says how much it has");
+        replica.wait_until_answer("INFO replication", |there| {
+            offset(there, "slave_repl_offset:").is_some_and(|there| there >= here)
+        });
+    }
+
     /// Sends a command until the answer, as text, contains `expected`.
     ///
     /// # Panics
     /// When that takes longer than 20 s.
+    #[track_caller]
     pub(crate) fn wait_until(&self, command: &str, expected: &str) {
+        self.wait_until_answer(command, |answer| answer.contains(expected));
+    }
+
+    /// Sends a command until the answer, as text, is as wanted.
+    ///
+    /// # Panics
+    /// When that takes longer than 20 s.
+    #[track_caller]
+    pub(crate) fn wait_until_answer(&self, command: &str, wanted: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let answer = self.try_ask(command).map(|answer| shown(&answer));
-            if answer.as_ref().is_ok_and(|answer| answer.contains(expected)) {
+            if answer.as_ref().is_ok_and(|answer| wanted(answer)) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{command} never answers {expected:?}, but {answer:?}");
+            assert!(
+                Instant::now() < deadline,
+                "{command} never has the answer that is wanted, but {answer:?}"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -238,7 +315,11 @@ enum Kind {
     Plain,
     Tls,
     Sentinel { configuration: String },
+    SmallDisk,
 }
+
+/// An authority, and the certificate that it has signed for a server.
+pub(crate) type Tls<'a> = (&'a Authority, &'a Certificate);
 
 struct RedisServerProgram {
     path: PathBuf,
@@ -253,10 +334,19 @@ impl Program for RedisServerProgram {
     }
 
     fn command(&self, directory: &Path, _former: Option<&Addresses>) -> Command {
-        let mut command = Command::new(&self.path);
+        let mut command = match &self.kind {
+            // Whoever writes past the limit of its files is killed, unless it ignores the signal: then the write fails, as
+            // on a disk that is full. Redis has no opinion, so it is told before it starts.
+            Kind::SmallDisk => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", r#"trap '' XFSZ; exec "$0" "$@""#]).arg(&self.path);
+                shell
+            }
+            Kind::Plain | Kind::Tls | Kind::Sentinel { .. } => Command::new(&self.path),
+        };
         let port = self.port.to_string();
         match &self.kind {
-            Kind::Plain => {
+            Kind::Plain | Kind::SmallDisk => {
                 command.args(["--port", &port]);
             }
             Kind::Tls => {
@@ -285,7 +375,7 @@ impl Program for RedisServerProgram {
     fn parse_ports(&self, content: &str, pid: u32) -> Option<Addresses> {
         let own = format!("{pid}:");
         let (scheme, word) = match self.kind {
-            Kind::Plain => ("redis", "Ready to accept connections"),
+            Kind::Plain | Kind::SmallDisk => ("redis", "Ready to accept connections"),
             Kind::Tls => ("rediss", "Ready to accept connections"),
             Kind::Sentinel { .. } => ("redis", "+monitor master"),
         };
@@ -295,17 +385,29 @@ impl Program for RedisServerProgram {
     }
 }
 
-fn tls_files(authority: &Authority, certificate: &Certificate, clients: bool) -> [OsString; 8] {
+/// The arguments with which a server speaks TLS on this port, beside the one where it does not.
+fn tls_beside((authority, certificate): Tls<'_>, tls_port: u16) -> Vec<OsString> {
+    let mut arguments = vec!["--tls-port".into(), tls_port.to_string().into()];
+    arguments.extend(with_dashes(tls_settings(authority, certificate, false)));
+    arguments
+}
+
+fn tls_settings(
+    authority: &Authority,
+    certificate: &Certificate,
+    clients: bool,
+) -> [(&'static str, OsString); 4] {
     [
-        "--tls-cert-file".into(),
-        certificate.cert_file.clone().into(),
-        "--tls-key-file".into(),
-        certificate.key_file.clone().into(),
-        "--tls-ca-cert-file".into(),
-        authority.ca_file().into(),
-        "--tls-auth-clients".into(),
-        if clients { "yes" } else { "no" }.into(),
+        ("tls-cert-file", certificate.cert_file.clone().into()),
+        ("tls-key-file", certificate.key_file.clone().into()),
+        ("tls-ca-cert-file", authority.ca_file().into()),
+        ("tls-auth-clients", if clients { "yes" } else { "no" }.into()),
     ]
+}
+
+/// Settings as arguments.
+fn with_dashes(settings: [(&'static str, OsString); 4]) -> impl Iterator<Item = OsString> {
+    settings.into_iter().flat_map(|(name, value)| [format!("--{name}").into(), value])
 }
 
 fn free_port() -> u16 {

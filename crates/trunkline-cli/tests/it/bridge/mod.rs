@@ -31,9 +31,14 @@ impl Bridge {
 
     /// With more lines in the `messaging` part of the configuration.
     fn with(redis: &RedisServer, messaging: &str) -> Self {
+        Self::at(redis.url(), messaging)
+    }
+
+    /// On whatever is at this URL.
+    fn at(redis_url: &str, messaging: &str) -> Self {
         let directory = tempfile::tempdir().expect("the system's temporary directory takes another");
         let file = directory.path().join("config.yaml");
-        std::fs::write(&file, configuration(redis.url(), messaging))
+        std::fs::write(&file, configuration(redis_url, messaging))
             .expect("a temporary directory takes a file");
         let arguments = ["--config".as_ref(), file.as_os_str()];
         let server = TrunklineServer::start(Path::new(env!("CARGO_BIN_EXE_trunkline")), arguments);

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use trunkline_testkit::RedisServer;
 use trunkline_testkit::clients::{ClientLibrary, ScenarioRun};
+use trunkline_testkit::{RedisCluster, RedisSentinels, RedisServer};
 
 use super::raw::Raw;
 use super::redis::{Answer, OTHER, ask};
@@ -120,15 +120,13 @@ fn stock_clients_come_back_by_themselves_after_an_outage() {
     }
 }
 
-#[test]
-fn an_outage_shows_within_two_seconds_everywhere() {
-    let redis = RedisServer::start_volatile();
-    let server = Bridge::start(&redis);
+/// What the server says of itself after `hurt`: within two seconds, and a little for a busy machine, that Redis is away, in
+/// every place where it says how it is.
+fn tells_everywhere_of(server: &Bridge, hurt: impl FnOnce()) {
     let mut client = Raw::connect(server.url());
     client.send("SUB nachos.system.health 1\r\n");
     client.flush_among(0);
-    // Frozen, so that no broken connection tells.
-    redis.pause();
+    hurt();
     let started = Instant::now();
     let document = loop {
         let envelope: Value = serde_json::from_str(client.message().text()).expect("an envelope");
@@ -140,11 +138,53 @@ fn an_outage_shows_within_two_seconds_everywhere() {
     assert_eq!(document["status"], "down", "{document}");
     assert_eq!(document["checks"]["backend"]["backend"], "redis", "{document}");
     assert!(took < Duration::from_millis(2500), "it took {took:?}");
-    assert_eq!(status(&server), "down");
+    assert_eq!(status(server), "down");
     let metrics = http_get(server.http(), "/metrics");
     let state = r#"trunkline_backend_state{backend="redis",state="disconnected"} 1"#;
     assert!(metrics.contains(state), "{metrics}");
     assert!(http_get(server.http(), "/healthz").contains(r#""backend":"disconnected""#));
+}
+
+#[test]
+fn an_outage_shows_within_two_seconds_everywhere() {
+    let redis = RedisServer::start_volatile();
+    let server = Bridge::start(&redis);
+    // Frozen, so that no broken connection tells.
+    tells_everywhere_of(&server, || redis.pause());
     redis.resume();
+    until_status(&server, "ok");
+}
+
+#[test]
+fn a_master_that_is_gone_shows_within_two_seconds_everywhere() {
+    let mut sentinels = RedisSentinels::start();
+    // Nobody is named in its place before the test has seen enough.
+    sentinels.wait_before_failover(60_000);
+    let server = Bridge::at(&sentinels.url(), "");
+    tells_everywhere_of(&server, || sentinels.servers()[0].pause());
+    sentinels.servers()[0].resume();
+    until_status(&server, "ok");
+    tells_everywhere_of(&server, || sentinels.servers()[0].kill());
+    sentinels.wait_before_failover(500);
+    until_status(&server, "ok");
+}
+
+#[test]
+fn a_node_that_is_gone_shows_within_two_seconds_everywhere() {
+    let mut cluster = RedisCluster::start();
+    let server = Bridge::at(&cluster.url(), "");
+    // The node with the health of components itself, and one without.
+    let near = cluster.owner(cluster.slot_of("atlas_bus:{family.system}"));
+    let families = ["tool", "llm", "audit", "channel", "skill", "gateway"];
+    let owners =
+        families.map(|family| cluster.owner(cluster.slot_of(&format!("atlas_bus:{{family.{family}}}"))));
+    let far = *owners.iter().find(|owner| **owner != near).expect("not all families are on one node");
+    tells_everywhere_of(&server, || cluster.nodes()[near].pause());
+    cluster.nodes()[near].resume();
+    cluster.wait_until_ready();
+    until_status(&server, "ok");
+    tells_everywhere_of(&server, || cluster.nodes_mut()[far].kill());
+    cluster.nodes_mut()[far].restart();
+    cluster.wait_until_ready();
     until_status(&server, "ok");
 }

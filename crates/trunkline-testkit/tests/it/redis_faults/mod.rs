@@ -5,6 +5,7 @@ mod answers;
 mod campaign;
 mod connection;
 mod data;
+mod disk;
 mod killed;
 mod limits;
 mod publishing;

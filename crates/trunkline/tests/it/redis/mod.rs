@@ -11,7 +11,7 @@ mod sentinel;
 mod tls;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trunkline::backend::redis::{RedisBackend, RedisOptions};
 use trunkline::backend::{
@@ -25,6 +25,36 @@ use trunkline_testkit::{RedisServer, TcpProxy};
 
 /// Longer than anything here may take; it only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs a test function on the system's server, and on the oldest and the newest that are installed.
+macro_rules! on_oldest_and_newest {
+    ($($name:ident;)*) => {$(
+        mod $name {
+            use trunkline_testkit::RedisVersion;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn redis_6_0() {
+                super::$name(RedisVersion::Redis60).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn redis_of_the_system() {
+                super::$name(RedisVersion::System).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn redis_8() {
+                super::$name(RedisVersion::Redis8).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn valkey() {
+                super::$name(RedisVersion::Valkey).await;
+            }
+        }
+    )*};
+}
+use on_oldest_and_newest;
 
 fn options(url: &str) -> RedisOptions {
     RedisOptions::new(RedisUrl::parse(url).expect("a URL"))
@@ -124,6 +154,13 @@ async fn wait_for(backend: &RedisBackend, what: impl Fn(&BackendState) -> bool) 
 
 async fn wait_for_disconnected(backend: &RedisBackend) {
     wait_for(backend, |state| matches!(state, BackendState::Disconnected { .. })).await;
+}
+
+/// Waits until the status says that a server is away: within two seconds, and a little more on a busy machine.
+async fn wait_for_outage(backend: &RedisBackend) {
+    let since = Instant::now();
+    wait_for_disconnected(backend).await;
+    assert!(since.elapsed() < Duration::from_millis(2500), "it took {:?}", since.elapsed());
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {

@@ -25,7 +25,7 @@ async fn publish_numbers(backend: &RedisBackend, name: &str, count: usize, at_on
 }
 
 /// All there is: numbers of the offsets, and payloads.
-async fn read_all(backend: &RedisBackend) -> Vec<(u64, String)> {
+pub(super) async fn read_all(backend: &RedisBackend) -> Vec<(u64, String)> {
     let (mut all, mut from) = (Vec::new(), Start::Beginning);
     loop {
         let page = soon(streams(backend).read("work", ReadRequest { from, filter: None, max: 1000 }));

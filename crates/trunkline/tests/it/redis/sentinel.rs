@@ -1,43 +1,49 @@
 //! A master that dies, and the sentinels that name another.
+//!
+//! What a test does to the servers blocks, and blocks nobody else: the future of the test has its thread for itself.
 
 use std::time::Duration;
 
 use trunkline::Message;
-use trunkline::backend::redis::{ACL_RULES, RedisBackend, RedisConnectError};
+use trunkline::backend::redis::{ACL_RULES, RedisBackend, RedisConnectError, RedisOptions};
 use trunkline::backend::{
     Backend, ConsumerConfig, PublishOptions, Settle, Start, StreamConfig, SubscribeOptions,
 };
 use trunkline::config::{RedisUrl, Secret};
-use trunkline_testkit::RedisSentinels;
+use trunkline_testkit::{RedisSentinels, RedisVersion};
 
+use super::queues::queue;
 use super::{
-    PATIENCE, ensure, next, options, publish, publish_surely, soon, streams, subject, subscribe,
-    wait_for_disconnected,
+    PATIENCE, ensure, next, on_oldest_and_newest, options, publish, publish_surely, soon, streams, subject,
+    subscribe, wait_for_outage,
 };
 
 /// The tests of this file wait for elections that take seconds, more so on a busy machine.
 const ELECTION: Duration = Duration::from_secs(40);
 
-async fn start() -> RedisSentinels {
-    tokio::task::spawn_blocking(RedisSentinels::start).await.expect("the servers start")
-}
-
 async fn connect(sentinels: &RedisSentinels) -> RedisBackend {
     RedisBackend::connect(options(&sentinels.url())).await.expect("the master is up")
 }
 
+on_oldest_and_newest! {
+    everything_goes_on_after_a_failover;
+}
+
+async fn everything_goes_on_after_a_failover(version: RedisVersion) {
+    let sentinels = RedisSentinels::start_version(version);
+    let options = options(&sentinels.url());
+    goes_on_after_a_failover(sentinels, options).await;
+}
+
 /// Everybody goes on with the new master: publishers, subscriptions with and without a queue, consumers, requests.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_goes_on_after_a_failover() {
-    let mut sentinels = start().await;
-    let backend = connect(&sentinels).await;
-    assert!(backend.status().borrow().server.starts_with("redis-sentinel://"));
+pub(super) async fn goes_on_after_a_failover(mut sentinels: RedisSentinels, options: RedisOptions) {
+    let backend = RedisBackend::connect(options).await.expect("the master is up");
+    assert!(backend.status().borrow().server.starts_with(&sentinels.url()));
     ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
     let config = ConsumerConfig { start: Start::Beginning, ..ConsumerConfig::new("c") };
     let member = soon(streams(&backend).join("work", config)).await.unwrap();
     let mut plain = subscribe(&backend, "work.*", SubscribeOptions::default()).await;
-    let queue = SubscribeOptions { queue: Some("q".parse().unwrap()), ..SubscribeOptions::default() };
-    let mut group = subscribe(&backend, "nachos.tool.>", queue).await;
+    let mut group = subscribe(&backend, "nachos.tool.>", queue("q")).await;
     let responder = SubscribeOptions { responder: true, ..SubscribeOptions::default() };
     let mut calls = subscribe(&backend, "nachos.tool.x.call", responder).await;
     publish(&backend, "work.x", 0).await.unwrap();
@@ -45,10 +51,11 @@ async fn everything_goes_on_after_a_failover() {
     assert_eq!((next(&mut *plain).await, next(&mut *group).await), ("0".to_owned(), "0".to_owned()));
     let first = soon(member.fetch(1, PATIENCE)).await.unwrap().deliveries.remove(0);
     // What the replica has not got when the master dies is lost. Here it has got everything.
-    sentinels.servers()[0].ask("WAIT 1 5000");
+    let [master, replica] = sentinels.servers();
+    master.wait_until_on(replica);
 
     sentinels.servers()[0].kill();
-    wait_for_disconnected(&backend).await;
+    wait_for_outage(&backend).await;
     let mut status = backend.status();
     let again = status.wait_for(|status| status.state.is_ready());
     tokio::time::timeout(ELECTION, again).await.expect("another master").expect("the backend lives");
@@ -82,15 +89,11 @@ async fn everything_goes_on_after_a_failover() {
 /// is named is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_connects_finds_the_master_of_now() {
-    let mut sentinels = start().await;
+    let mut sentinels = RedisSentinels::start();
     sentinels.servers()[0].kill();
-    let sentinels = tokio::task::spawn_blocking(move || {
-        sentinels.wait_for_failover();
-        sentinels.servers()[0].restart();
-        sentinels.sentinels()[0].kill();
-        sentinels
-    });
-    let mut sentinels = sentinels.await.expect("there is another master");
+    sentinels.wait_for_failover();
+    sentinels.servers()[0].restart();
+    sentinels.sentinels()[0].kill();
     let backend = connect(&sentinels).await;
     publish(&backend, "nachos.tool.x", 1).await.unwrap();
     let written = sentinels.servers()[1].ask("EXISTS atlas_bus:{family.tool}");
@@ -100,16 +103,12 @@ async fn whoever_connects_finds_the_master_of_now() {
 /// A master that is told to be a replica, and stays alive, is given up at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn demoted_master_is_given_up() {
-    let mut sentinels = start().await;
+    let mut sentinels = RedisSentinels::start();
     let backend = connect(&sentinels).await;
     publish(&backend, "nachos.tool.x", 1).await.unwrap();
     let question = "SENTINEL FAILOVER main";
     sentinels.sentinels()[0].ask(question);
-    let sentinels = tokio::task::spawn_blocking(move || {
-        sentinels.wait_for_failover();
-        sentinels
-    });
-    let mut sentinels = sentinels.await.expect("there is another master");
+    sentinels.wait_for_failover();
     // Until it has heard of it, the old master takes messages that are lost; then it takes none.
     let mut stored = move || match sentinels.servers()[1].ask("XLEN atlas_bus:{family.tool}") {
         redis::Value::Int(stored) => stored,
@@ -134,7 +133,7 @@ async fn demoted_master_is_given_up() {
 /// Sentinels have users of their own, who need next to nothing; the servers' users have the rules that the bus needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sentinels_and_servers_have_credentials_of_their_own() {
-    let mut sentinels = start().await;
+    let mut sentinels = RedisSentinels::start();
     for server in sentinels.servers() {
         server.ask(&format!("ACL SETUSER bus on >pw ~atlas_bus:* resetchannels -@all {ACL_RULES}"));
     }
@@ -160,7 +159,7 @@ async fn sentinels_and_servers_have_credentials_of_their_own() {
 /// What cannot be right is told, not tried for ever: a name that no sentinel knows, an address that is no sentinel.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_names_and_addresses_are_told() {
-    let mut sentinels = start().await;
+    let mut sentinels = RedisSentinels::start();
     let url = sentinels.url().replace("/main", "/other");
     let error = RedisBackend::connect(options(&url)).await.unwrap_err();
     assert!(matches!(error, RedisConnectError::BadServer { .. }), "{error:?}");

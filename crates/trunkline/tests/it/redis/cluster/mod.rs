@@ -1,36 +1,25 @@
-//! A cluster whose slots move and whose nodes go away.
+//! A cluster: what lies on which node, nodes that go away and come back, slots that move, masters that are replaced.
+//!
+//! What a test does to a cluster blocks, and blocks nobody else: the future of the test has its thread for itself.
+
+mod failover;
+mod slots;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use trunkline::Message;
 use trunkline::backend::redis::{ACL_RULES, RedisBackend, RedisConnectError};
 use trunkline::backend::{
-    Backend, ConsumerConfig, LiveSource, PublishError, PublishOptions, Receipt, Settle, Start, StreamConfig,
+    Backend, ConsumerConfig, PublishError, PublishOptions, Receipt, Settle, Start, StreamConfig,
     SubscribeOptions,
 };
 use trunkline::status::BackendState;
-use trunkline::{Message, StreamOffset};
 use trunkline_testkit::{RedisCluster, RedisServer};
 
 use super::{
-    PATIENCE, ensure, next, options, publish, shown, soon, streams, subject, subscribe, wait_for,
-    wait_for_disconnected,
+    PATIENCE, ensure, next, options, publish, soon, streams, subject, subscribe, wait_for, wait_for_outage,
 };
-
-async fn start() -> RedisCluster {
-    tokio::task::spawn_blocking(RedisCluster::start).await.expect("the nodes start")
-}
-
-/// Runs what blocks elsewhere.
-async fn on<T: Send + 'static>(
-    cluster: &Arc<RedisCluster>,
-    deed: impl FnOnce(&RedisCluster) -> T + Send + 'static,
-) -> T {
-    let cluster = cluster.clone();
-    tokio::task::spawn_blocking(move || deed(&cluster)).await.expect("the deed is done")
-}
 
 async fn connect(cluster: &RedisCluster) -> RedisBackend {
     RedisBackend::connect(options(&cluster.url())).await.expect("the cluster is up")
@@ -39,7 +28,7 @@ async fn connect(cluster: &RedisCluster) -> RedisBackend {
 /// Subjects of all families and streams, on all nodes, by one connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn subjects_on_all_nodes_are_published_and_read() {
-    let cluster = start().await;
+    let cluster = RedisCluster::start();
     // One address is enough to find the others.
     let url = format!("redis-cluster://127.0.0.1:{}", cluster.nodes()[0].port());
     let backend = RedisBackend::connect(options(&url)).await.unwrap();
@@ -66,144 +55,11 @@ async fn subjects_on_all_nodes_are_published_and_read() {
     assert_eq!(soon(streams(&backend).list()).await.unwrap().len(), 8);
 }
 
-/// A slot is moved back and forth, key by key, while messages flow: nothing is lost, nothing comes twice, the order of
-/// the stream is the order of its publisher, and a consumer goes on.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn moving_slot_costs_no_message_and_no_order() {
-    const MESSAGES: u64 = 1000;
-    let (given, taken) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Notify::new()));
-    let cluster = Arc::new(start().await);
-    let (writer, reader) = (Arc::new(connect(&cluster).await), connect(&cluster).await);
-    ensure(&writer, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
-    let mut plain = subscribe(&reader, "work.*", SubscribeOptions::default()).await;
-    let config = ConsumerConfig { start: Start::Beginning, ..ConsumerConfig::new("c") };
-    let member = soon(streams(&reader).join("work", config)).await.unwrap();
-
-    // Two members of a queue group, in two processes.
-    let queue = || SubscribeOptions { queue: Some("q".parse().unwrap()), ..SubscribeOptions::default() };
-    let mut shares = Vec::new();
-    for backend in [&*writer, &reader] {
-        let mut share = subscribe(backend, "work.*", queue()).await;
-        let (given, taken) = (given.clone(), taken.clone());
-        shares.push(tokio::spawn(async move {
-            loop {
-                let message = next_event(&mut *share).await;
-                given.lock().unwrap().push(message);
-                taken.notify_one();
-            }
-        }));
-    }
-
-    let publishing = tokio::spawn({
-        let writer = writer.clone();
-        async move {
-            let mut last = StreamOffset::Entry(0, 0);
-            for n in (0..MESSAGES).step_by(10) {
-                // Ten at a time, in order, as they leave; each must be stored, and once.
-                let batch: Vec<_> = (n..n + 10)
-                    .map(|n| {
-                        let message = Message::new(subject("work.x"), n.to_string());
-                        writer.publish(message, PublishOptions::default())
-                    })
-                    .collect();
-                for publishing in batch {
-                    let Receipt::Stored { offset, .. } = publishing.outcome().await.expect("it is stored")
-                    else {
-                        panic!("work is a stream");
-                    };
-                    assert!(offset > last, "{offset} after {last}");
-                    last = offset;
-                }
-            }
-        }
-    });
-    let consuming = tokio::spawn(async move {
-        let mut seen = BTreeSet::new();
-        while seen.len() < usize::try_from(MESSAGES).expect("it fits") {
-            let Ok(fetched) = member.fetch(100, Duration::from_secs(1)).await else { continue };
-            for delivery in fetched.deliveries {
-                seen.insert(String::from_utf8_lossy(&delivery.message.payload).into_owned());
-                let _ = member.settle(vec![(delivery.token, Settle::Ack)]).await;
-            }
-        }
-    });
-    let mut moves = 0;
-    while moves < 4 || !publishing.is_finished() {
-        let moved = on(&cluster, |cluster| {
-            let slot = cluster.slot_of("atlas_bus:{work}");
-            let to = (cluster.owner(slot) + 1) % 3;
-            cluster.begin_move(slot, to);
-            let moved = cluster.move_keys(slot, to);
-            cluster.end_move(slot, to);
-            moved
-        });
-        assert!(moved.await > 0, "there was nothing to move");
-        moves += 1;
-    }
-    tokio::time::timeout(PATIENCE, publishing).await.expect("in time").expect("everything is stored");
-    for n in 0..MESSAGES {
-        assert_eq!(next(&mut *plain).await, n.to_string());
-    }
-    tokio::time::timeout(PATIENCE, consuming).await.expect("in time").expect("everything is consumed");
-    soon(async {
-        while given.lock().unwrap().len() < usize::try_from(MESSAGES).expect("it fits") {
-            taken.notified().await;
-        }
-    })
-    .await;
-    let mut given: Vec<u64> =
-        given.lock().unwrap().iter().map(|n| n.parse().expect("a number, no gap")).collect();
-    given.sort_unstable();
-    assert!(given.iter().copied().eq(0..MESSAGES), "each to one member: {given:?}");
-    shares.iter().for_each(tokio::task::JoinHandle::abort);
-}
-
-/// The next event, however long it takes.
-async fn next_event(source: &mut dyn LiveSource) -> String {
-    let mut events = Vec::new();
-    std::future::poll_fn(|cx| source.poll_batch(cx, 1, &mut events)).await;
-    shown(events.pop())
-}
-
-/// A slot half moved stays that way for a while: a reader goes on with what is at the new node, and what cannot be done
-/// now waits instead of failing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slot_on_its_way_is_read_and_written() {
-    let cluster = Arc::new(start().await);
-    let backend = Arc::new(connect(&cluster).await);
-    ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
-    let mut plain = subscribe(&backend, "work.*", SubscribeOptions::default()).await;
-    publish(&backend, "work.x", 1).await.unwrap();
-    assert_eq!(next(&mut *plain).await, "1");
-    let (slot, to) = on(&cluster, |cluster| {
-        let slot = cluster.slot_of("atlas_bus:{work}");
-        let to = (cluster.owner(slot) + 1) % 3;
-        cluster.begin_move(slot, to);
-        cluster.move_keys(slot, to);
-        (slot, to)
-    })
-    .await;
-    // All keys of the stream are there already, so this is stored at the new node before the slot is its own.
-    publish(&backend, "work.x", 2).await.unwrap();
-    assert_eq!(next(&mut *plain).await, "2");
-    // This needs a key that does not exist yet, which no node may decide about before the move is over.
-    let waiting = tokio::spawn({
-        let backend = backend.clone();
-        async move {
-            let options = PublishOptions { dedupe_id: Some("once".to_owned()), ..PublishOptions::default() };
-            backend.publish(Message::new(subject("work.x"), "3"), options).outcome().await
-        }
-    });
-    on(&cluster, move |cluster| cluster.end_move(slot, to)).await;
-    assert!(matches!(soon(waiting).await.unwrap(), Ok(Receipt::Stored { .. })));
-    assert_eq!(next(&mut *plain).await, "3");
-}
-
 /// A node that dies takes its streams along, no others; the status says so within two seconds, and all is well again
 /// when it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_node_is_told_and_comes_back() {
-    let mut cluster = start().await;
+    let mut cluster = RedisCluster::start();
     let backend = connect(&cluster).await;
     let mut all = subscribe(&backend, ">", SubscribeOptions::default()).await;
     let owner = cluster.owner(cluster.slot_of("atlas_bus:{family.tool}"));
@@ -219,27 +75,17 @@ async fn dead_node_is_told_and_comes_back() {
         assert_eq!(next(&mut *all).await, "before");
     }
     cluster.nodes_mut()[owner].pause();
-    let silent = Instant::now();
-    wait_for_disconnected(&backend).await;
-    assert!(silent.elapsed() < Duration::from_millis(2500), "{:?}", silent.elapsed());
+    wait_for_outage(&backend).await;
     let error = publish(&backend, "nachos.tool.x", "away").await.unwrap_err();
     assert!(matches!(error, PublishError::NotConnected { .. }), "{error:?}");
     cluster.nodes_mut()[owner].resume();
-    let cluster = tokio::task::spawn_blocking(move || {
-        cluster.wait_until_ready();
-        cluster
-    });
-    let mut cluster = cluster.await.expect("the cluster comes back");
+    cluster.wait_until_ready();
     wait_for(&backend, BackendState::is_ready).await;
 
     cluster.nodes_mut()[owner].kill();
-    wait_for_disconnected(&backend).await;
-    let cluster = tokio::task::spawn_blocking(move || {
-        cluster.nodes_mut()[owner].restart();
-        cluster.wait_until_ready();
-        cluster
-    });
-    let _cluster = cluster.await.expect("the cluster comes back");
+    wait_for_outage(&backend).await;
+    cluster.nodes_mut()[owner].restart();
+    cluster.wait_until_ready();
     wait_for(&backend, BackendState::is_ready).await;
     for subject in ["nachos.tool.x", other] {
         publish(&backend, subject, "after").await.unwrap();
@@ -251,7 +97,7 @@ async fn dead_node_is_told_and_comes_back() {
 /// and who answers requests is known at the new stream at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changed_routes_hold_for_everybody_at_once() {
-    let cluster = start().await;
+    let cluster = RedisCluster::start();
     let (one, two) = (connect(&cluster).await, connect(&cluster).await);
     let inbox = two.new_inbox();
     let mut replies = subscribe(&two, inbox.as_str(), SubscribeOptions::default()).await;
@@ -287,7 +133,7 @@ async fn changed_routes_hold_for_everybody_at_once() {
 /// and requests go on, whichever node it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn emptied_node_is_furnished_again() {
-    let cluster = start().await;
+    let cluster = RedisCluster::start();
     let backend = connect(&cluster).await;
     ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
     let config = ConsumerConfig { start: Start::Beginning, ..ConsumerConfig::new("c") };
@@ -311,7 +157,7 @@ async fn emptied_node_is_furnished_again() {
 /// slot to another node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_of_a_user_are_enough_for_a_cluster() {
-    let cluster = Arc::new(start().await);
+    let cluster = RedisCluster::start();
     for node in cluster.nodes() {
         node.ask(&format!("ACL SETUSER bus on >pw ~atlas_bus:* resetchannels -@all {ACL_RULES}"));
     }
@@ -321,17 +167,10 @@ async fn rules_of_a_user_are_enough_for_a_cluster() {
     let mut plain = subscribe(&backend, "work.*", SubscribeOptions::default()).await;
     publish(&backend, "work.x", 1).await.unwrap();
     assert_eq!(next(&mut *plain).await, "1");
-    let (slot, to) = on(&cluster, |cluster| {
-        let slot = cluster.slot_of("atlas_bus:{work}");
-        let to = (cluster.owner(slot) + 1) % 3;
-        cluster.begin_move(slot, to);
-        cluster.move_keys(slot, to);
-        (slot, to)
-    })
-    .await;
+    let half = cluster.half_move("atlas_bus:{work}");
     publish(&backend, "work.x", 2).await.unwrap();
     assert_eq!(next(&mut *plain).await, "2");
-    on(&cluster, move |cluster| cluster.end_move(slot, to)).await;
+    cluster.end_move(half);
     publish(&backend, "work.x", 3).await.unwrap();
     assert_eq!(next(&mut *plain).await, "3");
     for node in cluster.nodes() {
@@ -342,7 +181,7 @@ async fn rules_of_a_user_are_enough_for_a_cluster() {
 /// One server that is given as a cluster, and a node of a cluster that is given as one server, are told for what they are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_of_another_kind_is_told() {
-    let (server, cluster) = (RedisServer::start_volatile(), start().await);
+    let (server, cluster) = (RedisServer::start_volatile(), RedisCluster::start());
     let bus = cluster.owner(cluster.slot_of("atlas_bus:{bus}:routes"));
     let node = &cluster.nodes()[(bus + 1) % 3];
     for (scheme, port) in [("redis-cluster", server.port()), ("redis", node.port())] {
