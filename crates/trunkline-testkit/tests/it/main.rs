@@ -9,6 +9,7 @@ mod conformance_nats;
 mod conformance_redis;
 mod conformance_redis_cluster;
 mod envelope;
+mod nats_cluster;
 mod nats_server;
 mod redis_fallback;
 mod redis_faults;
