@@ -65,8 +65,7 @@ impl NatsCluster {
             let outward: Vec<String> = routes.iter().filter(|((from, _), _)| *from == node).map(to).collect();
             let port: Arc<OnceLock<u16>> = Arc::default();
             let path = environment::nats_server();
-            let program =
-                NodeProgram { path, node, routes: outward.join(", "), cluster_port: port.clone() };
+            let program = NodeProgram { path, node, routes: outward.join(", "), cluster_port: port.clone() };
             let process = ServerProcess::start(Box::new(program), temporary_directory());
             let port = *port.get().expect("a server that has started has said where");
             for (_, proxy) in routes.iter().filter(|((_, to), _)| *to == node) {
@@ -175,6 +174,14 @@ impl NatsCluster {
         (0..NODES).find(|leader| votes(*leader) * 2 > NODES)
     }
 
+    /// The server that leads the whole cluster once it is not this one.
+    ///
+    /// # Panics
+    /// When there is none within a minute.
+    pub fn meta_leader_without(&self, node: usize) -> usize {
+        self.wait_for("another leader", || self.meta_leader().filter(|leader| *leader != node))
+    }
+
     fn meta_leader_at(&self, node: usize) -> Option<String> {
         let answer = self.ask(node, "/jsz")?;
         let meta = &answer["meta_cluster"];
@@ -187,7 +194,8 @@ impl NatsCluster {
     /// # Panics
     /// When there is none within a minute.
     pub fn stream_leader(&self, stream: &str) -> usize {
-        self.wait_for("a stream with a leader", || self.leader(|found| leader_of(found, stream)))
+        let of = |found: &Value| node_of(found["cluster"]["leader"].as_str()?);
+        self.wait_for("a stream with a leader", || self.leader(stream, of))
     }
 
     /// The server that leads a consumer of a stream, once there is one.
@@ -197,23 +205,21 @@ impl NatsCluster {
     pub fn consumer_leader(&self, stream: &str, consumer: &str) -> usize {
         let of = |found: &Value| {
             let mut consumers = found["consumer_detail"].as_array()?.iter();
-            let named = |consumer: &&Value, name: &str| consumer["name"] == name;
-            let consumer = consumers.find(|found| named(found, consumer))?;
+            let consumer = consumers.find(|found| found["name"] == consumer)?;
             node_of(consumer["cluster"]["leader"].as_str()?)
         };
-        self.wait_for("a consumer with a leader", || {
-            self.leader(|found| (found["name"] == stream).then(|| of(found)).flatten())
-        })
+        self.wait_for("a consumer with a leader", || self.leader(stream, of))
     }
 
-    /// The server that says of itself that it is the one that `of` finds in a stream's description.
-    fn leader(&self, of: impl Fn(&Value) -> Option<usize>) -> Option<usize> {
+    /// The server that says of itself that it is the one that `of` finds in the description of a stream.
+    fn leader(&self, stream: &str, of: impl Fn(&Value) -> Option<usize>) -> Option<usize> {
         (0..NODES).find(|node| {
-            let answer = self.ask(*node, "/jsz?accounts=true&streams=true&consumers=true");
-            let Some(answer) = answer else { return false };
+            let answer =
+                self.ask(*node, "/jsz?accounts=true&streams=true&consumers=true").unwrap_or_default();
             let accounts = answer["account_details"].as_array().into_iter().flatten();
-            let mut streams = accounts.flat_map(|account| account["stream_detail"].as_array().into_iter().flatten());
-            streams.any(|stream| of(stream) == Some(*node))
+            let mut streams =
+                accounts.flat_map(|account| account["stream_detail"].as_array().into_iter().flatten());
+            streams.any(|found| found["name"] == stream && of(found) == Some(*node))
         })
     }
 
@@ -263,13 +269,6 @@ impl Drop for NatsCluster {
             runtime.shutdown_background();
         }
     }
-}
-
-fn leader_of(found: &Value, stream: &str) -> Option<usize> {
-    if found["name"] != stream {
-        return None;
-    }
-    node_of(found["cluster"]["leader"].as_str()?)
 }
 
 fn name(node: usize) -> String {

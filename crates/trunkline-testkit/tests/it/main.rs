@@ -6,6 +6,7 @@ mod clients_python;
 mod conformance_jetstream;
 mod conformance_memory;
 mod conformance_nats;
+mod conformance_nats_cluster;
 mod conformance_redis;
 mod conformance_redis_cluster;
 mod envelope;
