@@ -11,6 +11,7 @@ pub mod conformance;
 pub mod environment;
 pub mod faulty;
 pub mod history;
+pub mod nats_cluster;
 pub mod process;
 pub mod redis_cluster;
 pub mod redis_sentinels;
@@ -23,6 +24,7 @@ pub mod unusable_redis;
 
 pub use certificates::Authority;
 pub use clients::{ClientLibrary, ScenarioRun};
+pub use nats_cluster::NatsCluster;
 pub use process::ServerProcess;
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinels::RedisSentinels;

@@ -179,7 +179,15 @@ impl ServerProcess {
     /// # Panics
     /// When it is not running, or still there after ten seconds.
     pub fn wait_for_exit(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_for_exit_within(PATIENCE)
+    }
+
+    /// As [`ServerProcess::wait_for_exit`], for servers that may take another time to end.
+    ///
+    /// # Panics
+    /// When it is not running, or still there after this time.
+    pub fn wait_for_exit_within(&mut self, patience: Duration) -> ExitStatus {
+        let deadline = Instant::now() + patience;
         loop {
             let child = self.child.as_mut().expect("a stopped server has no exit to wait for");
             if let Some(status) = child.try_wait().expect("a child can be waited for") {
@@ -188,7 +196,7 @@ impl ServerProcess {
             }
             assert!(
                 Instant::now() < deadline,
-                "{} still runs {PATIENCE:?} after it was told to end; its log:\n{}",
+                "{} still runs {patience:?} after it was told to end; its log:\n{}",
                 self.program.name(),
                 log_tail(self.directory.path())
             );

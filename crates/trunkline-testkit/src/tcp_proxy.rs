@@ -25,6 +25,7 @@ const CHUNKS_UNDER_WAY_MAX: usize = 64;
 /// new connections, until [`heal`](TcpProxy::heal). Dropping the proxy closes everything.
 pub struct TcpProxy {
     address: SocketAddr,
+    target: Arc<OnceLock<SocketAddr>>,
     fault: watch::Sender<Fault>,
     counts: Arc<watch::Sender<Counts>>,
     losses: Arc<Losses>,
@@ -96,15 +97,39 @@ impl TcpProxy {
     /// # Errors
     /// When no port can be bound.
     pub async fn start(target: SocketAddr) -> io::Result<TcpProxy> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let proxy = TcpProxy::reserve()?;
+        proxy.aim(target);
+        Ok(proxy)
+    }
+
+    /// Listens on a free port of 127.0.0.1 for a target that is not known yet: connections are reset until
+    /// [`aim`](TcpProxy::aim) names it. So each of several servers can be told where the others will be before any of
+    /// them has a port. Must be called within a tokio runtime, where it does not block.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub fn reserve() -> io::Result<TcpProxy> {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
+        let target: Arc<OnceLock<SocketAddr>> = Arc::default();
         let (fault, faults) = watch::channel(Fault::default());
         let counts = Arc::new(watch::Sender::new(Counts::default()));
         let losses = Arc::new(Losses::default());
         let (injections, injected) = watch::channel(Bytes::new());
         let tools = Tools { faults, losses: losses.clone(), injected };
-        let accepting = tokio::spawn(accept(listener, target, tools, counts.clone()));
-        Ok(TcpProxy { address, fault, counts, losses, injections, accepting })
+        let accepting = tokio::spawn(accept(listener, target.clone(), tools, counts.clone()));
+        Ok(TcpProxy { address, target, fault, counts, losses, injections, accepting })
+    }
+
+    /// Names the target of a proxy that was reserved.
+    ///
+    /// # Panics
+    /// When it has another one already.
+    pub fn aim(&self, target: SocketAddr) {
+        let aimed = self.target.get_or_init(|| target);
+        assert_eq!(*aimed, target, "a proxy has one target for good");
     }
 
     /// Where to connect instead of to the target.
@@ -204,7 +229,12 @@ struct Tools {
     injected: watch::Receiver<Bytes>,
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, tools: Tools, counts: Arc<watch::Sender<Counts>>) {
+async fn accept(
+    listener: TcpListener,
+    target: Arc<OnceLock<SocketAddr>>,
+    tools: Tools,
+    counts: Arc<watch::Sender<Counts>>,
+) {
     let mut serving = JoinSet::new();
     loop {
         tokio::select! {
@@ -216,10 +246,10 @@ async fn accept(listener: TcpListener, target: SocketAddr, tools: Tools, counts:
                 // connection.
                 let fault = *tools.faults.borrow();
                 counts.send_modify(|counts| counts.accepted += 1);
-                if fault.refusing {
+                let Some(&target) = target.get().filter(|_| !fault.refusing) else {
                     reset(client);
                     continue;
-                }
+                };
                 let open = OpenConnection::count(counts.clone());
                 serving.spawn(serve(client, target, tools.clone(), fault.cuts, open));
             }

@@ -9,6 +9,7 @@ pub mod harness;
 pub mod probe;
 pub mod process;
 pub mod refusal;
+mod replicated;
 
 pub mod bus;
 pub mod chaos;

@@ -9,6 +9,8 @@ use trunkline::backend::{Backend, Fut};
 use trunkline::config::RedisUrl;
 
 use super::{Column, Faults, Harness};
+use crate::conformance::replicated::Replicated;
+use crate::nats_cluster::{NODES, NatsCluster};
 use crate::process::ServerProcess;
 use crate::redis_cluster::RedisCluster;
 use crate::redis_server::RedisServer;
@@ -68,6 +70,30 @@ impl Faults for ProcessFaults<RedisCluster> {
     }
 }
 
+impl Faults for ProcessFaults<NatsCluster> {
+    fn kill(&self) -> Fut<'_, ()> {
+        self.act(|cluster| (0..NODES).for_each(|node| cluster.kill(node)))
+    }
+
+    fn restart(&self) -> Fut<'_, ()> {
+        self.act(|cluster| {
+            (0..NODES).for_each(|node| cluster.restart(node));
+            cluster.wait_until_ready();
+        })
+    }
+
+    fn pause(&self) -> Fut<'_, ()> {
+        self.act(|cluster| (0..NODES).for_each(|node| cluster.pause(node)))
+    }
+
+    fn resume(&self) -> Fut<'_, ()> {
+        self.act(|cluster| {
+            (0..NODES).for_each(|node| cluster.resume(node));
+            cluster.wait_until_ready();
+        })
+    }
+}
+
 /// The `nats` backend on core NATS, in front of a server of its own: the real `nats-server` or Trunkline's.
 pub fn nats_core<S: DerefMut<Target = ServerProcess> + Send + 'static>(server: S) -> Harness {
     nats(Column::NatsCore, server)
@@ -122,6 +148,25 @@ pub fn redis_cluster(cluster: &Arc<Mutex<RedisCluster>>) -> Harness {
         async move {
             let backend = RedisBackend::connect(options).await.expect("the cluster was ready");
             let backend: Arc<dyn Backend> = Arc::new(backend);
+            backend
+        }
+    });
+    harness.with_faults(ProcessFaults { server: cluster.clone() })
+}
+
+/// The `nats` backend with JetStream in front of a cluster, with a copy of every stream on each server. Other harnesses may
+/// use it at the same time, as long as none hurts it: a prefix keeps them apart.
+///
+/// All connections of a harness are to one server: what is published through another one right after `subscribe` has
+/// returned may be too early, since servers tell each other of subscriptions a moment later.
+pub fn nats_cluster(cluster: &Arc<Mutex<NatsCluster>>) -> Harness {
+    let url = cluster.lock().unwrap_or_else(PoisonError::into_inner).url(fastrand::usize(..NODES)).to_owned();
+    let prefix = format!("p{:08x}", fastrand::u32(..));
+    let harness = Harness::new(Column::JetStream, move || {
+        let options = NatsOptions { stream_prefix: prefix.clone(), ..NatsOptions::new([url.clone()]) };
+        async move {
+            let backend = NatsBackend::connect(options).await.expect("the cluster was ready");
+            let backend: Arc<dyn Backend> = Arc::new(Replicated::new(Arc::new(backend), 3));
             backend
         }
     });

@@ -52,6 +52,8 @@ pub(in crate::bus) async fn ensure_stream(
     let mut config = StreamConfig::new(name, vec![pattern]);
     config.max_age = Some(inner.options.dead_letter_age);
     config.max_messages = Some(inner.options.dead_letters_max);
+    // A dead letter takes the place of its original, so it is kept as safely as any of them.
+    config.replicas = there.iter().map(|stream| stream.config.replicas).max().unwrap_or(1);
     streams.ensure(config).await.map(drop)
 }
 

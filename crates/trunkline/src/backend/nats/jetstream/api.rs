@@ -42,6 +42,13 @@ pub(super) struct Refusal {
     pub(super) description: String,
 }
 
+impl Refusal {
+    /// Whether it may go well later: a cluster that has no leader at the moment, or too much to do, says so with these.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self.code, 429 | 503)
+    }
+}
+
 /// Why a request has no good answer.
 #[derive(Debug, Clone)]
 pub(super) enum Failure {
@@ -144,8 +151,7 @@ impl Api {
             Failure::Refused(refusal) if refusal.err_code == codes::STREAM_NOT_FOUND => {
                 StreamError::NoStream(stream.to_owned())
             }
-            // A cluster that has no leader at the moment, or too much to do, says so with these.
-            Failure::Refused(refusal) if matches!(refusal.code, 429 | 503) => {
+            Failure::Refused(refusal) if refusal.is_passing() => {
                 StreamError::NotConnected { server: self.link.server.clone(), reason: refusal.description }
             }
             Failure::Refused(refusal) => {

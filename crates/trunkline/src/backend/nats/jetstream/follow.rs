@@ -22,7 +22,7 @@ use super::api::{Failure, codes};
 use super::consumers::State;
 use super::fetch::AckSubject;
 use super::names::{StartAt, nanos, print_time, start_at};
-use super::streams::{Found, all};
+use super::streams::{Found, named, names_of};
 use crate::backend::inbox::Inbox;
 use crate::backend::live::{Gap, LiveEvent, LiveSource};
 use crate::backend::nats::message::Decoder;
@@ -68,6 +68,8 @@ struct Reading {
     pattern: Pattern,
     /// Everything that the stream keeps matches.
     whole: bool,
+    /// When the stream was made: another one of its name is another stream.
+    created: String,
     /// The next message that was not given out has this number, or a higher one.
     next: u64,
     batch_messages: usize,
@@ -103,9 +105,14 @@ impl JetStream {
             return Err(unsupported("a queue group that starts in the past; a consumer can").into());
         }
         let failed = |failure| self.subscribe_error(&pattern, failure);
-        let streams = all(&self.api).await.map_err(failed)?;
         let covers = |found: &Found| found.patterns.iter().any(|stored| stored.covers(&pattern));
-        let found = streams.into_iter().find(covers);
+        let mut found = None;
+        for name in names_of(&self.api, pattern.as_str()).await.map_err(failed)? {
+            found = named(&self.api, &name).await.map_err(failed)?.filter(covers);
+            if found.is_some() {
+                break;
+            }
+        }
         let found = found.ok_or_else(|| SubscribeError::NotStored(pattern.clone()))?;
         let stream = self.names.shown(&found.name).to_owned();
         let at = start_at(&stream, start, found.state.last_seq).map_err(|error| match error {
@@ -119,6 +126,7 @@ impl JetStream {
         let mut reading = Reading {
             jetstream: self.clone(),
             on_server: found.name,
+            created: found.created,
             whole: found.patterns.iter().all(|stored| pattern.covers(stored)),
             pattern: pattern.clone(),
             next: match at {
@@ -220,11 +228,15 @@ impl Reading {
     async fn note_removed(&mut self) -> Result<(), Failure> {
         let what = format!("STREAM.INFO.{}", self.on_server);
         let mut answer = self.jetstream.api.call(&what, &json!({})).await?;
-        let state = Found::read(&mut answer)?.state;
-        if state.last_seq + 1 < self.next {
+        let Found { state, created, .. } = Found::read(&mut answer)?;
+        if created != self.created {
             // Another stream of the same name: nobody knows what the other one had.
             self.inbox.push_unknown_gap();
             self.next = 1;
+            self.created = created;
+        } else if state.last_seq + 1 < self.next {
+            // A server that was cut off from the others, and still believes that it leads, knows less than was read.
+            return Err(Failure::NotConnected("the server that answers lags behind".to_owned()));
         }
         if state.first_seq > self.next {
             self.gap(state.first_seq - self.next);

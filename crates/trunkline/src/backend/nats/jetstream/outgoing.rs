@@ -36,8 +36,11 @@ use crate::backend::{PublishError, Publishing, Receipt};
 const UNDER_WAY_MAX: usize = 4096;
 /// Delay between two attempts to learn which subjects are stored.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
-/// How often a message is sent anew because the stream that was to confirm it is not there any more.
-const REROUTES_MAX: u32 = 3;
+/// Longest wait of a message for the list of all streams. It comes within milliseconds, unless some stream of a cluster
+/// has no leader.
+const LIST_WAIT: Duration = Duration::from_secs(1);
+/// Delay before the list is asked for again after it could not be had.
+const LIST_RETRY_DELAY: Duration = Duration::from_secs(2);
 
 const DEDUPE: &str = "deduplication of a subject that no stream stores";
 
@@ -51,8 +54,10 @@ pub(super) struct Outgoing {
     /// Held for deciding and queueing, never across an await; no other lock is taken inside.
     state: Mutex<State>,
     places: Arc<Semaphore>,
-    /// Something was queued, or the routes are stale.
+    /// Something was queued.
     wake: Notify,
+    /// The routes are stale.
+    stale: Notify,
     queued: watch::Sender<usize>,
     me: Weak<Self>,
 }
@@ -60,6 +65,8 @@ pub(super) struct Outgoing {
 #[derive(Default)]
 struct State {
     routes: Routes,
+    /// The list of all streams could not be had the last time.
+    listless: bool,
     queue: VecDeque<Queued>,
     /// How many messages of each subject wait or are being sent by the task.
     busy: HashMap<Subject, usize>,
@@ -72,8 +79,8 @@ struct Job {
     dedupe_id: Option<String>,
     since: Instant,
     deadline: Instant,
-    /// How often it was sent to a stream that was not there.
-    reroutes: u32,
+    /// It was sent to a stream, and nobody was there.
+    refused: bool,
 }
 
 struct Queued {
@@ -111,6 +118,7 @@ impl Outgoing {
             state: Mutex::default(),
             places: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
             wake: Notify::new(),
+            stale: Notify::new(),
             queued: watch::Sender::new(0),
             me: me.clone(),
         })
@@ -169,7 +177,7 @@ impl Outgoing {
                 true => Route::Unknown,
                 false => {
                     if state.routes.is_stale(now) {
-                        self.wake.notify_one();
+                        self.stale.notify_one();
                     }
                     state.routes.route(&message.subject, now)
                 }
@@ -179,7 +187,7 @@ impl Outgoing {
             return self.publish_live(message, dedupe_id, timeout);
         }
         let Some(me) = self.me.upgrade() else { return Publishing::Ready(Err(PublishError::Closed)) };
-        let job = Job { message, dedupe_id, since: now, deadline: now + timeout, reroutes: 0 };
+        let job = Job { message, dedupe_id, since: now, deadline: now + timeout, refused: false };
         if route == (Route::Known { stored: true }) {
             match self.send_at_once(connection, &job) {
                 Ok(Some(awaited)) => return Publishing::Pending(Box::pin(me.confirmed(job, awaited))),
@@ -275,12 +283,9 @@ impl Outgoing {
             }
         };
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
-            // The stream is gone, and nobody else has got the message.
+            // The stream is gone, or nobody leads it, and nobody else has got the message.
             self.forget_routes();
-            if job.reroutes >= REROUTES_MAX {
-                return Err(unknown());
-            }
-            let job = Job { reroutes: job.reroutes + 1, ..job };
+            let job = Job { refused: true, ..job };
             let step = self.enqueue(job.clone(), Instant::now())?;
             return Box::pin(self.follow(job, step)).await;
         }
@@ -292,8 +297,8 @@ impl Outgoing {
                 offset: StreamOffset::Sequence(ack.seq),
                 duplicate: ack.duplicate,
             }),
-            // Too much to do, or no leader at the moment: it may be stored after all.
-            Some(refusal) if matches!(refusal.code, 429 | 503) => Err(unknown()),
+            // Too much to do, no leader at the moment, or what else servers fail at: it may be stored after all.
+            Some(refusal) if refusal.is_passing() || refusal.code >= 500 => Err(unknown()),
             Some(refusal) => {
                 let reason = format!("JetStream did not store it: {}", refusal.description);
                 Err(PublishError::Denied { subject: job.message.subject, reason })
@@ -309,20 +314,32 @@ impl Outgoing {
                 while let Some(queued) = self.next_queued() {
                     self.send(queued).await;
                 }
-                if self.state.lock().routes.is_stale(Instant::now()) && self.link().connection().is_some() {
-                    // What cannot be learned now is asked for by the publish that needs it.
-                    let _ = self.refresh().await;
-                }
             }
         };
         tokio::select! {
             () = stop.cancelled() => {}
             () = work => {}
+            () = self.keep_routes_fresh() => {}
             () = self.give_up_overdue() => {}
         }
         let left: Vec<Queued> = self.state.lock().queue.drain(..).collect();
         for queued in left {
             self.over(queued, Err(PublishError::Closed));
+        }
+    }
+
+    /// Fetches a new copy of the streams before the last one is too old, as long as anything is published.
+    async fn keep_routes_fresh(&self) {
+        loop {
+            self.stale.notified().await;
+            let stale = self.state.lock().routes.is_stale(Instant::now());
+            if !stale || self.link().connection().is_none() {
+                continue;
+            }
+            // What cannot be learned now is asked for by the publish that needs it.
+            if self.refresh().await.is_err() {
+                tokio::time::sleep(LIST_RETRY_DELAY).await;
+            }
         }
     }
 
@@ -382,6 +399,10 @@ impl Outgoing {
     async fn try_send(&self, job: &Job) -> Result<Step, PublishError> {
         let stored = self.learn(job).await?;
         let link = self.link();
+        if stored && job.refused {
+            // Those published after it may be stored by now: they must not stand before it.
+            return Err(self.not_sent("no server leads the stream that stores it".to_owned()));
+        }
         if !stored {
             let left = job.deadline.saturating_duration_since(Instant::now());
             let publishing = self.publish_live(job.message.clone(), job.dedupe_id.clone(), left);
@@ -418,7 +439,15 @@ impl Outgoing {
             if let Some(stored) = self.state.lock().routes.learn(subject, job.since, Instant::now()) {
                 return Ok(stored);
             }
-            let Err(failure) = self.refresh().await else { continue };
+            let listless = self.state.lock().listless;
+            if !listless && let Ok(Ok(())) = tokio::time::timeout(LIST_WAIT, self.refresh()).await {
+                continue;
+            }
+            self.state.lock().listless = true;
+            let failure = match self.ask_for(subject).await {
+                Ok(stored) => return Ok(stored),
+                Err(failure) => failure,
+            };
             // JetStream does not answer. Where a stream kept the subject, the missing confirmation says so; where none
             // did, `Accepted` promises nothing that could be wrong.
             if let Route::Old { stored } = self.state.lock().routes.route(subject, Instant::now()) {
@@ -431,10 +460,25 @@ impl Outgoing {
         }
     }
 
+    /// Asks for all streams, which decides for all subjects.
     async fn refresh(&self) -> Result<(), Failure> {
         let asked = Instant::now();
-        let patterns = streams::all(&self.api).await?.into_iter().flat_map(|found| found.patterns).collect();
-        self.state.lock().routes.replace(patterns, asked);
+        let all = streams::all(&self.api).await;
+        let mut state = self.state.lock();
+        state.listless = all.is_err();
+        let patterns = all?.into_iter().flat_map(|found| found.patterns).collect();
+        state.routes.replace(patterns, asked);
         Ok(())
+    }
+
+    /// Asks for one subject.
+    async fn ask_for(&self, subject: &Subject) -> Result<bool, Failure> {
+        let asked = Instant::now();
+        let stored = !streams::names_of(&self.api, subject.as_str()).await?.is_empty();
+        let mut state = self.state.lock();
+        // A copy that has come meanwhile is older than this.
+        state.routes.note(subject, stored, asked);
+        state.routes.is_stale(Instant::now()).then(|| self.stale.notify_one());
+        Ok(stored)
     }
 }

@@ -3,6 +3,8 @@
 //! A copy of the account's streams with their patterns, and the time it was asked for. It decides for a subject when it
 //! is at most [`AGE_MAX`] old, and for a subject that this process publishes to for the first time only when it was
 //! asked for after that publish had begun. A change made by this process is known at once.
+//!
+//! In a cluster there is no such copy as long as any stream has no leader. Then each subject is asked for by itself.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -33,8 +35,16 @@ pub(super) struct Routes {
     patterns: Vec<Pattern>,
     /// When the copy was asked for; `None` before the first, and after a change of our own.
     asked: Option<Instant>,
-    /// Answers of this copy.
-    answers: HashMap<Subject, bool>,
+    /// Answers of this copy, and of who was asked for one subject alone.
+    answers: HashMap<Subject, Answer>,
+}
+
+/// Whether a subject is stored.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    stored: bool,
+    /// When that was asked for; the copy may be newer.
+    asked: Instant,
 }
 
 impl Routes {
@@ -46,8 +56,8 @@ impl Routes {
         }
         self.patterns = patterns;
         self.asked = Some(asked);
-        for (subject, stored) in &mut self.answers {
-            *stored = self.patterns.iter().any(|pattern| pattern.matches(subject));
+        for (subject, answer) in &mut self.answers {
+            answer.stored = self.patterns.iter().any(|pattern| pattern.matches(subject));
         }
     }
 
@@ -59,10 +69,11 @@ impl Routes {
 
     /// Whether the subject is stored, for a publish that begins now.
     pub(super) fn route(&self, subject: &Subject, now: Instant) -> Route {
-        match (self.answers.get(subject), self.asked) {
-            (Some(&stored), Some(asked)) if now - asked <= AGE_MAX => Route::Known { stored },
-            (Some(&stored), _) => Route::Old { stored },
-            (None, _) => Route::Unknown,
+        let Some(&Answer { stored, asked }) = self.answers.get(subject) else { return Route::Unknown };
+        let asked = self.asked.map_or(asked, |copied| copied.max(asked));
+        match now.saturating_duration_since(asked) <= AGE_MAX {
+            true => Route::Known { stored },
+            false => Route::Old { stored },
         }
     }
 
@@ -71,16 +82,21 @@ impl Routes {
     pub(super) fn learn(&mut self, subject: &Subject, since: Instant, now: Instant) -> Option<bool> {
         match self.route(subject, now) {
             Route::Known { stored } => Some(stored),
-            Route::Old { .. } | Route::Unknown if self.asked.is_some_and(|asked| asked >= since) => {
+            Route::Old { .. } | Route::Unknown => {
+                let asked = self.asked.filter(|asked| *asked >= since)?;
                 let stored = self.patterns.iter().any(|pattern| pattern.matches(subject));
-                if self.answers.len() >= SUBJECTS_MAX {
-                    self.answers.clear();
-                }
-                self.answers.insert(subject.clone(), stored);
+                self.note(subject, stored, asked);
                 Some(stored)
             }
-            Route::Old { .. } | Route::Unknown => None,
         }
+    }
+
+    /// Remembers what was asked for one subject alone at this time.
+    pub(super) fn note(&mut self, subject: &Subject, stored: bool, asked: Instant) {
+        if self.answers.len() >= SUBJECTS_MAX {
+            self.answers.clear();
+        }
+        self.answers.insert(subject.clone(), Answer { stored, asked });
     }
 
     /// Whether it is time to fetch a new copy.
@@ -105,6 +121,18 @@ mod tests {
         routes.replace(vec!["a.*".parse().unwrap()], start + MS(3));
         assert_eq!(routes.learn(&subject, start + MS(1), start + MS(4)), Some(true));
         assert_eq!(routes.route(&subject, start + MS(5)), Route::Known { stored: true });
+    }
+
+    #[test]
+    fn an_answer_for_one_subject_is_as_good_as_a_copy() {
+        let (subject, start) = ("a.b".parse().unwrap(), Instant::now());
+        let mut routes = Routes::default();
+        routes.note(&subject, true, start);
+        assert_eq!(routes.route(&subject, start + MS(1000)), Route::Known { stored: true });
+        assert_eq!(routes.route(&subject, start + MS(1001)), Route::Old { stored: true });
+        assert!(routes.is_stale(start), "there is no copy");
+        routes.replace(vec![], start + MS(1001));
+        assert_eq!(routes.route(&subject, start + MS(1002)), Route::Known { stored: false });
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) struct Found {
     pub(super) patterns: Vec<Pattern>,
     pub(super) config: Map<String, Value>,
     pub(super) state: State,
+    /// When it was made, as the server writes it.
+    pub(super) created: String,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -53,7 +55,8 @@ impl Found {
         let subjects = config.get("subjects").and_then(Value::as_array).into_iter().flatten();
         let patterns =
             subjects.filter_map(|subject| Pattern::new(subject.as_str()?.to_owned()).ok()).collect();
-        Ok(Self { name, patterns, config, state })
+        let created = answer["created"].as_str().unwrap_or_default().to_owned();
+        Ok(Self { name, patterns, config, state, created })
     }
 
     fn number(&self, key: &str) -> Option<u64> {
@@ -92,11 +95,16 @@ impl Found {
     }
 }
 
-/// All streams of the account, those of others included.
+/// All streams of the account, those of others included. In a cluster each is described by its leader: as long as one of
+/// them has none, the servers answer late and without it, and that is a failure here.
 pub(super) async fn all(api: &Api) -> Result<Vec<Found>, Failure> {
     let mut found = Vec::new();
     for _ in 0..PAGES_MAX {
         let mut answer = api.call("STREAM.LIST", &json!({ "offset": found.len() })).await?;
+        if let Some(missing) = answer["missing"].as_array().filter(|missing| !missing.is_empty()) {
+            let names: Vec<&str> = missing.iter().filter_map(Value::as_str).collect();
+            return Err(Failure::NotConnected(format!("no server leads {}", names.join(", "))));
+        }
         let Value::Array(page) = answer["streams"].take() else { break };
         let empty = page.is_empty();
         for mut stream in page {
@@ -108,6 +116,23 @@ pub(super) async fn all(api: &Api) -> Result<Vec<Found>, Failure> {
         }
     }
     Ok(found)
+}
+
+/// Names on the server of the streams whose patterns overlap this one. The leader of a cluster knows them by itself, also
+/// those that nobody leads at the moment.
+pub(super) async fn names_of(api: &Api, pattern: &str) -> Result<Vec<String>, Failure> {
+    let answer = api.call("STREAM.NAMES", &json!({ "subject": pattern })).await?;
+    let names = answer["streams"].as_array().into_iter().flatten();
+    Ok(names.filter_map(|name| name.as_str().map(str::to_owned)).collect())
+}
+
+/// A stream by its name on the server; `None` when it is not there.
+pub(super) async fn named(api: &Api, on_server: &str) -> Result<Option<Found>, Failure> {
+    match api.call(&format!("STREAM.INFO.{on_server}"), &json!({})).await {
+        Ok(mut answer) => Found::read(&mut answer).map(Some),
+        Err(failure) if failure.is(&[codes::STREAM_NOT_FOUND]) => Ok(None),
+        Err(failure) => Err(failure),
+    }
 }
 
 impl JetStream {
@@ -146,10 +171,9 @@ impl JetStream {
         let failed = |failure| self.api.stream_error(&config.name, failure);
         let mut last = None;
         for _ in 0..RETRIES {
-            let all = all(&self.api).await.map_err(failed)?;
-            self.check_overlap(&config, &all)?;
+            self.check_overlap(&config).await?;
             let name = self.names.of_stream(&config.name);
-            let existing = all.into_iter().find(|found| found.name == name);
+            let existing = named(&self.api, &name).await.map_err(failed)?;
             let changed = match existing {
                 None => self.create_stream(&config).await,
                 Some(existing) => {
@@ -160,7 +184,7 @@ impl JetStream {
                     self.check_changeable(&config, &existing)?;
                     let found = existing.show();
                     match self.update_stream(&name, wanted).await {
-                        Err(Failure::Refused(refusal)) if !matches!(refusal.code, 429 | 503) => {
+                        Err(Failure::Refused(refusal)) if !refusal.is_passing() => {
                             return Err(self.conflict(&config, found, &refusal.description));
                         }
                         changed => changed,
@@ -245,15 +269,19 @@ impl JetStream {
         }
     }
 
-    fn check_overlap(&self, config: &StreamConfig, all: &[Found]) -> Result<(), StreamError> {
+    async fn check_overlap(&self, config: &StreamConfig) -> Result<(), StreamError> {
         let name = self.names.of_stream(&config.name);
-        for other in all.iter().filter(|found| found.name != name) {
-            for theirs in &other.patterns {
-                if let Some(mine) = config.subjects.iter().find(|mine| mine.overlaps(theirs)) {
+        let failed = |failure| self.api.stream_error(&config.name, failure);
+        for mine in &config.subjects {
+            let names = names_of(&self.api, mine.as_str()).await.map_err(failed)?;
+            for other in names.into_iter().filter(|other| *other != name) {
+                // Removed meanwhile, or it overlaps by a pattern that the bus cannot read: the server has the last word.
+                let Some(found) = named(&self.api, &other).await.map_err(failed)? else { continue };
+                if let Some(theirs) = found.patterns.iter().find(|theirs| mine.overlaps(theirs)) {
                     return Err(StreamError::Overlap {
                         stream: config.name.clone(),
                         pattern: mine.clone(),
-                        other: self.own(other).unwrap_or(&other.name).to_owned(),
+                        other: self.own(&found).unwrap_or(&found.name).to_owned(),
                         other_pattern: theirs.clone(),
                     });
                 }
