@@ -212,6 +212,7 @@ async fn strike(cluster: &mut NatsCluster, fault: Fault, load: &Load, rng: &mut 
         }
     }
     here(|| cluster.wait_until_ready());
+    load.note_mended();
     wait_for_stored(load, GOES_ON).await;
 }
 

@@ -25,6 +25,10 @@ const KEYED_ACK_WAIT: Duration = Duration::from_secs(6);
 /// Handlers of the keyed consumer that fail, in a hundred.
 const FAILING: u8 = 3;
 
+/// Stand in the history where a fault begins, and where all servers agree again.
+pub(super) const FAULT_BEGINS: u32 = u32::MAX;
+pub(super) const FAULT_ENDS: u32 = u32::MAX - 1;
+
 /// What all who take part share.
 #[derive(Default)]
 pub(super) struct Load {
@@ -52,7 +56,12 @@ impl Load {
 
     /// A fault may swallow deliveries that were on their way, which no fetch tells of.
     pub(super) fn note_fault(&self) {
-        self.history.record(Event::FetchAbandoned { member: u32::MAX });
+        self.history.record(Event::FetchAbandoned { member: FAULT_BEGINS });
+    }
+
+    /// Everything was mended.
+    pub(super) fn note_mended(&self) {
+        self.history.record(Event::FetchAbandoned { member: FAULT_ENDS });
     }
 
     fn told(&self, outcome: &Result<Receipt, PublishError>) -> Told {
