@@ -32,6 +32,12 @@ pub(super) mod codes {
     pub(crate) const CONSUMER_ALREADY_EXISTS: u64 = 10148;
 }
 
+/// Whether a version that a server tells, such as `2.9.10`, is this one or a later one.
+pub(super) fn is_at_least(version: &str, (major, minor): (u64, u64)) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u64>().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (major, minor)
+}
+
 /// What JetStream answers when it refuses.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Refusal {
@@ -166,5 +172,19 @@ impl Api {
             Failure::Refused(refusal) => refusal.description,
         };
         ConsumeError::NotConnected { server: self.link.server.clone(), reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_at_least;
+
+    #[test]
+    fn versions_compare_by_number() {
+        for (version, expected) in
+            [("2.15.1", true), ("2.11.0", true), ("2.9.25", false), ("3.0.0", true), ("", false)]
+        {
+            assert_eq!(is_at_least(version, (2, 11)), expected, "{version}");
+        }
     }
 }

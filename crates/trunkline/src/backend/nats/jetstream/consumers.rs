@@ -1,7 +1,7 @@
 //! Durable consumers: making them, joining them, how they stand.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -21,6 +21,8 @@ const ACK_PENDING_MAX: u64 = 1_000_000;
 const WAITING_MAX: u64 = 8192;
 /// Says in a consumer's metadata that only one member is active.
 const KEYED: &str = "trunkline.keyed";
+/// The same in its description: servers before 2.10 know no metadata.
+const KEYED_DESCRIPTION: &str = "a consumer of Trunkline with one active member";
 /// How often joining is tried when others make or remove the consumer at the same time.
 const RETRIES: u32 = 4;
 
@@ -60,7 +62,10 @@ impl State {
     }
 
     fn keyed(&self) -> bool {
-        self.config["metadata"][KEYED] == "true"
+        match self.config["metadata"][KEYED].as_str() {
+            Some(keyed) => keyed == "true",
+            None => self.text("description") == KEYED_DESCRIPTION,
+        }
     }
 
     fn ack_wait(&self) -> u64 {
@@ -198,12 +203,11 @@ impl JetStream {
         };
         // The server does not tell since when each delivery is pending: the oldest is so at least since the newest.
         let newest = state.delivered.last_active.as_deref().and_then(parse_time);
-        let oldest_pending = match (newest, parse_time(&state.ts)) {
-            (Some(newest), Some(now)) if state.num_ack_pending > 0 => {
-                Some(now.duration_since(newest).unwrap_or_default())
-            }
-            _ => None,
-        };
+        // Servers before 2.10 do not tell their time: by the clock of this machine it is near enough.
+        let now = parse_time(&state.ts).unwrap_or_else(SystemTime::now);
+        let oldest_pending = newest
+            .filter(|_| state.num_ack_pending > 0)
+            .map(|newest| now.duration_since(newest).unwrap_or_default());
         let offset = |sequence: u64| (sequence > 0).then_some(StreamOffset::Sequence(sequence));
         Ok(Some(ConsumerInfo {
             config,
@@ -243,6 +247,9 @@ fn definition(stream: &str, found: &Found, config: &ConsumerConfig) -> Result<Va
         "max_ack_pending": ACK_PENDING_MAX, "max_waiting": WAITING_MAX, "replay_policy": "instant",
         "metadata": { KEYED: config.keyed.to_string() },
     });
+    if config.keyed {
+        body["description"] = json!(KEYED_DESCRIPTION);
+    }
     if let Some(filter) = &config.filter {
         body["filter_subject"] = json!(filter.as_str());
     }
