@@ -8,6 +8,7 @@
 pub mod certificates;
 pub mod clients;
 pub mod conformance;
+pub mod conversation;
 pub mod environment;
 pub mod faulty;
 pub mod history;
@@ -22,6 +23,7 @@ pub mod unusable_redis;
 
 pub use certificates::Authority;
 pub use clients::{ClientLibrary, ScenarioRun};
+pub use conversation::check_conversations;
 pub use process::ServerProcess;
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinels::RedisSentinels;

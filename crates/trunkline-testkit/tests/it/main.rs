@@ -8,6 +8,7 @@ mod conformance_memory;
 mod conformance_nats;
 mod conformance_redis;
 mod conformance_redis_cluster;
+mod conversation;
 mod envelope;
 mod nats_server;
 mod redis_fallback;
