@@ -614,6 +614,8 @@ mod tests {
         );
         let url = "redis_url: 'rediss-sentinel://a/main'";
         assert!(named(&format!("messaging: {{backend: redis, {url}, {files}}}")).is_empty());
+        let both = "nats_auth: {token: t}, nats_url: 'nats://u:p@h'";
+        assert_eq!(named(&format!("messaging: {{backend: nats, {both}}}")), ["messaging.nats_auth"]);
         let streams = "streams: [{name: a, subjects: [a], replicas: 3}]";
         assert_eq!(
             named(&format!(

@@ -16,7 +16,7 @@ use super::options::{NatsAuth, NatsConnectError, NatsOptions, NatsTls, Servers};
 
 /// Delay between two rounds through the servers while none of them answers.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
-/// Length of a seed: 1 byte for the kind, 33 of it and the key, 2 of a checksum, in base 32.
+/// Length of a seed: 2 bytes that say what it is, 32 of the key and 2 of a checksum, in base 32.
 const SEED_BYTES: usize = 58;
 const CA_FILE: &str = "messaging.nats_tls.ca_file";
 const CERT_FILE: &str = "messaging.nats_tls.cert_file";

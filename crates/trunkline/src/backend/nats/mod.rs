@@ -4,6 +4,7 @@
 //! it accepts messages while it is disconnected, its flush proves nothing about the server, it drops messages of
 //! slow readers without a count, and says nothing to subscribers about a connection that was away.
 
+mod about;
 mod connect;
 mod events;
 mod jetstream;
@@ -23,6 +24,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 use trunkline_core::{Message, Pattern, Subject};
 
+pub use about::NatsServerInfo;
 pub use options::{NatsAuth, NatsConnectError, NatsOptions, NatsTls};
 
 use crate::backend::runtime::OwnRuntime;
