@@ -8,7 +8,15 @@ use trunkline_testkit::{NatsServer, check_conversations};
 
 #[test]
 fn components_of_all_languages_hold_conversations() {
-    let server = NatsServer::start::<&str>([]);
+    check(&NatsServer::start::<&str>([]));
+}
+
+#[test]
+fn components_of_all_languages_hold_conversations_over_nats_2_9() {
+    check(&NatsServer::start_2_9::<&str>([]));
+}
+
+fn check(server: &NatsServer) {
     check_conversations(server.url(), |part| {
         let options = NatsOptions::new([server.url()]);
         Box::pin(async move {

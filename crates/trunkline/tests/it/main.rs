@@ -2,6 +2,8 @@
 
 mod jetstream;
 mod nats;
+mod nats_2_9;
+mod nats_access;
 mod outbox;
 #[cfg(feature = "redis")]
 mod redis;
