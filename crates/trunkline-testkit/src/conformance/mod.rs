@@ -41,6 +41,8 @@ pub enum Need {
     Nothing,
     /// Streams and consumers.
     Streams,
+    /// Consumers with one active member.
+    OrderByKey,
     /// Subscriptions that start in the stored past.
     StoredStart,
     /// Deduplication by id.
@@ -179,10 +181,10 @@ properties! { $
         consumer_info_tells_how_it_stands: Streams,
         joining_with_another_definition_is_a_conflict: Streams,
         removed_consumer_is_gone: Streams,
-        keyed_consumer_gives_only_to_the_lease_holder: Streams,
-        lease_passes_on_when_it_is_not_renewed: Streams,
-        lease_passes_on_at_once_when_its_holder_leaves: Streams,
-        new_lease_holder_starts_with_what_was_unsettled: Streams,
+        keyed_consumer_gives_only_to_the_lease_holder: OrderByKey,
+        lease_passes_on_when_it_is_not_renewed: OrderByKey,
+        lease_passes_on_at_once_when_its_holder_leaves: OrderByKey,
+        new_lease_holder_starts_with_what_was_unsettled: OrderByKey,
     }
     outage {
         publish_while_the_server_is_away_is_never_a_success: Server,
@@ -237,16 +239,16 @@ properties! { $
         drain_lets_consumers_finish: Streams,
     }
     ordered {
-        key_waits_for_its_failed_message_and_others_go_on: Streams,
-        keys_run_side_by_side: Streams,
-        message_without_a_key_is_queued_behind_nothing: Streams,
-        order_holds_when_the_active_member_dies: Streams,
-        failed_message_comes_again_past_a_backlog_of_its_key: Streams,
-        order_holds_when_the_lease_lapses_and_comes_back: Streams,
+        key_waits_for_its_failed_message_and_others_go_on: OrderByKey,
+        keys_run_side_by_side: OrderByKey,
+        message_without_a_key_is_queued_behind_nothing: OrderByKey,
+        order_holds_when_the_active_member_dies: OrderByKey,
+        failed_message_comes_again_past_a_backlog_of_its_key: OrderByKey,
+        order_holds_when_the_lease_lapses_and_comes_back: OrderByKey,
     }
     survival {
         every_message_ends_well_or_as_a_dead_letter_on_failing_connections: Streams,
-        order_by_key_holds_on_failing_connections: Streams,
+        order_by_key_holds_on_failing_connections: OrderByKey,
     }
     chaos {
         random_fan_out_keeps_every_rule: Nothing,
@@ -311,6 +313,7 @@ async fn run(property: &Property, harness: &Harness) {
     let supported = match property.need {
         Need::Nothing => true,
         Need::Streams => promised.streams,
+        Need::OrderByKey => promised.streams && !harness.repeats_deliveries(),
         Need::StoredStart => promised.subscribe_from_offset,
         Need::Dedupe => promised.dedupe,
         Need::Server => harness.column().has_server(),

@@ -49,24 +49,26 @@ async fn streams_of_another_prefix_are_not_taken_for_its_own() {
     ));
 }
 
-/// A consumer made for one active member stays one, for whoever joins it later.
+/// Order by key cannot be kept there, and is refused with what to do; who wants none is served.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keyed_consumers_are_known_by_their_description() {
+async fn order_by_key_is_refused_with_what_to_do() {
     let server = NatsServer::start_2_9(["-js"]);
     let backend = connect(&server, "bus").await;
     ensure(&backend, "work", "one.>").await;
     let config = |keyed| ConsumerConfig { keyed, ..ConsumerConfig::new("workers") };
-    let member = streams(&backend).join("work", config(true)).await.unwrap();
-    let again = connect(&server, "bus").await;
-    streams(&again).join("work", config(true)).await.unwrap();
-    let refused = streams(&again).join("work", config(false)).await.err();
-    assert!(matches!(refused, Some(StreamError::Conflict { .. })), "{refused:?}");
-    // A change of what may change keeps it.
-    let longer = ConsumerConfig { ack_wait: Duration::from_secs(7), ..config(true) };
-    streams(&again).join("work", longer).await.unwrap();
-    let info = streams(&again).consumer_info("work", "workers").await.unwrap().unwrap();
-    assert!(info.config.keyed && info.config.ack_wait == Duration::from_secs(7), "{info:?}");
-    drop(member);
+    match streams(&backend).join("work", config(true)).await.err() {
+        Some(StreamError::Unsupported(refused)) => {
+            assert!(refused.to_string().contains("order by key"), "{refused}");
+            assert!(refused.hint().contains("2.10.15"), "{}", refused.hint());
+        }
+        other => panic!("{other:?}"),
+    }
+    streams(&backend).join("work", config(false)).await.unwrap();
+    // What may change can be changed.
+    let longer = ConsumerConfig { ack_wait: Duration::from_secs(7), ..config(false) };
+    streams(&backend).join("work", longer).await.unwrap();
+    let info = streams(&backend).consumer_info("work", "workers").await.unwrap().unwrap();
+    assert!(!info.config.keyed && info.config.ack_wait == Duration::from_secs(7), "{info:?}");
 }
 
 /// Direct get cannot be asked for a time there: it is looked up, and nothing of that is left.

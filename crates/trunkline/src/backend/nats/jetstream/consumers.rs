@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 use trunkline_core::{Pattern, StreamOffset};
 
 use super::JetStream;
-use super::api::{Failure, codes};
+use super::api::{Failure, Refusal, codes, is_at_least};
 use super::member::NatsMember;
 use super::names::{StartAt, check_name, nanos, parse_time, print_time, start_at};
 use super::streams::Found;
-use crate::backend::{ConsumerConfig, ConsumerInfo, Start, StreamError};
+use crate::backend::nats::unsupported;
+use crate::backend::{ConsumerConfig, ConsumerInfo, Start, StreamError, Unsupported};
 
 /// Most messages that may be unsettled at once. Those that wait for their redelivery count, too, and must never hold up
 /// others; beyond this number the server's memory matters more.
@@ -21,8 +22,9 @@ const ACK_PENDING_MAX: u64 = 1_000_000;
 const WAITING_MAX: u64 = 8192;
 /// Says in a consumer's metadata that only one member is active.
 const KEYED: &str = "trunkline.keyed";
-/// The same in its description: servers before 2.10 know no metadata.
-const KEYED_DESCRIPTION: &str = "a consumer of Trunkline with one active member";
+/// Before this version the server gives the newest delivery out once more, under its old number, when a redelivery is due and only
+/// requests wait whose time is over: then messages of a key overtake each other.
+const ORDER_SINCE: (u64, u64, u64) = (2, 10, 15);
 /// How often joining is tried when others make or remove the consumer at the same time.
 const RETRIES: u32 = 4;
 
@@ -49,6 +51,14 @@ pub(super) struct Position {
 
 impl State {
     pub(super) fn read(answer: Value) -> Result<Self, Failure> {
+        // Servers before 2.10 describe one that is being removed in this moment by nothing at all.
+        if answer["config"].is_null() {
+            return Err(Failure::Refused(Refusal {
+                code: 404,
+                err_code: codes::CONSUMER_NOT_FOUND,
+                description: "consumer not found".to_owned(),
+            }));
+        }
         serde_json::from_value(answer)
             .map_err(|error| Failure::unexpected("the description of a consumer", error))
     }
@@ -62,10 +72,7 @@ impl State {
     }
 
     fn keyed(&self) -> bool {
-        match self.config["metadata"][KEYED].as_str() {
-            Some(keyed) => keyed == "true",
-            None => self.text("description") == KEYED_DESCRIPTION,
-        }
+        self.config["metadata"][KEYED] == "true"
     }
 
     fn ack_wait(&self) -> u64 {
@@ -110,8 +117,9 @@ fn show(filter: Option<&Pattern>, keyed: bool) -> String {
 impl JetStream {
     /// How a consumer stands on the server; `None` when it is not there.
     pub(super) async fn consumer_state(&self, on_server: &str, name: &str) -> Result<Option<State>, Failure> {
-        match self.api.call(&format!("CONSUMER.INFO.{on_server}.{name}"), &json!({})).await {
-            Ok(answer) => State::read(answer).map(Some),
+        let answer = self.api.call(&format!("CONSUMER.INFO.{on_server}.{name}"), &json!({})).await;
+        match answer.and_then(State::read) {
+            Ok(state) => Ok(Some(state)),
             Err(failure) if failure.is(&[codes::CONSUMER_NOT_FOUND]) => Ok(None),
             Err(failure) => Err(failure),
         }
@@ -123,6 +131,9 @@ impl JetStream {
         config: ConsumerConfig,
     ) -> Result<NatsMember, StreamError> {
         check_name(&config.name)?;
+        if config.keyed && !is_at_least(&self.api.link.client.server_info().version, ORDER_SINCE) {
+            return Err(unsupported(Unsupported::ORDER_BY_KEY).into());
+        }
         let found = self.find(stream).await?;
         let failed = |failure| self.api.stream_error(stream, failure);
         let mut last = None;
@@ -247,9 +258,6 @@ fn definition(stream: &str, found: &Found, config: &ConsumerConfig) -> Result<Va
         "max_ack_pending": ACK_PENDING_MAX, "max_waiting": WAITING_MAX, "replay_policy": "instant",
         "metadata": { KEYED: config.keyed.to_string() },
     });
-    if config.keyed {
-        body["description"] = json!(KEYED_DESCRIPTION);
-    }
     if let Some(filter) = &config.filter {
         body["filter_subject"] = json!(filter.as_str());
     }

@@ -51,7 +51,7 @@ use outgoing::Outgoing;
 use replies::Replies;
 
 /// Before this version JetStream has no direct get and no consumers that are made by their name.
-const SINCE: (u64, u64) = (2, 9);
+const SINCE: (u64, u64, u64) = (2, 9, 0);
 
 /// JetStream on one connection.
 pub(super) struct JetStream {

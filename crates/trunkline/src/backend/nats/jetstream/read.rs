@@ -23,7 +23,7 @@ const BATCH_MESSAGES: usize = 256;
 /// Most bytes of one answer, which is in memory at once.
 const BATCH_BYTES: usize = 16 << 20;
 /// Since then several messages come in one answer, and the first can be asked for by its time.
-const BATCHES_SINCE: (u64, u64) = (2, 11);
+const BATCHES_SINCE: (u64, u64, u64) = (2, 11, 0);
 /// How long a consumer that is only there to look up a time outlives a client that died before it removed it.
 const LOOK_UP_TIME: Duration = Duration::from_secs(5);
 /// What direct get adds to a message, to say where it stands.
