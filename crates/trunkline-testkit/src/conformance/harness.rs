@@ -101,7 +101,8 @@ impl Harness {
     }
 
     /// For a server that is known to give deliveries out again under their old number, see
-    /// [`Expectations::repeats_deliveries`](crate::history::Expectations::repeats_deliveries).
+    /// [`Expectations::repeats_deliveries`](crate::history::Expectations::repeats_deliveries). It is not held to order by key, and
+    /// a property that fails is tried again with a fresh server.
     #[must_use]
     pub fn that_repeats_deliveries(mut self) -> Self {
         self.repeats_deliveries = true;
