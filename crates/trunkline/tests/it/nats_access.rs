@@ -45,7 +45,7 @@ async fn works(config: Config) -> Bus {
 async fn refused(config: Config) -> String {
     let started = Instant::now();
     let error = tokio::time::timeout(PATIENCE, Bus::connect(config)).await.expect("in time");
-    let error = error.err().expect("nobody may be let in");
+    let error = error.expect_err("nobody may be let in");
     assert!(matches!(error, ConnectError::Nats(_)) && !error.is_retryable(), "{error:?}");
     // Trying again would change nothing, so that it is told at once and not when the time is over.
     assert!(started.elapsed() < CONNECT_TIMEOUT, "{error:?} took {:?}", started.elapsed());
