@@ -131,29 +131,27 @@ impl JetStream {
         config: ConsumerConfig,
     ) -> Result<NatsMember, StreamError> {
         check_name(&config.name)?;
-        if config.keyed && !is_at_least(&self.api.link.client.server_info().version, ORDER_SINCE) {
-            return Err(unsupported(Unsupported::ORDER_BY_KEY).into());
-        }
         let found = self.find(stream).await?;
         let failed = |failure| self.api.stream_error(stream, failure);
         let mut last = None;
         for _ in 0..RETRIES {
             let existing = self.consumer_state(&found.name, &config.name).await.map_err(failed)?;
+            if let Some(state) = &existing {
+                check_same(state, &config)?;
+            }
+            if config.keyed && !is_at_least(&self.api.link.client.server_info().version, ORDER_SINCE) {
+                return Err(unsupported(Unsupported::ORDER_BY_KEY).into());
+            }
             let state = match existing {
                 None => {
                     let body = definition(stream, &found, &config)?;
                     self.define(&found, &config, "create", body).await
                 }
+                Some(state) if state.ack_wait() == nanos(config.ack_wait) => Ok(state),
                 Some(state) => {
-                    check_same(&state, &config)?;
-                    match state.ack_wait() == nanos(config.ack_wait) {
-                        true => Ok(state),
-                        false => {
-                            let mut body = state.config.clone();
-                            body["ack_wait"] = json!(nanos(config.ack_wait));
-                            self.define(&found, &config, "update", body).await
-                        }
-                    }
+                    let mut body = state.config.clone();
+                    body["ack_wait"] = json!(nanos(config.ack_wait));
+                    self.define(&found, &config, "update", body).await
                 }
             };
             let state = match state {
