@@ -32,6 +32,22 @@ pub(crate) fn node_path() -> PathBuf {
     test_environment().join("node")
 }
 
+/// The directory of the nats-server that Debian 12 has.
+pub(crate) fn nats_2_9() -> PathBuf {
+    test_environment().join("nats-debian")
+}
+
+/// That server: one that the environment names, or else the one that is installed.
+pub(crate) fn nats_2_9_server() -> PathBuf {
+    match env::var_os(NATS_2_9_VARIABLE) {
+        Some(named) => named.into(),
+        None => nats_2_9().join("usr/sbin/nats-server"),
+    }
+}
+
+/// Names a nats-server of version 2.9 to the tests.
+pub(crate) const NATS_2_9_VARIABLE: &str = "TRUNKLINE_TEST_NATS_2_9";
+
 /// The directory of the versions of Redis beside the system's own.
 pub(crate) fn redis_servers() -> PathBuf {
     test_environment().join("redis")
@@ -54,6 +70,7 @@ pub(crate) fn test_variables() -> impl Iterator<Item = (&'static str, PathBuf)> 
         ("TRUNKLINE_TEST_PYTHON", venv().join("bin/python")),
         ("TRUNKLINE_TEST_NODE_PATH", node_path()),
         ("TRUNKLINE_TEST_NATS_SERVER", venv().join("bin/nats-server")),
+        (NATS_2_9_VARIABLE, nats_2_9_server()),
     ];
     programs.into_iter().chain(test_redis_servers())
 }

@@ -28,6 +28,9 @@ pub(crate) enum Error {
     #[error("{} could not be used", path.display())]
     File { path: PathBuf, source: io::Error },
 
+    #[error("{what} cannot be had here: {reason}")]
+    CannotBeHad { what: &'static str, reason: String },
+
     #[error("some of what the tests need is missing:\n{}", list(missing))]
     Missing { missing: Vec<String> },
 }

@@ -1,5 +1,6 @@
 //! The steps of `cargo xtask test`, each under a headline and timed.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -94,8 +95,13 @@ pub(crate) fn elapsed(time: Duration) -> String {
 
 /// Runs a program at the root of the repository, with its output where ours goes and no input.
 pub(crate) fn run_command(command: &mut Command) -> Result<(), Error> {
+    run_command_in(root(), command)
+}
+
+/// The same in another directory.
+pub(crate) fn run_command_in(directory: &Path, command: &mut Command) -> Result<(), Error> {
     let status = command
-        .current_dir(root())
+        .current_dir(directory)
         .stdin(std::process::Stdio::null())
         .status()
         .map_err(|source| Error::Start { command: describe(command), source })?;

@@ -134,6 +134,13 @@ impl ClientArgs {
                     let server = bus.status().backend.server;
                     return Ok(Client { bus, server });
                 }
+                if config.messaging.backend == Backend::Nats {
+                    // The configuration may say who we are, and whom to trust, beside the address.
+                    let nats = NatsOptions::from(&config.messaging);
+                    let options = BusOptions::default();
+                    let bus = connect_with(nats, options, self.connect_timeout, patience).await?;
+                    return Ok(Client { bus, server: config.messaging.nats_url.to_string() });
+                }
                 url_of(&config)?
             }
         };

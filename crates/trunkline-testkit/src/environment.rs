@@ -13,6 +13,8 @@ pub const PYTHON_VARIABLE: &str = "TRUNKLINE_TEST_PYTHON";
 pub const NODE_PATH_VARIABLE: &str = "TRUNKLINE_TEST_NODE_PATH";
 /// Names the `nats-server` program.
 pub const NATS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_NATS_SERVER";
+/// Names a `nats-server` of version 2.9.
+pub const NATS_2_9_VARIABLE: &str = "TRUNKLINE_TEST_NATS_2_9";
 /// Names the `redis-server` program of the system.
 pub const REDIS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_SERVER";
 /// Names a `redis-server` of version 6.0.
@@ -49,6 +51,14 @@ pub fn node_path() -> PathBuf {
 /// When there is none; the message says which variable or command provides it.
 pub fn nats_server() -> PathBuf {
     locate(NATS_SERVER_VARIABLE, "venv/bin/nats-server", "the nats-server program")
+}
+
+/// The `nats-server` 2.9, as Debian 12 has it.
+///
+/// # Panics
+/// When there is none; the message says which variable or command provides it.
+pub fn nats_server_2_9() -> PathBuf {
+    locate(NATS_2_9_VARIABLE, "nats-debian/usr/sbin/nats-server", "the nats-server of Debian 12")
 }
 
 /// The server of this version: the system's own, or where `setup` puts the others.

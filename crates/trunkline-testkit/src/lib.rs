@@ -8,10 +8,12 @@
 pub mod certificates;
 pub mod clients;
 pub mod conformance;
+pub mod conversation;
 pub mod environment;
 pub mod faulty;
 pub mod history;
 pub mod nats_cluster;
+pub mod nats_operator;
 pub mod process;
 pub mod redis_cluster;
 pub mod redis_sentinels;
@@ -24,7 +26,9 @@ pub mod unusable_redis;
 
 pub use certificates::Authority;
 pub use clients::{ClientLibrary, ScenarioRun};
+pub use conversation::check_conversations;
 pub use nats_cluster::NatsCluster;
+pub use nats_operator::NatsOperator;
 pub use process::ServerProcess;
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinels::RedisSentinels;

@@ -27,6 +27,15 @@ impl NatsServer {
         NatsServer::launch(arguments.into_iter().map(Into::into).collect(), temporary_directory())
     }
 
+    /// As [`NatsServer::start`], with the server of version 2.9 that Debian 12 has.
+    ///
+    /// # Panics
+    /// As [`NatsServer::start`].
+    pub fn start_2_9<A: Into<OsString>>(arguments: impl IntoIterator<Item = A>) -> NatsServer {
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        NatsServer::launch_program(environment::nats_server_2_9(), arguments, temporary_directory())
+    }
+
     /// Starts the server with a config file of this content. Addresses given there are overruled.
     ///
     /// # Panics
@@ -39,7 +48,11 @@ impl NatsServer {
     }
 
     fn launch(arguments: Vec<OsString>, directory: TempDir) -> NatsServer {
-        let program = NatsServerProgram { path: environment::nats_server(), arguments };
+        NatsServer::launch_program(environment::nats_server(), arguments, directory)
+    }
+
+    fn launch_program(path: PathBuf, arguments: Vec<OsString>, directory: TempDir) -> NatsServer {
+        let program = NatsServerProgram { path, arguments };
         NatsServer(ServerProcess::start(Box::new(program), directory))
     }
 }

@@ -10,6 +10,8 @@ use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use trunkline::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
+use trunkline::backend::{Backend as _, PublishError};
 use trunkline::config::{Backend, Config, NatsUrl};
 use url::Url;
 
@@ -67,11 +69,9 @@ pub(crate) enum StatusError {
     #[error(transparent)]
     Http(#[from] HttpError),
     #[error("cannot connect to {url}")]
-    Connect { url: String, source: async_nats::ConnectError },
-    #[error("{url} gave no answer within {waited:?} (--timeout)")]
-    Timeout { url: String, waited: Duration },
+    Connect { url: String, source: NatsConnectError },
     #[error("{url} stopped to answer")]
-    Flush { url: String, source: async_nats::client::FlushError },
+    Flush { url: String, source: PublishError },
     #[error("the bus is not ready: {status}{}", .reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default())]
     NotReady { status: String, reason: Option<String> },
 }
@@ -83,6 +83,7 @@ impl Explain for StatusError {
             Self::Http(HttpError::NotHttp { .. }) => {
                 Some("--http takes the HTTP address; for the NATS address use --url".into())
             }
+            Self::Connect { source, .. } if !source.is_retryable() => Some(source.hint().into()),
             _ => Some("start a bus with `trunkline up`, or name another with --url or --http".into()),
         }
     }
@@ -106,7 +107,7 @@ struct Report {
 pub(crate) async fn run(global: &GlobalArgs, args: &StatusArgs) -> Result<(), Failure> {
     let report = match target(global, args)? {
         Target::Http(url) => over_http(&url, args.timeout).await?,
-        Target::Nats(url) => over_nats(&url, args.timeout).await?,
+        Target::Nats { url, options } => over_nats(&url, *options, args.timeout).await?,
     };
     match args.json {
         true => output::json_document(&report)?,
@@ -120,28 +121,37 @@ pub(crate) async fn run(global: &GlobalArgs, args: &StatusArgs) -> Result<(), Fa
 
 enum Target {
     Http(Url),
-    Nats(NatsUrl),
+    Nats {
+        url: NatsUrl,
+        /// With what the configuration says beside the address, when it says it of this one.
+        options: Box<NatsOptions>,
+    },
 }
 
 fn target(global: &GlobalArgs, args: &StatusArgs) -> Result<Target, Failure> {
+    let nats = |url: NatsUrl| {
+        let options = Box::new(NatsOptions::new(url.servers().iter().map(ToString::to_string)));
+        Target::Nats { url, options }
+    };
     if let Some(url) = &args.url {
-        return Ok(Target::Nats(url.clone()));
+        return Ok(nats(url.clone()));
     }
     if let Some(url) = &args.http {
         return Ok(Target::Http(url.clone()));
     }
     let config = settings::load(global, [])?.config;
+    if config.messaging.backend == Backend::Nats {
+        let options = Box::new(NatsOptions::from(&config.messaging));
+        return Ok(Target::Nats { url: config.messaging.nats_url, options });
+    }
     Ok(match http_of(&config) {
         Some(url) => Target::Http(url),
-        None => Target::Nats(crate::client::url_of(&config)?),
+        None => nats(crate::client::url_of(&config)?),
     })
 }
 
-/// Where the configured server answers HTTP, unless the clients go to NATS servers or HTTP is off.
+/// Where the configured server answers HTTP, unless that is off.
 fn http_of(config: &Config) -> Option<Url> {
-    if config.messaging.backend == Backend::Nats {
-        return None;
-    }
     let address = crate::client::reachable(config.server.http?)?;
     Url::parse(&format!("http://{address}")).ok()
 }
@@ -173,21 +183,15 @@ async fn over_http(url: &Url, limit: Duration) -> Result<Report, StatusError> {
     })
 }
 
-async fn over_nats(url: &NatsUrl, limit: Duration) -> Result<Report, StatusError> {
-    let servers: Vec<String> = url.servers().iter().map(ToString::to_string).collect();
-    let timeout = || StatusError::Timeout { url: url.to_string(), waited: limit };
-    let connecting = async_nats::ConnectOptions::new().connection_timeout(limit).connect(servers);
-    let client = tokio::time::timeout(limit, connecting)
+async fn over_nats(url: &NatsUrl, options: NatsOptions, limit: Duration) -> Result<Report, StatusError> {
+    let options = NatsOptions { connect_timeout: limit, publish_timeout: limit, ..options };
+    let backend = NatsBackend::connect(options)
         .await
-        .map_err(|_| timeout())?
         .map_err(|source| StatusError::Connect { url: url.to_string(), source })?;
     let started = Instant::now();
-    tokio::time::timeout(limit, client.flush())
-        .await
-        .map_err(|_| timeout())?
-        .map_err(|source| StatusError::Flush { url: url.to_string(), source })?;
+    backend.flush().await.map_err(|source| StatusError::Flush { url: url.to_string(), source })?;
     let round_trip_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let info = client.server_info();
+    let info = backend.server_info();
     let facts = json!({
         "server_id": info.server_id,
         "server_name": info.server_name,
@@ -202,7 +206,7 @@ async fn over_nats(url: &NatsUrl, limit: Duration) -> Result<Report, StatusError
         Value::Object(server) => server,
         _ => Map::new(),
     };
-    let (status, ready) = match info.lame_duck_mode {
+    let (status, ready) = match info.lame_duck {
         true => ("shutting down", false),
         false => ("ok", true),
     };

@@ -222,7 +222,12 @@ async fn consume_at_random(harness: &Harness, seed: u64, rates: FaultRates) {
         });
     }
     all(tasks).await;
-    assert_kept(&chaos.history, &Expectations { ack_wait: Some(ACK_WAIT), doomed: None }, seed);
+    let expected = Expectations {
+        ack_wait: Some(ACK_WAIT),
+        repeats_deliveries: harness.repeats_deliveries(),
+        ..Expectations::default()
+    };
+    assert_kept(&chaos.history, &expected, seed);
 }
 
 /// What the members of a random consumer share.

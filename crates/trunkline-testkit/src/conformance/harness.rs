@@ -73,6 +73,7 @@ pub struct Harness {
     column: Column,
     connect: Box<Connect>,
     faults: Option<Box<dyn Faults>>,
+    repeats_deliveries: bool,
     root: String,
 }
 
@@ -88,6 +89,7 @@ impl Harness {
             column,
             connect: Box::new(move || Box::pin(connect())),
             faults: None,
+            repeats_deliveries: false,
             root: format!("c{}-{:08x}-{n}", std::process::id(), fastrand::u32(..)),
         }
     }
@@ -96,6 +98,20 @@ impl Harness {
     pub fn with_faults(mut self, faults: impl Faults + 'static) -> Self {
         self.faults = Some(Box::new(faults));
         self
+    }
+
+    /// For a server that is known to give deliveries out again under their old number, see
+    /// [`Expectations::repeats_deliveries`](crate::history::Expectations::repeats_deliveries). It is not held to order by key, and
+    /// a property that fails is tried again with a fresh server.
+    #[must_use]
+    pub fn that_repeats_deliveries(mut self) -> Self {
+        self.repeats_deliveries = true;
+        self
+    }
+
+    /// Whether the server is known to give deliveries out again under their old number.
+    pub fn repeats_deliveries(&self) -> bool {
+        self.repeats_deliveries
     }
 
     /// What the backend is held to.

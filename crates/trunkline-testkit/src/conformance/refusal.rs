@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use trunkline::backend::{
-    BackendKind, PublishError, PublishOptions, Start, StreamError, SubscribeError, SubscribeOptions,
-    Unsupported,
+    BackendKind, ConsumerConfig, PublishError, PublishOptions, Start, StreamError, SubscribeError,
+    SubscribeOptions, Unsupported,
 };
 
 use super::probe::{Listener, flush, numbered, soon};
@@ -19,7 +19,18 @@ pub async fn assert_refused(need: Need, harness: &Harness) {
     let subject = harness.subject("refused");
     match need {
         Need::Nothing => unreachable!("every backend has nothing"),
-        Need::Streams => {
+        Need::OrderByKey if harness.column().capabilities().streams => {
+            let stream = harness.stream("refused");
+            super::probe::ensure(&*backend, &stream, harness.pattern("refused.*")).await;
+            let config = ConsumerConfig { keyed: true, ..ConsumerConfig::new("keyed") };
+            let streams = backend.streams().expect("the column has streams");
+            match soon("join", streams.join(&stream, config)).await {
+                Err(StreamError::Unsupported(refused)) => assert_names(refused, harness),
+                Err(other) => panic!("order by key is Unsupported, not {other:?}"),
+                Ok(_) => panic!("order by key was promised, and cannot be kept"),
+            }
+        }
+        Need::Streams | Need::OrderByKey => {
             let refused = backend.streams().err().expect("a backend without streams refuses them");
             assert_names(refused, harness);
             // The bus passes the refusal on, at the first call that needs a stream.

@@ -16,6 +16,9 @@ pub struct Expectations {
     /// Where handlers of the bus took part: which messages have to end as dead letters, and why. All others have
     /// to succeed.
     pub doomed: Option<BTreeMap<MessageId, DeadReason>>,
+    /// The server is known to give a delivery out again under its old number, while somebody has it or after it was settled.
+    /// Of messages to which it did that, no more is expected than that they end settled.
+    pub repeats_deliveries: bool,
 }
 
 /// A broken rule.
@@ -240,7 +243,7 @@ pub fn check(entries: &[Entry], expected: &Expectations) -> Vec<Violation> {
     check_stored_order(&published, &mut violations);
     live::check(entries, &published, &mut violations);
     if let Some(ack_wait) = expected.ack_wait {
-        consumer::check(entries, &published, ack_wait, &mut violations);
+        consumer::check(entries, &published, ack_wait, expected.repeats_deliveries, &mut violations);
     }
     if let Some(doomed) = &expected.doomed {
         handled::check(entries, &published, doomed, &mut violations);

@@ -1,6 +1,6 @@
 //! The rules of a consumer and its members.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use trunkline::StreamOffset;
@@ -54,6 +54,8 @@ struct Leases {
     by_offset: BTreeMap<StreamOffset, BTreeMap<u32, Lease>>,
     departures: HashMap<u32, usize>,
     abandoned: usize,
+    /// Where a delivery was given out twice.
+    repeated: BTreeSet<StreamOffset>,
 }
 
 /// Checks what all members of the consumer saw.
@@ -61,13 +63,22 @@ pub(super) fn check(
     entries: &[Entry],
     published: &Publications,
     ack_wait: Duration,
+    repeats_deliveries: bool,
     violations: &mut Vec<Violation>,
 ) {
-    let leases = collect(entries, violations);
+    let mut found = Vec::new();
+    let leases = collect(entries, &mut found);
+    let forgiven = match repeats_deliveries {
+        true => leases.repeated.clone(),
+        false => {
+            violations.append(&mut found);
+            BTreeSet::new()
+        }
+    };
     check_offsets(&leases, published, violations);
-    check_first_deliveries(entries, violations);
+    check_first_deliveries(entries, &forgiven, violations);
     check_attempts(&leases, violations);
-    for (offset, attempts) in &leases.by_offset {
+    for (offset, attempts) in leases.by_offset.iter().filter(|(offset, _)| !forgiven.contains(offset)) {
         check_settlements(*offset, attempts, violations);
         check_exclusive(*offset, attempts, &leases.departures, ack_wait, violations);
     }
@@ -88,7 +99,7 @@ fn collect(entries: &[Entry], violations: &mut Vec<Violation>) -> Leases {
                 leases.departures.insert(*member, tick);
             }
             Event::Delivered { member, id, offset, attempt } => {
-                let lease = Lease {
+                let mut lease = Lease {
                     id: *id,
                     member: *member,
                     given: tick,
@@ -96,9 +107,14 @@ fn collect(entries: &[Entry], violations: &mut Vec<Violation>) -> Leases {
                     begun_at: fetching.get(member).copied().unwrap_or(entry.at),
                     settlements: Vec::new(),
                 };
-                if leases.by_offset.entry(*offset).or_default().insert(*attempt, lease).is_some() {
+                let attempts = leases.by_offset.entry(*offset).or_default();
+                if let Some(former) = attempts.remove(attempt) {
+                    // What was said of the first one counts for the message all the same.
+                    lease.settlements = former.settlements;
+                    leases.repeated.insert(*offset);
                     violations.push(Violation::AttemptRepeated { offset: *offset, attempt: *attempt });
                 }
+                attempts.insert(*attempt, lease);
             }
             Event::Settling { member, offset, attempt, .. } => {
                 settling.insert((*member, *offset, *attempt), (tick, entry.at));
@@ -133,10 +149,17 @@ fn check_offsets(leases: &Leases, published: &Publications, violations: &mut Vec
 }
 
 /// Each member gets first deliveries in the order of the stream.
-fn check_first_deliveries(entries: &[Entry], violations: &mut Vec<Violation>) {
+fn check_first_deliveries(
+    entries: &[Entry],
+    forgiven: &BTreeSet<StreamOffset>,
+    violations: &mut Vec<Violation>,
+) {
     let mut newest: HashMap<u32, (StreamOffset, MessageId)> = HashMap::new();
     for entry in entries {
         let Event::Delivered { member, id, offset, attempt: 1 } = &entry.event else { continue };
+        if forgiven.contains(offset) {
+            continue;
+        }
         match newest.get(member) {
             Some((before, after)) if before > offset => violations.push(Violation::OutOfOrder {
                 reader: format!("member {member}"),

@@ -74,13 +74,13 @@ impl Script {
 
     /// What a consumer's history amounts to.
     fn consumer(&self) -> Vec<Violation> {
-        check(&self.entries, &Expectations { ack_wait: Some(ACK_WAIT), doomed: None })
+        check(&self.entries, &Expectations { ack_wait: Some(ACK_WAIT), ..Expectations::default() })
     }
 
     /// What a history of handlers amounts to; message 9 is doomed to be rejected.
     fn handled(&self) -> Vec<Violation> {
         let doomed = BTreeMap::from([(id(9), DeadReason::Rejected)]);
-        check(&self.entries, &Expectations { ack_wait: None, doomed: Some(doomed) })
+        check(&self.entries, &Expectations { doomed: Some(doomed), ..Expectations::default() })
     }
 }
 
@@ -235,6 +235,19 @@ fn repeated_attempt_is_found() {
     let twice =
         start().store(0).deliver(1, 0, 1).wait(ACK_WAIT).deliver(2, 0, 1).settle(2, 0, 1, Settle::Ack);
     only(twice.consumer(), |v| matches!(v, Violation::AttemptRepeated { attempt: 1, .. }));
+}
+
+#[test]
+fn repeated_attempt_is_forgiven_where_the_server_repeats_them() {
+    let expected =
+        Expectations { ack_wait: Some(ACK_WAIT), repeats_deliveries: true, ..Expectations::default() };
+    let settled = start().store(0).deliver(1, 0, 1).settle(1, 0, 1, Settle::Ack).deliver(2, 0, 1);
+    assert!(check(&settled.entries, &expected).is_empty());
+    // That it has to end settled, and what is said of other messages, stays.
+    let unsettled = start().store(0).deliver(1, 0, 1).deliver(2, 0, 1);
+    only(check(&unsettled.entries, &expected), |v| matches!(v, Violation::Unfinished { .. }));
+    let other = settled.store(1).deliver(1, 1, 1).deliver(2, 1, 2).settle(2, 1, 2, Settle::Ack);
+    only(check(&other.entries, &expected), |v| matches!(v, Violation::TwoLeases { .. }));
 }
 
 #[test]

@@ -4,11 +4,14 @@
 mod clients_node;
 mod clients_python;
 mod conformance_jetstream;
+mod conformance_jetstream_2_9;
 mod conformance_memory;
 mod conformance_nats;
+mod conformance_nats_2_9;
 mod conformance_nats_cluster;
 mod conformance_redis;
 mod conformance_redis_cluster;
+mod conversation;
 mod envelope;
 mod nats_cluster;
 mod nats_server;

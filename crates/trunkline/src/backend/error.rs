@@ -17,9 +17,15 @@ pub struct Unsupported {
 }
 
 impl Unsupported {
+    /// What needs a later server than the one that is there.
+    pub(crate) const ORDER_BY_KEY: &str = "order by key, on a NATS server before 2.10.15,";
+
     /// What the operator can do about it.
     pub fn hint(&self) -> &'static str {
         match self.backend {
+            BackendKind::Nats if self.operation == Self::ORDER_BY_KEY => {
+                "use NATS 2.10.15 or later: earlier ones deliver a message twice in a way that breaks the order"
+            }
             BackendKind::Nats => {
                 "start the NATS server with JetStream and store the subject in a stream, or use backend in_memory or redis"
             }

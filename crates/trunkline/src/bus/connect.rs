@@ -8,11 +8,11 @@ use trunkline_core::{OffsetError, Pattern, StreamOffset, SubjectError, Token};
 use super::outbox::OutboxOptions;
 use super::{Bus, BusOptions};
 use crate::backend::memory::{Hub, HubOptions, MemoryBackend};
-use crate::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
+use crate::backend::nats::{NatsAuth, NatsBackend, NatsConnectError, NatsOptions};
 #[cfg(feature = "redis")]
 use crate::backend::redis::{RedisBackend, RedisConnectError, RedisOptions};
 use crate::backend::{Backend, BackendKind, Capabilities, Start, StreamConfig, StreamError, Unsupported};
-use crate::config::{Config, Fallback, InitialStreamId, Messaging, RedisTopology};
+use crate::config::{self, Config, Fallback, InitialStreamId, Messaging, RedisTopology};
 use crate::topics::Topics;
 
 /// Why a bus could not be had as configured.
@@ -259,6 +259,11 @@ fn without_effect(config: &Config) -> Vec<(&'static str, &'static str)> {
             "messaging.redis_url names no sentinels: redis-sentinel:// does",
         ),
         (
+            messaging.nats_auth != default.messaging.nats_auth && messaging.nats_url.has_credentials(),
+            "messaging.nats_auth",
+            "messaging.nats_url has credentials, which go first",
+        ),
+        (
             copies && backend != BackendKind::Nats,
             "messaging.streams[].replicas",
             "only JetStream keeps copies",
@@ -405,6 +410,15 @@ impl From<&Config> for RedisOptions {
 impl From<&Messaging> for NatsOptions {
     fn from(messaging: &Messaging) -> Self {
         let mut options = Self::new(messaging.nats_url.servers().iter().map(ToString::to_string));
+        options.auth = match messaging.nats_url.has_credentials() {
+            // Whoever gives an address with credentials, as `TRUNKLINE_URL` may, means just these.
+            true => NatsAuth::FromUrl,
+            false => NatsAuth::from(&messaging.nats_auth),
+        };
+        let tls = &messaging.nats_tls;
+        options.tls.first = tls.handshake_first;
+        options.tls.root_certificates = tls.ca_file.clone().into_iter().collect();
+        options.tls.client_certificate = tls.cert_file.clone().zip(tls.key_file.clone());
         options.connect_timeout = messaging.connect_timeout;
         options.publish_timeout = messaging.publish_timeout;
         options.max_pending = saturating(messaging.max_pending);
@@ -412,6 +426,21 @@ impl From<&Messaging> for NatsOptions {
         options.subject_root = messaging.subject_root.clone();
         options.dedupe_window = messaging.dedupe_window;
         options
+    }
+}
+
+/// What is given stands alone: the configuration takes only one way.
+impl From<&config::NatsAuth> for NatsAuth {
+    fn from(auth: &config::NatsAuth) -> Self {
+        let password = auth.password.as_ref().map(|password| password.expose().to_owned());
+        let token = auth.token.as_ref().map(|token| token.expose().to_owned());
+        match (auth.username.clone().zip(password), token, &auth.nkey_file, &auth.credentials_file) {
+            (Some((user, password)), ..) => Self::UserPassword { user, password },
+            (None, Some(token), ..) => Self::Token(token),
+            (None, None, Some(path), _) => Self::NkeyFile(path.clone()),
+            (None, None, None, Some(path)) => Self::CredentialsFile(path.clone()),
+            (None, None, None, None) => Self::FromUrl,
+        }
     }
 }
 
@@ -585,6 +614,8 @@ mod tests {
         );
         let url = "redis_url: 'rediss-sentinel://a/main'";
         assert!(named(&format!("messaging: {{backend: redis, {url}, {files}}}")).is_empty());
+        let both = "nats_auth: {token: t}, nats_url: 'nats://u:p@h'";
+        assert_eq!(named(&format!("messaging: {{backend: nats, {both}}}")), ["messaging.nats_auth"]);
         let streams = "streams: [{name: a, subjects: [a], replicas: 3}]";
         assert_eq!(
             named(&format!(

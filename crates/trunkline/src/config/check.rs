@@ -11,6 +11,7 @@ use super::{Config, keys};
 /// Reports every contradiction in `config`; `tree` is what it was read from and knows the origins.
 pub(super) fn check(config: &Config, tree: &Node, errors: &mut Vec<ConfigError>) {
     let check = Check { config, tree };
+    check.nats(errors);
     check.streams(errors);
     check.users(errors);
     check.server(errors);
@@ -30,6 +31,35 @@ impl Check<'_> {
 
     fn inconsistent(&self, at: &str, key: &str, reason: impl Into<String>) -> ConfigError {
         ConfigError::Inconsistent { origin: self.origin(at), key: key.to_owned(), reason: reason.into() }
+    }
+
+    fn nats(&self, errors: &mut Vec<ConfigError>) {
+        let auth = &self.config.messaging.nats_auth;
+        let given = [
+            ("messaging.nats_auth.username", auth.username.is_some()),
+            ("messaging.nats_auth.token", auth.token.is_some()),
+            ("messaging.nats_auth.nkey_file", auth.nkey_file.is_some()),
+            ("messaging.nats_auth.credentials_file", auth.credentials_file.is_some()),
+        ];
+        let mut given = given.into_iter().filter_map(|(key, is_set)| is_set.then_some(key));
+        let fault = match (&auth.username, &auth.password) {
+            (Some(_), None) => {
+                Some(("messaging.nats_auth.username", "needs messaging.nats_auth.password".to_owned()))
+            }
+            (None, Some(_)) => {
+                Some(("messaging.nats_auth.password", "needs messaging.nats_auth.username".to_owned()))
+            }
+            _ => given.next().zip(given.next()).map(|(first, second)| (second, format!("excludes {first}"))),
+        };
+        errors.extend(fault.map(|(key, reason)| self.inconsistent(key, key, reason)));
+
+        let tls = &self.config.messaging.nats_tls;
+        let fault = match (&tls.cert_file, &tls.key_file) {
+            (Some(_), None) => Some(("messaging.nats_tls.cert_file", "needs messaging.nats_tls.key_file")),
+            (None, Some(_)) => Some(("messaging.nats_tls.key_file", "needs messaging.nats_tls.cert_file")),
+            _ => None,
+        };
+        errors.extend(fault.map(|(key, reason)| self.inconsistent(key, key, reason)));
     }
 
     fn streams(&self, errors: &mut Vec<ConfigError>) {

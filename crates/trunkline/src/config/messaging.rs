@@ -34,6 +34,10 @@ settings! {
         pub connect_timeout: Duration => default("3s"), range("100ms", "10m");
         /// Where NATS is, with `NATS_URL` as a second source: servers separated by commas, `nats://` or `tls://`.
         pub nats_url: NatsUrl => default("nats://127.0.0.1:4222");
+        /// Who the bus is to NATS, where `messaging.nats_url` has no credentials.
+        pub nats_auth: NatsAuth;
+        /// Certificates for `tls://`, and for servers that demand TLS.
+        pub nats_tls: NatsTls;
         /// First token of the platform's subjects.
         pub subject_root: String => default("nachos"), format(Format::Token);
         /// Streams: which subjects are stored, and for how long.
@@ -66,6 +70,37 @@ settings! {
         pub cert_file: Option<PathBuf>;
         /// Private key of that certificate.
         pub key_file: Option<PathBuf>;
+    }
+}
+
+settings! {
+    /// Who the bus is to NATS: a user and its password, a token, an nkey, or a credentials file; only one of them. Credentials
+    /// in `messaging.nats_url` go first. Paths are relative to the working directory.
+    pub struct NatsAuth in "messaging.nats_auth." {
+        /// Name of the user.
+        pub username: Option<String>;
+        /// Its password.
+        pub password: Option<Secret>;
+        /// Token, for servers that know no users.
+        pub token: Option<Secret>;
+        /// File with the seed of an nkey, `SU…`.
+        pub nkey_file: Option<PathBuf>;
+        /// Credentials file, as `nsc generate creds` writes it: a JWT and the seed of its nkey.
+        pub credentials_file: Option<PathBuf>;
+    }
+}
+
+settings! {
+    /// Certificates for NATS, in PEM. Paths are relative to the working directory.
+    pub struct NatsTls in "messaging.nats_tls." {
+        /// Authorities that the certificates of servers must come from; those of the system unless set.
+        pub ca_file: Option<PathBuf>;
+        /// Certificate chain for servers that ask for one.
+        pub cert_file: Option<PathBuf>;
+        /// Private key of that certificate.
+        pub key_file: Option<PathBuf>;
+        /// Whether servers wait for the handshake before their first line, as theirs says in `handshake_first`.
+        pub handshake_first: bool => default("false");
     }
 }
 

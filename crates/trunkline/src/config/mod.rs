@@ -45,7 +45,8 @@ pub use error::{ConfigError, ConfigWarning, StreamPattern};
 pub use keys::{Key, env_name, keys};
 pub use loader::{Entry, Loaded, Loader};
 pub use messaging::{
-    Backend, Consumer, Fallback, InitialStreamId, Messaging, RedisSentinel, RedisTls, Stream,
+    Backend, Consumer, Fallback, InitialStreamId, Messaging, NatsAuth, NatsTls, RedisSentinel, RedisTls,
+    Stream,
 };
 pub use runtime::{Command, Component, Ready, Resources, Restart, Runtime};
 pub use server::{

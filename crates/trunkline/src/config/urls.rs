@@ -143,6 +143,11 @@ impl NatsUrl {
         &self.0
     }
 
+    /// Whether a server is given with credentials.
+    pub fn has_credentials(&self) -> bool {
+        self.0.iter().any(|server| !server.username().is_empty() || server.password().is_some())
+    }
+
     /// The servers separated by commas, credentials included, for a process that is to connect to the same ones.
     pub fn expose(&self) -> String {
         let servers: Vec<&str> = self.0.iter().map(Url::as_str).collect();

@@ -3,6 +3,8 @@
 mod jetstream;
 mod jetstream_cluster;
 mod nats;
+mod nats_2_9;
+mod nats_access;
 mod outbox;
 #[cfg(feature = "redis")]
 mod redis;

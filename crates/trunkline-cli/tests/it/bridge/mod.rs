@@ -2,6 +2,7 @@
 
 mod between;
 mod clients;
+mod conversation;
 mod outage;
 mod raw;
 mod redis;

@@ -106,7 +106,7 @@ pub async fn every_message_ends_well_or_as_a_dead_letter_on_failing_connections(
         }
         let all = (0..100).map(|number| MessageId { publisher: 0, number });
         let doomed = all.filter(|id| is_doomed(*id)).map(|id| (id, DeadReason::Rejected));
-        let expected = Expectations { ack_wait: None, doomed: Some(BTreeMap::from_iter(doomed)) };
+        let expected = Expectations { doomed: Some(BTreeMap::from_iter(doomed)), ..Expectations::default() };
         assert_kept(&history, &expected, seed);
         clean(&*backend, &stream, &dead_stream(harness)).await;
     }
@@ -161,7 +161,7 @@ pub async fn order_by_key_holds_on_failing_connections(harness: &Harness) {
         for (key, begun) in begun.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             assert!(begun.is_sorted(), "seed {seed}: key {key} ran out of order: {begun:?}");
         }
-        let expected = Expectations { ack_wait: None, doomed: Some(BTreeMap::new()) };
+        let expected = Expectations { doomed: Some(BTreeMap::new()), ..Expectations::default() };
         assert_kept(&history, &expected, seed);
         clean(&*backend, &stream, &dead_stream(harness)).await;
     }

@@ -86,7 +86,7 @@ async fn campaign(version: RedisVersion, seed: u64) {
     crew.stop(seed).await;
 
     let entries = history.entries();
-    let expected = Expectations { ack_wait: None, doomed: Some(BTreeMap::new()) };
+    let expected = Expectations { doomed: Some(BTreeMap::new()), ..Expectations::default() };
     let violations = check(&entries, &expected);
     assert!(violations.is_empty(), "seed {seed}: {violations:?}");
     let handled = entries.iter().filter(|entry| matches!(entry.event, Event::Succeeded { .. })).count();

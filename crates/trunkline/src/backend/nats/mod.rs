@@ -4,6 +4,7 @@
 //! it accepts messages while it is disconnected, its flush proves nothing about the server, it drops messages of
 //! slow readers without a count, and says nothing to subscribers about a connection that was away.
 
+mod about;
 mod connect;
 mod events;
 mod jetstream;
@@ -23,6 +24,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 use trunkline_core::{Message, Pattern, Subject};
 
+pub use about::NatsServerInfo;
 pub use options::{NatsAuth, NatsConnectError, NatsOptions, NatsTls};
 
 use crate::backend::runtime::OwnRuntime;
@@ -37,7 +39,8 @@ use link::{Link, NoProof};
 use live::{Listed, NatsSource, subscription_number};
 use options::{Servers, check_inbox_prefix};
 
-/// Core NATS, with streams and consumers where the server has JetStream for this user; [`Unsupported`] elsewhere.
+/// Core NATS, with streams and consumers where the server has JetStream for this user; [`Unsupported`] elsewhere. JetStream
+/// is used from 2.9 on, for consumers with order by key from 2.10.15 on.
 ///
 /// **Which publishes are stored.** A message is published with a confirmation, and answered by [`Receipt::Stored`](crate::backend::Receipt::Stored),
 /// when a stream of the account matches its subject. The backend keeps a copy of the streams' patterns for that:

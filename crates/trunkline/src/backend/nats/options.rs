@@ -105,6 +105,8 @@ pub enum NatsAuth {
     Token(String),
     /// An nkey seed, `SU…`.
     Nkey(String),
+    /// A file with an nkey seed, in a line of its own.
+    NkeyFile(PathBuf),
     /// A `.creds` file with a JWT and an nkey seed.
     CredentialsFile(PathBuf),
 }
@@ -116,6 +118,7 @@ impl fmt::Debug for NatsAuth {
             Self::UserPassword { user, .. } => write!(f, "UserPassword {{ user: {user:?}, password: *** }}"),
             Self::Token(_) => f.write_str("Token(***)"),
             Self::Nkey(_) => f.write_str("Nkey(***)"),
+            Self::NkeyFile(path) => f.debug_tuple("NkeyFile").field(path).finish(),
             Self::CredentialsFile(path) => f.debug_tuple("CredentialsFile").field(path).finish(),
         }
     }
@@ -124,7 +127,7 @@ impl fmt::Debug for NatsAuth {
 /// TLS settings of the client.
 #[derive(Debug, Clone, Default)]
 pub struct NatsTls {
-    /// Refuse a connection without TLS, whatever the addresses say.
+    /// Refuse a connection without TLS, whatever the addresses say. Certificates below ask for the same.
     pub required: bool,
     /// Shake hands before the server's first line, as servers with `handshake_first` want it.
     pub first: bool,
@@ -165,13 +168,28 @@ pub enum NatsConnectError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The credentials file cannot be read or has no JWT and seed.
-    #[error("credentials file {path} cannot be used")]
+    /// A file with credentials cannot be read, or has no seed, or no JWT where there should be one.
+    #[error("{} ({setting}) cannot be used", path.display())]
     Credentials {
         /// Where it is.
         path: PathBuf,
+        /// The key of the configuration that names it.
+        setting: &'static str,
         /// What is wrong with it.
         source: std::io::Error,
+    },
+    /// The nkey is no seed of a user.
+    #[error("the nkey is no seed of a user")]
+    Nkey,
+    /// A file with certificates or a key cannot be read, or has none.
+    #[error("{} ({setting}) cannot be used: {reason}", path.display())]
+    TlsFile {
+        /// Where it is.
+        path: PathBuf,
+        /// The key of the configuration that names it.
+        setting: &'static str,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The server does not let us in.
     #[error("{server} refused the credentials: {reason}")]
@@ -221,10 +239,18 @@ impl NatsConnectError {
             Self::NoServers | Self::BadServer { .. } => "give an address like nats://127.0.0.1:4222",
             Self::BadInboxPrefix { .. } => "give one or more tokens, as in _INBOX",
             Self::BadStreamPrefix { .. } => "give letters, digits, '_' and '-', as in atlas_bus",
-            Self::Credentials { .. } => "nsc generate creds writes such a file",
-            Self::Unauthorized { .. } => "compare user, password or token with the server's configuration",
+            Self::Credentials { .. } => {
+                "`nsc generate creds` writes a credentials file, `nk -gen user` the seed of an nkey"
+            }
+            Self::Nkey => "`nk -gen user` makes one; it begins with SU",
+            Self::Unauthorized { .. } => {
+                "compare the credentials in messaging.nats_url, or those of messaging.nats_auth, with the server's \
+                 configuration"
+            }
+            Self::TlsFile { .. } => "correct the section messaging.nats_tls",
             Self::Tls { .. } => {
-                "name the server's root certificate, and a client certificate if it wants one"
+                "messaging.nats_tls.ca_file names the authority of the server's certificate, cert_file and key_file the \
+                 certificate it asks for; the host in messaging.nats_url must be one the certificate is for"
             }
             Self::Unreachable { .. } => "start the server, or correct messaging.nats_url",
             Self::InboxDenied { .. } => {

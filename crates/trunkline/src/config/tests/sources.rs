@@ -128,6 +128,16 @@ fn sample(path: &str) -> &'static str {
         "messaging.redis_tls.ca_file" | "messaging.redis_tls.cert_file" | "messaging.redis_tls.key_file" => {
             "some.pem"
         }
+        "messaging.nats_auth" => "{token: abcdef}",
+        "messaging.nats_auth.username" | "messaging.nats_auth.password" | "messaging.nats_auth.token" => {
+            "ann"
+        }
+        "messaging.nats_auth.nkey_file" | "messaging.nats_auth.credentials_file" => "some.file",
+        "messaging.nats_tls" => "{ca_file: some.pem}",
+        "messaging.nats_tls.ca_file" | "messaging.nats_tls.cert_file" | "messaging.nats_tls.key_file" => {
+            "some.pem"
+        }
+        "messaging.nats_tls.handshake_first" => "true",
         "messaging.redis_sentinel" => "{password: pw}",
         "messaging.redis_sentinel.username" | "messaging.redis_sentinel.password" => "ann",
         "messaging.stream_prefix" => "atlas-dev",
@@ -187,6 +197,10 @@ fn every_key_is_read_from_its_variables_and_as_a_flag() {
         let value = sample(&key.path);
         // What one key needs from another is given along with it.
         let needs: &[(&str, &str, &str)] = match key.path.as_str() {
+            "messaging.nats_auth.username" => &[("messaging.nats_auth.password", "x", "-")],
+            "messaging.nats_auth.password" => &[("messaging.nats_auth.username", "x", "-")],
+            "messaging.nats_tls.cert_file" => &[("messaging.nats_tls.key_file", "x", "-")],
+            "messaging.nats_tls.key_file" => &[("messaging.nats_tls.cert_file", "x", "-")],
             "server.auth.user" => &[("server.auth.password", "x", "-")],
             "server.auth.password" => &[("server.auth.user", "x", "-")],
             "server.auth.no_auth_user" => &[("server.users", "[{user: ann, password: pw}]", "-")],

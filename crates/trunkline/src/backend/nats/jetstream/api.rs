@@ -32,6 +32,18 @@ pub(super) mod codes {
     pub(crate) const CONSUMER_ALREADY_EXISTS: u64 = 10148;
 }
 
+/// Whether a version that a server tells, such as `2.9.10`, is this one or a later one.
+pub(super) fn is_at_least(version: &str, wanted: (u64, u64, u64)) -> bool {
+    // What follows the digits, as in `2.11.0-beta.1`, is passed over.
+    let number = |part: &str| {
+        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
+        part[..digits].parse::<u64>().unwrap_or(0)
+    };
+    let mut parts = version.split('.').map(number);
+    let mut next = || parts.next().unwrap_or(0);
+    (next(), next(), next()) >= wanted
+}
+
 /// What JetStream answers when it refuses.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Refusal {
@@ -172,5 +184,25 @@ impl Api {
             Failure::Refused(refusal) => refusal.description,
         };
         ConsumeError::NotConnected { server: self.link.server.clone(), reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_at_least;
+
+    #[test]
+    fn versions_compare_by_number() {
+        for (version, expected) in [
+            ("2.15.1", true),
+            ("2.11.3", true),
+            ("2.11.2", false),
+            ("2.11.3-beta.1", true),
+            ("2.9.25", false),
+            ("3.0.0", true),
+            ("", false),
+        ] {
+            assert_eq!(is_at_least(version, (2, 11, 3)), expected, "{version}");
+        }
     }
 }

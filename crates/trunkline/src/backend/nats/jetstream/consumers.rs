@@ -1,18 +1,19 @@
 //! Durable consumers: making them, joining them, how they stand.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use trunkline_core::{Pattern, StreamOffset};
 
 use super::JetStream;
-use super::api::{Failure, codes};
+use super::api::{Failure, Refusal, codes, is_at_least};
 use super::member::NatsMember;
 use super::names::{StartAt, check_name, nanos, parse_time, print_time, start_at};
 use super::streams::Found;
-use crate::backend::{ConsumerConfig, ConsumerInfo, Start, StreamError};
+use crate::backend::nats::unsupported;
+use crate::backend::{ConsumerConfig, ConsumerInfo, Start, StreamError, Unsupported};
 
 /// Most messages that may be unsettled at once. Those that wait for their redelivery count, too, and must never hold up
 /// others; beyond this number the server's memory matters more.
@@ -21,6 +22,9 @@ const ACK_PENDING_MAX: u64 = 1_000_000;
 const WAITING_MAX: u64 = 8192;
 /// Says in a consumer's metadata that only one member is active.
 const KEYED: &str = "trunkline.keyed";
+/// Before this version the server gives the newest delivery out once more, under its old number, when a redelivery is due and only
+/// requests wait whose time is over: then messages of a key overtake each other.
+const ORDER_SINCE: (u64, u64, u64) = (2, 10, 15);
 /// How often joining is tried when others make or remove the consumer at the same time.
 const RETRIES: u32 = 4;
 
@@ -47,6 +51,14 @@ pub(super) struct Position {
 
 impl State {
     pub(super) fn read(answer: Value) -> Result<Self, Failure> {
+        // Servers before 2.10 describe one that is being removed in this moment by nothing at all.
+        if answer["config"].is_null() {
+            return Err(Failure::Refused(Refusal {
+                code: 404,
+                err_code: codes::CONSUMER_NOT_FOUND,
+                description: "consumer not found".to_owned(),
+            }));
+        }
         serde_json::from_value(answer)
             .map_err(|error| Failure::unexpected("the description of a consumer", error))
     }
@@ -105,8 +117,9 @@ fn show(filter: Option<&Pattern>, keyed: bool) -> String {
 impl JetStream {
     /// How a consumer stands on the server; `None` when it is not there.
     pub(super) async fn consumer_state(&self, on_server: &str, name: &str) -> Result<Option<State>, Failure> {
-        match self.api.call(&format!("CONSUMER.INFO.{on_server}.{name}"), &json!({})).await {
-            Ok(answer) => State::read(answer).map(Some),
+        let answer = self.api.call(&format!("CONSUMER.INFO.{on_server}.{name}"), &json!({})).await;
+        match answer.and_then(State::read) {
+            Ok(state) => Ok(Some(state)),
             Err(failure) if failure.is(&[codes::CONSUMER_NOT_FOUND]) => Ok(None),
             Err(failure) => Err(failure),
         }
@@ -123,21 +136,22 @@ impl JetStream {
         let mut last = None;
         for _ in 0..RETRIES {
             let existing = self.consumer_state(&found.name, &config.name).await.map_err(failed)?;
+            if let Some(state) = &existing {
+                check_same(state, &config)?;
+            }
+            if config.keyed && !is_at_least(&self.api.link.client.server_info().version, ORDER_SINCE) {
+                return Err(unsupported(Unsupported::ORDER_BY_KEY).into());
+            }
             let state = match existing {
                 None => {
                     let body = definition(stream, &found, &config)?;
                     self.define(&found, &config, "create", body).await
                 }
+                Some(state) if state.ack_wait() == nanos(config.ack_wait) => Ok(state),
                 Some(state) => {
-                    check_same(&state, &config)?;
-                    match state.ack_wait() == nanos(config.ack_wait) {
-                        true => Ok(state),
-                        false => {
-                            let mut body = state.config.clone();
-                            body["ack_wait"] = json!(nanos(config.ack_wait));
-                            self.define(&found, &config, "update", body).await
-                        }
-                    }
+                    let mut body = state.config.clone();
+                    body["ack_wait"] = json!(nanos(config.ack_wait));
+                    self.define(&found, &config, "update", body).await
                 }
             };
             let state = match state {
@@ -198,12 +212,11 @@ impl JetStream {
         };
         // The server does not tell since when each delivery is pending: the oldest is so at least since the newest.
         let newest = state.delivered.last_active.as_deref().and_then(parse_time);
-        let oldest_pending = match (newest, parse_time(&state.ts)) {
-            (Some(newest), Some(now)) if state.num_ack_pending > 0 => {
-                Some(now.duration_since(newest).unwrap_or_default())
-            }
-            _ => None,
-        };
+        // Servers before 2.10 do not tell their time: by the clock of this machine it is near enough.
+        let now = parse_time(&state.ts).unwrap_or_else(SystemTime::now);
+        let oldest_pending = newest
+            .filter(|_| state.num_ack_pending > 0)
+            .map(|newest| now.duration_since(newest).unwrap_or_default());
         let offset = |sequence: u64| (sequence > 0).then_some(StreamOffset::Sequence(sequence));
         Ok(Some(ConsumerInfo {
             config,

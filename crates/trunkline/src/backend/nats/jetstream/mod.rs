@@ -44,11 +44,14 @@ use crate::backend::{
     ConsumerConfig, ConsumerInfo, Fut, LiveSource, Member, Publishing, ReadPage, ReadRequest, Start,
     StreamConfig, StreamError, StreamInfo, Streams, SubscribeError, SubscribeOptions,
 };
-use api::{Api, Failure, codes};
+use api::{Api, Failure, codes, is_at_least};
 use bucket::Bucket;
 use names::{Names, check_prefix};
 use outgoing::Outgoing;
 use replies::Replies;
+
+/// Before this version JetStream has no direct get and no consumers that are made by their name.
+const SINCE: (u64, u64, u64) = (2, 9, 0);
 
 /// JetStream on one connection.
 pub(super) struct JetStream {
@@ -160,7 +163,17 @@ impl NatsStreams {
         options: &NatsOptions,
         stop: &CancellationToken,
     ) -> Result<Option<Self>, NatsConnectError> {
-        if !link.client.server_info().jetstream {
+        let info = link.client.server_info();
+        if !info.jetstream {
+            return Ok(None);
+        }
+        if !is_at_least(&info.version, SINCE) {
+            let (server, version) = (&link.server, info.version);
+            tracing::warn!(
+                server,
+                version,
+                "streams need NATS 2.9 or later: this server's JetStream is not used"
+            );
             return Ok(None);
         }
         check_prefix(&options.stream_prefix).map_err(|reason| NatsConnectError::BadStreamPrefix {

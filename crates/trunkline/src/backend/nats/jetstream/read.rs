@@ -1,7 +1,7 @@
 //! Reading a stream without a consumer, by direct get, and deleting single messages of it.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_nats::client::traits::Publisher as _;
 use async_nats::message::OutboundMessage;
@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use trunkline_core::{Headers, Message, Pattern, StreamOffset, Subject};
 
 use super::JetStream;
-use super::api::{Failure, codes};
-use super::names::{StartAt, parse_time, print_time, start_at};
+use super::api::{Failure, codes, is_at_least};
+use super::names::{StartAt, nanos, parse_time, print_time, start_at};
 use super::streams::Found;
 use crate::backend::nats::message::Decoder;
 use crate::backend::{ReadPage, ReadRequest, Start, StoredMessage, StreamError};
@@ -22,8 +22,10 @@ use crate::backend::{ReadPage, ReadRequest, Start, StoredMessage, StreamError};
 const BATCH_MESSAGES: usize = 256;
 /// Most bytes of one answer, which is in memory at once.
 const BATCH_BYTES: usize = 16 << 20;
-/// Since then several messages come in one answer.
-const BATCHES_SINCE: (u64, u64) = (2, 11);
+/// Since then several messages come in one answer, and the first can be asked for by its time.
+const BATCHES_SINCE: (u64, u64, u64) = (2, 11, 0);
+/// How long a consumer that is only there to look up a time outlives a client that died before it removed it.
+const LOOK_UP_TIME: Duration = Duration::from_secs(5);
 /// What direct get adds to a message, to say where it stands.
 const ADDED: [&str; 8] = [
     "Nats-Stream",
@@ -64,6 +66,11 @@ impl JetStream {
         }
         let max = request.max.max(1);
         let failed = |failure| self.api.stream_error(name, failure);
+        if let StartAt::Time(time) = at
+            && !self.gives_batches()
+        {
+            at = StartAt::Sequence(self.sequence_at(&found, time).await.map_err(failed)?);
+        }
         while page.messages.len() < max {
             let want = BATCH_MESSAGES.min(max - page.messages.len());
             let batch = self.direct_get(&found, at, request.filter.as_ref(), want).await.map_err(failed)?;
@@ -98,6 +105,32 @@ impl JetStream {
         Ok(page)
     }
 
+    /// Whether the server is new enough for [`BATCHES_SINCE`].
+    fn gives_batches(&self) -> bool {
+        is_at_least(&self.api.link.client.server_info().version, BATCHES_SINCE)
+    }
+
+    /// The first sequence at or after a time, where a direct get cannot be asked for it: a consumer that starts there is
+    /// made, says where it stands, and is removed.
+    async fn sequence_at(&self, found: &Found, time: SystemTime) -> Result<u64, Failure> {
+        let name = format!("at-{}", uuid::Uuid::now_v7().simple());
+        let config = json!({
+            "name": name, "deliver_policy": "by_start_time", "opt_start_time": print_time(time),
+            "ack_policy": "none", "replay_policy": "instant", "mem_storage": true, "num_replicas": 1,
+            "inactive_threshold": nanos(LOOK_UP_TIME),
+        });
+        let request = json!({ "stream_name": found.name, "action": "create", "config": config });
+        let what = format!("CONSUMER.CREATE.{}.{name}", found.name);
+        let state = super::consumers::State::read(self.api.call(&what, &request).await?)?;
+        // It goes by itself when this fails.
+        if let Err(failure) =
+            self.api.call(&format!("CONSUMER.DELETE.{}.{name}", found.name), &json!({})).await
+        {
+            tracing::debug!(stream = found.name, %failure, "a consumer that looked up a time is left to expire");
+        }
+        Ok(state.delivered.stream_seq + 1)
+    }
+
     /// Asks for messages from a place on. Empty when there are none.
     async fn direct_get(
         &self,
@@ -108,7 +141,7 @@ impl JetStream {
     ) -> Result<Batch, Failure> {
         let link = &self.api.link;
         link.connection().ok_or_else(|| Failure::NotConnected(link.events.reason()))?;
-        let several = server_is_at_least(&link.client.server_info().version, BATCHES_SINCE);
+        let several = self.gives_batches();
         let mut request = Map::new();
         match at {
             StartAt::Time(time) => request.insert("start_time".to_owned(), print_time(time).into()),
@@ -267,23 +300,4 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
 
 fn number(answer: &async_nats::Message, name: &str) -> Option<u64> {
     answer.headers.as_ref()?.get(name)?.as_str().parse().ok()
-}
-
-fn server_is_at_least(version: &str, (major, minor): (u64, u64)) -> bool {
-    let mut parts = version.split('.').map(|part| part.parse::<u64>().unwrap_or(0));
-    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (major, minor)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::server_is_at_least;
-
-    #[test]
-    fn versions_compare_by_number() {
-        for (version, expected) in
-            [("2.15.1", true), ("2.11.0", true), ("2.9.25", false), ("3.0.0", true), ("", false)]
-        {
-            assert_eq!(server_is_at_least(version, (2, 11)), expected, "{version}");
-        }
-    }
 }

@@ -17,6 +17,8 @@ const PAGES_MAX: usize = 1000;
 const RETRIES: u32 = 4;
 /// Says in a stream's metadata of which prefix it is: one prefix may begin with another.
 const PREFIX: &str = "trunkline.prefix";
+/// The same, followed by the prefix, in a stream's description: servers before 2.10 know no metadata.
+const DESCRIPTION: &str = "a stream of Trunkline with the prefix ";
 /// Shortest age that JetStream takes, where there is one: a shorter one becomes this.
 const AGE_MIN: Duration = Duration::from_millis(100);
 
@@ -156,8 +158,9 @@ impl JetStream {
 
     /// The name of a stream of this prefix.
     fn own<'a>(&self, found: &'a Found) -> Option<&'a str> {
-        let metadata = found.config.get("metadata").and_then(|metadata| metadata.get(PREFIX));
-        let foreign = metadata.is_some_and(|prefix| prefix != self.names.prefix());
+        let metadata = found.config.get("metadata").and_then(|metadata| metadata.get(PREFIX)?.as_str());
+        let prefix = metadata.or_else(|| found.text("description").strip_prefix(DESCRIPTION));
+        let foreign = prefix.is_some_and(|prefix| prefix != self.names.prefix());
         self.names.own(&found.name).filter(|_| !foreign)
     }
 
@@ -212,6 +215,7 @@ impl JetStream {
         fresh.insert("retention".to_owned(), "limits".into());
         fresh.insert("storage".to_owned(), "file".into());
         fresh.insert("metadata".to_owned(), json!({ PREFIX: self.names.prefix() }));
+        fresh.insert("description".to_owned(), format!("{DESCRIPTION}{}", self.names.prefix()).into());
         let mut answer = self.api.call(&format!("STREAM.CREATE.{name}"), &self.wanted(config, fresh)).await?;
         Found::read(&mut answer)
     }
