@@ -2,6 +2,7 @@
 
 mod jetstream;
 mod nats;
+mod nats_permissions;
 mod outbox;
 #[cfg(feature = "redis")]
 mod redis;

@@ -200,7 +200,7 @@ impl NatsMember {
     ) -> Result<End, Failure> {
         let link = &self.jetstream.api.link;
         let broken = || Failure::NotConnected(link.events.reason());
-        link.connection().ok_or_else(broken)?;
+        let connection = link.connection().ok_or_else(broken)?;
         // Nobody will settle what could not be settled any more.
         let now = Instant::now();
         self.held.lock().retain(|_, held| held.until > now);
@@ -215,8 +215,10 @@ impl NatsMember {
         let max = request["batch"].as_u64().unwrap_or(1);
         let inbox = link.client.new_inbox();
         let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.on_server, self.config.name);
+        let denied = self.jetstream.api.denied(&subject, connection, time + PULL_GRACE);
         let outbound = OutboundMessage {
-            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.on_server, self.config.name).into(),
+            subject: subject.into(),
             reply: Some(inbox.into()),
             payload: request.to_string().into(),
             headers: None,
@@ -227,6 +229,7 @@ impl NatsMember {
         tokio::select! {
             biased;
             ended = tokio::time::timeout(time + PULL_GRACE, taking) => ended.unwrap_or(Ok(End::Ended)),
+            failure = denied => Err(failure),
             () = link.disconnected() => Err(broken()),
         }
     }

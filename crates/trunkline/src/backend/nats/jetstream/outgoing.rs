@@ -223,7 +223,8 @@ impl Outgoing {
         let encoded = message::encode_stored(&job.message, job.dedupe_id.as_deref());
         let mut outbound =
             encoded.map_err(|header| publish::not_ascii(job.message.subject.clone(), &header))?;
-        let awaited = self.api.replies.expect(connection, job.deadline, Some(place));
+        let asked = outbound.subject.clone();
+        let awaited = self.api.replies.expect(asked, connection, job.deadline, Some(place));
         outbound.reply = Some(awaited.reply());
         Ok((outbound, awaited))
     }
@@ -266,6 +267,9 @@ impl Outgoing {
         let unknown = || self.link().outcome_unknown(job.since.elapsed());
         let answer = match answer {
             Ok(answer) => answer,
+            Err(NoReply::Denied(reason)) => {
+                return Err(PublishError::Denied { subject: job.message.subject, reason });
+            }
             Err(why) => {
                 if why == NoReply::Silent {
                     // The stream may be gone, and others listen: then nobody ever confirms.
@@ -419,6 +423,10 @@ impl Outgoing {
                 return Ok(stored);
             }
             let Err(failure) = self.refresh().await else { continue };
+            if let Failure::Denied { .. } = failure {
+                let reason = format!("nobody may tell whether a stream stores it: {failure}");
+                return Err(PublishError::Denied { subject: subject.clone(), reason });
+            }
             // JetStream does not answer. Where a stream kept the subject, the missing confirmation says so; where none
             // did, `Accepted` promises nothing that could be wrong.
             if let Route::Old { stored } = self.state.lock().routes.route(subject, Instant::now()) {
