@@ -12,8 +12,10 @@ mod errors;
 mod fallback;
 mod jetstream;
 mod messages;
+mod nats_page;
 mod readme;
 mod redis;
+mod stored;
 mod streams;
 mod up;
 

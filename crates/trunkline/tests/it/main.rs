@@ -2,7 +2,6 @@
 
 mod jetstream;
 mod nats;
-mod nats_permissions;
 mod outbox;
 #[cfg(feature = "redis")]
 mod redis;

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::client::traits::Publisher as _;
 use async_nats::message::OutboundMessage;
 use async_nats::{StatusCode, Subscriber};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::time::Instant;
@@ -66,6 +67,48 @@ impl AckSubject {
 struct UnderWay<'a> {
     member: &'a NatsMember,
     returned: bool,
+}
+
+/// Where the deliveries of a request come in.
+///
+/// Dropped before the request is over, it hands back what the server has sent by then, so that others get it at once
+/// and not after `ack_wait`. What the server sends until it reads the UNSUB nobody hears of.
+struct Incoming<'a> {
+    member: &'a NatsMember,
+    /// Taken when the request is over, or handed back.
+    answers: Option<Subscriber>,
+}
+
+impl Incoming<'_> {
+    fn over(mut self) {
+        self.answers.take();
+    }
+}
+
+impl Drop for Incoming<'_> {
+    fn drop(&mut self) {
+        let Some(mut answers) = self.answers.take() else { return };
+        // Of a keyed consumer everything is called back by who has the lease next.
+        if self.member.config.keyed {
+            return;
+        }
+        let jetstream = self.member.jetstream.clone();
+        let handing_back = async move {
+            let link = &jetstream.api.link;
+            let wait = link.publish_timeout;
+            // Brings in what the server had sent: the library forgets a subscription with its UNSUB.
+            if link.prove(wait).await.is_err() || answers.drain().await.is_err() {
+                return;
+            }
+            while let Some(answer) = answers.next().await {
+                if let (None, Some(ack)) = (answer.status, answer.reply) {
+                    // One that is lost comes again after `ack_wait`.
+                    let _ = jetstream.api.ask(ack, None, Bytes::from_static(b"-NAK"), wait).await;
+                }
+            }
+        };
+        self.member.handing_back.spawn_on(handing_back, &self.member.jetstream.runtime);
+    }
 }
 
 impl UnderWay<'_> {
@@ -214,7 +257,8 @@ impl NatsMember {
         }
         let max = request["batch"].as_u64().unwrap_or(1);
         let inbox = link.client.new_inbox();
-        let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
+        let answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
+        let mut incoming = Incoming { member: self, answers: Some(answers) };
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.on_server, self.config.name);
         let denied = self.jetstream.api.denied(&subject, connection, time + PULL_GRACE);
         let outbound = OutboundMessage {
@@ -225,13 +269,16 @@ impl NatsMember {
         };
         let until = Instant::now() + self.lease_time();
         link.client.publish_message(outbound).await.map_err(|_| broken())?;
-        let taking = self.take_answers(&mut answers, max, until, fetched);
-        tokio::select! {
+        let Some(answers) = &mut incoming.answers else { return Ok(End::Ended) };
+        let taking = self.take_answers(answers, max, until, fetched);
+        let ended = tokio::select! {
             biased;
             ended = tokio::time::timeout(time + PULL_GRACE, taking) => ended.unwrap_or(Ok(End::Ended)),
             failure = denied => Err(failure),
             () = link.disconnected() => Err(broken()),
-        }
+        };
+        incoming.over();
+        ended
     }
 
     async fn take_answers(

@@ -20,7 +20,7 @@ use trunkline_testkit::NatsServer;
 /// Longer than anything here may take; it only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const PAGE: &str = include_str!("../../../../docs/nats.md");
+const PAGE: &str = include_str!("../../../../../docs/nats.md");
 
 type Outcome = Result<(), Box<dyn Error>>;
 
