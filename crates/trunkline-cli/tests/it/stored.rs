@@ -166,6 +166,11 @@ fn streams_are_listed_shown_and_removed(fixture: &Fixture) {
     let unsure = fixture.run(&["stream", "rm", "audit"]);
     assert!(unsure.code() == 2 && unsure.stderr.contains("--yes"), "{unsure:?}");
     fixture.run(&["stream", "rm", "audit", "--yes"]).ok();
+    if matches!(fixture.server, Server::Redis(_)) {
+        // Whoever is on Redis with a configuration makes the streams that it names.
+        assert_eq!(fixture.one(&["stream", "info", "audit", "--json"])["messages"], 0);
+        return;
+    }
     let gone = fixture.run(&["stream", "info", "audit"]);
     assert!(gone.code() == 1 && gone.stderr.contains("no stream named \"audit\""), "{gone:?}");
     assert_eq!(fixture.run(&["stream", "rm", "audit", "--yes"]).code(), 1);

@@ -20,10 +20,11 @@ messaging:
   consumer: {ack_wait: 1s, max_deliver: 3, backoff: [10ms]}
 ";
 
-/// A bus with two streams, and a directory for the test.
+/// A bus with two streams.
 struct Fixture {
     server: TrunklineServer,
-    directory: TempDir,
+    /// Has the configuration, which the server reads again when it restarts.
+    _directory: TempDir,
 }
 
 impl Fixture {
@@ -37,7 +38,7 @@ impl Fixture {
         std::fs::write(&file, config).unwrap();
         let server =
             TrunklineServer::start(Path::new(env!("CARGO_BIN_EXE_trunkline")), ["--config", text(&file)]);
-        Self { server, directory }
+        Self { server, _directory: directory }
     }
 
     /// The token, as scripts find it.

@@ -4,6 +4,7 @@
 //! its own, so that a fetch which is dropped takes its request along: the server gives nothing to who does not listen.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::client::traits::Publisher as _;
@@ -119,8 +120,9 @@ impl UnderWay<'_> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        if !self.returned {
-            self.member.lose_track();
+        if !self.returned && self.member.config.keyed {
+            // What is at work may still be settled: a member that drains gives its fetch up, and lets handlers finish.
+            self.member.dropped_fetch.store(true, Ordering::SeqCst);
         }
     }
 }
@@ -148,6 +150,9 @@ impl NatsMember {
         let mut contended = false;
         loop {
             self.check_open()?;
+            if self.dropped_fetch.swap(false, Ordering::SeqCst) {
+                self.lose_track();
+            }
             let now = Instant::now();
             let longest = PULL_MAX.min(self.config.ack_wait / PULL_PART);
             let mut time = deadline.saturating_duration_since(now).min(longest);

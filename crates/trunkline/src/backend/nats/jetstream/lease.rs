@@ -116,6 +116,7 @@ impl NatsMember {
         let new = !state.taken_over || self.lost_track.swap(false, Ordering::SeqCst);
         if new {
             state.taken_over = false;
+            self.dropped_fetch.store(false, Ordering::SeqCst);
             self.held.lock().clear();
             match self.call_back(state, asked, ttl).await? {
                 Some(renewed) => asked = renewed,

@@ -44,6 +44,8 @@ pub(super) struct NatsMember {
     pub(super) leased: watch::Sender<Option<Instant>>,
     /// Deliveries of a keyed consumer may have been lost on their way to this member.
     pub(super) lost_track: AtomicBool,
+    /// A fetch of a keyed consumer was dropped: the next one must lose track first.
+    pub(super) dropped_fetch: AtomicBool,
     pub(super) left: CancellationToken,
     /// Tasks that hand back what fetches were given after they were dropped. Each ends by itself within a few
     /// `publish_timeout`s, leaving waits for them.
@@ -109,6 +111,7 @@ impl NatsMember {
             leasing: tokio::sync::Mutex::default(),
             leased: watch::Sender::new(None),
             lost_track: AtomicBool::new(false),
+            dropped_fetch: AtomicBool::new(false),
             left: CancellationToken::new(),
             handing_back: TaskTracker::new(),
             presence: Mutex::new(Some(presence)),
