@@ -1,11 +1,13 @@
 //! Commands with backend nats, which speak to the NATS server itself: its address, its prefix, its restart. What is the
 //! same on every backend is in `stored`.
 
+use std::time::Instant;
+
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use trunkline_testkit::servers::NatsServer;
 
-use crate::command::{Ended, Running, command, run, start, text};
+use crate::command::{Ended, PATIENCE, Running, command, run, start, text};
 
 /// A NATS server with JetStream, and a configuration that names it.
 struct Fixture {
@@ -77,11 +79,16 @@ fn streams_are_made_by_up_and_found_by_the_prefix() {
 }
 
 #[test]
-fn a_worker_goes_on_after_a_killed_server() {
+fn a_worker_goes_on_after_a_restart_of_the_server() {
     let mut fixture = Fixture::start();
     fixture.publish("tasks.a", &["before"]);
     let mut worker = fixture.worker(&["consume", "tasks", "workers", "--start", "all", "--count", "2"]);
-    fixture.server.kill();
+    let deadline = Instant::now() + PATIENCE;
+    while fixture.run(&["consumer", "ls", "tasks", "--json"]).json()[0]["ackFloor"] != "1" {
+        assert!(Instant::now() < deadline, "it is not acknowledged");
+    }
+    // A server that is killed instead may have forgotten the last acknowledgement.
+    fixture.server.stop();
     worker.until_it_says("disconnected from NATS");
     fixture.server.restart();
     fixture.publish("tasks.a", &["after"]);
