@@ -14,7 +14,8 @@ use crate::duration;
 use crate::failure::{Explain, Failure, Kind};
 use crate::settings::{self, GlobalArgs};
 
-const PERMISSIONS: &str = "see the permissions of this user (server.users), or use another in --url";
+const PERMISSIONS: &str =
+    "see the permissions of this user (server.users, or those of the NATS server), or use another in --url";
 
 /// How long a command that is done waits for the connection to close.
 const CLOSING: Duration = Duration::from_secs(2);

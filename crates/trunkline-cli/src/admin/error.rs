@@ -108,6 +108,9 @@ fn stream_hint(error: &StreamError) -> Option<Cow<'static, str>> {
         .into(),
         StreamError::OffsetAhead { .. } => "the offset is from another life of the stream".into(),
         StreamError::Conflict { .. } => "use another name, or remove what is there first".into(),
+        StreamError::Denied { .. } => {
+            "see the permissions of this user; docs/nats.md lists what each role needs".into()
+        }
         StreamError::NotConnected { .. } => "see the log of `trunkline up`, or of the NATS server".into(),
         _ => return None,
     })

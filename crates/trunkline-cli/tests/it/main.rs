@@ -14,8 +14,10 @@ mod fallback;
 mod jetstream;
 mod messages;
 mod nats_access;
+mod nats_page;
 mod readme;
 mod redis;
+mod stored;
 mod streams;
 mod up;
 

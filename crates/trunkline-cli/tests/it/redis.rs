@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use trunkline_testkit::RedisServer;
 
@@ -48,10 +48,6 @@ messaging:
         let mut running = start(command(&self.arguments(arguments)), b"");
         running.until_it_says(ready);
         running
-    }
-
-    fn dead(&self) -> Vec<Value> {
-        self.run(&["dlq", "ls", "--json"]).json()
     }
 }
 
@@ -125,54 +121,4 @@ fn a_queue_outlives_every_process_and_the_server() {
     assert!(outputs[0].1 >= Some(2), "the killed one had it: {outputs:?}");
     let info = fixture.run(&["consumer", "ls", "tasks", "--json"]).json();
     assert_eq!((&info[0]["pending"], &info[0]["lag"], &info[0]["missed"]), (&json!(0), &json!(0), &json!(0)));
-}
-
-#[test]
-fn dead_letters_are_shown_redriven_and_purged() {
-    let fixture = Fixture::start();
-    let subject = "nachos.tool.search.task";
-    let body = [subject, r#"{"q":1}"#, "--type", "task", "--correlation", "k-1", "--conversation", "c-1"];
-    fixture.run(&[&["pub"], &body[..]].concat()).ok();
-    fixture.run(&["pub", subject, "plain"]).ok();
-    let mut worker = fixture.background(
-        &["consume", "tasks", "workers", "--start", "all", "--exec", "sh -c 'exit 65'"],
-        "consuming ",
-    );
-    for _ in 0..2 {
-        worker.until_it_says("rejected, attempt 1");
-    }
-    worker.signal(Signal::SIGTERM);
-    worker.end().ok();
-
-    let dead = fixture.dead();
-    assert_eq!(dead.len(), 2, "{dead:?}");
-    let streams = fixture.run(&["stream", "ls", "--json"]).json();
-    assert!(streams.iter().any(|stream| stream["name"] == "dead-nachos"), "{streams:?}");
-    let of = |correlated: bool| -> String {
-        let found = dead
-            .iter()
-            .find(|letter| letter["message"]["payload"]["correlationId"].is_string() == correlated);
-        found.expect("one of each")["offset"].as_str().expect("a text").to_owned()
-    };
-    let (correlated, plain) = (of(true), of(false));
-    let shown = fixture.run(&["dlq", "show", &correlated]).lines().join("\n");
-    assert!(shown.contains("rejected") && shown.contains("k-1"), "{shown}");
-
-    let redriven = fixture.run(&["dlq", "redrive", &correlated, "--json"]).json();
-    assert_eq!((&redriven[0]["stream"], &redriven[0]["subject"]), (&json!("tasks"), &json!(subject)));
-    assert_eq!(fixture.dead().len(), 1, "it is no dead letter any more");
-    let again =
-        fixture.run(&["consume", "tasks", "workers", "--exec", "cat", "--count", "1", "--json"]).json();
-    let message = &again[0]["message"];
-    assert_eq!((&again[0]["offset"], &again[0]["attempt"]), (&redriven[0]["offset"], &json!(1)));
-    assert_eq!(message["payload"]["correlationId"], "k-1");
-    assert_eq!(message["payload"]["trace"]["conversationId"], "c-1");
-    assert_eq!(message["headers"], json!({}), "nothing of the dead letter is left");
-
-    fixture.run(&["dlq", "purge", &plain, "--yes"]).ok();
-    assert!(fixture.dead().is_empty());
-    let gone = fixture.run(&["dlq", "show", &plain]);
-    assert!(gone.code() == 1 && gone.stderr.contains("no dead letter"), "{gone:?}");
-    let none = fixture.run(&["dlq", "purge", "--all", "--yes"]);
-    assert!(none.stderr.contains("purged 0"), "{none:?}");
 }

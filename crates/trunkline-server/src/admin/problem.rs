@@ -162,6 +162,7 @@ impl From<&StreamError> for Problem {
                 Self::OffsetAhead { stream, offset: offset.to_string(), last: last.to_string() }
             }
             StreamError::NotDeletable(stream) => Self::NotDeletable { stream },
+            StreamError::Denied { reason, .. } => Self::Denied { reason },
             StreamError::Closed => Self::Closed,
             StreamError::Unsupported(error) => Self::from(&error),
             _ => Self::Internal,
@@ -180,6 +181,7 @@ impl From<&ConsumeError> for Problem {
         match error.clone() {
             ConsumeError::NotConnected { server, reason } => Self::NotConnected { server, reason },
             ConsumeError::Gone { stream, consumer } => Self::NoConsumer { stream, consumer },
+            ConsumeError::Denied { reason, .. } => Self::Denied { reason },
             ConsumeError::Closed => Self::Closed,
             _ => Self::Internal,
         }

@@ -235,6 +235,14 @@ pub enum StreamError {
         /// Why.
         reason: String,
     },
+    /// The server's permissions do not allow what the operation needs.
+    #[error("publishing to {subject} was denied: {reason}")]
+    Denied {
+        /// Where the request to the server went.
+        subject: String,
+        /// What the server said.
+        reason: String,
+    },
     /// The offset is of another backend's form.
     #[error("offset {0} is not one of this backend")]
     ForeignOffset(StreamOffset),
@@ -286,6 +294,14 @@ pub enum ConsumeError {
         stream: String,
         /// The consumer.
         consumer: String,
+    },
+    /// The server's permissions do not allow what the member needs.
+    #[error("publishing to {subject} was denied: {reason}")]
+    Denied {
+        /// Where the request to the server went.
+        subject: String,
+        /// What the server said.
+        reason: String,
     },
     /// The bus is draining or closed, or the member has left.
     #[error("the bus is closed")]

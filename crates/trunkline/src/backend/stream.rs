@@ -143,13 +143,16 @@ pub struct ConsumerInfo {
     pub pending: u64,
     /// Messages never handed out.
     pub lag: u64,
-    /// Deliveries that were repeats.
+    /// Deliveries that were repeats. *JetStream* does not count them: there it is how many of the messages pending now were
+    /// delivered more than once.
     pub redelivered: u64,
-    /// Messages that limits removed before they were settled.
+    /// Messages that limits removed before they were settled. *JetStream*: those that were never handed out, of consumers
+    /// without a filter; what lies between deliveries to two members neither can tell, and is left out.
     pub missed: u64,
-    /// Members now.
+    /// Members now. *JetStream*: those heard of within 15 s.
     pub members: u64,
-    /// For how long the oldest pending delivery has been pending.
+    /// For how long the oldest pending delivery has been pending. *JetStream* does not tell since when each is: there it is
+    /// how long ago the newest delivery was made, which is the least that it can be.
     pub oldest_pending: Option<Duration>,
 }
 

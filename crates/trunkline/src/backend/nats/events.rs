@@ -74,7 +74,12 @@ pub(super) struct Events {
     refused_publish: Mutex<Option<(Subject, String)>>,
     refused_echoes: Mutex<Vec<String>>,
     echo_denied: OnceLock<String>,
+    /// Told of each message that the server refused, and says whether somebody waited for its outcome.
+    refusals: OnceLock<Box<TellRefusal>>,
 }
+
+/// Takes the subject and what the server said.
+type TellRefusal = dyn Fn(&str, &str) -> bool + Send + Sync;
 
 impl Events {
     pub(super) fn new() -> Self {
@@ -91,6 +96,7 @@ impl Events {
             refused_publish: Mutex::default(),
             refused_echoes: Mutex::default(),
             echo_denied: OnceLock::new(),
+            refusals: OnceLock::new(),
         }
     }
 
@@ -142,7 +148,13 @@ impl Events {
         std::mem::take(&mut *self.refused_echoes.lock())
     }
 
-    /// The first message since the last call that the server refused.
+    /// Whoever waits for outcomes hears of refusals by this from now on.
+    pub(super) fn tell_refusals(&self, tell: impl Fn(&str, &str) -> bool + Send + Sync + 'static) {
+        // Set once, before anything waits.
+        let _ = self.refusals.set(Box::new(tell));
+    }
+
+    /// The first message since the last call that the server refused, of those whose outcome nobody waited for.
     pub(super) fn take_refused_publish(&self) -> Option<(Subject, String)> {
         self.refused_publish.lock().take()
     }
@@ -195,6 +207,10 @@ impl Events {
             if echoes.len() < REFUSED_ECHOES_MAX {
                 echoes.push(subject.to_owned());
             }
+            return;
+        }
+        if self.refusals.get().is_some_and(|tell| tell(subject, text)) {
+            tracing::debug!(subject, error = text, "the server refused a message, who sent it is told");
             return;
         }
         tracing::warn!(subject, error = text, "the server refused a message");

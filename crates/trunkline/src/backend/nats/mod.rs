@@ -52,11 +52,8 @@ use options::{Servers, check_inbox_prefix};
 /// never stored. At most 4096 confirmations are outstanding, further messages wait, at most `max_pending` of them.
 ///
 /// **What is on the server.** A stream `NAME` is `{stream_prefix}_NAME`; two buckets `{stream_prefix}_leases` and
-/// `{stream_prefix}_members` belong to the consumers. Of a [`ConsumerInfo`](crate::backend::ConsumerInfo), `redelivered`
-/// counts messages that are pending now and were delivered more than once, `members` those that were heard of within
-/// 15 s, `oldest_pending` is the least that it can
-/// be, and `missed` counts what members found missing before their deliveries: unread messages of consumers without
-/// a filter, except between deliveries to different members.
+/// `{stream_prefix}_members` belong to the consumers. What the numbers of
+/// a [`ConsumerInfo`](crate::backend::ConsumerInfo) mean here is said beside each of them.
 ///
 /// Each subscription has a task of its own; they, and the connection, end when the backend is dropped. Dropping
 /// does not wait for messages under way: [`Backend::flush`] or [`Backend::drain`] first.

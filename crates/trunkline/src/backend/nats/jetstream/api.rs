@@ -68,6 +68,12 @@ pub(super) enum Failure {
     NotConnected(String),
     /// JetStream refused.
     Refused(Refusal),
+    /// The server's permissions do not let this user ask.
+    Denied {
+        /// Where the request went.
+        subject: String,
+        reason: String,
+    },
     /// The bus is draining or closed.
     Closed,
 }
@@ -77,6 +83,7 @@ impl std::fmt::Display for Failure {
         match self {
             Self::NotConnected(reason) => f.write_str(reason),
             Self::Refused(refusal) => f.write_str(&refusal.description),
+            Self::Denied { subject, reason } => write!(f, "publishing to {subject} was denied: {reason}"),
             Self::Closed => f.write_str("the bus is closed"),
         }
     }
@@ -110,9 +117,10 @@ impl Api {
         wait: Duration,
     ) -> Result<async_nats::Message, Failure> {
         let connection = self.link.connection().ok_or_else(|| self.away())?;
-        let awaited = self.replies.expect(connection, Instant::now() + wait, None);
+        let subject = subject.into();
+        let awaited = self.replies.expect(subject.clone(), connection, Instant::now() + wait, None);
         let message =
-            OutboundMessage { subject: subject.into(), reply: Some(awaited.reply()), payload, headers };
+            OutboundMessage { subject: subject.clone(), reply: Some(awaited.reply()), payload, headers };
         match tokio::time::timeout(wait, self.link.client.publish_message(message)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(self.away()),
@@ -123,11 +131,25 @@ impl Api {
                 Err(Failure::NotConnected("JetStream is not there".to_owned()))
             }
             Ok(answer) => Ok(answer),
+            Err(NoReply::Denied(reason)) => Err(Failure::Denied { subject: subject.to_string(), reason }),
             Err(NoReply::Broken) => Err(self.away()),
             Err(NoReply::Silent) => {
                 Err(Failure::NotConnected(format!("JetStream gave no answer within {wait:?}")))
             }
         }
+    }
+
+    /// Ends when the server refuses what is sent to this subject from now on, and never otherwise: for requests whose
+    /// answers come to an inbox of their own.
+    pub(super) fn denied(
+        &self,
+        subject: &str,
+        connection: u64,
+        wait: Duration,
+    ) -> impl Future<Output = Failure> + use<> {
+        let subject = async_nats::Subject::from(subject);
+        let awaited = self.replies.expect(subject.clone(), connection, Instant::now() + wait, None);
+        async move { Failure::Denied { subject: subject.to_string(), reason: awaited.denial().await } }
     }
 
     /// Calls the API: JSON there and back.
@@ -160,6 +182,7 @@ impl Api {
             Failure::NotConnected(reason) => {
                 StreamError::NotConnected { server: self.link.server.clone(), reason }
             }
+            Failure::Denied { subject, reason } => StreamError::Denied { subject, reason },
             Failure::Refused(refusal) if refusal.err_code == codes::STREAM_NOT_FOUND => {
                 StreamError::NoStream(stream.to_owned())
             }
@@ -180,6 +203,7 @@ impl Api {
         }
         let reason = match failure {
             Failure::Closed => return ConsumeError::Closed,
+            Failure::Denied { subject, reason } => return ConsumeError::Denied { subject, reason },
             Failure::NotConnected(reason) => reason,
             Failure::Refused(refusal) => refusal.description,
         };

@@ -63,6 +63,11 @@ impl State {
             .map_err(|error| Failure::unexpected("the description of a consumer", error))
     }
 
+    /// Whether everything that was handed out is settled.
+    pub(super) fn is_idle(&self) -> bool {
+        self.num_ack_pending == 0
+    }
+
     fn text(&self, key: &str) -> &str {
         self.config[key].as_str().unwrap_or_default()
     }
@@ -202,7 +207,12 @@ impl JetStream {
             return Ok(None);
         };
         let members = self.bucket.members(stream, name).await.map_err(failed)?;
-        let missed = self.bucket.missed(stream, name).await.map_err(failed)?;
+        let noticed = self.bucket.missed(stream, name).await.map_err(failed)?;
+        // Limits remove the oldest: what is gone past the newest delivery is noticed with the next one.
+        let gone = match state.filter() {
+            None => found.state.first_seq.saturating_sub(state.delivered.stream_seq + 1),
+            Some(_) => 0,
+        };
         let config = ConsumerConfig {
             start: state.start(),
             ack_wait: Duration::from_nanos(state.ack_wait()),
@@ -226,7 +236,7 @@ impl JetStream {
             pending: state.num_ack_pending,
             lag: state.num_pending,
             redelivered: state.num_redelivered,
-            missed,
+            missed: noticed + gone,
             members,
             oldest_pending,
         }))

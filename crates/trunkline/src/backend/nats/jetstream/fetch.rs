@@ -4,11 +4,13 @@
 //! its own, so that a fetch which is dropped takes its request along: the server gives nothing to who does not listen.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::client::traits::Publisher as _;
 use async_nats::message::OutboundMessage;
 use async_nats::{StatusCode, Subscriber};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::time::Instant;
@@ -68,6 +70,48 @@ struct UnderWay<'a> {
     returned: bool,
 }
 
+/// Where the deliveries of a request come in.
+///
+/// Dropped before the request is over, it hands back what the server has sent by then, so that others get it at once
+/// and not after `ack_wait`. What the server sends until it reads the UNSUB nobody hears of.
+struct Incoming<'a> {
+    member: &'a NatsMember,
+    /// Taken when the request is over, or handed back.
+    answers: Option<Subscriber>,
+}
+
+impl Incoming<'_> {
+    fn over(mut self) {
+        self.answers.take();
+    }
+}
+
+impl Drop for Incoming<'_> {
+    fn drop(&mut self) {
+        let Some(mut answers) = self.answers.take() else { return };
+        // Of a keyed consumer everything is called back by who has the lease next.
+        if self.member.config.keyed {
+            return;
+        }
+        let jetstream = self.member.jetstream.clone();
+        let handing_back = async move {
+            let link = &jetstream.api.link;
+            let wait = link.publish_timeout;
+            // Brings in what the server had sent: the library forgets a subscription with its UNSUB.
+            if link.prove(wait).await.is_err() || answers.drain().await.is_err() {
+                return;
+            }
+            while let Some(answer) = answers.next().await {
+                if let (None, Some(ack)) = (answer.status, answer.reply) {
+                    // One that is lost comes again after `ack_wait`.
+                    let _ = jetstream.api.ask(ack, None, Bytes::from_static(b"-NAK"), wait).await;
+                }
+            }
+        };
+        self.member.handing_back.spawn_on(handing_back, &self.member.jetstream.runtime);
+    }
+}
+
 impl UnderWay<'_> {
     fn returned(mut self) {
         self.returned = true;
@@ -76,8 +120,9 @@ impl UnderWay<'_> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        if !self.returned {
-            self.member.lose_track();
+        if !self.returned && self.member.config.keyed {
+            // What is at work may still be settled: a member that drains gives its fetch up, and lets handlers finish.
+            self.member.dropped_fetch.store(true, Ordering::SeqCst);
         }
     }
 }
@@ -105,6 +150,9 @@ impl NatsMember {
         let mut contended = false;
         loop {
             self.check_open()?;
+            if self.dropped_fetch.swap(false, Ordering::SeqCst) {
+                self.lose_track();
+            }
             let now = Instant::now();
             let longest = PULL_MAX.min(self.config.ack_wait / PULL_PART);
             let mut time = deadline.saturating_duration_since(now).min(longest);
@@ -200,7 +248,7 @@ impl NatsMember {
     ) -> Result<End, Failure> {
         let link = &self.jetstream.api.link;
         let broken = || Failure::NotConnected(link.events.reason());
-        link.connection().ok_or_else(broken)?;
+        let connection = link.connection().ok_or_else(broken)?;
         // Nobody will settle what could not be settled any more.
         let now = Instant::now();
         self.held.lock().retain(|_, held| held.until > now);
@@ -214,21 +262,28 @@ impl NatsMember {
         }
         let max = request["batch"].as_u64().unwrap_or(1);
         let inbox = link.client.new_inbox();
-        let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
+        let answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
+        let mut incoming = Incoming { member: self, answers: Some(answers) };
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.on_server, self.config.name);
+        let denied = self.jetstream.api.denied(&subject, connection, time + PULL_GRACE);
         let outbound = OutboundMessage {
-            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.on_server, self.config.name).into(),
+            subject: subject.into(),
             reply: Some(inbox.into()),
             payload: request.to_string().into(),
             headers: None,
         };
         let until = Instant::now() + self.lease_time();
         link.client.publish_message(outbound).await.map_err(|_| broken())?;
-        let taking = self.take_answers(&mut answers, max, until, fetched);
-        tokio::select! {
+        let Some(answers) = &mut incoming.answers else { return Ok(End::Ended) };
+        let taking = self.take_answers(answers, max, until, fetched);
+        let ended = tokio::select! {
             biased;
             ended = tokio::time::timeout(time + PULL_GRACE, taking) => ended.unwrap_or(Ok(End::Ended)),
+            failure = denied => Err(failure),
             () = link.disconnected() => Err(broken()),
-        }
+        };
+        incoming.over();
+        ended
     }
 
     async fn take_answers(

@@ -75,6 +75,8 @@ struct Reading {
     batch_messages: usize,
     inbox: Arc<Inbox>,
     ending: CancellationToken,
+    /// What to read through first: made before the subscription is, so that its refusal is known.
+    first: Option<Consumer>,
 }
 
 /// The consumer that a task reads through.
@@ -136,11 +138,17 @@ impl JetStream {
             batch_messages: BATCH_MESSAGES.min(max_pending.div_ceil(2)),
             inbox: Arc::new(Inbox::new(max_pending)),
             ending: CancellationToken::new(),
+            first: None,
         };
-        if let StartAt::Time(_) = at {
-            let (_, state) = reading.make_consumer(at).await.map_err(failed)?;
-            reading.next = state.delivered.stream_seq + 1;
-        }
+        let first = match at {
+            StartAt::Time(_) => {
+                let (first, state) = reading.make_consumer(at).await.map_err(failed)?;
+                reading.next = state.delivered.stream_seq + 1;
+                first
+            }
+            StartAt::Sequence(_) | StartAt::New => reading.go_on().await.map_err(failed)?,
+        };
+        reading.first = Some(first);
         let (inbox, ending) = (reading.inbox.clone(), reading.ending.clone());
         let end = End(inbox.clone());
         let stop = self.stop.clone();
@@ -158,6 +166,9 @@ impl JetStream {
         match failure {
             Failure::Closed => SubscribeError::Closed,
             failure if failure.is(&[codes::STREAM_NOT_FOUND]) => SubscribeError::NotStored(pattern.clone()),
+            failure @ Failure::Denied { .. } => {
+                SubscribeError::Denied { pattern: pattern.clone(), reason: failure.to_string() }
+            }
             failure => SubscribeError::NotConnected {
                 server: self.api.link.server.clone(),
                 reason: failure.to_string(),
@@ -183,6 +194,10 @@ impl Reading {
                 Ok(Broken::Again) => {}
                 Err(failure) if failure.is(&[codes::STREAM_NOT_FOUND]) => return,
                 Err(Failure::Closed) => return,
+                Err(failure @ Failure::Denied { .. }) => {
+                    tracing::warn!(stream = self.on_server, pattern = %self.pattern, %failure, "a subscription ends");
+                    return;
+                }
                 Err(failure) => {
                     tracing::debug!(stream = self.on_server, %failure, "reading goes on in a moment");
                     tokio::time::sleep(RETRY_DELAY).await;
@@ -193,8 +208,10 @@ impl Reading {
 
     /// Reads through one consumer until something is unclear.
     async fn read(&mut self) -> Result<Broken, Failure> {
-        self.note_removed().await?;
-        let (mut consumer, _) = self.make_consumer(StartAt::Sequence(self.next)).await?;
+        let mut consumer = match self.first.take() {
+            Some(first) => first,
+            None => self.go_on().await?,
+        };
         loop {
             let last = self.ending.is_cancelled();
             let ending = self.ending.clone();
@@ -222,6 +239,12 @@ impl Reading {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// Makes a consumer that goes on from where this has come to.
+    async fn go_on(&mut self) -> Result<Consumer, Failure> {
+        self.note_removed().await?;
+        Ok(self.make_consumer(StartAt::Sequence(self.next)).await?.0)
     }
 
     /// Reports what limits have removed before it was read.
@@ -278,7 +301,7 @@ impl Reading {
     async fn pull(&mut self, consumer: &mut Consumer, last: bool) -> Result<bool, Failure> {
         let link = self.jetstream.api.link.clone();
         let broken = || Failure::NotConnected(link.events.reason());
-        link.connection().ok_or_else(broken)?;
+        let connection = link.connection().ok_or_else(broken)?;
         let mut request = json!({ "batch": self.batch_messages, "no_wait": true });
         let wait = if last { Duration::ZERO } else { PULL_TIME };
         if !last {
@@ -286,8 +309,10 @@ impl Reading {
         }
         let inbox = link.client.new_inbox();
         let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.on_server, consumer.name);
+        let denied = self.jetstream.api.denied(&subject, connection, wait + PULL_GRACE);
         let outbound = OutboundMessage {
-            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.on_server, consumer.name).into(),
+            subject: subject.into(),
             reply: Some(inbox.into()),
             payload: request.to_string().into(),
             headers: None,
@@ -298,6 +323,7 @@ impl Reading {
             taken = tokio::time::timeout(wait + PULL_GRACE, self.take(consumer, &mut answers)) => {
                 taken.unwrap_or(Ok(false))
             }
+            failure = denied => Err(failure),
             () = link.disconnected() => Err(broken()),
         }
     }

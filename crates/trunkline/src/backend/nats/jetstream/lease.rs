@@ -18,7 +18,7 @@ use super::member::NatsMember;
 use crate::backend::{ConsumeError, Lease};
 
 /// Naks under way to the server before it is waited for.
-const NAKS_AT_ONCE: u64 = 8192;
+const NAKS_AT_ONCE: u64 = 1024;
 
 /// What is written.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ impl NatsMember {
         let asked = Instant::now();
         if let Some(revision) = state.mine {
             if let Some(revision) = self.write_lease(ttl, revision).await? {
-                return self.held(state, revision, asked + ttl).await;
+                return self.held(state, revision, asked, ttl).await;
             }
             // Another one has it now, or an earlier attempt of this member succeeded unheard.
             state.mine = None;
@@ -67,7 +67,7 @@ impl NatsMember {
             }
         };
         match self.write_lease(ttl, revision).await? {
-            Some(revision) => self.held(state, revision, asked + ttl).await,
+            Some(revision) => self.held(state, revision, asked, ttl).await,
             None => {
                 state.taken_over = false;
                 self.leased.send_replace(None);
@@ -103,26 +103,45 @@ impl NatsMember {
     }
 
     /// This member is the active one. When it was not before, it has everything unsettled called back first.
-    async fn held(&self, state: &mut LeaseState, revision: u64, until: Instant) -> Result<Lease, Failure> {
+    async fn held(
+        &self,
+        state: &mut LeaseState,
+        revision: u64,
+        mut asked: Instant,
+        ttl: Duration,
+    ) -> Result<Lease, Failure> {
         state.mine = Some(revision);
         state.seen = None;
         // What was lost on its way is called back, too, or what stands behind it would overtake it.
         let new = !state.taken_over || self.lost_track.swap(false, Ordering::SeqCst);
         if new {
             state.taken_over = false;
+            self.dropped_fetch.store(false, Ordering::SeqCst);
             self.held.lock().clear();
-            self.call_back().await?;
+            match self.call_back(state, asked, ttl).await? {
+                Some(renewed) => asked = renewed,
+                None => return Ok(Lease::Standby),
+            }
             state.taken_over = true;
         }
-        self.leased.send_replace(Some(until));
+        self.leased.send_replace(Some(asked + ttl));
         Ok(Lease::Held { new })
     }
 
     /// Has everything that is unsettled delivered again, by offset.
     ///
     /// A nak is honoured whoever sends it, for any delivery that was made and is not settled; for all others it is
-    /// ignored. So one is sent for each message between the ack floor and the newest delivery.
-    async fn call_back(&self) -> Result<(), Failure> {
+    /// ignored. So one is sent for each message between the ack floor and the newest delivery: one message that waits for
+    /// long while others behind it are settled makes that many. The lease is renewed meanwhile, or another member would
+    /// take over half way, and begin anew.
+    ///
+    /// Returns when the lease was asked for last; `None` when another member has it.
+    async fn call_back(
+        &self,
+        lease: &mut LeaseState,
+        mut asked: Instant,
+        ttl: Duration,
+    ) -> Result<Option<Instant>, Failure> {
         let api = &self.jetstream.api;
         let state = self.jetstream.consumer_state(&self.on_server, &self.config.name).await?;
         let Some(state) = state else {
@@ -132,6 +151,9 @@ impl NatsMember {
                 description: "consumer not found".to_owned(),
             }));
         };
+        if state.is_idle() {
+            return Ok(Some(asked));
+        }
         let delivered = &state.delivered;
         let ack = |sequence: u64| {
             let (stream, consumer) = (&self.on_server, &self.config.name);
@@ -143,13 +165,21 @@ impl NatsMember {
             // The last one of each lot is waited for: then the server has handled those before.
             if sequence == delivered.stream_seq || sequence % NAKS_AT_ONCE == 0 {
                 api.ask(ack(sequence), None, payload, wait).await?;
+                if let Some(revision) = lease.mine.filter(|_| asked.elapsed() >= ttl / 3) {
+                    let now = Instant::now();
+                    lease.mine = self.write_lease(ttl, revision).await?;
+                    if lease.mine.is_none() {
+                        return Ok(None);
+                    }
+                    asked = now;
+                }
                 continue;
             }
             let nak = OutboundMessage { subject: ack(sequence).into(), reply: None, payload, headers: None };
             let sent = api.link.client.publish_message(nak).await;
             sent.map_err(|_| Failure::NotConnected(api.link.events.reason()))?;
         }
-        Ok(())
+        Ok(Some(asked))
     }
 
     /// Frees the lease, if this member has it.

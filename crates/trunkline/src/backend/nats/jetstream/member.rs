@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::JetStream;
 use super::api::Failure;
@@ -44,7 +44,12 @@ pub(super) struct NatsMember {
     pub(super) leased: watch::Sender<Option<Instant>>,
     /// Deliveries of a keyed consumer may have been lost on their way to this member.
     pub(super) lost_track: AtomicBool,
+    /// A fetch of a keyed consumer was dropped: the next one must lose track first.
+    pub(super) dropped_fetch: AtomicBool,
     pub(super) left: CancellationToken,
+    /// Tasks that hand back what fetches were given after they were dropped. Each ends by itself within a few
+    /// `publish_timeout`s, leaving waits for them.
+    pub(super) handing_back: TaskTracker,
     /// Keeps the member listed; ends when it is dropped or leaves.
     presence: Mutex<Option<AbortOnDropHandle<()>>>,
 }
@@ -106,7 +111,9 @@ impl NatsMember {
             leasing: tokio::sync::Mutex::default(),
             leased: watch::Sender::new(None),
             lost_track: AtomicBool::new(false),
+            dropped_fetch: AtomicBool::new(false),
             left: CancellationToken::new(),
+            handing_back: TaskTracker::new(),
             presence: Mutex::new(Some(presence)),
         })
     }
@@ -246,7 +253,9 @@ impl NatsMember {
         let now = Instant::now();
         let held = held.into_values().filter(|held| held.until > now);
         let naks = held.map(|held| api.ask(held.ack, None, Bytes::from_static(b"-NAK"), wait));
-        let naked = join_all(naks).await.into_iter().collect::<Result<Vec<_>, _>>();
+        self.handing_back.close();
+        let (naked, ()) = tokio::join!(join_all(naks), self.handing_back.wait());
+        let naked = naked.into_iter().collect::<Result<Vec<_>, _>>();
         let freed = self.free_lease().await;
         let struck = self.jetstream.bucket.strike(&self.stream, &self.config.name, &self.name).await;
         match naked.map(drop).and(freed).and(struck) {

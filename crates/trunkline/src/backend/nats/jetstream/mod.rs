@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use trunkline_core::{Message, Pattern, StreamOffset};
 
-use super::link::{Link, NoProof};
+use super::link::Link;
 use super::options::{NatsConnectError, NatsOptions};
 use crate::backend::{
     ConsumerConfig, ConsumerInfo, Fut, LiveSource, Member, Publishing, ReadPage, ReadRequest, Start,
@@ -116,32 +116,14 @@ impl Api {
     async fn missing(&self, wait: Duration) -> Option<String> {
         let until = Instant::now() + wait;
         loop {
-            let nothing = json!({});
-            let asking = self.call("INFO", &nothing);
-            let refused = async {
-                // Once the server has handled the request, its refusal is known.
-                match self.link.prove(wait).await {
-                    Ok(()) => self.link.events.take_refused_publish(),
-                    Err(NoProof::NotConnected | NoProof::Broken | NoProof::Silent(_) | NoProof::Closed) => {
-                        None
-                    }
-                }
-            };
-            tokio::pin!(asking);
-            let failure = tokio::select! {
-                biased;
-                answer = &mut asking => answer.err(),
-                refused = refused => match refused {
-                    Some((_, reason)) => return Some(reason),
-                    None => asking.await.err(),
-                },
-            };
-            match failure {
+            match self.call("INFO", &json!({})).await.err() {
                 None => return None,
                 Some(failure) if failure.is(&[codes::NOT_ENABLED_FOR_ACCOUNT, codes::NOT_ENABLED]) => {
                     return Some(failure.to_string());
                 }
-                Some(failure @ (Failure::Refused(_) | Failure::Closed)) => return Some(failure.to_string()),
+                Some(failure @ (Failure::Refused(_) | Failure::Denied { .. } | Failure::Closed)) => {
+                    return Some(failure.to_string());
+                }
                 Some(failure) if Instant::now() >= until => return Some(failure.to_string()),
                 Some(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
@@ -187,6 +169,10 @@ impl NatsStreams {
         };
         let replies = Arc::new(Replies::new(&link.client.new_inbox()));
         let answers = link.client.subscribe(replies.pattern()).await.map_err(|_| broken())?;
+        let told = Arc::downgrade(&replies);
+        link.events.tell_refusals(move |subject, reason| {
+            told.upgrade().is_some_and(|replies| replies.refuse(subject, reason))
+        });
         let ends = stop.child_token();
         let answering = tokio::spawn(replies.clone().run(link.clone(), answers, ends.clone()));
         let answering = AbortOnDropHandle::new(answering);

@@ -231,7 +231,8 @@ impl Outgoing {
         let encoded = message::encode_stored(&job.message, job.dedupe_id.as_deref());
         let mut outbound =
             encoded.map_err(|header| publish::not_ascii(job.message.subject.clone(), &header))?;
-        let awaited = self.api.replies.expect(connection, job.deadline, Some(place));
+        let asked = outbound.subject.clone();
+        let awaited = self.api.replies.expect(asked, connection, job.deadline, Some(place));
         outbound.reply = Some(awaited.reply());
         Ok((outbound, awaited))
     }
@@ -274,6 +275,9 @@ impl Outgoing {
         let unknown = || self.link().outcome_unknown(job.since.elapsed());
         let answer = match answer {
             Ok(answer) => answer,
+            Err(NoReply::Denied(reason)) => {
+                return Err(PublishError::Denied { subject: job.message.subject, reason });
+            }
             Err(why) => {
                 if why == NoReply::Silent {
                     // The stream may be gone, and others listen: then nobody ever confirms.
@@ -440,10 +444,16 @@ impl Outgoing {
                 return Ok(stored);
             }
             let listless = self.state.lock().listless;
-            if !listless && let Ok(Ok(())) = tokio::time::timeout(LIST_WAIT, self.refresh()).await {
-                continue;
+            if !listless {
+                match tokio::time::timeout(LIST_WAIT, self.refresh()).await {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(failure @ Failure::Denied { .. })) => {
+                        let reason = format!("nobody may tell whether a stream stores it: {failure}");
+                        return Err(PublishError::Denied { subject: subject.clone(), reason });
+                    }
+                    _ => self.state.lock().listless = true,
+                }
             }
-            self.state.lock().listless = true;
             let failure = match self.ask_for(subject).await {
                 Ok(stored) => return Ok(stored),
                 Err(failure) => failure,

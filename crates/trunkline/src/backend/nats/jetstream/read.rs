@@ -140,7 +140,7 @@ impl JetStream {
         max: usize,
     ) -> Result<Batch, Failure> {
         let link = &self.api.link;
-        link.connection().ok_or_else(|| Failure::NotConnected(link.events.reason()))?;
+        let connection = link.connection().ok_or_else(|| Failure::NotConnected(link.events.reason()))?;
         let several = self.gives_batches();
         let mut request = Map::new();
         match at {
@@ -155,11 +155,17 @@ impl JetStream {
         }
         let payload = Value::Object(request).to_string().into();
         let inbox = link.client.new_inbox();
+        let subject = format!("$JS.API.DIRECT.GET.{}", found.name);
+        let denied = self.api.denied(&subject, connection, link.publish_timeout);
         let asking = async {
             let broken = || Failure::NotConnected(link.events.reason());
             let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
-            let subject = format!("$JS.API.DIRECT.GET.{}", found.name).into();
-            let outbound = OutboundMessage { subject, reply: Some(inbox.into()), payload, headers: None };
+            let outbound = OutboundMessage {
+                subject: subject.as_str().into(),
+                reply: Some(inbox.into()),
+                payload,
+                headers: None,
+            };
             link.client.publish_message(outbound).await.map_err(|_| broken())?;
             let mut decoder = Decoder::default();
             let mut batch = Batch::default();
@@ -190,6 +196,7 @@ impl JetStream {
                 Err(Failure::NotConnected(format!("JetStream gave no answer within {wait:?}")))
             }),
             () = link.disconnected() => Err(Failure::NotConnected(link.events.reason())),
+            failure = denied => Err(failure),
         }
     }
 

@@ -1,5 +1,10 @@
 //! The `nats` backend with JetStream against a real nats-server that stores on disk.
 
+mod conflicts;
+mod members;
+mod outbox;
+mod permissions;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
