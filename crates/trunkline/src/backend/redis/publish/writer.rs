@@ -22,12 +22,13 @@ use trunkline_core::{Headers, Message, StreamOffset, Subject};
 
 use super::super::acl::{denied, is_denied};
 use super::super::entry::{self, number};
-use super::super::link::{Current, Failure, is_unknown_script};
+use super::super::link::{Current, Failure, Ran, is_unknown_script};
 use super::super::refusal;
 use super::super::routes::{Home, Routes, millis};
 use super::super::shared::{STALE_RETRIES, Shared};
-use super::super::slots::Address;
+use super::super::slots::{Address, Redirect};
 use super::batch::{Batch, Broken, Known, Stored, is_plain};
+use super::doubts::{Doubt, Doubts};
 use super::queue::{ENOUGH, Item, Order, Queue};
 use super::standing::Standings;
 use super::{not_left, ticket};
@@ -64,6 +65,7 @@ pub(in crate::backend::redis) struct Writer {
     /// Streams by subject, as those routes say.
     homes: HashMap<Subject, Arc<Home>, foldhash::fast::RandomState>,
     standings: Standings,
+    doubts: Doubts,
     late: Interval,
     /// The connections for publishes that wait for replicas, since a server carries out nothing else on them meanwhile.
     own: HashMap<Address, Current, foldhash::fast::RandomState>,
@@ -74,6 +76,15 @@ struct Flight {
     batches: Vec<Batch>,
     /// No message has an earlier deadline.
     soonest: Instant,
+    /// The connections on which they were sent, each with what is cancelled when it is given up.
+    sent_on: Vec<CancellationToken>,
+}
+
+/// Messages of one stream, and the connection to its server.
+struct Group {
+    home: Arc<Home>,
+    items: Vec<Item>,
+    current: Option<Current>,
 }
 
 /// The telling answer to each batch of one flight, and how many replicas have it where that was asked.
@@ -92,6 +103,7 @@ impl Writer {
         let scripts_only = shared.link.topology.redirects();
         Self {
             queue,
+            doubts: Doubts::new(shared.clone()),
             shared,
             flights: VecDeque::new(),
             lost: false,
@@ -134,6 +146,11 @@ impl Writer {
                     self.finish(answers, &mut answering).await;
                 }
                 () = queue.filled() => {}
+                unanswered = self.doubts.unanswered() => {
+                    for Doubt { reply, timeout, .. } in unanswered {
+                        self.queue.put_first(Order::Publish(no_responders(&reply, timeout)));
+                    }
+                }
                 _ = self.late.tick(), if !idle => self.tell_late(),
             }
         }
@@ -180,27 +197,45 @@ impl Writer {
             }
             self.alone = false;
         }
-        let mut items = self.queue.take(BATCH_MESSAGES, BATCH_BYTES);
-        let now = Instant::now();
-        for item in items.extract_if(.., |item| item.deadline <= now) {
-            self.tell_not_left(item);
-        }
+        let items = self.queue.take(BATCH_MESSAGES, BATCH_BYTES);
+        let items = self.still_to_send(items);
         if items.is_empty() {
             return;
         }
-        let groups = self.groups(&routes, items);
-        let must_wait = |(home, items): &(Arc<Home>, Vec<Item>)| {
+        let mut groups = self.groups(&routes, items);
+        for group in &mut groups {
+            group.current = self.connection(&group.home.key).await;
+        }
+        let must_wait = |Group { home, items, .. }: &Group| {
             self.standings.must_wait(home, is_plain(home, items), items.len())
         };
-        if !groups.iter().any(must_wait) {
-            return self.send(routes.version, groups, answering).await;
+        // Where a connection was lost, what was sent on it may be lost, too: on the next one nothing overtakes it. Looked
+        // at after the connections were taken, since one is given up before another takes its place.
+        let on_lost = |flight: &Flight| flight.sent_on.iter().any(CancellationToken::is_cancelled);
+        if !groups.iter().any(must_wait) && !self.flights.iter().any(on_lost) {
+            return self.send(routes.version, groups, answering);
         }
-        for item in groups.into_iter().flat_map(|(_, items)| items).rev().collect::<Vec<_>>() {
+        for item in groups.into_iter().flat_map(|group| group.items).rev().collect::<Vec<_>>() {
             self.queue.put_first(Order::Publish(item));
         }
         while let Some(answers) = self.next_answers(answering).await {
             self.finish(answers, answering).await;
         }
+    }
+
+    /// Of these, what is neither too late nor behind a message that was given back; who published the others is told.
+    fn still_to_send(&mut self, items: Vec<Item>) -> Vec<Item> {
+        let now = Instant::now();
+        let (late, items): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.deadline <= now);
+        self.tell_not_left(late);
+        let mut left = Vec::with_capacity(items.len());
+        for item in items {
+            match self.queue.is_behind_break(&item) {
+                true => self.tell_behind(item),
+                false => left.push(item),
+            }
+        }
+        left
     }
 
     /// Whether the stream may refuse this batch and, a moment later, take the one behind it: because its server does not
@@ -236,14 +271,13 @@ impl Writer {
     }
 
     /// Sends to each server what is stored there.
-    async fn send(&mut self, version: u64, groups: Vec<(Arc<Home>, Vec<Item>)>, answering: &mut Answering) {
+    fn send(&mut self, version: u64, groups: Vec<Group>, answering: &mut Answering) {
         let known = Known { version, confirmed: std::mem::take(&mut self.confirmed) };
         let careful = std::mem::take(&mut self.careful);
-        let items = groups.iter().flat_map(|(_, items)| items);
+        let items = groups.iter().flat_map(|group| &group.items);
         let soonest = items.map(|item| item.deadline).min().unwrap_or_else(Instant::now);
         let mut servers: Vec<(Option<Current>, Vec<Batch>)> = Vec::new();
-        for (home, items) in groups {
-            let current = self.connection(&home.key).await;
+        for Group { home, items, current } in groups {
             let (plain, bytes) = (is_plain(&home, &items), items.iter().map(|item| item.entry.len()).sum());
             let way = match careful {
                 true => self.standings.send_by_script(&home, plain, items.len(), bytes),
@@ -257,8 +291,9 @@ impl Writer {
                 None => servers.push((current, vec![batch])),
             }
         }
-        let (mut batches, mut sending) = (Vec::new(), Vec::new());
+        let (mut batches, mut sending, mut sent_on) = (Vec::new(), Vec::new(), Vec::new());
         for (current, of_server) in servers {
+            sent_on.extend(current.as_ref().map(|current| current.lost.clone()));
             sending.push(match (current, careful) {
                 (None, _) => not_sent(of_server.len()),
                 (Some(current), true) => self.follow(current, known, &of_server, soonest),
@@ -266,7 +301,7 @@ impl Writer {
             });
             batches.extend(of_server);
         }
-        self.flights.push_back(Flight { batches, soonest });
+        self.flights.push_back(Flight { batches, soonest, sent_on });
         let mut sending: Fut<'static, Answers> = match sending.len() {
             1 => sending.remove(0),
             _ => Box::pin(async move { join_all(sending).await.into_iter().flatten().collect() }),
@@ -276,18 +311,6 @@ impl Writer {
             Poll::Ready(answers) => answering.push_back(Box::pin(std::future::ready(answers))),
             Poll::Pending => answering.push_back(sending),
         }
-    }
-
-    /// The command that waits for replicas, where they are asked for: its answer comes before the time of those who wait
-    /// for it is over.
-    fn waiting(&self, soonest: Instant) -> Option<redis::Cmd> {
-        let wanted = self.shared.options.wait_replicas;
-        let patience = soonest.saturating_duration_since(Instant::now()) / 2;
-        (wanted > 0).then(|| {
-            let mut command = redis::cmd("WAIT");
-            command.arg(wanted).arg(millis(patience).max(1));
-            command
-        })
     }
 
     /// Sends to one server what is stored there.
@@ -301,11 +324,10 @@ impl Writer {
         let mut pipeline = redis::Pipeline::new();
         let counts: Vec<usize> =
             batches.iter().map(|batch| batch.add_to(&mut pipeline, &self.shared, known)).collect();
-        let waiting = self.waiting(soonest);
-        let waits = waiting.is_some();
-        waiting.into_iter().for_each(|command| {
-            pipeline.add_command(command);
-        });
+        let waits = self.shared.options.wait_replicas > 0;
+        if waits {
+            pipeline.add_command(waiting(&self.shared, soonest));
+        }
         let scripts: Vec<u8> = batches.iter().map(Batch::scripts).collect();
         let shared = self.shared.clone();
         Box::pin(async move {
@@ -355,78 +377,59 @@ impl Writer {
         batches: &[Batch],
         soonest: Instant,
     ) -> Fut<'static, Answers> {
-        let waiting = self.waiting(soonest);
         let sending = batches.iter().map(|batch| {
             let ((script, command), key) = (batch.script(&self.shared, known), batch.home.key.clone());
-            let (shared, mut current, waiting) = (self.shared.clone(), current.clone(), waiting.clone());
+            let (shared, current) = (self.shared.clone(), current.clone());
             async move {
-                let Some(waiting) = waiting else {
-                    let answer = shared.link.query_script(&key, script, &command).await;
-                    let answer = answer.map_err(|failure| match failure {
-                        Failure::NotConnected(_) => Broken::NotSent,
-                        Failure::Refused(error) => Broken::Refused(error),
-                        Failure::Unknown(_) | Failure::Unexpected(_) => Broken::Unknown,
-                    });
-                    return Answer { answer, replicas: None };
-                };
-                // Replicas are waited for on the connection that has written.
-                let mut pipeline = redis::Pipeline::with_capacity(2);
-                pipeline.add_command(script.in_full(&command)).add_command(waiting);
-                let sending = current.connection.send_packed_commands(&pipeline, 0, 2);
-                let Ok(Ok(mut values)) = tokio::time::timeout(shared.link.answer_timeout, sending).await
-                else {
-                    shared.link.suspect();
-                    current.lost.cancel();
-                    return Answer { answer: Err(Broken::Unknown), replicas: None };
-                };
-                let replicas = values.pop().map(|answer| number(&answer).unwrap_or(0));
-                let answer = match values.pop() {
-                    Some(Value::ServerError(error))
-                        if shared.link.redirected(&error, &current.address).is_some() =>
-                    {
-                        Err(Broken::Redirected(error))
-                    }
-                    Some(answer) => Ok(answer),
-                    None => Err(Broken::Unknown),
-                };
-                Answer { answer, replicas }
+                if shared.options.wait_replicas > 0 {
+                    return append_and_wait(&shared, current, &script.in_full(&command), soonest).await;
+                }
+                let answer = shared.link.query_script(&key, script, &command).await;
+                let answer = answer.map_err(|failure| match failure {
+                    Failure::NotConnected(_) => Broken::NotSent,
+                    Failure::Refused(error) => Broken::Refused(error),
+                    Failure::Unknown(_) | Failure::Unexpected(_) => Broken::Unknown,
+                });
+                Answer { answer, replicas: None }
             }
         });
         Box::pin(join_all(sending.collect::<Vec<_>>()))
     }
 
-    /// The messages by stream, in order within each.
-    fn groups(&mut self, routes: &Routes, items: Vec<Item>) -> Vec<(Arc<Home>, Vec<Item>)> {
-        let mut groups: Vec<(Arc<Home>, Vec<Item>)> = Vec::new();
+    /// The messages by stream, in order within each; no connections yet.
+    fn groups(&mut self, routes: &Routes, items: Vec<Item>) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
         let (mut latest, most) = (0, items.len());
         for item in items {
-            let home = match self.homes.get(&item.subject) {
-                Some(home) => home.clone(),
-                None => {
-                    if self.homes.len() >= HOMES_MAX {
-                        self.homes.clear();
-                    }
-                    let home = routes.home(&item.subject);
-                    self.homes.insert(item.subject.clone(), home.clone());
-                    home
-                }
-            };
-            let is_same =
-                |(known, _): &(Arc<Home>, Vec<Item>)| Arc::ptr_eq(known, &home) || known.key == home.key;
+            let home = self.home(routes, &item.subject);
+            let is_same = |known: &Group| Arc::ptr_eq(&known.home, &home) || known.home.key == home.key;
             // Most messages go where the one before went.
             if !groups.get(latest).is_some_and(is_same) {
                 latest = groups.iter().position(is_same).unwrap_or(groups.len());
             }
             match groups.get_mut(latest) {
-                Some((_, items)) => items.push(item),
+                Some(group) => group.items.push(item),
                 None => {
                     let mut items = Vec::with_capacity(if latest == 0 { most } else { 1 });
                     items.push(item);
-                    groups.push((home, items));
+                    groups.push(Group { home, items, current: None });
                 }
             }
         }
         groups
+    }
+
+    /// The stream of a subject.
+    fn home(&mut self, routes: &Routes, subject: &Subject) -> Arc<Home> {
+        if let Some(home) = self.homes.get(subject) {
+            return home.clone();
+        }
+        if self.homes.len() >= HOMES_MAX {
+            self.homes.clear();
+        }
+        let home = routes.home(subject);
+        self.homes.insert(subject.clone(), home.clone());
+        home
     }
 
     /// Tells the publishers of one batch. `true` when some of it waits to be sent again, and must go first.
@@ -493,14 +496,12 @@ impl Writer {
                     match broken {
                         Broken::Redirected(error) => {
                             self.careful = true;
-                            again.extend(batch.items.into_iter().filter_map(|item| resend(item, &error)));
+                            again.extend(self.resend(batch.items, &error));
                         }
-                        Broken::NotSent => batch.items.into_iter().for_each(|mut item| {
-                            item.ticket.tell(Err(self.shared.link.not_connected()));
-                        }),
-                        Broken::Refused(_) | Broken::Unknown => {
-                            batch.items.into_iter().for_each(|item| self.tell_unknown(item));
+                        Broken::NotSent => {
+                            self.tell_not_sent(&batch.home, batch.items, |shared| shared.link.not_connected())
                         }
+                        Broken::Refused(_) | Broken::Unknown => self.tell_unknown(batch.items),
                     }
                     continue;
                 }
@@ -512,9 +513,9 @@ impl Writer {
                 *stale = (*stale).max(Some(known));
             }
             if outrun || error.code() == "STALE" {
-                again.extend(batch.items.into_iter().filter_map(|item| resend(item, &error)));
+                again.extend(self.resend(batch.items, &error));
             } else {
-                batch.items.into_iter().for_each(|item| self.tell_refused(item, &error));
+                self.tell_refused(batch, &error);
             }
         }
         again
@@ -528,13 +529,10 @@ impl Writer {
         let newest = stored.outcomes.last().filter(|last| !last.duplicate).map(|last| last.id);
         self.standings.stored(&batch.home, &batch.way, newest, stored.clock);
         for (mut item, outcome) in batch.items.into_iter().zip(stored.outcomes) {
-            // Right after an outage or a loss of data those who answer may not have listed themselves again: who asks waits, rather than being
-            // told that there is nobody.
             if outcome.nobody
-                && !self.shared.link.is_settling()
                 && let Some(reply) = &item.reply
             {
-                self.queue.put_first(Order::Publish(no_responders(reply, item.timeout)));
+                self.note_nobody(&batch.home, &item, reply);
             }
             if let (Some(replicas), true) = (replicas, batch.home.stores) {
                 let server = self.shared.link.server.clone();
@@ -554,41 +552,111 @@ impl Writer {
         }
     }
 
-    fn tell_unknown(&mut self, mut item: Item) {
+    /// Nobody is listed who answers this request.
+    fn note_nobody(&mut self, home: &Arc<Home>, item: &Item, reply: &Subject) {
+        if self.shared.link.settling().is_none() {
+            return self.queue.put_first(Order::Publish(no_responders(reply, item.timeout)));
+        }
+        self.doubts.add(Doubt {
+            home: home.clone(),
+            subject: item.subject.clone(),
+            reply: reply.clone(),
+            timeout: item.timeout,
+            deadline: item.deadline,
+        });
+    }
+
+    fn tell_unknown(&mut self, items: Vec<Item>) {
+        self.note_break(&items);
+        for mut item in items {
+            let server = self.shared.link.server.clone();
+            let unknown = PublishError::OutcomeUnknown { server, waited: Duration::ZERO };
+            self.lost |= !item.ticket.tell(Err(unknown));
+        }
+    }
+
+    /// Tells that messages were not sent, or not taken, and takes back those for the same stream that wait behind them:
+    /// they would overtake what is published again.
+    fn tell_not_sent(&mut self, home: &Home, items: Vec<Item>, error: impl Fn(&Shared) -> PublishError) {
+        self.note_break(&items);
+        let routes = self.shared.routes();
+        let same_stream = |subject: &Subject| match self.homes.get(subject) {
+            Some(known) => known.key == home.key,
+            None => routes.home(subject).key == home.key,
+        };
+        // Of the others each says itself whether it may be sent, when its turn comes.
+        let behind = self.queue.take_out(|item| item.unbroken_since.is_none() && same_stream(&item.subject));
+        for mut item in items.into_iter().chain(behind) {
+            item.ticket.tell(Err(error(&self.shared)));
+        }
+    }
+
+    fn tell_not_left(&self, items: Vec<Item>) {
+        self.note_break(&items);
+        for mut item in items {
+            item.ticket.tell(Err(not_left(&self.shared, item.timeout)));
+        }
+    }
+
+    fn tell_behind(&self, mut item: Item) {
         let server = self.shared.link.server.clone();
-        let unknown = PublishError::OutcomeUnknown { server, waited: Duration::ZERO };
-        self.lost |= !item.ticket.tell(Err(unknown));
+        let reason = "a message before it was not sent, or not surely; this one has not left".to_owned();
+        item.ticket.tell(Err(PublishError::NotConnected { server, reason }));
     }
 
-    fn tell_not_left(&self, mut item: Item) {
-        item.ticket.tell(Err(not_left(&self.shared, item.timeout)));
+    /// These are about to be given back: what is not to overtake them must not be sent. Once for all of them, since who
+    /// publishes meanwhile goes by the new number.
+    fn note_break(&self, items: &[Item]) {
+        if items.iter().any(|item| item.unbroken_since.is_some()) {
+            self.queue.note_break();
+        }
     }
 
-    fn tell_refused(&mut self, mut item: Item, error: &ServerError) {
+    fn tell_refused(&mut self, batch: Batch, error: &ServerError) {
         let reason = error.to_string();
-        let refused = match refusal::code(error) {
+        match refusal::code(error) {
             _ if is_denied(error) => {
-                PublishError::Denied { subject: item.subject.clone(), reason: denied(error) }
+                for mut item in batch.items {
+                    let (subject, reason) = (item.subject.clone(), denied(error));
+                    item.ticket.tell(Err(PublishError::Denied { subject, reason }));
+                }
             }
             // These come before anything of the script was done.
             "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY" | "MISCONF" | "OOM" | "MOVED" | "ASK"
-            | "TRYAGAIN" | "CLUSTERDOWN" => {
-                PublishError::NotConnected { server: self.shared.link.server.clone(), reason }
-            }
+            | "TRYAGAIN" | "CLUSTERDOWN" => self.tell_not_sent(&batch.home, batch.items, |shared| {
+                PublishError::NotConnected { server: shared.link.server.clone(), reason: reason.clone() }
+            }),
             _ => {
-                tracing::warn!(subject = %item.subject, %reason, "a publish failed half way");
-                return self.tell_unknown(item);
+                tracing::warn!(stream = batch.home.name, %reason, "a publish failed half way");
+                self.tell_unknown(batch.items);
             }
-        };
-        item.ticket.tell(Err(refused));
+        }
+    }
+
+    /// Of messages that were refused for a way that is not the right one any more, those to be sent once more: unless that
+    /// leads nowhere, or nobody waits.
+    fn resend(&self, items: Vec<Item>, error: &ServerError) -> Vec<Item> {
+        // Those whose time was over while they were under way have been given back by that.
+        let (given_back, items): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.ticket.is_told());
+        self.note_break(&given_back);
+        let mut again = Vec::with_capacity(items.len());
+        for mut item in items {
+            item.refused += 1;
+            if item.refused <= STALE_RETRIES {
+                again.push(item);
+                continue;
+            }
+            let reason = format!("the streams keep changing: {error}");
+            let denied = PublishError::Denied { subject: item.subject.clone(), reason };
+            item.ticket.tell(Err(denied));
+        }
+        again
     }
 
     /// Tells those whose time is over: what has not left is taken back, what has left may still be stored.
     fn tell_late(&mut self) {
         let now = Instant::now();
-        for item in self.queue.expired(now) {
-            self.tell_not_left(item);
-        }
+        self.tell_not_left(self.queue.expired(now));
         for flight in self.flights.iter_mut().filter(|flight| flight.soonest <= now) {
             let mut soonest: Option<Instant> = None;
             for item in flight.batches.iter_mut().flat_map(|batch| &mut batch.items) {
@@ -627,19 +695,60 @@ fn not_sent(count: usize) -> Fut<'static, Answers> {
     Box::pin(std::future::ready(std::iter::repeat_with(answer).take(count).collect()))
 }
 
-/// A message that was refused for old routes, to be sent once more, unless that leads nowhere or nobody waits.
-fn resend(mut item: Item, error: &ServerError) -> Option<Item> {
-    if item.ticket.is_told() {
-        return None;
-    }
-    item.refused += 1;
-    if item.refused <= STALE_RETRIES {
-        return Some(item);
-    }
-    let reason = format!("the streams keep changing: {error}");
-    let denied = PublishError::Denied { subject: item.subject.clone(), reason };
-    item.ticket.tell(Err(denied));
-    None
+/// The command that waits for replicas: its answer comes before the time of those who wait for it is over.
+fn waiting(shared: &Shared, soonest: Instant) -> redis::Cmd {
+    let patience = soonest.saturating_duration_since(Instant::now()) / 2;
+    let mut command = redis::cmd("WAIT");
+    command.arg(shared.options.wait_replicas).arg(millis(patience).max(1));
+    command
+}
+
+/// Appends, then waits for replicas on the connection that has written. What is on its way to another node is appended
+/// there, on a connection for this alone, since its server carries out nothing else on it meanwhile.
+async fn append_and_wait(
+    shared: &Shared,
+    mut current: Current,
+    append: &redis::Cmd,
+    soonest: Instant,
+) -> Answer {
+    let link = &shared.link;
+    let broken = |broken| Answer { answer: Err(broken), replicas: None };
+    let mut asking = false;
+    let stored = loop {
+        let appending = tokio::time::timeout(link.answer_timeout, current.connection.send(append, asking));
+        let error = match appending.await {
+            Ok(Ok(Value::ServerError(error))) => error,
+            Ok(Ok(stored)) => break stored,
+            Ok(Err(_)) | Err(_) => {
+                link.suspect();
+                current.lost.cancel();
+                return broken(Broken::Unknown);
+            }
+        };
+        match link.redirected(&error, &current.address) {
+            None => return Answer { answer: Ok(Value::ServerError(error)), replicas: None },
+            Some(Redirect::Ask(address)) if !asking => {
+                let Ok(connection) = link.connector.open(&address).await else {
+                    return broken(Broken::Redirected(error));
+                };
+                let lost = current.lost.child_token();
+                (current, asking) = (Current { address, connection, lost, ran: Ran::default() }, true);
+            }
+            Some(_) => return broken(Broken::Redirected(error)),
+        }
+    };
+    let command = waiting(shared, soonest);
+    let waited = current.connection.send(&command, false);
+    let replicas = match tokio::time::timeout(link.answer_timeout, waited).await {
+        Ok(Ok(answer)) => number(&answer).unwrap_or(0),
+        // It is stored; that replicas have it, nobody says.
+        Ok(Err(_)) | Err(_) => {
+            link.suspect();
+            current.lost.cancel();
+            0
+        }
+    };
+    Answer { answer: Ok(stored), replicas: Some(replicas) }
 }
 
 /// The answer to a request that nobody answers.
@@ -653,6 +762,7 @@ fn no_responders(reply: &Subject, timeout: Duration) -> Item {
         subject: answer.subject,
         reply: None,
         dedupe_id: None,
+        unbroken_since: None,
         refused: 0,
         timeout,
         deadline: Instant::now() + timeout,
