@@ -76,7 +76,7 @@ struct Flight {
     batches: Vec<Batch>,
     /// No message has an earlier deadline.
     soonest: Instant,
-    /// The connections on which they were sent, each with what is cancelled when it is given up.
+    /// Of each connection on which they were sent what is cancelled when it is given up; where there was none it is so.
     sent_on: Vec<CancellationToken>,
 }
 
@@ -226,6 +226,9 @@ impl Writer {
     /// Of these, what is neither too late nor behind a message that was given back; who published the others is told.
     fn still_to_send(&mut self, items: Vec<Item>) -> Vec<Item> {
         let now = Instant::now();
+        if !items.iter().any(|item| item.deadline <= now || self.queue.is_behind_break(item)) {
+            return items;
+        }
         let (late, items): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.deadline <= now);
         self.tell_not_left(late);
         let mut left = Vec::with_capacity(items.len());
@@ -293,7 +296,7 @@ impl Writer {
         }
         let (mut batches, mut sending, mut sent_on) = (Vec::new(), Vec::new(), Vec::new());
         for (current, of_server) in servers {
-            sent_on.extend(current.as_ref().map(|current| current.lost.clone()));
+            sent_on.push(current.as_ref().map_or_else(cancelled, |current| current.lost.clone()));
             sending.push(match (current, careful) {
                 (None, _) => not_sent(of_server.len()),
                 (Some(current), true) => self.follow(current, known, &of_server, soonest),
@@ -687,6 +690,13 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.queue.close();
     }
+}
+
+/// What stands for a connection that there was not.
+fn cancelled() -> CancellationToken {
+    let lost = CancellationToken::new();
+    lost.cancel();
+    lost
 }
 
 /// The answers to batches for which there is no connection.
