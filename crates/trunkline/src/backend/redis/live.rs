@@ -401,10 +401,11 @@ impl Drop for Joining<'_> {
     fn drop(&mut self) {
         let mut groups = self.live.groups.lock();
         // The map has one, and this is the other: nobody else can come by it while the map is held.
-        if self.share.source.get().is_none() && Arc::strong_count(&self.share) == 2 {
-            if groups.get(self.key).is_some_and(|share| Arc::ptr_eq(share, &self.share)) {
-                groups.remove(self.key);
-            }
+        if self.share.source.get().is_none()
+            && Arc::strong_count(&self.share) == 2
+            && groups.get(self.key).is_some_and(|share| Arc::ptr_eq(share, &self.share))
+        {
+            groups.remove(self.key);
         }
     }
 }

@@ -7,12 +7,16 @@
 //! | `batch` | messages of one stream as commands, and the answer to them |
 //! | `standing` | what is known of a stream, and by which way the next batch goes |
 //! | `doubts` | requests of which it is not known yet whether anybody answers them |
-//! | `writer` | the task: sends batches, tells outcomes, tries again by new routes |
+//! | `sending` | batches on their way, and the answers to them |
+//! | `telling` | what publishers are told, and what is sent again |
+//! | `writer` | the task: sends batches in order, tries again by new routes |
 
 mod batch;
 mod doubts;
 mod queue;
+mod sending;
 mod standing;
+mod telling;
 mod ticket;
 mod writer;
 

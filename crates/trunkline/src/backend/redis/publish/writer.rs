@@ -10,29 +10,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesOrdered;
 use hashbrown::HashMap;
-use redis::{ServerError, Value};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use trunkline_core::{Headers, Message, StreamOffset, Subject};
+use trunkline_core::Subject;
 
-use super::super::acl::{denied, is_denied};
-use super::super::entry::{self, number};
-use super::super::link::{Current, Failure, Ran, is_unknown_script};
-use super::super::refusal;
-use super::super::routes::{Home, Routes, millis};
-use super::super::shared::{STALE_RETRIES, Shared};
-use super::super::slots::{Address, Redirect};
-use super::batch::{Batch, Broken, Known, Stored, is_plain};
+use super::super::link::Current;
+use super::super::routes::{Home, Routes};
+use super::super::shared::Shared;
+use super::super::slots::Address;
+use super::batch::{Batch, Known, is_plain};
 use super::doubts::{Doubt, Doubts};
 use super::queue::{ENOUGH, Item, Order, Queue};
+use super::sending::{Answers, follow, not_sent, send_to};
 use super::standing::Standings;
-use super::{not_left, ticket};
-use crate::backend::{Fut, PublishError, Receipt};
+use super::telling::no_responders;
+use crate::backend::Fut;
 
 /// Most messages, and most bytes, that one script appends: while it runs the server does nothing else.
 const BATCH_MESSAGES: usize = 256;
@@ -46,36 +42,36 @@ const HOMES_MAX: usize = 1024;
 
 /// See the module's text.
 pub(in crate::backend::redis) struct Writer {
-    queue: Arc<Queue>,
-    shared: Arc<Shared>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) shared: Arc<Shared>,
     /// The messages of the batches under way, in the order of their answers.
-    flights: VecDeque<Flight>,
+    pub(super) flights: VecDeque<Flight>,
     /// The outcome of a message is unknown, and nobody was told.
-    lost: bool,
+    pub(super) lost: bool,
     /// Version of the routes, and the map of the slots, by which the batches under way were sent.
     way: (u64, u64),
     /// The batch under way is to be answered before the next one leaves.
     alone: bool,
     /// Keys of the streams that have taken a message: they know a version of the routes.
-    known: HashSet<String>,
+    pub(super) known: HashSet<String>,
     /// The routes have just been read again: the next batch goes by them wherever none are known.
     confirmed: bool,
     /// Something was refused that is to be carried out elsewhere or later: the next batch is followed to where it goes.
-    careful: bool,
+    pub(super) careful: bool,
     /// Streams by subject, as those routes say.
-    homes: HashMap<Subject, Arc<Home>, foldhash::fast::RandomState>,
-    standings: Standings,
-    doubts: Doubts,
+    pub(super) homes: HashMap<Subject, Arc<Home>, foldhash::fast::RandomState>,
+    pub(super) standings: Standings,
+    pub(super) doubts: Doubts,
     late: Interval,
     /// The connections for publishes that wait for replicas, since a server carries out nothing else on them meanwhile.
     own: HashMap<Address, Current, foldhash::fast::RandomState>,
 }
 
 /// What was sent together.
-struct Flight {
-    batches: Vec<Batch>,
+pub(super) struct Flight {
+    pub(super) batches: Vec<Batch>,
     /// No message has an earlier deadline.
-    soonest: Instant,
+    pub(super) soonest: Instant,
     /// Of each connection on which they were sent what is cancelled when it is given up; where there was none it is so.
     sent_on: Vec<CancellationToken>,
 }
@@ -87,13 +83,6 @@ struct Group {
     current: Option<Current>,
 }
 
-/// The telling answer to each batch of one flight, and how many replicas have it where that was asked.
-struct Answer {
-    answer: Result<Value, Broken>,
-    replicas: Option<u64>,
-}
-
-type Answers = Vec<Answer>;
 type Answering = FuturesOrdered<Fut<'static, Answers>>;
 
 impl Writer {
@@ -299,8 +288,8 @@ impl Writer {
             sent_on.push(current.as_ref().map_or_else(cancelled, |current| current.lost.clone()));
             sending.push(match (current, careful) {
                 (None, _) => not_sent(of_server.len()),
-                (Some(current), true) => self.follow(current, known, &of_server, soonest),
-                (Some(current), false) => self.send_to(current, known, &of_server, soonest),
+                (Some(current), true) => follow(&self.shared, current, known, &of_server, soonest),
+                (Some(current), false) => send_to(&self.shared, current, known, &of_server, soonest),
             });
             batches.extend(of_server);
         }
@@ -314,89 +303,6 @@ impl Writer {
             Poll::Ready(answers) => answering.push_back(Box::pin(std::future::ready(answers))),
             Poll::Pending => answering.push_back(sending),
         }
-    }
-
-    /// Sends to one server what is stored there.
-    fn send_to(
-        &self,
-        mut current: Current,
-        known: Known,
-        batches: &[Batch],
-        soonest: Instant,
-    ) -> Fut<'static, Answers> {
-        let mut pipeline = redis::Pipeline::new();
-        let counts: Vec<usize> =
-            batches.iter().map(|batch| batch.add_to(&mut pipeline, &self.shared, known)).collect();
-        let waits = self.shared.options.wait_replicas > 0;
-        if waits {
-            pipeline.add_command(waiting(&self.shared, soonest));
-        }
-        let scripts: Vec<u8> = batches.iter().map(Batch::scripts).collect();
-        let shared = self.shared.clone();
-        Box::pin(async move {
-            let answer = tokio::select! {
-                answer = current.connection.send_packed_commands(&pipeline, 0, pipeline.len()) => answer,
-                () = current.lost.cancelled() => Err(redis::RedisError::from((redis::ErrorKind::Io, "lost"))),
-            };
-            let link = &shared.link;
-            let Ok(mut values) = answer else {
-                link.suspect();
-                if waits {
-                    current.lost.cancel();
-                }
-                return counts
-                    .iter()
-                    .map(|_| Answer { answer: Err(Broken::Unknown), replicas: None })
-                    .collect();
-            };
-            let replicas = waits.then(|| values.pop()).flatten().map(|answer| number(&answer).unwrap_or(0));
-            let mut values = values.into_iter();
-            let answers = counts.into_iter().zip(scripts).map(|(count, scripts)| {
-                let answer = match values.nth(count - 1) {
-                    Some(Value::ServerError(error))
-                        if is_unknown_script(&error)
-                            || link.redirected(&error, &current.address).is_some() =>
-                    {
-                        Err(Broken::Redirected(error))
-                    }
-                    Some(answer) => {
-                        current.ran.add(scripts);
-                        Ok(answer)
-                    }
-                    None => Err(Broken::Unknown),
-                };
-                Answer { answer, replicas }
-            });
-            answers.collect()
-        })
-    }
-
-    /// Sends what is stored on one server and follows it to another, with the next batch behind it only when all of this
-    /// one has an answer.
-    fn follow(
-        &self,
-        current: Current,
-        known: Known,
-        batches: &[Batch],
-        soonest: Instant,
-    ) -> Fut<'static, Answers> {
-        let sending = batches.iter().map(|batch| {
-            let ((script, command), key) = (batch.script(&self.shared, known), batch.home.key.clone());
-            let (shared, current) = (self.shared.clone(), current.clone());
-            async move {
-                if shared.options.wait_replicas > 0 {
-                    return append_and_wait(&shared, current, &script.in_full(&command), soonest).await;
-                }
-                let answer = shared.link.query_script(&key, script, &command).await;
-                let answer = answer.map_err(|failure| match failure {
-                    Failure::NotConnected(_) => Broken::NotSent,
-                    Failure::Refused(error) => Broken::Refused(error),
-                    Failure::Unknown(_) | Failure::Unexpected(_) => Broken::Unknown,
-                });
-                Answer { answer, replicas: None }
-            }
-        });
-        Box::pin(join_all(sending.collect::<Vec<_>>()))
     }
 
     /// The messages by stream, in order within each; no connections yet.
@@ -478,212 +384,6 @@ impl Writer {
             Err(failure) => tracing::debug!(?failure, "the routes cannot be read now"),
         }
     }
-
-    /// Tells the publishers, and gives back what is to be sent again. `stale` becomes the newest version of the routes
-    /// that a stream has been heard to know.
-    fn tell(&mut self, answers: Answers, stale: &mut Option<u64>) -> Vec<Item> {
-        let wanted = u64::from(self.shared.options.wait_replicas);
-        let batches = self.flights.pop_front().map(|flight| flight.batches).unwrap_or_default();
-        let mut again = Vec::new();
-        for (batch, Answer { answer, replicas }) in batches.into_iter().zip(answers) {
-            let missing = replicas.filter(|replicas| *replicas < wanted);
-            let read = answer.and_then(|answer| batch.read(answer));
-            let error = match read {
-                Ok(stored) => {
-                    self.tell_stored(batch, stored, missing);
-                    continue;
-                }
-                Err(Broken::Refused(error)) => error,
-                Err(broken) => {
-                    self.standings.failed(&batch.home, &batch.way, false);
-                    match broken {
-                        Broken::Redirected(error) => {
-                            self.careful = true;
-                            again.extend(self.resend(batch.items, &error));
-                        }
-                        Broken::NotSent => {
-                            self.tell_not_sent(&batch.home, batch.items, |shared| shared.link.not_connected())
-                        }
-                        Broken::Refused(_) | Broken::Unknown => self.tell_unknown(batch.items),
-                    }
-                    continue;
-                }
-            };
-            let outrun = matches!(error.code(), "OUTRUN" | "EXECABORT");
-            self.standings.failed(&batch.home, &batch.way, outrun);
-            if error.code() == "STALE" {
-                let known = error.details().and_then(|known| known.parse().ok()).unwrap_or(0);
-                *stale = (*stale).max(Some(known));
-            }
-            if outrun || error.code() == "STALE" {
-                again.extend(self.resend(batch.items, &error));
-            } else {
-                self.tell_refused(batch, &error);
-            }
-        }
-        again
-    }
-
-    /// Tells what was stored; `replicas` have it, where that is too few.
-    fn tell_stored(&mut self, batch: Batch, stored: Stored, replicas: Option<u64>) {
-        if batch.home.stores && !self.known.contains(&batch.home.key) {
-            self.known.insert(batch.home.key.clone());
-        }
-        let newest = stored.outcomes.last().filter(|last| !last.duplicate).map(|last| last.id);
-        self.standings.stored(&batch.home, &batch.way, newest, stored.clock);
-        for (mut item, outcome) in batch.items.into_iter().zip(stored.outcomes) {
-            if outcome.nobody
-                && let Some(reply) = &item.reply
-            {
-                self.note_nobody(&batch.home, &item, reply);
-            }
-            if let (Some(replicas), true) = (replicas, batch.home.stores) {
-                let server = self.shared.link.server.clone();
-                let wanted = u64::from(self.shared.options.wait_replicas);
-                self.lost |= !item.ticket.tell(Err(PublishError::NotReplicated { server, replicas, wanted }));
-                continue;
-            }
-            let receipt = match batch.home.stores {
-                true => Receipt::Stored {
-                    stream: batch.home.name.clone(),
-                    offset: StreamOffset::Entry(outcome.id.0, outcome.id.1),
-                    duplicate: outcome.duplicate,
-                },
-                false => Receipt::Accepted,
-            };
-            item.ticket.tell(Ok(receipt));
-        }
-    }
-
-    /// Nobody is listed who answers this request.
-    fn note_nobody(&mut self, home: &Arc<Home>, item: &Item, reply: &Subject) {
-        if self.shared.link.settling().is_none() {
-            return self.queue.put_first(Order::Publish(no_responders(reply, item.timeout)));
-        }
-        self.doubts.add(Doubt {
-            home: home.clone(),
-            subject: item.subject.clone(),
-            reply: reply.clone(),
-            timeout: item.timeout,
-            deadline: item.deadline,
-        });
-    }
-
-    fn tell_unknown(&mut self, items: Vec<Item>) {
-        self.note_break(&items);
-        for mut item in items {
-            let server = self.shared.link.server.clone();
-            let unknown = PublishError::OutcomeUnknown { server, waited: Duration::ZERO };
-            self.lost |= !item.ticket.tell(Err(unknown));
-        }
-    }
-
-    /// Tells that messages were not sent, or not taken, and takes back those for the same stream that wait behind them:
-    /// they would overtake what is published again.
-    fn tell_not_sent(&mut self, home: &Home, items: Vec<Item>, error: impl Fn(&Shared) -> PublishError) {
-        self.note_break(&items);
-        let routes = self.shared.routes();
-        let same_stream = |subject: &Subject| match self.homes.get(subject) {
-            Some(known) => known.key == home.key,
-            None => routes.home(subject).key == home.key,
-        };
-        // Of the others each says itself whether it may be sent, when its turn comes.
-        let behind = self.queue.take_out(|item| item.unbroken_since.is_none() && same_stream(&item.subject));
-        for mut item in items.into_iter().chain(behind) {
-            item.ticket.tell(Err(error(&self.shared)));
-        }
-    }
-
-    fn tell_not_left(&self, items: Vec<Item>) {
-        self.note_break(&items);
-        for mut item in items {
-            item.ticket.tell(Err(not_left(&self.shared, item.timeout)));
-        }
-    }
-
-    fn tell_behind(&self, mut item: Item) {
-        let server = self.shared.link.server.clone();
-        let reason = "a message before it was not sent, or not surely; this one has not left".to_owned();
-        item.ticket.tell(Err(PublishError::NotConnected { server, reason }));
-    }
-
-    /// These are about to be given back: what is not to overtake them must not be sent. Once for all of them, since who
-    /// publishes meanwhile goes by the new number.
-    fn note_break(&self, items: &[Item]) {
-        if items.iter().any(|item| item.unbroken_since.is_some()) {
-            self.queue.note_break();
-        }
-    }
-
-    fn tell_refused(&mut self, batch: Batch, error: &ServerError) {
-        let reason = error.to_string();
-        match refusal::code(error) {
-            _ if is_denied(error) => {
-                for mut item in batch.items {
-                    let (subject, reason) = (item.subject.clone(), denied(error));
-                    item.ticket.tell(Err(PublishError::Denied { subject, reason }));
-                }
-            }
-            // These come before anything of the script was done.
-            "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY" | "MISCONF" | "OOM" | "MOVED" | "ASK"
-            | "TRYAGAIN" | "CLUSTERDOWN" => self.tell_not_sent(&batch.home, batch.items, |shared| {
-                PublishError::NotConnected { server: shared.link.server.clone(), reason: reason.clone() }
-            }),
-            _ => {
-                tracing::warn!(stream = batch.home.name, %reason, "a publish failed half way");
-                self.tell_unknown(batch.items);
-            }
-        }
-    }
-
-    /// Of messages that were refused for a way that is not the right one any more, those to be sent once more: unless that
-    /// leads nowhere, or nobody waits.
-    fn resend(&self, items: Vec<Item>, error: &ServerError) -> Vec<Item> {
-        // Those whose time was over while they were under way have been given back by that.
-        let (given_back, items): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.ticket.is_told());
-        self.note_break(&given_back);
-        let mut again = Vec::with_capacity(items.len());
-        for mut item in items {
-            item.refused += 1;
-            if item.refused <= STALE_RETRIES {
-                again.push(item);
-                continue;
-            }
-            let reason = format!("the streams keep changing: {error}");
-            let denied = PublishError::Denied { subject: item.subject.clone(), reason };
-            item.ticket.tell(Err(denied));
-        }
-        again
-    }
-
-    /// Tells those whose time is over: what has not left is taken back, what has left may still be stored.
-    fn tell_late(&mut self) {
-        let now = Instant::now();
-        self.tell_not_left(self.queue.expired(now));
-        for flight in self.flights.iter_mut().filter(|flight| flight.soonest <= now) {
-            let mut soonest: Option<Instant> = None;
-            for item in flight.batches.iter_mut().flat_map(|batch| &mut batch.items) {
-                if item.deadline <= now {
-                    let (server, waited) = (self.shared.link.server.clone(), item.timeout);
-                    self.lost |= !item.ticket.tell(Err(PublishError::OutcomeUnknown { server, waited }));
-                } else {
-                    soonest = Some(soonest.map_or(item.deadline, |soonest| soonest.min(item.deadline)));
-                }
-            }
-            flight.soonest = soonest.unwrap_or_else(|| now + Duration::from_secs(3600));
-        }
-    }
-
-    fn flushed(&mut self) -> Result<(), PublishError> {
-        let link = &self.shared.link;
-        if std::mem::take(&mut self.lost) {
-            return Err(PublishError::OutcomeUnknown { server: link.server.clone(), waited: Duration::ZERO });
-        }
-        match link.is_connected() {
-            true => Ok(()),
-            false => Err(link.not_connected()),
-        }
-    }
 }
 
 impl Drop for Writer {
@@ -697,85 +397,4 @@ fn cancelled() -> CancellationToken {
     let lost = CancellationToken::new();
     lost.cancel();
     lost
-}
-
-/// The answers to batches for which there is no connection.
-fn not_sent(count: usize) -> Fut<'static, Answers> {
-    let answer = || Answer { answer: Err(Broken::NotSent), replicas: None };
-    Box::pin(std::future::ready(std::iter::repeat_with(answer).take(count).collect()))
-}
-
-/// The command that waits for replicas: its answer comes before the time of those who wait for it is over.
-fn waiting(shared: &Shared, soonest: Instant) -> redis::Cmd {
-    let patience = soonest.saturating_duration_since(Instant::now()) / 2;
-    let mut command = redis::cmd("WAIT");
-    command.arg(shared.options.wait_replicas).arg(millis(patience).max(1));
-    command
-}
-
-/// Appends, then waits for replicas on the connection that has written. What is on its way to another node is appended
-/// there, on a connection for this alone, since its server carries out nothing else on it meanwhile.
-async fn append_and_wait(
-    shared: &Shared,
-    mut current: Current,
-    append: &redis::Cmd,
-    soonest: Instant,
-) -> Answer {
-    let link = &shared.link;
-    let broken = |broken| Answer { answer: Err(broken), replicas: None };
-    let mut asking = false;
-    let stored = loop {
-        let appending = tokio::time::timeout(link.answer_timeout, current.connection.send(append, asking));
-        let error = match appending.await {
-            Ok(Ok(Value::ServerError(error))) => error,
-            Ok(Ok(stored)) => break stored,
-            Ok(Err(_)) | Err(_) => {
-                link.suspect();
-                current.lost.cancel();
-                return broken(Broken::Unknown);
-            }
-        };
-        match link.redirected(&error, &current.address) {
-            None => return Answer { answer: Ok(Value::ServerError(error)), replicas: None },
-            Some(Redirect::Ask(address)) if !asking => {
-                let Ok(connection) = link.connector.open(&address).await else {
-                    return broken(Broken::Redirected(error));
-                };
-                let lost = current.lost.child_token();
-                (current, asking) = (Current { address, connection, lost, ran: Ran::default() }, true);
-            }
-            Some(_) => return broken(Broken::Redirected(error)),
-        }
-    };
-    let command = waiting(shared, soonest);
-    let waited = current.connection.send(&command, false);
-    let replicas = match tokio::time::timeout(link.answer_timeout, waited).await {
-        Ok(Ok(answer)) => number(&answer).unwrap_or(0),
-        // It is stored; that replicas have it, nobody says.
-        Ok(Err(_)) | Err(_) => {
-            link.suspect();
-            current.lost.cancel();
-            0
-        }
-    };
-    Answer { answer: Ok(stored), replicas: Some(replicas) }
-}
-
-/// The answer to a request that nobody answers.
-fn no_responders(reply: &Subject, timeout: Duration) -> Item {
-    let mut headers = Headers::new();
-    headers.append("Status", "503").expect("a valid header");
-    let answer = Message { subject: reply.clone(), reply: None, headers, payload: Bytes::new() };
-    let (ticket, _) = ticket::ticket();
-    Item {
-        entry: entry::encode(&answer),
-        subject: answer.subject,
-        reply: None,
-        dedupe_id: None,
-        unbroken_since: None,
-        refused: 0,
-        timeout,
-        deadline: Instant::now() + timeout,
-        ticket,
-    }
 }
