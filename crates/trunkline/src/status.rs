@@ -32,7 +32,8 @@ pub enum BackendState {
     Connecting,
     /// All works.
     Connected,
-    /// It runs on the fallback: messages flow, what was promised does not hold.
+    /// Messages flow, and something that was promised does not hold: it runs on the fallback, or the server refuses to give
+    /// out a stream.
     Degraded {
         /// Why.
         reason: String,

@@ -241,6 +241,7 @@ impl Lane {
         let options = PublishOptions {
             dedupe_id: outbound.message.headers.get("Nats-Msg-Id").map(str::to_owned),
             timeout: Some(left),
+            ..PublishOptions::default()
         };
         let outcome = match self.bridge.backend.publish(outbound.message.clone(), options) {
             Publishing::Ready(result) => Box::pin(std::future::ready(result)),

@@ -147,6 +147,10 @@ fn unknown() -> Outcome {
     Err(PublishError::OutcomeUnknown { server: "test".to_owned(), waited: Duration::ZERO })
 }
 
+fn not_replicated() -> Outcome {
+    Err(PublishError::NotReplicated { server: "test".to_owned(), replicas: 0, wanted: 1 })
+}
+
 #[tokio::test]
 async fn messages_are_under_way_together_and_the_pong_waits_for_all_of_them() {
     let mut bridge = Bridge::start().await;
@@ -216,9 +220,15 @@ async fn what_found_no_connection_is_sent_again_in_order() {
 
 #[tokio::test]
 async fn what_may_be_lost_or_out_of_order_ends_the_connection_without_a_pong() {
-    for outcomes in
-        [vec![unknown()], vec![not_connected(), Ok(Receipt::Accepted)], vec![not_connected(), unknown()]]
-    {
+    for outcomes in [
+        vec![unknown()],
+        vec![not_connected(), Ok(Receipt::Accepted)],
+        vec![not_connected(), unknown()],
+        // Stored, and a failover may lose it.
+        vec![not_replicated()],
+        vec![Ok(Receipt::Accepted), not_replicated()],
+        vec![not_connected(), not_replicated()],
+    ] {
         let mut bridge = Bridge::start().await;
         let mut client = bridge.client().await;
         let messages: String = outcomes.iter().map(|_| publish("x")).collect();

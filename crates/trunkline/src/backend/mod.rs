@@ -44,7 +44,7 @@ pub type Fut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// | publish returns | [`Receipt::Stored`] if a stream matches, else [`Receipt::Accepted`] | `Stored` | `Accepted` (handed to a live connection; `flush` proves receipt) | `Stored` |
 /// | what `Stored` survives | nothing past the process | a crash as far as `appendfsync` says; failover may lose what was not replicated, unless `messaging.wait_replicas` | – | R1 disk, R3 quorum |
 /// | server away | – | [`PublishError::NotConnected`], or `OutcomeUnknown` once bytes may have left, within `publish_timeout`; [`Receipt::Queued`] only with the outbox on | same | same |
-/// | request, nobody answers | `NoResponders` at once | from a registry of responders with heartbeat (2 s, gone after 6 s); listed but dead is `Timeout`, and so is nobody for 3 s after an outage | at once | at once |
+/// | request, nobody answers | `NoResponders` at once | from a registry of responders with heartbeat (2 s, gone after 6 s); listed but dead is `Timeout`; for 3 s after an outage the answer that there is no one waits | at once | at once |
 /// | order | first deliveries: per subject, per publisher | per stream | per subject, per publisher | per stream |
 /// | keyed order through redelivery | one active member per keyed consumer (lease), the others stand by | same | [`Unsupported`] | same |
 /// | late ack of a lost lease | refused | refused and fenced on the server | – | refused by the library |
@@ -82,6 +82,14 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// Inside the [`Publishing`]: see [`PublishError`].
     fn publish(&self, m: Message, o: PublishOptions) -> Publishing;
+
+    /// How often a message with [`PublishOptions::unbroken_since`] was not sent, or not surely, while others may have been
+    /// queued behind it. `None` where messages are not queued, or nobody keeps count: then the option has no effect.
+    ///
+    /// *Redis*: counted by the task that sends. *NATS*: `None`.
+    fn breaks(&self) -> Option<u64> {
+        None
+    }
 
     /// Waits until everything published before has been received by the server.
     ///
@@ -161,6 +169,11 @@ pub struct PublishOptions {
     pub dedupe_id: Option<String>,
     /// Longest wait for an outcome; `None` is `messaging.publish_timeout`.
     pub timeout: Option<Duration>,
+    /// Send it only if [`Backend::breaks`] still answers this number when its turn comes; otherwise the answer is
+    /// [`PublishError::NotConnected`], and it was not sent. So a message does not overtake one that was published before
+    /// it, under the same number, and has to be published again. `None`: send it in any case. Only with a number that the
+    /// same backend has answered.
+    pub unbroken_since: Option<u64>,
 }
 
 /// What a publish came to. Never more than is known.

@@ -209,7 +209,7 @@ impl DeadLetters {
             return Err(foreign());
         }
         let message = letter.revived(subject.clone())?;
-        let options = PublishOptions { dedupe_id: Some(letter.redrive_id()), timeout: None };
+        let options = PublishOptions { dedupe_id: Some(letter.redrive_id()), ..PublishOptions::default() };
         // Past the outbox: only what is stored is taken from the dead letters.
         let receipt = self.bus.inner().publish_past_outbox(message, options).outcome().await?;
         match &receipt {

@@ -11,6 +11,9 @@
 //! gets each message once: there an unknown outcome stays the error that it is, and what is lost that way after it had
 //! been queued is counted, logged and told by the next flush.
 //!
+//! The order is that of the calls also where a connection breaks and comes back between two of them: the backend sends
+//! nothing that was handed to it together with a message that it had to give back ([`Backend::breaks`]).
+//!
 //! Never kept are requests and whatever else wants a reply, replies, frames of reply streams, dead letters and redrives:
 //! they have a deadline, or somebody who tries again.
 //!
@@ -154,10 +157,14 @@ impl Outbox {
     pub(crate) fn publish(self: &Arc<Self>, message: Message, mut options: PublishOptions) -> Publishing {
         let timeout = *options.timeout.get_or_insert(self.publish_timeout);
         let mut entry = Entry { message, options, own_id: false, teller: None };
+        // Asked before the lock is taken: an older number only keeps a message that could have been tried.
+        let breaks = self.backend.breaks();
         let place = {
             let mut queue = self.queue.lock();
-            let now = queue.try_now(Instant::now() + timeout + TRY_GRACE);
+            let (now, until) = (Instant::now(), timeout + TRY_GRACE);
+            let now = queue.try_now(now, now + until, breaks);
             let place = now.unwrap_or_else(|| queue.take_place());
+            entry.options.unbroken_since = queue.unbroken_since;
             if self.dedupes && entry.options.dedupe_id.is_none() {
                 entry.options.dedupe_id = Some(format!("{}{place}", self.id_prefix));
                 entry.own_id = true;
@@ -316,7 +323,7 @@ impl Entry {
     }
 }
 
-/// A publish that is tried at once. Dropping it makes way for those behind it.
+/// A publish that is tried at once. Dropping it makes way for those behind it; its message is not kept then.
 struct Attempt {
     outbox: Arc<Outbox>,
     place: Place,

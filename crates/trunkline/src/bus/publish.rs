@@ -30,7 +30,10 @@ impl Bus {
     /// When awaited: see [`PublishError`].
     ///
     /// # Cancel safety
-    /// Once the future has been polled, dropping it leaves the outcome unknown.
+    /// Once the future has been polled, dropping it leaves the outcome unknown. With the outbox on, too: what could not be
+    /// published, or not surely, is kept by the future when it learns of that, so a message whose future was dropped
+    /// before is not kept, and lost if the server has not taken it. A publish that is to outlive whoever began it, such as
+    /// one inside a timeout or a select, goes into a task of its own; one that was answered [`Receipt::Queued`] is kept.
     pub fn publish<P: Serialize, R>(&self, topic: Topic<P, R>, payload: &P) -> PublishBuilder {
         let (subject, kind, _) = topic.into_parts();
         PublishBuilder { bus: self.clone(), subject, draft: Draft::json(kind, payload) }
@@ -63,7 +66,7 @@ impl Bus {
     /// See [`PublishError`].
     ///
     /// # Cancel safety
-    /// Once the future has been polled, dropping it leaves the outcome unknown.
+    /// As [`Bus::publish`].
     pub async fn publish_bytes(
         &self,
         subject: Subject,
@@ -78,7 +81,7 @@ impl Bus {
     /// See [`PublishError`].
     ///
     /// # Cancel safety
-    /// Once the future has been polled, dropping it leaves the outcome unknown.
+    /// As [`Bus::publish`].
     pub async fn publish_message(&self, message: Message) -> Result<Receipt, PublishError> {
         self.publish_with(message, PublishOptions::default()).await
     }
@@ -89,7 +92,7 @@ impl Bus {
     /// See [`PublishError`].
     ///
     /// # Cancel safety
-    /// Once the future has been polled, dropping it leaves the outcome unknown.
+    /// As [`Bus::publish`].
     pub async fn publish_with(
         &self,
         message: Message,
@@ -194,7 +197,7 @@ impl PublishBuilder {
     }
 
     fn finish(mut self) -> Result<(Bus, Message, PublishOptions), PublishError> {
-        let options = PublishOptions { dedupe_id: self.draft.dedupe_id.take(), timeout: None };
+        let options = PublishOptions { dedupe_id: self.draft.dedupe_id.take(), ..PublishOptions::default() };
         let context = Context::current();
         let source = &self.bus.inner().options.source;
         let (headers, payload) = self.draft.finish(&self.subject, source, context.as_ref())?;

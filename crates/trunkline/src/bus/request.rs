@@ -236,7 +236,7 @@ impl Bus {
         let subject = message.subject.clone();
         message.reply = Some(waiter.reply.clone());
         let wait = timeout.min(inner.options.publish_timeout);
-        let options = PublishOptions { dedupe_id: None, timeout: Some(wait) };
+        let options = PublishOptions { timeout: Some(wait), ..PublishOptions::default() };
         inner.publish(message, options).outcome().await?;
         Ok((subject, waiter))
     }

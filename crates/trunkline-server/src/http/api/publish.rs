@@ -21,7 +21,7 @@ pub(super) async fn publish(
 ) -> Result<Response, ApiError> {
     let message = Message::try_from(publish.message)?;
     let timeout = publish.timeout_ms.map(|millis| Duration::from_millis(millis).min(TIMEOUT_MAX));
-    let options = PublishOptions { dedupe_id: publish.dedupe_id, timeout };
+    let options = PublishOptions { dedupe_id: publish.dedupe_id, timeout, ..PublishOptions::default() };
     let receipt = api.backend.publish(message, options).outcome().await?;
     Ok(ok(&ReceiptJson::from(receipt)))
 }

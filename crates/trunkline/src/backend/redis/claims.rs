@@ -1,6 +1,6 @@
 //! Claiming, for all queue groups of one stream, what their members are given.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +8,10 @@ use redis::Value;
 use tokio::time::Instant;
 
 use super::entry::{EntryId, array, entries, list, parse_id, print_id, text, unexpected};
-use super::groups::{Claim, Claimed, Group, Unseen};
+use super::groups::{CLAIM_MEMORY, Claim, Claimed, Group, Unseen};
 use super::link::Failure;
-use super::scripts::CLAIM;
+use super::routes::millis;
+use super::scripts::{CLAIM, GROUP_SWEEP};
 use super::shared::Shared;
 use super::track::Track;
 
@@ -22,6 +23,8 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(2);
 /// Entries of one page of what was not seen here.
 const PAGE: usize = 256;
 const RETRY_DELAY: Duration = Duration::from_millis(50);
+/// How often groups and members that are gone are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Claims what the groups of `track` hold, until it ends.
 pub(super) async fn run(track: Arc<Track>, shared: Arc<Shared>) {
@@ -33,7 +36,7 @@ pub(super) async fn run(track: Arc<Track>, shared: Arc<Shared>) {
 
 async fn claim_all(track: &Track, shared: &Shared) {
     let mut idle_at = Instant::now() + IDLE_INTERVAL;
-    let mut look_at = idle_at;
+    let (mut look_at, mut sweep_at) = (idle_at, idle_at);
     // Groups that are to be looked at again, by name.
     let mut later: HashMap<String, Arc<Group>> = HashMap::new();
     loop {
@@ -76,7 +79,39 @@ async fn claim_all(track: &Track, shared: &Shared) {
                 tokio::time::sleep(RETRY_DELAY).await;
             }
         }
+        if Instant::now() >= sweep_at {
+            sweep_at = Instant::now() + SWEEP_INTERVAL;
+            if let Err(failure) = sweep(track, shared).await {
+                tracing::debug!(
+                    stream = track.home().name,
+                    ?failure,
+                    "groups that are gone are not looked for"
+                );
+            }
+        }
     }
+}
+
+/// Has the server forget the groups and members of which nothing was heard for long.
+async fn sweep(track: &Track, shared: &Shared) -> Result<(), Failure> {
+    let home = track.home();
+    let known = shared.link.query(&home.key, redis::cmd("HKEYS").arg(home.beside("queues"))).await?;
+    let names: Vec<String> = list(known)?.iter().map(text).collect::<Result<_, _>>()?;
+    for names in names.chunks(CLAIMS_MAX) {
+        let mut keys = shared.keys_of(home, &["queues"], &[], "");
+        if keys.len() > 1 {
+            // A name is that of a group, or of a group and a member.
+            let groups = names.iter().map(|name| name.splitn(3, ' ').take(2).collect::<Vec<_>>().join(" "));
+            let members = groups.map(|group| home.of_consumer("queue", &group));
+            keys.extend(members.collect::<BTreeSet<_>>());
+        }
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let sweeping = shared.link.run_script(&GROUP_SWEEP, &keys, |command| {
+            command.arg(millis(CLAIM_MEMORY)).arg(names);
+        });
+        sweeping.await?;
+    }
+    Ok(())
 }
 
 async fn claim(track: &Track, shared: &Shared, claims: Vec<Claim>) -> Result<(), Failure> {

@@ -43,6 +43,13 @@ pub(super) enum Undecodable {
     Headers(#[from] HeaderError),
 }
 
+impl Undecodable {
+    /// Whether the bus has not written it, so that no version of it will read it.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::NoMessage)
+    }
+}
+
 impl Entry {
     pub(super) fn offset(&self) -> StreamOffset {
         StreamOffset::Entry(self.id.0, self.id.1)

@@ -3,7 +3,8 @@
 //! A group has no reader. Every process follows the stream anyway, sees in it what its groups match, and *claims* it: a
 //! cursor on the server, one for each group, says up to where everything has been given to somebody. Who moves the
 //! cursor from one id to a later one has all that matches between the two. So it costs one short script for a batch, no
-//! connection, and nothing for messages that the group does not match. What a process that died had not claimed, the
+//! connection, and nothing for messages that the group does not match. The server remembers the last claim of each
+//! process: who does not hear the answer asks again, and is told the same. What a process that died had not claimed, the
 //! next claim of another one covers: what that one has not seen itself it reads.
 //!
 //! Among the members of one process it is decided here who is given a message.
@@ -35,6 +36,10 @@ const WAITING_MAX: usize = 8192;
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long a claim that is another's turn waits until it is anybody's.
 const TURN: Duration = Duration::from_millis(4);
+
+/// How long the server remembers what a member has claimed at least, once the member is not heard of any more, and where
+/// a group of which nobody is heard stands.
+pub(super) const CLAIM_MEMORY: Duration = Duration::from_secs(3600);
 
 /// This process's share of one queue group on one stream.
 pub(super) struct Group {
@@ -77,8 +82,8 @@ struct State {
     trimmed: Option<(EntryId, Gap)>,
     /// Up to where everything was given to somebody, as far as is known.
     cursor: EntryId,
-    /// A claim whose outcome is not known.
-    attempted: Option<EntryId>,
+    /// A claim whose outcome is not known, and when it was sent first.
+    attempted: Option<(EntryId, Instant)>,
     /// It is another's turn until then.
     not_before: Option<Instant>,
 }
@@ -90,8 +95,8 @@ pub(super) struct Claim {
     pub(super) upto: EntryId,
     /// The first message that it would bring.
     pub(super) first: Option<EntryId>,
-    /// It was sent before, and its outcome is not known.
-    pub(super) again: bool,
+    /// When it was sent first: it is sent again until its outcome is known.
+    since: Instant,
 }
 
 /// What the server says of a claim.
@@ -269,17 +274,17 @@ impl Group {
         now: Instant,
     ) -> Result<Claim, Option<Duration>> {
         let mut state = self.state.lock();
-        let claim = |upto, first, again| Ok(Claim { group: self.clone(), upto, first, again });
-        if let Some(attempted) = state.attempted {
-            return claim(attempted, None, true);
+        let claim = |upto, first, since| Ok(Claim { group: self.clone(), upto, first, since });
+        if let Some((attempted, since)) = state.attempted {
+            return claim(attempted, None, since);
         }
         let Some(first) = state.waiting.front().map(|(id, _)| *id) else {
             let upto = read.max(state.given);
             if !idle || state.members.is_empty() || upto <= state.cursor {
                 return Err(None);
             }
-            state.attempted = Some(upto);
-            return claim(upto, None, false);
+            state.attempted = Some((upto, now));
+            return claim(upto, None, now);
         };
         if let Some(at) = state.not_before.filter(|at| *at > now) {
             return Err(Some(at - now));
@@ -292,8 +297,8 @@ impl Group {
         // Of many a half, so that claims that take turns keep up with whatever comes.
         let waiting = state.waiting.len();
         let (upto, _) = state.waiting[waiting.min(CLAIM_MESSAGES.max(waiting / 2)) - 1];
-        state.attempted = Some(upto);
-        claim(upto, Some(first), false)
+        state.attempted = Some((upto, now));
+        claim(upto, Some(first), now)
     }
 
     /// Acts on the answer to a claim. Says from where to where messages are ours that were not seen here; they are to be
@@ -311,8 +316,9 @@ impl Group {
                 state.cursor = state.cursor.max(cursor);
                 state.forget_waiting(cursor);
                 state.trimmed = state.trimmed.filter(|(id, _)| *id > cursor);
-                if claim.again {
-                    // The claim before may have counted, and what it brought is not known any more.
+                // The server knows what this member has claimed, so this was claimed by others, unless it was so long ago
+                // that it has forgotten.
+                if now.saturating_duration_since(claim.since) > CLAIM_MEMORY / 2 {
                     state.tell(Gap { missed: None });
                 }
             }

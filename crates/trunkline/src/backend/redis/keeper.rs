@@ -281,7 +281,7 @@ impl<'a> Keeper<'a> {
 
     fn tell(&self) {
         match self.missing() {
-            None => self.link.set_state(BackendState::Connected),
+            None => self.link.set_well(),
             Some(_) if self.first => {}
             Some(reason) => self.link.set_state(BackendState::Disconnected { reason }),
         }

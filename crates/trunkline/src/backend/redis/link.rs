@@ -8,7 +8,7 @@
 //! A node of a cluster that does not serve a slot says so before it does anything, so what it refused is sent again to
 //! whom it names.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
@@ -112,8 +112,10 @@ pub(super) struct Link {
     pub(super) suspect: Notify,
     /// A server has refused a write because it is a replica. Where there is only one, it is to say when that is over.
     pub(super) demoted: AtomicBool,
-    /// When a server was connected to again, or found to have lost its data. Held to copy or replace it.
-    pub(super) back_since: Mutex<Option<Instant>>,
+    /// Streams that a server refuses to give out although it is well, by key, and why. Held for one map operation.
+    refused_reads: Mutex<BTreeMap<String, String>>,
+    /// Until when those who answer requests may not have listed themselves again. Held to copy or replace it.
+    settled_at: Mutex<Option<Instant>>,
     /// New work is refused.
     pub(super) refusing: AtomicBool,
 }
@@ -139,7 +141,8 @@ impl Link {
             status: watch::Sender::new(connecting),
             suspect: Notify::new(),
             demoted: AtomicBool::new(false),
-            back_since: Mutex::new(None),
+            refused_reads: Mutex::default(),
+            settled_at: Mutex::new(None),
             refusing: AtomicBool::new(false),
         });
         link.need(needed);
@@ -206,18 +209,50 @@ impl Link {
         });
     }
 
+    /// All servers are there.
+    pub(super) fn set_well(&self) {
+        let refused = self.refused_reads.lock().values().next().cloned();
+        self.set_state(match refused {
+            Some(reason) => BackendState::Degraded { reason },
+            None => BackendState::Connected,
+        });
+    }
+
+    /// Takes note of why the streams beside `key` cannot be read, or that they can be. Says whether that is news.
+    pub(super) fn note_refused_read(&self, key: &str, reason: Option<String>) -> bool {
+        let mut refused = self.refused_reads.lock();
+        let news = refused.get(key) != reason.as_ref();
+        match reason {
+            Some(reason) => refused.insert(key.to_owned(), reason),
+            None => refused.remove(key),
+        };
+        drop(refused);
+        if news {
+            // Whoever looks at the servers says in the status how all of it stands.
+            self.suspect();
+        }
+        news
+    }
+
     pub(super) fn status(&self) -> watch::Receiver<BackendStatus> {
         self.status.subscribe()
     }
 
     /// What ends by itself on the servers may have ended now while its owner lives.
     pub(super) fn settle(&self) {
-        *self.back_since.lock() = Some(Instant::now());
+        self.settle_until(Instant::now() + SETTLING);
     }
 
-    /// Whether a server was away a moment ago, or has lost its data: what ends by itself may have ended there while its owner lives.
-    pub(super) fn is_settling(&self) -> bool {
-        self.back_since.lock().is_some_and(|back| back.elapsed() < SETTLING)
+    /// As [`Link::settle`], until this moment.
+    pub(super) fn settle_until(&self, until: Instant) {
+        let mut settled_at = self.settled_at.lock();
+        *settled_at = (*settled_at).max(Some(until));
+    }
+
+    /// Until when what ends by itself may have ended while its owner lives, because a server was away a moment ago or has
+    /// lost its data; `None` where that is past.
+    pub(super) fn settling(&self) -> Option<Instant> {
+        self.settled_at.lock().filter(|until| *until > Instant::now())
     }
 
     /// Whether any server is connected.

@@ -213,15 +213,17 @@ impl Live {
     ) -> Result<Source, Failure> {
         let key = (home.key.clone(), group_name(&subscription.pattern, queue));
         loop {
-            let share = {
+            let joining = {
                 let make = || {
                     let (pattern, dropped) = (&subscription.pattern, &self.dropped);
                     let group =
                         Group::new(&self.shared, &self.presence, dropped, home.clone(), pattern, queue);
                     Arc::new(Share { group, source: OnceLock::new() })
                 };
-                self.groups.lock().entry(key.clone()).or_insert_with(make).clone()
+                let share = self.groups.lock().entry(key.clone()).or_insert_with(make).clone();
+                Joining { live: self, key: &key, share }
             };
+            let share = &joining.share;
             let group = &share.group;
             let (start, index) = group.join().await?;
             match group.seat(&subscription.inbox) {
@@ -385,6 +387,26 @@ impl Live {
     /// All subscriptions there are.
     pub(super) fn subscriptions(&self) -> Vec<Arc<Subscription>> {
         self.subscriptions.lock().values().cloned().collect()
+    }
+}
+
+/// A share that is being joined. One that nobody has joined is forgotten with the last who tried.
+struct Joining<'a> {
+    live: &'a Live,
+    key: &'a (String, String),
+    share: Arc<Share>,
+}
+
+impl Drop for Joining<'_> {
+    fn drop(&mut self) {
+        let mut groups = self.live.groups.lock();
+        // The map has one, and this is the other: nobody else can come by it while the map is held.
+        if self.share.source.get().is_none()
+            && Arc::strong_count(&self.share) == 2
+            && groups.get(self.key).is_some_and(|share| Arc::ptr_eq(share, &self.share))
+        {
+            groups.remove(self.key);
+        }
     }
 }
 

@@ -224,7 +224,11 @@ impl Backend for RedisBackend {
 
     fn publish(&self, m: Message, o: PublishOptions) -> Publishing {
         let timeout = o.timeout.unwrap_or(self.shared.options.publish_timeout);
-        self.publisher.publish(m, o.dedupe_id, timeout)
+        self.publisher.publish(m, o, timeout)
+    }
+
+    fn breaks(&self) -> Option<u64> {
+        Some(self.publisher.breaks())
     }
 
     fn flush(&self) -> Fut<'_, Result<(), PublishError>> {

@@ -5,16 +5,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::Value;
+use redis::{ServerError, Value};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::deleted::Deleted;
 use super::entry::{Entry, EntryId, array, entries, list, print_id, text};
 use super::link::{Failure, Link};
+use super::refusal;
 use super::track::Track;
 
 /// Most entries of one stream in one read, and the bytes that a read is to bring: how many entries that is, the read
@@ -28,6 +30,8 @@ const BLOCK_GRACE: Duration = Duration::from_secs(2);
 const URGE_INTERVAL: Duration = Duration::from_millis(10);
 /// Delay before a read that failed is tried again: the link's own delays are for the server as a whole.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
+/// The longest delay before a read that the server refuses for good is tried again.
+const REFUSED_DELAY_MAX: Duration = Duration::from_secs(2);
 
 /// See the module's text.
 pub(super) struct Reader {
@@ -38,6 +42,8 @@ pub(super) struct Reader {
     tracks: Mutex<HashMap<String, Arc<Track>>>,
     /// There is something to read differently.
     changed: Notify,
+    /// The last read was not refused.
+    is_well: AtomicBool,
     stop: CancellationToken,
 }
 
@@ -45,7 +51,14 @@ impl Reader {
     /// A reader of nothing yet. [`Reader::run`] is to be spawned.
     pub(super) fn new(link: &Arc<Link>, key: &str, stop: CancellationToken) -> Arc<Self> {
         let key = key.to_owned();
-        Arc::new(Self { link: link.clone(), key, tracks: Mutex::default(), changed: Notify::new(), stop })
+        Arc::new(Self {
+            link: link.clone(),
+            key,
+            tracks: Mutex::default(),
+            changed: Notify::new(),
+            is_well: AtomicBool::new(true),
+            stop,
+        })
     }
 
     /// The track of the stream with this key, made by `make` where it is not followed yet.
@@ -82,6 +95,7 @@ impl Reader {
     /// Reads until it is stopped.
     pub(super) async fn run(self: Arc<Self>) {
         let reading = async {
+            let mut refused_delay = RETRY_DELAY;
             loop {
                 // Only a link that is closed for good has no next connection.
                 let Some(current) = self.link.connected(&self.key).await else { return };
@@ -89,16 +103,44 @@ impl Reader {
                     read = self.read_on_one_connection() => read,
                     () = current.lost.cancelled() => Ok(()),
                 };
-                if let Err(error) = read {
-                    tracing::debug!(?error, "a read failed and is tried again");
-                    self.link.suspect();
-                    tokio::time::sleep(RETRY_DELAY).await;
+                match read {
+                    Ok(()) => refused_delay = RETRY_DELAY,
+                    Err(Failure::Refused(error)) if !refusal::is_passing(&error) => {
+                        if self.is_well.swap(false, Ordering::SeqCst) {
+                            refused_delay = RETRY_DELAY;
+                        }
+                        self.tell_refused(&error);
+                        tokio::time::sleep(refused_delay).await;
+                        refused_delay = (refused_delay * 2).min(REFUSED_DELAY_MAX);
+                    }
+                    Err(error) => {
+                        tracing::debug!(?error, "a read failed and is tried again");
+                        self.link.suspect();
+                        tokio::time::sleep(RETRY_DELAY).await;
+                    }
                 }
             }
         };
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = reading => {}
+        }
+        self.link.note_refused_read(&self.key, None);
+    }
+
+    /// The server is well and does not give these streams out: somebody else has put something in their place, or it is
+    /// not allowed. Nothing but a person changes that, so it is said once, and in the status for as long as it lasts.
+    fn tell_refused(&self, error: &ServerError) {
+        let reason = format!("{} cannot be read: {error}", self.key);
+        if self.link.note_refused_read(&self.key, Some(reason)) {
+            tracing::warn!(key = self.key, %error, "subscriptions are given nothing: the server refuses the read");
+        }
+    }
+
+    /// A read was answered.
+    fn note_well(&self) {
+        if !self.is_well.swap(true, Ordering::SeqCst) && self.link.note_refused_read(&self.key, None) {
+            tracing::info!(key = self.key, "subscriptions are given messages again");
         }
     }
 
@@ -159,6 +201,7 @@ impl Reader {
             if let Value::ServerError(error) = answer {
                 return Err(Failure::Refused(error));
             }
+            self.note_well();
             let (mut bytes, mut messages, mut longest) = (0, 0, 1);
             for (key, entries) in read_streams(answer)? {
                 let Some((track, _)) = plan.iter().find(|(track, _)| track.home().key == key) else {

@@ -15,6 +15,22 @@ pub(super) fn code(error: &ServerError) -> &str {
     within_script(error.code(), error.details().unwrap_or_default())
 }
 
+/// Whether a refusal is about how the server is now, so that the same command may soon be carried out, there or elsewhere.
+pub(super) fn is_passing(error: &ServerError) -> bool {
+    matches!(
+        code(error),
+        "LOADING"
+            | "BUSY"
+            | "READONLY"
+            | "MASTERDOWN"
+            | "UNBLOCKED"
+            | "MOVED"
+            | "ASK"
+            | "TRYAGAIN"
+            | "CLUSTERDOWN"
+    )
+}
+
 fn within_script<'a>(code: &'a str, text: &'a str) -> &'a str {
     if code != "ERR" || !text.starts_with(IN_SCRIPT) {
         return code;

@@ -62,6 +62,8 @@ scripts! {
     APPEND = "append.lua";
     /// The same where some may be duplicates, or ask for responders.
     PUBLISH = "publish.lua";
+    /// Whether requests are answered by anybody.
+    ANSWERED = "answered.lua";
     /// Where streams stand.
     TIPS = "tips.lua";
     /// The routes, made where there are none.
@@ -98,6 +100,8 @@ scripts! {
     CLAIM = "claim.lua";
     /// Leaves a queue group.
     GROUP_LEAVE = "group_leave.lua";
+    /// Forgets queue groups and members that are gone.
+    GROUP_SWEEP = "group_sweep.lua";
     /// Who is listed at a stream as answering requests.
     LISTED = "listed.lua";
     /// Renews the entries of responders and members of queue groups.

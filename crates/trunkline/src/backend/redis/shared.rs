@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use redis::Value;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::entry::{array, entry_id, list, number, parse_id, text};
 use super::link::{Failure, Link};
@@ -18,6 +20,10 @@ use crate::backend::StreamConfig;
 /// How often something is tried again because the routes changed meanwhile. Each time somebody else has changed them,
 /// so the limit only ends what could never end.
 pub(super) const STALE_RETRIES: usize = 20;
+
+/// How long after a server that had no data was used first those who know it from before may not have listed themselves
+/// again. They are told at once; it is the time that they may take for it.
+const NEW_ERA: Duration = Duration::from_millis(500);
 
 /// See the module's text.
 pub(super) struct Shared {
@@ -151,8 +157,10 @@ impl Shared {
     }
 
     async fn load(&self) -> Result<Routes, Failure> {
-        let answer = self.link.run_script(&ROUTES, &[&self.routes_key()], |_| {}).await?;
-        let (mut version, mut era, mut configs, mut pending) = (0, 0, Vec::new(), None);
+        let keys = [self.routes_key(), self.control_key()];
+        let asked = Instant::now();
+        let answer = self.link.run_script(&ROUTES, &[&keys[0], &keys[1]], |_| {}).await?;
+        let (mut version, mut era, mut now, mut configs, mut pending) = (0, 0, 0, Vec::new(), None);
         let mut fields = list(answer)?.into_iter();
         while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
             let name = text(&name)?;
@@ -160,6 +168,8 @@ impl Shared {
                 version = number(&value)?;
             } else if name == "era" {
                 era = number(&value)?;
+            } else if name == "now" {
+                now = number(&value)?;
             } else if let Some(name) = name.strip_prefix("p:") {
                 let record = serde_json::from_str::<StreamRecord>(&text(&value)?).ok();
                 pending = Some((name.to_owned(), record.and_then(|record| record.config(name))));
@@ -173,6 +183,11 @@ impl Shared {
                     ),
                 }
             }
+        }
+        let age = Duration::from_millis(now.saturating_sub(era));
+        if age < NEW_ERA {
+            // The server is new, or somebody has emptied it: others may be about to list themselves again.
+            self.link.settle_until(asked + (NEW_ERA - age));
         }
         let mut routes = Routes::new(&self.options.prefix, (version, era), configs);
         routes.pending = pending;

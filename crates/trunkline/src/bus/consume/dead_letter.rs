@@ -119,7 +119,7 @@ pub(super) async fn write(
     for _ in 0..2 {
         let message = make(inner, stream, consumer, delivery, reason)?;
         let dedupe_id = Some(dedupe_id(stream, consumer, delivery));
-        let options = PublishOptions { dedupe_id, timeout: None };
+        let options = PublishOptions { dedupe_id, ..PublishOptions::default() };
         // Past the outbox: a dead letter that waits in this process is none, and the original may be given up for it.
         match inner.publish_now(message, options).outcome().await {
             Ok(Receipt::Stored { .. }) => return Ok(()),

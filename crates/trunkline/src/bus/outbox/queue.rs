@@ -58,6 +58,9 @@ pub(super) struct Queue {
     /// Publishes that were tried at once, until when each of them is waited for: one that nobody polls has no end.
     trying: BTreeMap<Place, Instant>,
     next: Place,
+    /// How often the backend had given messages back when the first of those that are tried was handed to it: once it is
+    /// more often, none of them may be sent.
+    pub(super) unbroken_since: Option<u64>,
     /// The last one that was taken out because it can never be published.
     pub(super) last_refused: Option<Refused>,
     /// A message that was told to be queued and was lost for a reason that its publisher does not know: for a flush.
@@ -76,6 +79,7 @@ impl Queue {
             bytes: 0,
             trying: BTreeMap::new(),
             next: 0,
+            unbroken_since: None,
             last_refused: None,
             failure: None,
             failing: false,
@@ -97,10 +101,20 @@ impl Queue {
         self.next
     }
 
-    /// The place of a publish that may be tried at once; `None` while others wait, which come first.
-    pub(super) fn try_now(&mut self, until: Instant) -> Option<Place> {
+    /// The place of a publish that may be tried at once; `None` while others wait, which come first, and while one that is
+    /// tried may have failed without having said so here: the backend tells by `breaks`, see [`Backend::breaks`].
+    ///
+    /// [`Backend::breaks`]: crate::backend::Backend::breaks
+    pub(super) fn try_now(&mut self, now: Instant, until: Instant, breaks: Option<u64>) -> Option<Place> {
         if !self.waiting.is_empty() {
             return None;
+        }
+        if self.unbroken_since != breaks {
+            self.trying.retain(|_, until| *until > now);
+            if !self.trying.is_empty() {
+                return None;
+            }
+            self.unbroken_since = breaks;
         }
         let place = self.take_place();
         self.trying.insert(place, until);
@@ -214,10 +228,11 @@ mod tests {
     fn a_failed_try_comes_before_what_was_published_after_it() {
         let (mut queue, now) = (Queue::new(OutboxOptions::default()), Instant::now());
         let until = now + Duration::from_secs(1);
-        let (first, second) = (queue.try_now(until).unwrap(), queue.try_now(until).unwrap());
+        let (first, second) =
+            (queue.try_now(now, until, None).unwrap(), queue.try_now(now, until, None).unwrap());
         queue.tried(second);
         queue.keep(second, entry("second")).unwrap();
-        assert!(queue.try_now(until).is_none(), "others wait");
+        assert!(queue.try_now(now, until, None).is_none(), "others wait");
         let third = queue.take_place();
         queue.keep(third, entry("third")).unwrap();
         assert!(
@@ -241,7 +256,7 @@ mod tests {
     fn a_try_that_nobody_ends_holds_up_the_others_for_its_time_alone() {
         let (mut queue, now) = (Queue::new(OutboxOptions::default()), Instant::now());
         let until = now + Duration::from_secs(1);
-        queue.try_now(until).unwrap();
+        queue.try_now(now, until, None).unwrap();
         let place = queue.take_place();
         queue.keep(place, entry("x")).unwrap();
         assert!(payload(queue.next_after(None, now)).is_none());

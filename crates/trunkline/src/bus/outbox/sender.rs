@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::queue::{Entry, Next, Place};
 use super::{Outbox, Refused, is_connected};
-use crate::backend::{Fut, PublishError, Publishing, Receipt};
+use crate::backend::{Fut, PublishError, PublishOptions, Publishing, Receipt};
 
 /// Most messages under way at once.
 const UNDER_WAY_MAX: usize = 256;
@@ -92,6 +92,8 @@ fn tell_queued(outbox: &Outbox) {
 
 async fn send_all(outbox: &Outbox) -> Round {
     let mut under_way = UnderWay::new();
+    // Nothing is under way: what is sent from here on stays in order as long as the backend gives nothing back.
+    let mut unbroken_since = outbox.backend.breaks();
     let (mut sent_up_to, mut failed, mut some_sent) = (None, false, false);
     loop {
         let mut wait = None;
@@ -100,7 +102,7 @@ async fn send_all(outbox: &Outbox) -> Round {
             if failed || under_way.len() >= UNDER_WAY_MAX {
                 break;
             }
-            match send_next(outbox, sent_up_to) {
+            match send_next(outbox, sent_up_to, unbroken_since) {
                 Sent::Under(place, future) => {
                     sent_up_to = Some(place);
                     under_way.push_back(Box::pin(async move { (place, future.await) }));
@@ -122,7 +124,7 @@ async fn send_all(outbox: &Outbox) -> Round {
                 GoOn::Yes => some_sent = true,
                 GoOn::No => failed = true,
                 GoOn::Again => {
-                    if let Some(publishing) = outbox.send_again(place) {
+                    if let Some(publishing) = outbox.send_again(place, unbroken_since) {
                         under_way.push_back(Box::pin(async move { (place, publishing.outcome().await) }));
                     }
                 }
@@ -130,7 +132,7 @@ async fn send_all(outbox: &Outbox) -> Round {
             continue;
         }
         // Nothing is under way: what is left from here on was sent by no one, also what took its place late.
-        sent_up_to = None;
+        (sent_up_to, unbroken_since) = (None, outbox.backend.breaks());
         if failed {
             return Round::Failed { some_sent };
         }
@@ -156,9 +158,12 @@ enum Sent {
     Nothing,
 }
 
-fn send_next(outbox: &Outbox, after: Option<Place>) -> Sent {
+fn send_next(outbox: &Outbox, after: Option<Place>, unbroken_since: Option<u64>) -> Sent {
     let (place, message, options) = match outbox.queue.lock().next_after(after, Instant::now()) {
-        Next::Entry(place, entry) => (place, entry.message.clone(), entry.options.clone()),
+        Next::Entry(place, entry) => {
+            let options = PublishOptions { unbroken_since, ..entry.options.clone() };
+            (place, entry.message.clone(), options)
+        }
         Next::After(until) => return Sent::Wait(until),
         Next::Nothing => return Sent::Nothing,
     };
@@ -171,7 +176,7 @@ fn send_next(outbox: &Outbox, after: Option<Place>) -> Sent {
         match outbox.outcome(place, result) {
             GoOn::Yes => return Sent::Over(place, true),
             GoOn::No => return Sent::Over(place, false),
-            GoOn::Again => match outbox.send_again(place) {
+            GoOn::Again => match outbox.send_again(place, unbroken_since) {
                 Some(again) => publishing = again,
                 None => return Sent::Over(place, true),
             },
@@ -180,11 +185,11 @@ fn send_next(outbox: &Outbox, after: Option<Place>) -> Sent {
 }
 
 impl Outbox {
-    fn send_again(&self, place: Place) -> Option<Publishing> {
+    fn send_again(&self, place: Place, unbroken_since: Option<u64>) -> Option<Publishing> {
         let (message, options) = {
             let mut queue = self.queue.lock();
             let entry = queue.get_mut(place)?;
-            (entry.message.clone(), entry.options.clone())
+            (entry.message.clone(), PublishOptions { unbroken_since, ..entry.options.clone() })
         };
         Some(self.backend.publish(message, options))
     }

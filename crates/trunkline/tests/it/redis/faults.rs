@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trunkline::backend::{
-    Backend, ConsumerConfig, Member, PublishError, PublishOptions, Receipt, Settle, Settled, Start,
-    StreamConfig, SubscribeOptions,
+    Backend, ConsumerConfig, LiveEvent, Member, PublishError, PublishOptions, Receipt, Settle, Settled,
+    Start, StreamConfig, SubscribeOptions,
 };
 use trunkline::status::BackendState;
-use trunkline::{Message, Subject};
+use trunkline::{Message, StreamOffset, Subject};
 use trunkline_testkit::RedisServer;
 
 use super::{
@@ -182,6 +182,68 @@ async fn trimmed_pending_messages_are_counted_and_do_not_come_again() {
     assert_eq!((info.missed, info.pending, info.lag), (3, 0, 0));
 }
 
+/// What no member can read ends, counted, and holds nothing up: at once what somebody else wrote, after some deliveries
+/// what another version of the bus may have written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_that_cannot_be_read_are_given_up_and_counted() {
+    let server = RedisServer::start();
+    let backend = connect(&server).await;
+    ensure(&backend, StreamConfig::new("work", vec!["work".parse().unwrap()])).await;
+    let member = join(&backend, "work", Duration::from_millis(100)).await;
+    let receipt = publish(&backend, "work", "before").await.unwrap();
+    let Receipt::Stored { offset: StreamOffset::Entry(ms, 1), .. } = receipt else { panic!("{receipt:?}") };
+    let mut raw = raw(&server).await;
+    // With the number that it would have.
+    let _: i64 = run(&mut raw, "INCRBY atlas_bus:{work}:added 1").await;
+    let _: String = run(&mut raw, &format!("XADD atlas_bus:{{work}} {ms}-2 m nonsense")).await;
+    let _: String = run(&mut raw, "XADD atlas_bus:{work} * foreign entry").await;
+    let (mut missed, mut seen) = (0, Vec::new());
+    publish(&backend, "work", "after").await.unwrap();
+    while missed < 2 || seen.len() < 2 {
+        let fetched = soon(member.fetch(10, PATIENCE)).await.unwrap();
+        missed += fetched.missed;
+        for delivery in fetched.deliveries {
+            soon(member.settle(vec![(delivery.token.clone(), Settle::Ack)])).await.unwrap();
+            seen.push(String::from_utf8_lossy(&delivery.message.payload).into_owned());
+        }
+    }
+    assert_eq!((missed, seen), (2, vec!["before".to_owned(), "after".to_owned()]));
+    // The acknowledgement goes with the next look.
+    let nothing = soon(member.fetch(1, Duration::ZERO)).await.unwrap();
+    assert!(nothing.deliveries.is_empty() && nothing.missed == 0, "{nothing:?}");
+    let info = soon(streams(&backend).consumer_info("work", "c")).await.unwrap().unwrap();
+    assert_eq!((info.missed, info.pending), (2, 0));
+}
+
+/// Something else in the place of a stream: the status says so, nobody asks for it in a hot loop, and all goes on when it
+/// is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_stream_is_told_and_not_asked_for_again_and_again() {
+    let server = RedisServer::start();
+    let proxy = proxy(&server).await;
+    let (reader, writer) = (connect_through(&proxy).await, connect(&server).await);
+    let mut source = subscribe(&reader, "nachos.tool.x", SubscribeOptions::default()).await;
+    publish(&writer, "nachos.tool.x", "before").await.unwrap();
+    assert_eq!(next(&mut *source).await, "before");
+    let mut raw = raw(&server).await;
+    let _: String = run(&mut raw, "SET atlas_bus:{family.tool} nonsense").await;
+    // A read that blocks may not see it.
+    proxy.cut_once();
+    wait_for(
+        &reader,
+        |state| matches!(state, BackendState::Degraded { reason } if reason.contains("WRONGTYPE")),
+    )
+    .await;
+    let before = proxy.connections_accepted();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let tries = proxy.connections_accepted() - before;
+    assert!((1..=10).contains(&tries), "{tries} tries in three seconds");
+    let _: i64 = run(&mut raw, "DEL atlas_bus:{family.tool}").await;
+    wait_for(&reader, BackendState::is_ready).await;
+    publish(&writer, "nachos.tool.x", "after").await.unwrap();
+    assert_eq!(next(&mut *source).await, "after");
+}
+
 /// What was pending and delayed before a crash of the server is so after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn consumer_goes_on_after_a_crash_of_the_server() {
@@ -343,6 +405,52 @@ async fn responders_of_an_emptied_server_are_not_denied() {
     assert_eq!(next(&mut *calls).await, "ask");
     publish(&answering, inbox.as_str(), "answer").await.unwrap();
     assert_eq!(next(&mut *replies).await, "answer");
+}
+
+/// A process that connects right after the data was lost knows nothing of that, and denies nobody either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn responders_of_an_emptied_server_are_not_denied_by_who_comes_then() {
+    let server = RedisServer::start_volatile();
+    let answering = connect(&server).await;
+    let responder = SubscribeOptions { responder: true, ..SubscribeOptions::default() };
+    let mut calls = subscribe(&answering, "nachos.tool.x.call", responder).await;
+    for round in 0..5 {
+        let _: () = run(&mut raw(&server).await, "FLUSHALL").await;
+        let asking = connect(&server).await;
+        let inbox = asking.new_inbox();
+        let mut replies = subscribe(&asking, inbox.as_str(), SubscribeOptions::default()).await;
+        let request = Message {
+            reply: Some(inbox.clone()),
+            ..Message::new(subject("nachos.tool.x.call"), round.to_string())
+        };
+        asking.publish(request, PublishOptions::default()).outcome().await.unwrap();
+        assert_eq!(next(&mut *calls).await, round.to_string());
+        publish(&answering, inbox.as_str(), "answer").await.unwrap();
+        assert_eq!(next(&mut *replies).await, "answer", "and nothing that says that nobody does");
+    }
+}
+
+/// Who asks after an outage, and nobody answers, is told so as soon as that is sure, and does not wait for its own time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_nobody_after_an_outage_is_told() {
+    let mut server = RedisServer::start();
+    let backend = connect(&server).await;
+    let inbox = backend.new_inbox();
+    let mut replies = subscribe(&backend, inbox.as_str(), SubscribeOptions::default()).await;
+    server.kill();
+    wait_for_disconnected(&backend).await;
+    server.restart();
+    wait_for(&backend, BackendState::is_ready).await;
+    let request =
+        Message { reply: Some(inbox.clone()), ..Message::new(subject("nachos.tool.x.call"), "ask") };
+    let options = PublishOptions { timeout: Some(PATIENCE), ..PublishOptions::default() };
+    let asked = Instant::now();
+    soon(backend.publish(request, options).outcome()).await.unwrap();
+    let mut events = Vec::new();
+    soon(std::future::poll_fn(|cx| replies.poll_batch(cx, 1, &mut events))).await;
+    let Some(LiveEvent::Message { message, .. }) = events.pop() else { panic!("no answer: {events:?}") };
+    assert_eq!(message.headers.get("Status"), Some("503"));
+    assert!(asked.elapsed() < Duration::from_secs(8), "after {:?}", asked.elapsed());
 }
 
 /// Whoever holds deliveries of a group that was lost has lost them, and cannot take them from who was given them since.

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline::backend::{ReadRequest, Receipt, Start, StreamConfig, Streams};
+use futures_util::FutureExt as _;
+use trunkline::backend::{PublishOptions, ReadRequest, Receipt, Start, StreamConfig, Streams};
 use trunkline::bus::outbox::OutboxOptions;
 use trunkline::{Bus, BusOptions, Message};
 use trunkline_testkit::RedisServer;
+use trunkline_testkit::tcp_proxy::Lost;
 
 use super::{connect, connect_through, ensure, proxy, soon, streams, wait_for, wait_for_disconnected};
 use trunkline::backend::redis::RedisBackend;
@@ -141,6 +143,66 @@ async fn a_pipeline_over_connections_that_break_keeps_its_order() {
     soon(bus.flush()).await.unwrap();
     let expected = BTreeMap::from([("work.p0".to_owned(), (0..MESSAGES).collect::<Vec<_>>())]);
     assert!(stored(streams(&backend)).await == expected, "lost, doubled or out of order");
+}
+
+/// A message that was lost with its connection, whose publisher has not looked yet, is not overtaken by one that is
+/// published on the next connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_on_the_next_connection_does_not_overtake_what_the_last_one_lost() {
+    let server = RedisServer::start();
+    let proxy = proxy(&server).await;
+    let (bus, backend) = bus(connect_through(&proxy).await);
+    ensure(&backend, StreamConfig::new("work", vec!["work.>".parse().unwrap()])).await;
+    for round in 0..5 {
+        proxy.lose_next("work.p0", Lost::Request);
+        let mut first = Box::pin(bus.publish_message(message(0, 2 * round)));
+        assert!((&mut first).now_or_never().is_none(), "it is under way");
+        soon(proxy.wait_for_lost(usize::try_from(round).unwrap() + 1)).await;
+        proxy.cut();
+        wait_for_disconnected(&backend).await;
+        proxy.heal();
+        wait_for(&backend, BackendState::is_ready).await;
+        let mut second = Box::pin(bus.publish_message(message(0, 2 * round + 1)));
+        assert!((&mut second).now_or_never().is_none(), "it is not known yet what became of the first");
+        // The connection works again, so both may learn that they are stored.
+        let (second, first) = soon(async { tokio::join!(second, first) }).await;
+        for outcome in [first, second] {
+            assert!(matches!(outcome, Ok(Receipt::Stored { .. } | Receipt::Queued)), "{outcome:?}");
+        }
+        soon(bus.flush()).await.unwrap();
+        let expected = (0..2 * round + 2).collect::<Vec<_>>();
+        assert_eq!(stored(streams(&backend)).await["work.p0"], expected);
+    }
+}
+
+/// A message whose time was over before it could be sent is not overtaken by one that waits behind it for longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_sent_in_time_is_not_overtaken() {
+    let server = RedisServer::start();
+    let (bus, backend) = bus(connect(&server).await);
+    ensure(&backend, StreamConfig::new("work", vec!["work.>".parse().unwrap()])).await;
+    soon(bus.publish_message(message(0, 0))).await.unwrap();
+    server.pause();
+    let publish = |n, ms| {
+        let options =
+            PublishOptions { timeout: Some(Duration::from_millis(ms)), ..PublishOptions::default() };
+        let bus = bus.clone();
+        let mut publishing = Box::pin(async move { bus.publish_with(message(0, n), options).await });
+        assert!((&mut publishing).now_or_never().is_none(), "the server does not answer");
+        publishing
+    };
+    // More than may be under way at once: what comes after them waits for an answer.
+    const AWAY: u32 = 1100;
+    let away: Vec<_> = (1..=AWAY).map(|n| publish(n, 20_000)).collect();
+    let (late, patient) = (publish(AWAY + 1, 100), publish(AWAY + 2, 20_000));
+    assert_eq!(soon(late).await.unwrap(), Receipt::Queued);
+    server.resume();
+    for outcome in soon(futures_util::future::join_all(away.into_iter().chain([patient]))).await {
+        assert!(matches!(outcome, Ok(Receipt::Stored { .. } | Receipt::Queued)), "{outcome:?}");
+    }
+    soon(bus.flush()).await.unwrap();
+    let there = stored(streams(&backend)).await;
+    assert!(there["work.p0"].iter().copied().eq(0..=AWAY + 2), "{:?}", &there["work.p0"][1..]);
 }
 
 /// A server that does not answer: what may have arrived there is sent again and recognised.

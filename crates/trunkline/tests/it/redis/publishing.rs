@@ -1,12 +1,13 @@
 //! Publishers that write to one stream at once, each by whichever way its batches go.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use trunkline::backend::redis::RedisBackend;
 use trunkline::backend::{Backend, PublishError, PublishOptions, ReadRequest, Receipt, Start, StreamConfig};
 use trunkline::{Message, StreamOffset};
-use trunkline_testkit::{RedisServer, RedisVersion};
+use trunkline_testkit::{RedisCluster, RedisServer, RedisVersion};
 
 use super::{connect, ensure, options, publish, raw, run, soon, streams, subject};
 
@@ -116,6 +117,44 @@ async fn publish_waits_for_replicas() {
     replica.kill();
     let error = publish(&backend, "work.x", "alone again").await.unwrap_err();
     assert!(matches!(error, PublishError::NotReplicated { .. }), "{error:?}");
+}
+
+/// What waits for replicas goes to a slot that is on its way to another node, too, and is told as honestly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publish_that_waits_for_replicas_follows_a_slot_on_its_way() {
+    let cluster = tokio::task::spawn_blocking(RedisCluster::start).await;
+    let cluster = Arc::new(cluster.expect("the nodes start"));
+    let mut options = options(&cluster.url());
+    options.wait_replicas = 1;
+    options.publish_timeout = Duration::from_secs(2);
+    let backend = RedisBackend::connect(options).await.expect("the cluster is up");
+    ensure(&backend, StreamConfig::new("work", vec!["work.*".parse().unwrap()])).await;
+    let alone = async |n: u32| {
+        // No node has a replica.
+        let error = publish(&backend, "work.x", n).await.unwrap_err();
+        assert!(
+            matches!(&error, PublishError::NotReplicated { replicas: 0, wanted: 1, .. }),
+            "{n}: {error:?}"
+        );
+    };
+    alone(0).await;
+    let moving = cluster.clone();
+    let moving = tokio::task::spawn_blocking(move || {
+        let slot = moving.slot_of("atlas_bus:{work}");
+        let to = (moving.owner(slot) + 1) % 3;
+        moving.begin_move(slot, to);
+        moving.move_keys(slot, to);
+        (slot, to)
+    });
+    let (slot, to) = moving.await.expect("the slot is on its way");
+    for n in 1..3 {
+        alone(n).await;
+    }
+    let moving = cluster.clone();
+    let moving = tokio::task::spawn_blocking(move || moving.end_move(slot, to));
+    moving.await.expect("the slot is there");
+    let stored = read_all(&backend).await;
+    assert_eq!(stored.into_iter().map(|(_, text)| text).collect::<Vec<_>>(), ["0", "1", "2"]);
 }
 
 /// A message that needs a script which the server does not know yet is not overtaken by those behind it, whose script it

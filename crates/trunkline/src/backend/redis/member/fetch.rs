@@ -33,6 +33,9 @@ const BLOCK_GRACE: Duration = Duration::from_secs(2);
 const REFUSED_DELAY: Duration = Duration::from_millis(20);
 /// Longest time without a look for messages that come again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a message that cannot be read is given out, before it is given up: in between members of another version may
+/// be able to read it.
+const UNREADABLE_ATTEMPTS_MAX: u32 = 5;
 
 /// What a look for messages that come again brought.
 struct Look {
@@ -144,12 +147,13 @@ impl RedisMember {
             let attempt = u32::try_from(number(&attempt).map_err(failed)?).unwrap_or(u32::MAX);
             again_entries.push((entry(Value::Array(vec![id, fields])).map_err(failed)?, attempt));
         }
-        self.hand_out(again_entries, fence, &mut fetched);
+        let mut given_up = self.hand_out(again_entries, fence, &mut fetched);
         let new = list(new).and_then(|new| new.into_iter().map(entry).collect::<Result<Vec<_>, _>>());
         let new = new.map_err(failed)?;
         fetched.missed += self.count_missed(parse_id(&position).unwrap_or_default(), &new).await?;
         let last = new.last().map(|entry| print_id(entry.id));
-        self.hand_out(new.into_iter().map(|entry| (entry, 1)).collect(), fence, &mut fetched);
+        given_up += self.hand_out(new.into_iter().map(|entry| (entry, 1)).collect(), fence, &mut fetched);
+        self.note_missed(given_up).await?;
         let wait = match wait {
             Value::Int(ms) => Duration::from_millis(u64::try_from(ms).unwrap_or(0)),
             _ => LOOK_INTERVAL,
@@ -211,7 +215,9 @@ impl RedisMember {
             Some(position) => self.count_missed(position, &entries).await?,
             None => 0,
         };
-        self.hand_out(entries.into_iter().map(|entry| (entry, 1)).collect(), fence, &mut fetched);
+        let given_up =
+            self.hand_out(entries.into_iter().map(|entry| (entry, 1)).collect(), fence, &mut fetched);
+        self.note_missed(given_up).await?;
         match fetched.is_empty() {
             true => Ok(Read::Skipped),
             false => Ok(Read::Found(fetched)),
@@ -256,18 +262,27 @@ impl RedisMember {
             }
             before = entry.index.or(before);
         }
-        if missed > 0 {
-            let consumer = self.home.of_consumer("consumer", &self.config.name);
-            let mut command = redis::cmd("HINCRBY");
-            command.arg(consumer).arg("missed").arg(missed);
-            self.shared.link.query(&self.home.key, &command).await.map_err(failed)?;
-        }
+        self.note_missed(missed).await?;
         Ok(missed)
     }
 
-    /// Makes deliveries of entries that match the filter.
-    fn hand_out(&self, entries: Vec<(Entry, u32)>, fence: u64, fetched: &mut Fetched) {
+    /// Counts messages with the consumer that none of its members will be given.
+    async fn note_missed(&self, missed: u64) -> Result<(), ConsumeError> {
+        if missed == 0 {
+            return Ok(());
+        }
+        let consumer = self.home.of_consumer("consumer", &self.config.name);
+        let mut command = redis::cmd("HINCRBY");
+        command.arg(consumer).arg("missed").arg(missed);
+        let counting = self.shared.link.query(&self.home.key, &command).await;
+        counting.map(|_| ()).map_err(|failure| self.failed(failure))
+    }
+
+    /// Makes deliveries of entries that match the filter. Says how many entries are given up because they cannot be read;
+    /// they are missed, and acknowledged with what did not match.
+    fn hand_out(&self, entries: Vec<(Entry, u32)>, fence: u64, fetched: &mut Fetched) -> u64 {
         let already = fetched.deliveries.len();
+        let missed = fetched.missed;
         let mut skipped = Vec::new();
         for (entry, attempt) in entries {
             let offset = entry.offset();
@@ -288,9 +303,16 @@ impl RedisMember {
                     attempt,
                     token: AckToken { offset, attempt, ack_subject: None },
                 }),
+                // What somebody else wrote is no message to any version of the bus.
+                Err(error) if error.is_final() || attempt >= UNREADABLE_ATTEMPTS_MAX => {
+                    let (stream, consumer) = (&self.home.name, &self.config.name);
+                    tracing::warn!(stream, consumer, %offset, attempt, %error, "an entry is no message of the bus and is given up");
+                    fetched.missed += 1;
+                    skipped.push(entry.id);
+                }
                 Err(error) => {
-                    // It comes again after `ack_wait`, to members that may be able to read it.
-                    tracing::warn!(stream = self.home.name, %offset, %error, "an entry is no message of the bus");
+                    let (stream, consumer) = (&self.home.name, &self.config.name);
+                    tracing::warn!(stream, consumer, %offset, attempt, %error, "an entry cannot be read and comes again");
                 }
             }
         }
@@ -302,6 +324,7 @@ impl RedisMember {
             StreamOffset::Sequence(_) => None,
         });
         self.held.lock().add(fence, deliveries);
+        fetched.missed - missed
     }
 
     pub(super) fn xack(&self, ids: &[EntryId]) -> redis::Cmd {

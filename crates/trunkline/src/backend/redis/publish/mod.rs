@@ -6,11 +6,17 @@
 //! | `ticket` | the outcome of one message |
 //! | `batch` | messages of one stream as commands, and the answer to them |
 //! | `standing` | what is known of a stream, and by which way the next batch goes |
-//! | `writer` | the task: sends batches, tells outcomes, tries again by new routes |
+//! | `doubts` | requests of which it is not known yet whether anybody answers them |
+//! | `sending` | batches on their way, and the answers to them |
+//! | `telling` | what publishers are told, and what is sent again |
+//! | `writer` | the task: sends batches in order, tries again by new routes |
 
 mod batch;
+mod doubts;
 mod queue;
+mod sending;
 mod standing;
+mod telling;
 mod ticket;
 mod writer;
 
@@ -25,7 +31,7 @@ use trunkline_core::Message;
 
 use super::entry;
 use super::shared::Shared;
-use crate::backend::{Fut, PublishError, Publishing};
+use crate::backend::{Fut, PublishError, PublishOptions, Publishing};
 use queue::{Item, Order, Queue};
 pub(super) use writer::Writer;
 
@@ -45,12 +51,7 @@ impl Publisher {
         (Self { queue, shared: shared.clone(), runtime: Handle::current() }, writer)
     }
 
-    pub(super) fn publish(
-        &self,
-        message: Message,
-        dedupe_id: Option<String>,
-        timeout: Duration,
-    ) -> Publishing {
+    pub(super) fn publish(&self, message: Message, options: PublishOptions, timeout: Duration) -> Publishing {
         let link = &self.shared.link;
         if link.refusing.load(Ordering::SeqCst) {
             return Publishing::Ready(Err(PublishError::Closed));
@@ -64,11 +65,13 @@ impl Publisher {
             return Publishing::Ready(Err(link.not_connected()));
         }
         let (ticket, waiting) = ticket::ticket();
+        let is_ordered = options.unbroken_since.is_some();
         let item = Item {
             entry: entry::encode(&message),
             subject: message.subject,
             reply: message.reply,
-            dedupe_id,
+            dedupe_id: options.dedupe_id,
+            unbroken_since: options.unbroken_since,
             refused: 0,
             timeout,
             deadline: Instant::now() + timeout,
@@ -79,7 +82,7 @@ impl Publisher {
             Ok(()) => return Publishing::Pending(Box::pin(waiting)),
             Err(order) => order,
         };
-        let (queue, shared) = (self.queue.clone(), self.shared.clone());
+        let (queue, noting, shared) = (self.queue.clone(), self.queue.clone(), self.shared.clone());
         let mut adding: Fut<'static, ()> = Box::pin(async move { queue.add(order).await });
         // Polled once so that it takes its place: what is published next stays behind it.
         match adding.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -95,10 +98,20 @@ impl Publisher {
             tokio::select! {
                 biased;
                 () = adding => {}
-                () = deadline => return Err(not_left(&shared, timeout)),
+                () = deadline => {
+                    if is_ordered {
+                        noting.note_break();
+                    }
+                    return Err(not_left(&shared, timeout));
+                }
             }
             waiting.await
         }))
+    }
+
+    /// See [`Backend::breaks`](crate::backend::Backend::breaks).
+    pub(super) fn breaks(&self) -> u64 {
+        self.queue.breaks()
     }
 
     /// Waits until everything queued before has an outcome.

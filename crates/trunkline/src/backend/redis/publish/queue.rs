@@ -1,9 +1,10 @@
 //! What waits to be sent, in order, between the publishers and the one task that sends it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use trunkline_core::Subject;
 
@@ -19,6 +20,8 @@ pub(super) struct Item {
     pub(super) reply: Option<Subject>,
     pub(super) entry: Vec<u8>,
     pub(super) dedupe_id: Option<String>,
+    /// It is to be sent only if the order has not been broken since.
+    pub(super) unbroken_since: Option<u64>,
     /// How often it was sent by routes that turned out to be old, or to a server that does not have the stream.
     pub(super) refused: usize,
     /// How long its publisher waits, and until when.
@@ -40,6 +43,10 @@ pub(super) struct Queue {
     filled: Notify,
     /// One permit for each order that may still be added.
     room: Semaphore,
+    /// How often a message had to be given back that others with the same number may stand behind. Counted before its
+    /// publisher is told, by who takes messages or, of one that never got in, before those behind it did: so nothing is
+    /// taken by an old number.
+    breaks: AtomicU64,
 }
 
 struct State {
@@ -72,7 +79,21 @@ impl Queue {
     pub(super) fn new(most: usize) -> Self {
         let state = State { orders: VecDeque::new(), soonest: None, unpaid: 0, closed: false };
         let room = Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS));
-        Self { state: Mutex::new(state), filled: Notify::new(), room }
+        Self { state: Mutex::new(state), filled: Notify::new(), room, breaks: AtomicU64::new(0) }
+    }
+
+    pub(super) fn breaks(&self) -> u64 {
+        self.breaks.load(Ordering::SeqCst)
+    }
+
+    /// A message is given back to its publisher: those behind it that must not overtake it stay here, too.
+    pub(super) fn note_break(&self) {
+        self.breaks.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether a message would overtake one that was given back.
+    pub(super) fn is_behind_break(&self, item: &Item) -> bool {
+        item.unbroken_since.is_some_and(|since| since != self.breaks())
     }
 
     /// Adds an order, if there is room.
@@ -182,15 +203,28 @@ impl Queue {
 
     /// Takes out the messages whose time is over.
     pub(super) fn expired(&self, now: Instant) -> Vec<Item> {
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         if state.soonest.is_none_or(|soonest| now < soonest) {
             return Vec::new();
         }
-        let (mut expired, mut kept) = (Vec::new(), VecDeque::with_capacity(state.orders.len()));
+        self.take_from(state, |item| item.deadline <= now)
+    }
+
+    /// Takes out the messages that are `wanted`, wherever they stand.
+    pub(super) fn take_out(&self, wanted: impl FnMut(&Item) -> bool) -> Vec<Item> {
+        self.take_from(self.state.lock(), wanted)
+    }
+
+    fn take_from(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        mut wanted: impl FnMut(&Item) -> bool,
+    ) -> Vec<Item> {
+        let (mut taken, mut kept) = (Vec::new(), VecDeque::with_capacity(state.orders.len()));
         let mut soonest: Option<Instant> = None;
         for order in state.orders.drain(..) {
             match order {
-                Order::Publish(item) if item.deadline <= now => expired.push(item),
+                Order::Publish(item) if wanted(&item) => taken.push(item),
                 order => {
                     if let Order::Publish(item) = &order {
                         soonest = Some(soonest.map_or(item.deadline, |soonest| soonest.min(item.deadline)));
@@ -201,10 +235,10 @@ impl Queue {
         }
         state.orders = kept;
         state.soonest = soonest;
-        let paid = state.paid(expired.len());
+        let paid = state.paid(taken.len());
         drop(state);
         self.room.add_permits(paid);
-        expired
+        taken
     }
 
     /// Refuses everything from now on, and drops what waits.
@@ -233,6 +267,7 @@ mod tests {
             reply: None,
             entry: vec![0; 10],
             dedupe_id: None,
+            unbroken_since: None,
             refused: 0,
             timeout,
             deadline: Instant::now() + timeout,

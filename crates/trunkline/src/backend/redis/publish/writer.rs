@@ -10,28 +10,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesOrdered;
 use hashbrown::HashMap;
-use redis::{ServerError, Value};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use trunkline_core::{Headers, Message, StreamOffset, Subject};
+use trunkline_core::Subject;
 
-use super::super::acl::{denied, is_denied};
-use super::super::entry::{self, number};
-use super::super::link::{Current, Failure, is_unknown_script};
-use super::super::refusal;
-use super::super::routes::{Home, Routes, millis};
-use super::super::shared::{STALE_RETRIES, Shared};
+use super::super::link::Current;
+use super::super::routes::{Home, Routes};
+use super::super::shared::Shared;
 use super::super::slots::Address;
-use super::batch::{Batch, Broken, Known, Stored, is_plain};
+use super::batch::{Batch, Known, is_plain};
+use super::doubts::{Doubt, Doubts};
 use super::queue::{ENOUGH, Item, Order, Queue};
+use super::sending::{Answers, follow, not_sent, send_to};
 use super::standing::Standings;
-use super::{not_left, ticket};
-use crate::backend::{Fut, PublishError, Receipt};
+use super::telling::no_responders;
+use crate::backend::Fut;
 
 /// Most messages, and most bytes, that one script appends: while it runs the server does nothing else.
 const BATCH_MESSAGES: usize = 256;
@@ -45,44 +42,47 @@ const HOMES_MAX: usize = 1024;
 
 /// See the module's text.
 pub(in crate::backend::redis) struct Writer {
-    queue: Arc<Queue>,
-    shared: Arc<Shared>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) shared: Arc<Shared>,
     /// The messages of the batches under way, in the order of their answers.
-    flights: VecDeque<Flight>,
+    pub(super) flights: VecDeque<Flight>,
     /// The outcome of a message is unknown, and nobody was told.
-    lost: bool,
+    pub(super) lost: bool,
     /// Version of the routes, and the map of the slots, by which the batches under way were sent.
     way: (u64, u64),
     /// The batch under way is to be answered before the next one leaves.
     alone: bool,
     /// Keys of the streams that have taken a message: they know a version of the routes.
-    known: HashSet<String>,
+    pub(super) known: HashSet<String>,
     /// The routes have just been read again: the next batch goes by them wherever none are known.
     confirmed: bool,
     /// Something was refused that is to be carried out elsewhere or later: the next batch is followed to where it goes.
-    careful: bool,
+    pub(super) careful: bool,
     /// Streams by subject, as those routes say.
-    homes: HashMap<Subject, Arc<Home>, foldhash::fast::RandomState>,
-    standings: Standings,
+    pub(super) homes: HashMap<Subject, Arc<Home>, foldhash::fast::RandomState>,
+    pub(super) standings: Standings,
+    pub(super) doubts: Doubts,
     late: Interval,
     /// The connections for publishes that wait for replicas, since a server carries out nothing else on them meanwhile.
     own: HashMap<Address, Current, foldhash::fast::RandomState>,
 }
 
 /// What was sent together.
-struct Flight {
-    batches: Vec<Batch>,
+pub(super) struct Flight {
+    pub(super) batches: Vec<Batch>,
     /// No message has an earlier deadline.
-    soonest: Instant,
+    pub(super) soonest: Instant,
+    /// Of each connection on which they were sent what is cancelled when it is given up; where there was none it is so.
+    sent_on: Vec<CancellationToken>,
 }
 
-/// The telling answer to each batch of one flight, and how many replicas have it where that was asked.
-struct Answer {
-    answer: Result<Value, Broken>,
-    replicas: Option<u64>,
+/// Messages of one stream, and the connection to its server.
+struct Group {
+    home: Arc<Home>,
+    items: Vec<Item>,
+    current: Option<Current>,
 }
 
-type Answers = Vec<Answer>;
 type Answering = FuturesOrdered<Fut<'static, Answers>>;
 
 impl Writer {
@@ -92,6 +92,7 @@ impl Writer {
         let scripts_only = shared.link.topology.redirects();
         Self {
             queue,
+            doubts: Doubts::new(shared.clone()),
             shared,
             flights: VecDeque::new(),
             lost: false,
@@ -134,6 +135,11 @@ impl Writer {
                     self.finish(answers, &mut answering).await;
                 }
                 () = queue.filled() => {}
+                unanswered = self.doubts.unanswered() => {
+                    for Doubt { reply, timeout, .. } in unanswered {
+                        self.queue.put_first(Order::Publish(no_responders(&reply, timeout)));
+                    }
+                }
                 _ = self.late.tick(), if !idle => self.tell_late(),
             }
         }
@@ -180,27 +186,48 @@ impl Writer {
             }
             self.alone = false;
         }
-        let mut items = self.queue.take(BATCH_MESSAGES, BATCH_BYTES);
-        let now = Instant::now();
-        for item in items.extract_if(.., |item| item.deadline <= now) {
-            self.tell_not_left(item);
-        }
+        let items = self.queue.take(BATCH_MESSAGES, BATCH_BYTES);
+        let items = self.still_to_send(items);
         if items.is_empty() {
             return;
         }
-        let groups = self.groups(&routes, items);
-        let must_wait = |(home, items): &(Arc<Home>, Vec<Item>)| {
+        let mut groups = self.groups(&routes, items);
+        for group in &mut groups {
+            group.current = self.connection(&group.home.key).await;
+        }
+        let must_wait = |Group { home, items, .. }: &Group| {
             self.standings.must_wait(home, is_plain(home, items), items.len())
         };
-        if !groups.iter().any(must_wait) {
-            return self.send(routes.version, groups, answering).await;
+        // Where a connection was lost, what was sent on it may be lost, too: on the next one nothing overtakes it. Looked
+        // at after the connections were taken, since one is given up before another takes its place.
+        let on_lost = |flight: &Flight| flight.sent_on.iter().any(CancellationToken::is_cancelled);
+        if !groups.iter().any(must_wait) && !self.flights.iter().any(on_lost) {
+            return self.send(routes.version, groups, answering);
         }
-        for item in groups.into_iter().flat_map(|(_, items)| items).rev().collect::<Vec<_>>() {
+        for item in groups.into_iter().flat_map(|group| group.items).rev().collect::<Vec<_>>() {
             self.queue.put_first(Order::Publish(item));
         }
         while let Some(answers) = self.next_answers(answering).await {
             self.finish(answers, answering).await;
         }
+    }
+
+    /// Of these, what is neither too late nor behind a message that was given back; who published the others is told.
+    fn still_to_send(&mut self, items: Vec<Item>) -> Vec<Item> {
+        let now = Instant::now();
+        if !items.iter().any(|item| item.deadline <= now || self.queue.is_behind_break(item)) {
+            return items;
+        }
+        let (late, items): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.deadline <= now);
+        self.tell_not_left(late);
+        let mut left = Vec::with_capacity(items.len());
+        for item in items {
+            match self.queue.is_behind_break(&item) {
+                true => self.tell_behind(item),
+                false => left.push(item),
+            }
+        }
+        left
     }
 
     /// Whether the stream may refuse this batch and, a moment later, take the one behind it: because its server does not
@@ -236,14 +263,13 @@ impl Writer {
     }
 
     /// Sends to each server what is stored there.
-    async fn send(&mut self, version: u64, groups: Vec<(Arc<Home>, Vec<Item>)>, answering: &mut Answering) {
+    fn send(&mut self, version: u64, groups: Vec<Group>, answering: &mut Answering) {
         let known = Known { version, confirmed: std::mem::take(&mut self.confirmed) };
         let careful = std::mem::take(&mut self.careful);
-        let items = groups.iter().flat_map(|(_, items)| items);
+        let items = groups.iter().flat_map(|group| &group.items);
         let soonest = items.map(|item| item.deadline).min().unwrap_or_else(Instant::now);
         let mut servers: Vec<(Option<Current>, Vec<Batch>)> = Vec::new();
-        for (home, items) in groups {
-            let current = self.connection(&home.key).await;
+        for Group { home, items, current } in groups {
             let (plain, bytes) = (is_plain(&home, &items), items.iter().map(|item| item.entry.len()).sum());
             let way = match careful {
                 true => self.standings.send_by_script(&home, plain, items.len(), bytes),
@@ -257,16 +283,17 @@ impl Writer {
                 None => servers.push((current, vec![batch])),
             }
         }
-        let (mut batches, mut sending) = (Vec::new(), Vec::new());
+        let (mut batches, mut sending, mut sent_on) = (Vec::new(), Vec::new(), Vec::new());
         for (current, of_server) in servers {
+            sent_on.push(current.as_ref().map_or_else(cancelled, |current| current.lost.clone()));
             sending.push(match (current, careful) {
                 (None, _) => not_sent(of_server.len()),
-                (Some(current), true) => self.follow(current, known, &of_server, soonest),
-                (Some(current), false) => self.send_to(current, known, &of_server, soonest),
+                (Some(current), true) => follow(&self.shared, current, known, &of_server, soonest),
+                (Some(current), false) => send_to(&self.shared, current, known, &of_server, soonest),
             });
             batches.extend(of_server);
         }
-        self.flights.push_back(Flight { batches, soonest });
+        self.flights.push_back(Flight { batches, soonest, sent_on });
         let mut sending: Fut<'static, Answers> = match sending.len() {
             1 => sending.remove(0),
             _ => Box::pin(async move { join_all(sending).await.into_iter().flatten().collect() }),
@@ -278,155 +305,40 @@ impl Writer {
         }
     }
 
-    /// The command that waits for replicas, where they are asked for: its answer comes before the time of those who wait
-    /// for it is over.
-    fn waiting(&self, soonest: Instant) -> Option<redis::Cmd> {
-        let wanted = self.shared.options.wait_replicas;
-        let patience = soonest.saturating_duration_since(Instant::now()) / 2;
-        (wanted > 0).then(|| {
-            let mut command = redis::cmd("WAIT");
-            command.arg(wanted).arg(millis(patience).max(1));
-            command
-        })
-    }
-
-    /// Sends to one server what is stored there.
-    fn send_to(
-        &self,
-        mut current: Current,
-        known: Known,
-        batches: &[Batch],
-        soonest: Instant,
-    ) -> Fut<'static, Answers> {
-        let mut pipeline = redis::Pipeline::new();
-        let counts: Vec<usize> =
-            batches.iter().map(|batch| batch.add_to(&mut pipeline, &self.shared, known)).collect();
-        let waiting = self.waiting(soonest);
-        let waits = waiting.is_some();
-        waiting.into_iter().for_each(|command| {
-            pipeline.add_command(command);
-        });
-        let scripts: Vec<u8> = batches.iter().map(Batch::scripts).collect();
-        let shared = self.shared.clone();
-        Box::pin(async move {
-            let answer = tokio::select! {
-                answer = current.connection.send_packed_commands(&pipeline, 0, pipeline.len()) => answer,
-                () = current.lost.cancelled() => Err(redis::RedisError::from((redis::ErrorKind::Io, "lost"))),
-            };
-            let link = &shared.link;
-            let Ok(mut values) = answer else {
-                link.suspect();
-                if waits {
-                    current.lost.cancel();
-                }
-                return counts
-                    .iter()
-                    .map(|_| Answer { answer: Err(Broken::Unknown), replicas: None })
-                    .collect();
-            };
-            let replicas = waits.then(|| values.pop()).flatten().map(|answer| number(&answer).unwrap_or(0));
-            let mut values = values.into_iter();
-            let answers = counts.into_iter().zip(scripts).map(|(count, scripts)| {
-                let answer = match values.nth(count - 1) {
-                    Some(Value::ServerError(error))
-                        if is_unknown_script(&error)
-                            || link.redirected(&error, &current.address).is_some() =>
-                    {
-                        Err(Broken::Redirected(error))
-                    }
-                    Some(answer) => {
-                        current.ran.add(scripts);
-                        Ok(answer)
-                    }
-                    None => Err(Broken::Unknown),
-                };
-                Answer { answer, replicas }
-            });
-            answers.collect()
-        })
-    }
-
-    /// Sends what is stored on one server and follows it to another, with the next batch behind it only when all of this
-    /// one has an answer.
-    fn follow(
-        &self,
-        current: Current,
-        known: Known,
-        batches: &[Batch],
-        soonest: Instant,
-    ) -> Fut<'static, Answers> {
-        let waiting = self.waiting(soonest);
-        let sending = batches.iter().map(|batch| {
-            let ((script, command), key) = (batch.script(&self.shared, known), batch.home.key.clone());
-            let (shared, mut current, waiting) = (self.shared.clone(), current.clone(), waiting.clone());
-            async move {
-                let Some(waiting) = waiting else {
-                    let answer = shared.link.query_script(&key, script, &command).await;
-                    let answer = answer.map_err(|failure| match failure {
-                        Failure::NotConnected(_) => Broken::NotSent,
-                        Failure::Refused(error) => Broken::Refused(error),
-                        Failure::Unknown(_) | Failure::Unexpected(_) => Broken::Unknown,
-                    });
-                    return Answer { answer, replicas: None };
-                };
-                // Replicas are waited for on the connection that has written.
-                let mut pipeline = redis::Pipeline::with_capacity(2);
-                pipeline.add_command(script.in_full(&command)).add_command(waiting);
-                let sending = current.connection.send_packed_commands(&pipeline, 0, 2);
-                let Ok(Ok(mut values)) = tokio::time::timeout(shared.link.answer_timeout, sending).await
-                else {
-                    shared.link.suspect();
-                    current.lost.cancel();
-                    return Answer { answer: Err(Broken::Unknown), replicas: None };
-                };
-                let replicas = values.pop().map(|answer| number(&answer).unwrap_or(0));
-                let answer = match values.pop() {
-                    Some(Value::ServerError(error))
-                        if shared.link.redirected(&error, &current.address).is_some() =>
-                    {
-                        Err(Broken::Redirected(error))
-                    }
-                    Some(answer) => Ok(answer),
-                    None => Err(Broken::Unknown),
-                };
-                Answer { answer, replicas }
-            }
-        });
-        Box::pin(join_all(sending.collect::<Vec<_>>()))
-    }
-
-    /// The messages by stream, in order within each.
-    fn groups(&mut self, routes: &Routes, items: Vec<Item>) -> Vec<(Arc<Home>, Vec<Item>)> {
-        let mut groups: Vec<(Arc<Home>, Vec<Item>)> = Vec::new();
+    /// The messages by stream, in order within each; no connections yet.
+    fn groups(&mut self, routes: &Routes, items: Vec<Item>) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
         let (mut latest, most) = (0, items.len());
         for item in items {
-            let home = match self.homes.get(&item.subject) {
-                Some(home) => home.clone(),
-                None => {
-                    if self.homes.len() >= HOMES_MAX {
-                        self.homes.clear();
-                    }
-                    let home = routes.home(&item.subject);
-                    self.homes.insert(item.subject.clone(), home.clone());
-                    home
-                }
-            };
-            let is_same =
-                |(known, _): &(Arc<Home>, Vec<Item>)| Arc::ptr_eq(known, &home) || known.key == home.key;
+            let home = self.home(routes, &item.subject);
+            let is_same = |known: &Group| Arc::ptr_eq(&known.home, &home) || known.home.key == home.key;
             // Most messages go where the one before went.
             if !groups.get(latest).is_some_and(is_same) {
                 latest = groups.iter().position(is_same).unwrap_or(groups.len());
             }
             match groups.get_mut(latest) {
-                Some((_, items)) => items.push(item),
+                Some(group) => group.items.push(item),
                 None => {
                     let mut items = Vec::with_capacity(if latest == 0 { most } else { 1 });
                     items.push(item);
-                    groups.push((home, items));
+                    groups.push(Group { home, items, current: None });
                 }
             }
         }
         groups
+    }
+
+    /// The stream of a subject.
+    fn home(&mut self, routes: &Routes, subject: &Subject) -> Arc<Home> {
+        if let Some(home) = self.homes.get(subject) {
+            return home.clone();
+        }
+        if self.homes.len() >= HOMES_MAX {
+            self.homes.clear();
+        }
+        let home = routes.home(subject);
+        self.homes.insert(subject.clone(), home.clone());
+        home
     }
 
     /// Tells the publishers of one batch. `true` when some of it waits to be sent again, and must go first.
@@ -472,147 +384,6 @@ impl Writer {
             Err(failure) => tracing::debug!(?failure, "the routes cannot be read now"),
         }
     }
-
-    /// Tells the publishers, and gives back what is to be sent again. `stale` becomes the newest version of the routes
-    /// that a stream has been heard to know.
-    fn tell(&mut self, answers: Answers, stale: &mut Option<u64>) -> Vec<Item> {
-        let wanted = u64::from(self.shared.options.wait_replicas);
-        let batches = self.flights.pop_front().map(|flight| flight.batches).unwrap_or_default();
-        let mut again = Vec::new();
-        for (batch, Answer { answer, replicas }) in batches.into_iter().zip(answers) {
-            let missing = replicas.filter(|replicas| *replicas < wanted);
-            let read = answer.and_then(|answer| batch.read(answer));
-            let error = match read {
-                Ok(stored) => {
-                    self.tell_stored(batch, stored, missing);
-                    continue;
-                }
-                Err(Broken::Refused(error)) => error,
-                Err(broken) => {
-                    self.standings.failed(&batch.home, &batch.way, false);
-                    match broken {
-                        Broken::Redirected(error) => {
-                            self.careful = true;
-                            again.extend(batch.items.into_iter().filter_map(|item| resend(item, &error)));
-                        }
-                        Broken::NotSent => batch.items.into_iter().for_each(|mut item| {
-                            item.ticket.tell(Err(self.shared.link.not_connected()));
-                        }),
-                        Broken::Refused(_) | Broken::Unknown => {
-                            batch.items.into_iter().for_each(|item| self.tell_unknown(item));
-                        }
-                    }
-                    continue;
-                }
-            };
-            let outrun = matches!(error.code(), "OUTRUN" | "EXECABORT");
-            self.standings.failed(&batch.home, &batch.way, outrun);
-            if error.code() == "STALE" {
-                let known = error.details().and_then(|known| known.parse().ok()).unwrap_or(0);
-                *stale = (*stale).max(Some(known));
-            }
-            if outrun || error.code() == "STALE" {
-                again.extend(batch.items.into_iter().filter_map(|item| resend(item, &error)));
-            } else {
-                batch.items.into_iter().for_each(|item| self.tell_refused(item, &error));
-            }
-        }
-        again
-    }
-
-    /// Tells what was stored; `replicas` have it, where that is too few.
-    fn tell_stored(&mut self, batch: Batch, stored: Stored, replicas: Option<u64>) {
-        if batch.home.stores && !self.known.contains(&batch.home.key) {
-            self.known.insert(batch.home.key.clone());
-        }
-        let newest = stored.outcomes.last().filter(|last| !last.duplicate).map(|last| last.id);
-        self.standings.stored(&batch.home, &batch.way, newest, stored.clock);
-        for (mut item, outcome) in batch.items.into_iter().zip(stored.outcomes) {
-            // Right after an outage or a loss of data those who answer may not have listed themselves again: who asks waits, rather than being
-            // told that there is nobody.
-            if outcome.nobody
-                && !self.shared.link.is_settling()
-                && let Some(reply) = &item.reply
-            {
-                self.queue.put_first(Order::Publish(no_responders(reply, item.timeout)));
-            }
-            if let (Some(replicas), true) = (replicas, batch.home.stores) {
-                let server = self.shared.link.server.clone();
-                let wanted = u64::from(self.shared.options.wait_replicas);
-                self.lost |= !item.ticket.tell(Err(PublishError::NotReplicated { server, replicas, wanted }));
-                continue;
-            }
-            let receipt = match batch.home.stores {
-                true => Receipt::Stored {
-                    stream: batch.home.name.clone(),
-                    offset: StreamOffset::Entry(outcome.id.0, outcome.id.1),
-                    duplicate: outcome.duplicate,
-                },
-                false => Receipt::Accepted,
-            };
-            item.ticket.tell(Ok(receipt));
-        }
-    }
-
-    fn tell_unknown(&mut self, mut item: Item) {
-        let server = self.shared.link.server.clone();
-        let unknown = PublishError::OutcomeUnknown { server, waited: Duration::ZERO };
-        self.lost |= !item.ticket.tell(Err(unknown));
-    }
-
-    fn tell_not_left(&self, mut item: Item) {
-        item.ticket.tell(Err(not_left(&self.shared, item.timeout)));
-    }
-
-    fn tell_refused(&mut self, mut item: Item, error: &ServerError) {
-        let reason = error.to_string();
-        let refused = match refusal::code(error) {
-            _ if is_denied(error) => {
-                PublishError::Denied { subject: item.subject.clone(), reason: denied(error) }
-            }
-            // These come before anything of the script was done.
-            "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY" | "MISCONF" | "OOM" | "MOVED" | "ASK"
-            | "TRYAGAIN" | "CLUSTERDOWN" => {
-                PublishError::NotConnected { server: self.shared.link.server.clone(), reason }
-            }
-            _ => {
-                tracing::warn!(subject = %item.subject, %reason, "a publish failed half way");
-                return self.tell_unknown(item);
-            }
-        };
-        item.ticket.tell(Err(refused));
-    }
-
-    /// Tells those whose time is over: what has not left is taken back, what has left may still be stored.
-    fn tell_late(&mut self) {
-        let now = Instant::now();
-        for item in self.queue.expired(now) {
-            self.tell_not_left(item);
-        }
-        for flight in self.flights.iter_mut().filter(|flight| flight.soonest <= now) {
-            let mut soonest: Option<Instant> = None;
-            for item in flight.batches.iter_mut().flat_map(|batch| &mut batch.items) {
-                if item.deadline <= now {
-                    let (server, waited) = (self.shared.link.server.clone(), item.timeout);
-                    self.lost |= !item.ticket.tell(Err(PublishError::OutcomeUnknown { server, waited }));
-                } else {
-                    soonest = Some(soonest.map_or(item.deadline, |soonest| soonest.min(item.deadline)));
-                }
-            }
-            flight.soonest = soonest.unwrap_or_else(|| now + Duration::from_secs(3600));
-        }
-    }
-
-    fn flushed(&mut self) -> Result<(), PublishError> {
-        let link = &self.shared.link;
-        if std::mem::take(&mut self.lost) {
-            return Err(PublishError::OutcomeUnknown { server: link.server.clone(), waited: Duration::ZERO });
-        }
-        match link.is_connected() {
-            true => Ok(()),
-            false => Err(link.not_connected()),
-        }
-    }
 }
 
 impl Drop for Writer {
@@ -621,41 +392,9 @@ impl Drop for Writer {
     }
 }
 
-/// The answers to batches for which there is no connection.
-fn not_sent(count: usize) -> Fut<'static, Answers> {
-    let answer = || Answer { answer: Err(Broken::NotSent), replicas: None };
-    Box::pin(std::future::ready(std::iter::repeat_with(answer).take(count).collect()))
-}
-
-/// A message that was refused for old routes, to be sent once more, unless that leads nowhere or nobody waits.
-fn resend(mut item: Item, error: &ServerError) -> Option<Item> {
-    if item.ticket.is_told() {
-        return None;
-    }
-    item.refused += 1;
-    if item.refused <= STALE_RETRIES {
-        return Some(item);
-    }
-    let reason = format!("the streams keep changing: {error}");
-    let denied = PublishError::Denied { subject: item.subject.clone(), reason };
-    item.ticket.tell(Err(denied));
-    None
-}
-
-/// The answer to a request that nobody answers.
-fn no_responders(reply: &Subject, timeout: Duration) -> Item {
-    let mut headers = Headers::new();
-    headers.append("Status", "503").expect("a valid header");
-    let answer = Message { subject: reply.clone(), reply: None, headers, payload: Bytes::new() };
-    let (ticket, _) = ticket::ticket();
-    Item {
-        entry: entry::encode(&answer),
-        subject: answer.subject,
-        reply: None,
-        dedupe_id: None,
-        refused: 0,
-        timeout,
-        deadline: Instant::now() + timeout,
-        ticket,
-    }
+/// What stands for a connection that there was not.
+fn cancelled() -> CancellationToken {
+    let lost = CancellationToken::new();
+    lost.cancel();
+    lost
 }

@@ -3,9 +3,9 @@
 -- KEYS: stream; in a cluster also all others. ARGV: group, member, ms until its entry ends. Answers {last id ever, messages ever added}.
 local stream, group = KEYS[1], ARGV[1]
 local members, queues = stream .. ':queue:' .. group, stream .. ':queues'
-local now, last = clock(), last_id(stream)
+local now, last = clock(), ends(stream)
 if redis.call('EXISTS', members) == 0 or redis.call('HEXISTS', queues, group) == 0 then
-  redis.call('HSET', queues, group, last)
+  redis.call('HSET', queues, group, last .. ' - - ' .. string.format('%d', now))
 end
 redis.call('ZREMRANGEBYSCORE', members, '-inf', now)
 redis.call('PEXPIRE', queues, 604800000)

@@ -205,6 +205,30 @@ local function last_id(stream)
   return '0-0'
 end
 
+-- The last id ever, and the newest kept or ''. What XINFO tells comes with copies of two entries, which may be long; it
+-- need not be asked where the newest entry is the last that was added, as its number tells.
+local function ends(stream)
+  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+  local id = newest and newest[1] or ''
+  if newest and number_of(id) == added(stream) then
+    return id, id
+  end
+  return last_id(stream), id
+end
+
+-- Whether somebody is listed at a stream as answering requests on a subject.
+local function answered(stream, subject, now)
+  if redis.call('ZCOUNT', stream .. ':responders:' .. subject, now, '+inf') > 0 then
+    return true
+  end
+  for _, pattern in ipairs(redis.call('ZRANGEBYSCORE', stream .. ':responders', now, '+inf')) do
+    if matches(string.match(pattern, '^(%S+)'), subject) then
+      return true
+    end
+  end
+  return false
+end
+
 -- Appends the first message of a batch, and tells the time in its id; or the error of the server. The clock may have been
 -- set back, or somebody else may have written to the stream: then the time goes on from the newest entry's.
 local function first_of(stream, now, number, entry)

@@ -11,21 +11,11 @@ end
 local now = clock()
 
 local asked = {}
-local function answered(subject)
-  if asked[subject] ~= nil then
-    return asked[subject]
+local function is_answered(subject)
+  if asked[subject] == nil then
+    asked[subject] = answered(stream, subject, now)
   end
-  local found = redis.call('ZCOUNT', stream .. ':responders:' .. subject, now, '+inf') > 0
-  if not found then
-    for _, pattern in ipairs(redis.call('ZRANGEBYSCORE', stream .. ':responders', now, '+inf')) do
-      if matches(string.match(pattern, '^(%S+)'), subject) then
-        found = true
-        break
-      end
-    end
-  end
-  asked[subject] = found
-  return found
+  return asked[subject]
 end
 
 local answers = {}
@@ -55,7 +45,7 @@ for i = 8, #ARGV, 4 do
       redis.call('SET', ARGV[i + 1], id, 'PX', ARGV[i + 2])
     end
   end
-  if ARGV[i + 3] ~= '' and not answered(ARGV[i + 3]) then
+  if ARGV[i + 3] ~= '' and not is_answered(ARGV[i + 3]) then
     flags = flags + 2
   end
   answers[#answers + 1] = id
