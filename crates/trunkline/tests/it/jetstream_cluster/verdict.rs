@@ -67,7 +67,8 @@ fn story(entries: &[Entry], wanted: StreamOffset) -> Vec<String> {
 /// Checks the history, and that the copies of the stream hold what publishers were told, once each.
 pub(super) fn assert_kept(load: &Load, copies: &[Vec<(StreamOffset, MessageId)>], seed: u64) {
     let entries = load.history.entries();
-    let expected = Expectations { ack_wait: Some(LEASE), doomed: Some(BTreeMap::new()) };
+    let expected =
+        Expectations { ack_wait: Some(LEASE), doomed: Some(BTreeMap::new()), ..Expectations::default() };
     let mut broken = Vec::new();
     for violation in check(&entries, &expected) {
         match violation {

@@ -139,19 +139,13 @@ async fn publish_that_waits_for_replicas_follows_a_slot_on_its_way() {
     };
     alone(0).await;
     let moving = cluster.clone();
-    let moving = tokio::task::spawn_blocking(move || {
-        let slot = moving.slot_of("atlas_bus:{work}");
-        let to = (moving.owner(slot) + 1) % 3;
-        moving.begin_move(slot, to);
-        moving.move_keys(slot, to);
-        (slot, to)
-    });
-    let (slot, to) = moving.await.expect("the slot is on its way");
+    let moving = tokio::task::spawn_blocking(move || moving.half_move("atlas_bus:{work}"));
+    let half = moving.await.expect("the slot is on its way");
     for n in 1..3 {
         alone(n).await;
     }
     let moving = cluster.clone();
-    let moving = tokio::task::spawn_blocking(move || moving.end_move(slot, to));
+    let moving = tokio::task::spawn_blocking(move || moving.end_move(half));
     moving.await.expect("the slot is there");
     let stored = read_all(&backend).await;
     assert_eq!(stored.into_iter().map(|(_, text)| text).collect::<Vec<_>>(), ["0", "1", "2"]);
