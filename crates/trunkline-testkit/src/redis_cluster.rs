@@ -43,8 +43,8 @@ impl RedisCluster {
         RedisCluster::start_with(version, None, false)
     }
 
-    /// As [`RedisCluster::start_version`], with a replica of each master, which is promoted when its master has been gone
-    /// for one and a half seconds.
+    /// As [`RedisCluster::start_version`], with a replica of each master, which takes its place when
+    /// [`RedisCluster::promote_replica_of`] says so.
     ///
     /// # Panics
     /// As [`RedisCluster::start`].
@@ -120,7 +120,7 @@ impl RedisCluster {
         }
         // Whoever votes for a replica has to know it as one.
         for node in self.nodes.iter().filter(|_| self.nodes.len() > MASTERS) {
-            node.wait_until_answer("CLUSTER NODES", |nodes| nodes.matches("slave ").count() == MASTERS);
+            node.wait_until_answer("CLUSTER NODES", |nodes| nodes.matches("slave").count() == MASTERS);
         }
     }
 
@@ -178,29 +178,23 @@ impl RedisCluster {
         master + MASTERS
     }
 
-    /// Waits until another node than `gone`, which is gone, serves the slot, and all that are left agree on that.
+    /// Lets the replica of a master that is gone take its place, once the others agree that it is; returns when the replica
+    /// serves the slots and all that are left know.
     ///
     /// # Panics
     /// When that takes longer than 20 s.
-    pub fn wait_for_promotion(&self, slot: u16, gone: usize) -> usize {
+    pub fn promote_replica_of(&self, gone: usize) {
+        let replica = &self.nodes[self.replica_of(gone)];
+        replica.ask("CONFIG SET cluster-replica-no-failover no");
         let deadline = Instant::now() + PATIENCE;
-        let promoted = loop {
-            let others = (0..self.nodes.len()).filter(|node| *node != gone);
-            if let Some(promoted) = others.into_iter().find(|node| self.serves(*node, slot)) {
-                break promoted;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "nobody was promoted: {}",
-                self.nodes[(gone + 1) % MASTERS].log()
-            );
+        while !shown(&replica.ask("INFO replication")).contains("role:master") {
+            assert!(Instant::now() < deadline, "it is not promoted: {}", replica.log());
             std::thread::sleep(Duration::from_millis(10));
-        };
+        }
         for (_, node) in self.nodes.iter().enumerate().filter(|(n, _)| *n != gone) {
             node.wait_until("CLUSTER INFO", &format!("cluster_slots_ok:{SLOTS}\r\n"));
             node.wait_until("CLUSTER INFO", "cluster_state:ok");
         }
-        promoted
     }
 
     /// Begins to move the slot of a key to the next master and moves the keys in it, one by one. Until the move ends

@@ -193,6 +193,11 @@ impl RedisServer {
             "nodes.conf",
             "--cluster-node-timeout",
             "1500",
+            // A machine that is busy for so long must not have a master replaced. Who is to be promoted is told so.
+            "--cluster-replica-no-failover",
+            "yes",
+            "--cluster-replica-validity-factor",
+            "0",
         ]
         .map(OsString::from)
         .to_vec();
