@@ -51,6 +51,11 @@ use options::{Servers, check_inbox_prefix};
 /// [`PublishError::OutcomeUnknown`]. While JetStream does not answer, the last copy counts. Messages to inboxes are
 /// never stored. At most 4096 confirmations are outstanding, further messages wait, at most `max_pending` of them.
 ///
+/// **In a cluster** a server that takes over a consumer may hand out again, before `ack_wait` is over, what another member is
+/// still working on. Servers tell each other of subscriptions a moment later, so what is published through one server right
+/// after `subscribe` has returned on another may be too early for it; and what a server has received on core NATS it takes
+/// along when it dies before it has passed it on, of which no gap tells the readers elsewhere.
+///
 /// **What is on the server.** A stream `NAME` is `{stream_prefix}_NAME`; two buckets `{stream_prefix}_leases` and
 /// `{stream_prefix}_members` belong to the consumers. What the numbers of
 /// a [`ConsumerInfo`](crate::backend::ConsumerInfo) mean here is said beside each of them.
