@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 const PAGE: &str = include_str!("../../../../../docs/nats.md");
 
+/// What makes a consumer another one than the default.
+type Setting = fn(ConsumerBuilder) -> ConsumerBuilder;
+
 type Outcome = Result<(), Box<dyn Error>>;
 
 /// A user and what it may do, as the page says.
@@ -172,7 +175,7 @@ async fn reader(bus: &Bus, others: &Furnished) -> Outcome {
 
 /// One that fails for good and one that does not, by a consumer of any order and by one that keeps order by key.
 async fn worker(bus: &Bus, others: &Furnished) -> Outcome {
-    let consumers: [(&str, fn(ConsumerBuilder) -> ConsumerBuilder); 2] =
+    let consumers: [(&str, Setting); 2] =
         [("workers", |builder| builder), ("ordered", |builder| builder.ordered_by(Key::Subject))];
     for (name, with) in consumers {
         let (seen, mut heard) = tokio::sync::mpsc::unbounded_channel();
