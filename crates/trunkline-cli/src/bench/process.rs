@@ -59,7 +59,19 @@ impl Processes {
 /// # Errors
 /// [`BenchError::OwnUsage`] when the system does not tell.
 pub(super) fn own_cpu() -> Result<Duration, BenchError> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(|source| BenchError::OwnUsage { source })?;
+    cpu(UsageWho::RUSAGE_SELF)
+}
+
+/// CPU time of the calling thread.
+///
+/// # Errors
+/// As [`own_cpu`].
+pub(super) fn thread_cpu() -> Result<Duration, BenchError> {
+    cpu(UsageWho::RUSAGE_THREAD)
+}
+
+fn cpu(whose: UsageWho) -> Result<Duration, BenchError> {
+    let usage = getrusage(whose).map_err(|source| BenchError::OwnUsage { source })?;
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     Ok(Duration::from_micros(micros.unsigned_abs()))
 }
