@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use procfs::ProcError;
-use procfs::process::{Process, all_processes};
+use procfs::process::{Process, Stat, all_processes};
 
 use super::error::BenchError;
 use super::measure::Usage;
@@ -23,11 +23,25 @@ pub(super) enum Processes {
 }
 
 impl Processes {
+    /// What CPU time they have used since they started, `None` when they are unknown. Cheaper than [`Self::usage`], which
+    /// counts the pages of memory while the process waits.
+    ///
+    /// # Errors
+    /// As [`Self::usage`].
+    pub(super) fn cpu(self) -> Result<Option<Duration>, BenchError> {
+        self.sum(|process| Ok(Usage { cpu: cpu_of(&process.stat()?), rss_bytes: 0 }))
+            .map(|usage| usage.map(|usage| usage.cpu))
+    }
+
     /// What they have used since they started, `None` when they are unknown.
     ///
     /// # Errors
     /// [`BenchError::Process`] when they cannot be read, for instance because they have ended.
     pub(super) fn usage(self) -> Result<Option<Usage>, BenchError> {
+        self.sum(usage_of)
+    }
+
+    fn sum(self, usage_of: fn(&Process) -> Result<Usage, ProcError>) -> Result<Option<Usage>, BenchError> {
         let failed = |pid, source| BenchError::Process { pid, source };
         match self {
             Self::Unknown => Ok(None),
@@ -78,9 +92,12 @@ fn cpu(whose: UsageWho) -> Result<Duration, BenchError> {
 
 fn usage_of(process: &Process) -> Result<Usage, ProcError> {
     let stat = process.stat()?;
+    Ok(Usage { cpu: cpu_of(&stat), rss_bytes: rss_bytes(process).unwrap_or(stat.rss * procfs::page_size()) })
+}
+
+fn cpu_of(stat: &Stat) -> Duration {
     let ticks = stat.utime + stat.stime;
-    let cpu = Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64);
-    Ok(Usage { cpu, rss_bytes: rss_bytes(process).unwrap_or(stat.rss * procfs::page_size()) })
+    Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64)
 }
 
 /// Resident memory counted page by page: since Linux 6.2 the cheaper counters lag behind by some pages per CPU.

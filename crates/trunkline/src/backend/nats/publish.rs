@@ -14,7 +14,7 @@ use super::link::{Link, NoProof};
 use super::message;
 use crate::backend::{PublishError, Publishing, Receipt};
 
-/// Hands a message to the client library: at once where it has room, else as soon as it has.
+/// Publishes a message, if there is a connection to take it.
 ///
 /// The library would take messages while it is disconnected and send them whenever it comes back; that would be a
 /// success for a message that may be lost, so the connection is looked at first.
@@ -23,14 +23,26 @@ pub(super) fn publish(link: &Arc<Link>, runtime: &Handle, message: Message, time
     if size > limit {
         return Publishing::Ready(Err(PublishError::TooLarge { size, limit }));
     }
-    let Some(connection) = link.connection() else {
-        return Publishing::Ready(Err(link.not_connected()));
-    };
+    match link.connection() {
+        Some(connection) => publish_on(link, runtime, connection, message, timeout),
+        None => Publishing::Ready(Err(link.not_connected())),
+    }
+}
+
+/// Hands a message, which is not too large, to the client library for this connection: at once where the library has room,
+/// else as soon as it has.
+pub(super) fn publish_on(
+    link: &Arc<Link>,
+    runtime: &Handle,
+    connection: u64,
+    message: Message,
+    timeout: Duration,
+) -> Publishing {
     let outbound = match message::encode(&message) {
         Ok(outbound) => outbound,
         Err(header) => return Publishing::Ready(Err(not_ascii(message.subject, &header))),
     };
-    let attempt = Attempt { connection, message, size, limit };
+    let attempt = Attempt { connection, message };
     let mut cx = Context::from_waker(Waker::noop());
     // Outside of the task's budget: a publisher that never yields is held up by the full channel, not before.
     let sending = tokio::task::unconstrained(link.client.publish_message(outbound));
@@ -81,8 +93,6 @@ pub(super) fn not_ascii(subject: Subject, header: &str) -> PublishError {
 struct Attempt {
     connection: u64,
     message: Message,
-    size: usize,
-    limit: usize,
 }
 
 impl Attempt {
@@ -98,7 +108,11 @@ impl Attempt {
         Err(match error.kind() {
             PublishErrorKind::Send => PublishError::Closed,
             PublishErrorKind::MaxPayloadExceeded => {
-                PublishError::TooLarge { size: self.size, limit: link.client.max_payload().min(self.limit) }
+                // The limit has changed since it was looked at.
+                PublishError::TooLarge {
+                    size: message::payload_bytes(&self.message),
+                    limit: link.client.max_payload(),
+                }
             }
             PublishErrorKind::InvalidSubject => {
                 PublishError::Denied { subject: self.message.subject, reason: error.to_string() }

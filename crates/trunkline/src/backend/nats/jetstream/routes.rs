@@ -4,9 +4,9 @@
 //! is at most [`AGE_MAX`] old, and for a subject that this process publishes to for the first time only when it was
 //! asked for after that publish had begun. A change made by this process is known at once.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use tokio::time::Instant;
 use trunkline_core::{Pattern, Subject};
 
@@ -34,7 +34,7 @@ pub(super) struct Routes {
     /// When the copy was asked for; `None` before the first, and after a change of our own.
     asked: Option<Instant>,
     /// Answers of this copy.
-    answers: HashMap<Subject, bool>,
+    answers: HashMap<Subject, bool, foldhash::fast::RandomState>,
 }
 
 impl Routes {
