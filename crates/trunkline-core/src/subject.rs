@@ -104,9 +104,9 @@ macro_rules! text_type {
                 self.0.as_bytes()
             }
 
-            /// The text as bytes that share it, without a copy.
-            pub fn to_bytes(&self) -> Bytes {
-                self.0.as_bytes().clone()
+            /// The text as bytes, without a copy.
+            pub fn into_bytes(self) -> Bytes {
+                self.0.into_bytes()
             }
         }
 

@@ -33,9 +33,32 @@ pub(super) fn encode(message: &Message) -> Result<OutboundMessage, String> {
     })
 }
 
-/// The subject as the client library has it, sharing the text.
-pub(super) fn outbound_subject(subject: &Subject) -> async_nats::Subject {
-    subject.to_bytes().try_into().expect("a subject is UTF-8")
+/// As [`encode`], of a message that is not needed any more: nothing of it is shared afterwards.
+///
+/// # Errors
+/// As [`encode`], with the subject of the message.
+pub(super) fn encode_owned(message: Message) -> Result<OutboundMessage, (Subject, String)> {
+    let headers = match message.headers.is_empty() {
+        true => None,
+        false => match encode_headers(&message.headers) {
+            Ok(headers) => Some(headers),
+            Err(header) => return Err((message.subject, header)),
+        },
+    };
+    Ok(OutboundMessage {
+        subject: as_library_has_it(message.subject),
+        reply: message.reply.map(as_library_has_it),
+        payload: message.payload,
+        headers,
+    })
+}
+
+fn outbound_subject(subject: &Subject) -> async_nats::Subject {
+    as_library_has_it(subject.clone())
+}
+
+fn as_library_has_it(subject: Subject) -> async_nats::Subject {
+    subject.into_bytes().try_into().expect("a subject is UTF-8")
 }
 
 fn encode_headers(headers: &Headers) -> Result<HeaderMap, String> {
