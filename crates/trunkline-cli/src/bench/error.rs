@@ -135,6 +135,9 @@ impl BenchError {
             Self::Spawn { name, .. } if name.ends_with("nats-server") => {
                 Some("install nats-server, give it with --nats-server, or the --nats-url of one that runs")
             }
+            Self::Nats { doing: "create a stream", .. } => {
+                Some("js-publish and pull need JetStream: nats-server -js")
+            }
             Self::Connect { .. } => Some("start a server with `trunkline up`, or give its --url"),
             Self::TlsRequired { .. } => Some("measure a listener without TLS"),
             Self::PayloadLimit { .. } => {

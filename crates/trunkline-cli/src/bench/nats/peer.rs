@@ -13,6 +13,7 @@ use super::super::beside::Load;
 use super::super::connection::{CONTROL_BUFFER_BYTES, Connection};
 use super::super::endpoint::Endpoint;
 use super::super::error::BenchError;
+use super::super::halt::Halt;
 use super::super::process;
 use super::super::request::{READ_BYTES, respond};
 use super::super::window::Window;
@@ -22,11 +23,12 @@ pub(super) const WINDOW_MESSAGES: u64 = 16_384;
 
 /// A publisher or a responder.
 pub(super) struct Peer {
-    load: Arc<Load>,
+    /// Its own, so that the run which drops it still fails by its own reason.
+    halt: Arc<Halt>,
     begin: mpsc::Sender<()>,
     /// Above zero while it is needed.
     needed: Arc<AtomicUsize>,
-    /// It ends with its work, when it is not needed any more, or within a POLL after the run has failed.
+    /// It ends with its work, when it is not needed any more, or within a POLL after this was dropped.
     thread: Option<JoinHandle<Result<Duration, BenchError>>>,
 }
 
@@ -42,13 +44,14 @@ impl Peer {
         let claim = Window::claim_max(WINDOW_MESSAGES, 1);
         let mut batch =
             Batch::new(subject, load.payload_bytes, 0, usize::try_from(claim).unwrap_or(usize::MAX));
-        let open = move |load: &Load| Connection::open(&endpoint, CONTROL_BUFFER_BYTES, &load.halt);
-        Self::start(load, open, move |mut connection, load, _| {
+        let open = move |halt: &Halt| Connection::open(&endpoint, CONTROL_BUFFER_BYTES, halt);
+        let messages = load.messages;
+        Self::start(load, open, move |mut connection, halt, _| {
             let mut sent = 0;
-            while sent < load.messages {
-                let count = batch.messages().min(load.messages - sent);
-                window.claim(count, "the publisher", &load.halt)?;
-                connection.send(batch.stamped(sent, count), &load.halt)?;
+            while sent < messages {
+                let count = batch.messages().min(messages - sent);
+                window.claim(count, "the publisher", halt)?;
+                connection.send(batch.stamped(sent, count), halt)?;
                 sent += count;
             }
             Ok(())
@@ -63,37 +66,37 @@ impl Peer {
         subject: &str,
     ) -> Result<Self, BenchError> {
         let (endpoint, subscribe) = (endpoint.clone(), format!("SUB {subject} 1\r\n"));
-        let open = move |load: &Load| {
-            let mut connection = Connection::open(&endpoint, READ_BYTES, &load.halt)?;
-            connection.send(subscribe.as_bytes(), &load.halt)?;
-            connection.round_trip("the responder", &load.halt)?;
+        let open = move |halt: &Halt| {
+            let mut connection = Connection::open(&endpoint, READ_BYTES, halt)?;
+            connection.send(subscribe.as_bytes(), halt)?;
+            connection.round_trip("the responder", halt)?;
             Ok(connection)
         };
-        Self::start(load, open, |mut connection, load, needed| respond(&mut connection, needed, &load.halt))
-            .await
+        Self::start(load, open, |mut connection, halt, needed| respond(&mut connection, needed, halt)).await
     }
 
     async fn start(
         load: &Arc<Load>,
-        open: impl FnOnce(&Load) -> Result<Connection, BenchError> + Send + 'static,
-        work: impl FnOnce(Connection, &Load, &AtomicUsize) -> Result<(), BenchError> + Send + 'static,
+        open: impl FnOnce(&Halt) -> Result<Connection, BenchError> + Send + 'static,
+        work: impl FnOnce(Connection, &Halt, &AtomicUsize) -> Result<(), BenchError> + Send + 'static,
     ) -> Result<Self, BenchError> {
         let (ready, prepared) = oneshot::channel();
         let (begin, begun) = mpsc::channel();
         let needed = Arc::new(AtomicUsize::new(1));
+        let halt = Arc::new(Halt::new(&Arc::default(), load.halt.timeout));
         let thread = std::thread::spawn({
-            let (load, needed) = (load.clone(), needed.clone());
+            let (halt, needed) = (halt.clone(), needed.clone());
             move || {
-                let connection = open(&load)?;
+                let connection = open(&halt)?;
                 // Fails when the run is over already, and then the next line does, too.
                 let _ = ready.send(());
                 let Ok(()) = begun.recv() else { return Ok(Duration::ZERO) };
                 let before = process::thread_cpu()?;
-                work(connection, &load, &needed)?;
+                work(connection, &halt, &needed)?;
                 Ok(process::thread_cpu()?.saturating_sub(before))
             }
         });
-        let peer = Self { load: load.clone(), begin, needed, thread: Some(thread) };
+        let peer = Self { halt, begin, needed, thread: Some(thread) };
         match prepared.await {
             Ok(()) => Ok(peer),
             // It has failed: its own error says why.
@@ -123,8 +126,8 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            // The run has failed. Whatever it waits for, it looks up within a POLL.
-            self.load.halt.fail();
+            // The run has failed. Whatever this waits for, it looks up within a POLL.
+            self.halt.fail();
             self.needed.store(0, Ordering::Release);
             let (closed, _) = mpsc::channel();
             self.begin = closed;
