@@ -71,7 +71,8 @@ pub(crate) enum Command {
   trunkline bench                                      every scenario against the bus on this machine
   trunkline bench fanout --subscribers 8 --payload 1KiB --json
   trunkline bench --compare nats=nats-server --compare trunkline=trunkline
-  trunkline bench redis                                the redis backend against plain commands")]
+  trunkline bench redis                                the redis backend against plain commands
+  trunkline bench nats                                 the nats backend against plain calls of async-nats")]
     Bench(BenchArgs),
     Completions(CompletionsArgs),
 }

@@ -7,6 +7,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
+use bytes::Bytes;
 use bytestring::ByteString;
 
 /// Longest subject or pattern, in bytes. It leaves room for a reply subject and the rest of a protocol
@@ -51,6 +52,19 @@ pub enum SubjectError {
     NotUtf8,
 }
 
+/// Whether these are a literal subject of printable ASCII without any `*` and `>`: one cheap pass that clears almost every
+/// subject there is. What it does not clear may be one all the same.
+fn is_plain(bytes: &[u8]) -> bool {
+    let mut before = b'.';
+    for &byte in bytes {
+        if !matches!(byte, b'!'..=b'~') || matches!(byte, b'*' | b'>') || (byte == b'.' && before == b'.') {
+            return false;
+        }
+        before = byte;
+    }
+    before != b'.'
+}
+
 /// Checks the characters and tokens of `text`; wildcards as whole tokens are allowed when `pattern` is set.
 fn check(text: &str, pattern: bool) -> Result<(), SubjectError> {
     if text.is_empty() {
@@ -58,6 +72,9 @@ fn check(text: &str, pattern: bool) -> Result<(), SubjectError> {
     }
     if text.len() > SUBJECT_BYTES_MAX {
         return Err(SubjectError::TooLong { length: text.len() });
+    }
+    if is_plain(text.as_bytes()) {
+        return Ok(());
     }
     if let Some(found) = text.chars().find(|c| c.is_whitespace() || c.is_control()) {
         return Err(SubjectError::Character { subject: text.to_owned(), found });
@@ -85,6 +102,11 @@ macro_rules! text_type {
             /// The text as bytes.
             pub fn as_bytes(&self) -> &[u8] {
                 self.0.as_bytes()
+            }
+
+            /// The text as bytes, without a copy.
+            pub fn into_bytes(self) -> Bytes {
+                self.0.into_bytes()
             }
         }
 

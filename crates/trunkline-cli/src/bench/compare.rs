@@ -43,6 +43,11 @@ impl ServerSpec {
         Ok(Self { name: name.to_owned(), words })
     }
 
+    /// A server whose program and arguments are known, with `{port}` where its port belongs.
+    pub(super) fn new(name: &str, words: &[&str]) -> Self {
+        Self { name: name.to_owned(), words: words.iter().map(|&word| word.to_owned()).collect() }
+    }
+
     /// Program and arguments for `port`.
     pub(super) fn command(&self, port: u16) -> (String, Vec<String>) {
         let port = port.to_string();

@@ -81,6 +81,8 @@ pub(crate) enum BenchError {
     Bus { source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot {doing}")]
     Redis { doing: &'static str, source: Box<redis::RedisError> },
+    #[error("cannot {doing}")]
+    Nats { doing: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot listen to signals")]
     Signals { source: io::Error },
     #[error("cannot print the result")]
@@ -129,6 +131,12 @@ impl BenchError {
             }
             Self::Spawn { name, .. } if name.ends_with("redis-server") => {
                 Some("install redis-server, or give the --redis-url of one that runs")
+            }
+            Self::Spawn { name, .. } if name.ends_with("nats-server") => {
+                Some("install nats-server, give it with --nats-server, or the --nats-url of one that runs")
+            }
+            Self::Nats { doing: "create a stream", .. } => {
+                Some("js-publish and pull need JetStream: nats-server -js")
             }
             Self::Connect { .. } => Some("start a server with `trunkline up`, or give its --url"),
             Self::TlsRequired { .. } => Some("measure a listener without TLS"),

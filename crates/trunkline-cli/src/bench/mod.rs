@@ -3,9 +3,11 @@
 //! It must cost less than either server it measures: raw blocking sockets, batches encoded once, deliveries checked by
 //! comparison with what must come. A run with a lost, doubled or reordered message is an error and no number. The parts:
 //! `plan` (what to measure), `matrix` (in which order), `load`, `request` and `idle` (one run each, over `connection`),
-//! `inproc` (the same without a socket), `redis` (the redis backend against plain commands), `server` and `process` (what the server costs), `stats`, `report` and `table`.
+//! `inproc` (the same without a socket), `redis` and `nats` (the backends beside plain calls of their client libraries, on
+//! what `beside` has for both), `server` and `process` (what the server costs), `stats`, `report` and `table`.
 
 mod batch;
+mod beside;
 mod compare;
 mod connection;
 mod desk;
@@ -18,6 +20,7 @@ mod inproc;
 mod load;
 mod matrix;
 mod measure;
+mod nats;
 mod plan;
 mod process;
 mod progress;
@@ -140,10 +143,11 @@ pub(crate) struct BenchArgs {
     no_progress: bool,
 }
 
-/// What is measured instead of a NATS server.
+/// What is measured instead of a server.
 #[derive(Debug, clap::Subcommand)]
 enum BackendBench {
     Redis(redis::RedisArgs),
+    Nats(nats::NatsArgs),
 }
 
 /// Runs the benchmark and prints its result on stdout. SIGINT and SIGTERM end it early, and with it all servers it started.
@@ -157,6 +161,9 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), BenchError> {
     let work: Work = match args.backend {
         Some(BackendBench::Redis(args)) => {
             Box::new(move |interrupted| redis::measure_and_print(&args, interrupted))
+        }
+        Some(BackendBench::Nats(args)) => {
+            Box::new(move |interrupted| nats::measure_and_print(&args, interrupted))
         }
         None => {
             let plan = Plan::new(&args)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use procfs::ProcError;
-use procfs::process::{Process, all_processes};
+use procfs::process::{Process, Stat, all_processes};
 
 use super::error::BenchError;
 use super::measure::Usage;
@@ -23,11 +23,25 @@ pub(super) enum Processes {
 }
 
 impl Processes {
+    /// What CPU time they have used since they started, `None` when they are unknown. Cheaper than [`Self::usage`], which
+    /// counts the pages of memory while the process waits.
+    ///
+    /// # Errors
+    /// As [`Self::usage`].
+    pub(super) fn cpu(self) -> Result<Option<Duration>, BenchError> {
+        self.sum(|process| Ok(Usage { cpu: cpu_of(&process.stat()?), rss_bytes: 0 }))
+            .map(|usage| usage.map(|usage| usage.cpu))
+    }
+
     /// What they have used since they started, `None` when they are unknown.
     ///
     /// # Errors
     /// [`BenchError::Process`] when they cannot be read, for instance because they have ended.
     pub(super) fn usage(self) -> Result<Option<Usage>, BenchError> {
+        self.sum(usage_of)
+    }
+
+    fn sum(self, usage_of: fn(&Process) -> Result<Usage, ProcError>) -> Result<Option<Usage>, BenchError> {
         let failed = |pid, source| BenchError::Process { pid, source };
         match self {
             Self::Unknown => Ok(None),
@@ -59,16 +73,31 @@ impl Processes {
 /// # Errors
 /// [`BenchError::OwnUsage`] when the system does not tell.
 pub(super) fn own_cpu() -> Result<Duration, BenchError> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(|source| BenchError::OwnUsage { source })?;
+    cpu(UsageWho::RUSAGE_SELF)
+}
+
+/// CPU time of the calling thread.
+///
+/// # Errors
+/// As [`own_cpu`].
+pub(super) fn thread_cpu() -> Result<Duration, BenchError> {
+    cpu(UsageWho::RUSAGE_THREAD)
+}
+
+fn cpu(whose: UsageWho) -> Result<Duration, BenchError> {
+    let usage = getrusage(whose).map_err(|source| BenchError::OwnUsage { source })?;
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     Ok(Duration::from_micros(micros.unsigned_abs()))
 }
 
 fn usage_of(process: &Process) -> Result<Usage, ProcError> {
     let stat = process.stat()?;
+    Ok(Usage { cpu: cpu_of(&stat), rss_bytes: rss_bytes(process).unwrap_or(stat.rss * procfs::page_size()) })
+}
+
+fn cpu_of(stat: &Stat) -> Duration {
     let ticks = stat.utime + stat.stime;
-    let cpu = Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64);
-    Ok(Usage { cpu, rss_bytes: rss_bytes(process).unwrap_or(stat.rss * procfs::page_size()) })
+    Duration::from_secs_f64(ticks as f64 / procfs::ticks_per_second() as f64)
 }
 
 /// Resident memory counted page by page: since Linux 6.2 the cheaper counters lag behind by some pages per CPU.

@@ -21,7 +21,7 @@ use super::measure::Flow;
 use super::plan::{Amount, Workload};
 use super::process::{self, Processes};
 
-const READ_BYTES: usize = 256 * 1024;
+pub(super) const READ_BYTES: usize = 256 * 1024;
 
 /// Longest latency that the histogram tells apart.
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
@@ -137,7 +137,11 @@ fn phase(
 }
 
 /// Sends every payload back where its message asks for it, until nobody requests any more.
-fn respond(connection: &mut Connection, requesting: &AtomicUsize, halt: &Halt) -> Result<(), BenchError> {
+pub(super) fn respond(
+    connection: &mut Connection,
+    requesting: &AtomicUsize,
+    halt: &Halt,
+) -> Result<(), BenchError> {
     let mut out = Vec::with_capacity(READ_BYTES);
     while requesting.load(Ordering::Acquire) > 0 {
         if connection.fill(halt)? == Fill::Tick {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 use trunkline_core::{Message, Pattern, Subject};
 
 use super::Inner;
@@ -35,7 +35,7 @@ pub(crate) struct Inbox {
 struct Shared {
     prefix: Subject,
     /// Guards who waits for which token; held for one look-up.
-    waiting: Mutex<HashMap<u64, mpsc::Sender<Arc<Message>>, foldhash::fast::RandomState>>,
+    waiting: Mutex<HashMap<u64, Asked, foldhash::fast::RandomState>>,
     tokens: AtomicU64,
     waiting_max: usize,
     /// Set when the reader has ended: no reply comes any more.
@@ -43,6 +43,14 @@ struct Shared {
     telemetry: Telemetry,
     /// Whoever waits holds the bus; the reader does not, or it would never go.
     bus: Weak<Inner>,
+}
+
+/// Where the replies to one token go.
+enum Asked {
+    /// To who wants the first, and no other: this is the cheaper way, and the one of almost all requests.
+    One(oneshot::Sender<Arc<Message>>),
+    /// To who wants several.
+    Many(mpsc::Sender<Arc<Message>>),
 }
 
 /// Why nobody can wait for a reply.
@@ -53,18 +61,52 @@ pub(crate) enum InboxError {
     Full(usize),
 }
 
-/// Somebody who waits for replies; dropping it ends the wait.
-pub(crate) struct Waiter {
+/// Somebody who waits for replies, or for one; dropping it ends the wait.
+pub(crate) struct Waiter<M: TakeLeft = mpsc::Receiver<Arc<Message>>> {
     pub(crate) reply: Subject,
-    pub(crate) messages: mpsc::Receiver<Arc<Message>>,
+    pub(crate) messages: M,
     token: u64,
     shared: Arc<Shared>,
     _in_flight: Counted,
 }
 
+/// The receiving end of an [`Asked`].
+pub(crate) trait TakeLeft {
+    /// What came and nobody has looked at.
+    fn take_left(&mut self) -> Option<Arc<Message>>;
+}
+
+impl TakeLeft for mpsc::Receiver<Arc<Message>> {
+    fn take_left(&mut self) -> Option<Arc<Message>> {
+        self.try_recv().ok()
+    }
+}
+
+impl TakeLeft for oneshot::Receiver<Arc<Message>> {
+    fn take_left(&mut self) -> Option<Arc<Message>> {
+        self.try_recv().ok()
+    }
+}
+
 impl InboxSlot {
     /// Registers a waiter with room for `capacity` replies that nobody has looked at yet.
     pub(crate) async fn register(&self, inner: &Arc<Inner>, capacity: usize) -> Result<Waiter, InboxError> {
+        let inbox = self.inbox(inner).await?;
+        let (sender, messages) = mpsc::channel(capacity);
+        inbox.register(Asked::Many(sender), messages)
+    }
+
+    /// Registers a waiter for the first reply.
+    pub(crate) async fn register_one(
+        &self,
+        inner: &Arc<Inner>,
+    ) -> Result<Waiter<oneshot::Receiver<Arc<Message>>>, InboxError> {
+        let inbox = self.inbox(inner).await?;
+        let (sender, message) = oneshot::channel();
+        inbox.register(Asked::One(sender), message)
+    }
+
+    async fn inbox(&self, inner: &Arc<Inner>) -> Result<Inbox, InboxError> {
         loop {
             let cell = self.cell.lock().clone();
             let inbox = cell.get_or_try_init(|| Inbox::open(inner)).await.map_err(InboxError::Subscribe)?;
@@ -78,7 +120,7 @@ impl InboxSlot {
                 }
                 continue;
             }
-            return inbox.register(capacity);
+            return Ok(inbox.clone());
         }
     }
 }
@@ -109,35 +151,34 @@ impl Inbox {
         Ok(Self { shared })
     }
 
-    fn register(&self, capacity: usize) -> Result<Waiter, InboxError> {
-        let shared = &self.shared;
+    fn register<M: TakeLeft>(self, asked: Asked, messages: M) -> Result<Waiter<M>, InboxError> {
+        let shared = self.shared;
         let token = shared.tokens.fetch_add(1, Ordering::Relaxed);
         let reply =
             Subject::new(format!("{}.{token}", shared.prefix)).expect("an inbox and a number make a subject");
-        let (sender, messages) = mpsc::channel(capacity);
         let mut waiting = shared.waiting.lock();
         if waiting.len() >= shared.waiting_max {
             return Err(InboxError::Full(shared.waiting_max));
         }
-        waiting.insert(token, sender);
+        waiting.insert(token, asked);
         drop(waiting);
         let in_flight = Counted::one(&shared.telemetry.requests_in_flight);
-        Ok(Waiter { reply, messages, token, shared: shared.clone(), _in_flight: in_flight })
+        Ok(Waiter { reply, messages, token, shared, _in_flight: in_flight })
     }
 }
 
-impl Waiter {
+impl<M: TakeLeft> Waiter<M> {
     /// Ends the wait. A reply stream that has begun and that nobody has looked at is cancelled; so is one that begins
     /// later, by the reader.
     pub(crate) fn close(&mut self) {
         self.shared.waiting.lock().remove(&self.token);
-        while let Ok(message) = self.messages.try_recv() {
+        while let Some(message) = self.messages.take_left() {
             self.shared.cancel_stream_of(&message);
         }
     }
 }
 
-impl Drop for Waiter {
+impl<M: TakeLeft> Drop for Waiter<M> {
     fn drop(&mut self) {
         self.close();
     }
@@ -185,15 +226,28 @@ impl Reader {
         let shared = &self.shared;
         shared.telemetry.received.inc();
         let token = message.subject.as_str().rsplit('.').next().and_then(|token| token.parse::<u64>().ok());
-        {
-            let waiting = shared.waiting.lock();
-            if let Some(sender) = token.and_then(|token| waiting.get(&token)) {
-                // A full channel belongs to a reply stream whose responder ignores the window: the number of the
-                // lost frame will be missed.
-                if sender.try_send(message).is_err() {
-                    shared.telemetry.late_replies.inc();
+        let mut message = message;
+        if let Some(token) = token {
+            let mut waiting = shared.waiting.lock();
+            match waiting.get(&token) {
+                Some(Asked::Many(sender)) => {
+                    // A full channel belongs to a reply stream whose responder ignores the window: the number of the
+                    // lost frame will be missed.
+                    if sender.try_send(message).is_err() {
+                        shared.telemetry.late_replies.inc();
+                    }
+                    return;
                 }
-                return;
+                Some(Asked::One(_)) => {
+                    if let Some(Asked::One(sender)) = waiting.remove(&token) {
+                        match sender.send(message) {
+                            Ok(()) => return,
+                            // Who asked has just gone.
+                            Err(unwanted) => message = unwanted,
+                        }
+                    }
+                }
+                None => {}
             }
         }
         // A reply stream that begins when nobody wants it any more would go on until its responder stalls.

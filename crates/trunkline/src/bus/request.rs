@@ -200,13 +200,19 @@ impl Bus {
         let by = Instant::now() + timeout;
         let subject = message.subject.clone();
         // The time counts for the inbox too, which is made with the first request and may have to wait for the server.
-        let (subject, mut waiter) = match timeout_at(by, self.send_request(message, timeout, 1)).await {
+        let inner = self.inner();
+        let sending = async {
+            let waiter = inner.inbox.register_one(inner).await?;
+            let subject = self.send_with_reply(message, &waiter.reply, timeout).await?;
+            Ok::<_, RequestError>((subject, waiter))
+        };
+        let (subject, mut waiter) = match timeout_at(by, sending).await {
             Ok(sent) => sent?,
             Err(_) => return Err(RequestError::Timeout { subject, waited: timeout }),
         };
-        let message = match timeout_at(by, waiter.messages.recv()).await {
-            Ok(Some(message)) => message,
-            Ok(None) => return Err(RequestError::Closed),
+        let message = match timeout_at(by, &mut waiter.messages).await {
+            Ok(Ok(message)) => message,
+            Ok(Err(_)) => return Err(RequestError::Closed),
             Err(_) => return Err(RequestError::Timeout { subject, waited: timeout }),
         };
         if frame::is_no_responders(&message) {
@@ -227,18 +233,30 @@ impl Bus {
     /// Registers for replies, then publishes, so that the fastest reply finds its waiter.
     pub(crate) async fn send_request(
         &self,
-        mut message: Message,
+        message: Message,
         timeout: Duration,
         capacity: usize,
     ) -> Result<(Subject, Waiter), RequestError> {
         let inner = self.inner();
         let waiter = inner.inbox.register(inner, capacity).await?;
+        let subject = self.send_with_reply(message, &waiter.reply, timeout).await?;
+        Ok((subject, waiter))
+    }
+
+    /// Publishes a request; gives its subject back.
+    async fn send_with_reply(
+        &self,
+        mut message: Message,
+        reply: &Subject,
+        timeout: Duration,
+    ) -> Result<Subject, PublishError> {
+        let inner = self.inner();
         let subject = message.subject.clone();
-        message.reply = Some(waiter.reply.clone());
+        message.reply = Some(reply.clone());
         let wait = timeout.min(inner.options.publish_timeout);
         let options = PublishOptions { timeout: Some(wait), ..PublishOptions::default() };
         inner.publish(message, options).outcome().await?;
-        Ok((subject, waiter))
+        Ok(subject)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, mpsc};
@@ -13,11 +12,11 @@ use trunkline::backend::{
 use trunkline::config::RedisUrl;
 use trunkline::{Bus, BusOptions, Delivered, Event, HandlerError, Message, Subject};
 
+use super::super::beside::{Load, Meter, Stamp, bus_failed, check_order, histogram, record, soon};
 use super::super::error::BenchError;
 use super::super::measure::Flow;
-use super::raw::{histogram, record};
+use super::raw::heard;
 use super::server::Server;
-use super::{Load, Meter, Stamp, bus_failed, check_order, soon};
 
 const STREAM: &str = "bench";
 /// Messages published before a run that are under way at once.
@@ -67,7 +66,7 @@ async fn publish_all(
 /// `Bus::publish_message` with so many in flight.
 pub(super) async fn publish(load: &Load, server: &Server) -> Result<Flow, BenchError> {
     let (_backend, bus) = connect(load).await?;
-    let (subject, stamp) = (subject("publish")?, Stamp(Instant::now()));
+    let (subject, stamp) = (subject("publish")?, Stamp::new());
     let meter = Meter::start(server).await?;
     publish_all(load, &bus, &subject, &stamp, load.in_flight).await?;
     meter.stop(server, load.messages).await
@@ -84,7 +83,7 @@ async fn fill(load: &Load, backend: &RedisBackend, bus: &Bus, stamp: &Stamp) -> 
 /// `Member::fetch`, and `Member::settle` of the batch before at the same time.
 pub(super) async fn consume(load: &Load, server: &Server) -> Result<Flow, BenchError> {
     let (backend, bus) = connect(load).await?;
-    let stamp = Stamp(Instant::now());
+    let stamp = Stamp::new();
     fill(load, &backend, &bus, &stamp).await?;
     let config = ConsumerConfig { start: Start::Beginning, ..ConsumerConfig::new("c") };
     let member = backend.streams().map_err(bus_failed)?.join(STREAM, config).await.map_err(bus_failed)?;
@@ -121,7 +120,7 @@ pub(super) async fn consume(load: &Load, server: &Server) -> Result<Flow, BenchE
 /// A consumer of the bus whose handlers do nothing.
 pub(super) async fn handle(load: &Load, server: &Server) -> Result<Flow, BenchError> {
     let (backend, bus) = connect(load).await?;
-    let stamp = Stamp(Instant::now());
+    let stamp = Stamp::new();
     fill(load, &backend, &bus, &stamp).await?;
     let meter = Meter::start(server).await?;
     let (handled, all) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
@@ -153,17 +152,17 @@ pub(super) async fn handle(load: &Load, server: &Server) -> Result<Flow, BenchEr
 /// `Bus::publish_message` to a live subscription, one message at a time.
 pub(super) async fn latency(load: &Load, server: &Server) -> Result<Flow, BenchError> {
     let (_backend, bus) = connect(load).await?;
-    let (subject, stamp) = (subject("latency")?, Arc::new(Stamp(Instant::now())));
+    let (subject, stamp) = (subject("latency")?, Arc::new(Stamp::new()));
     let pattern = trunkline::Pattern::from(&subject);
     let mut subscription = bus.subscribe(pattern).await.map_err(bus_failed)?;
-    let (heard, mut hears) = mpsc::channel(1);
+    let (hear, mut hears) = mpsc::channel(1);
     let reading = tokio::spawn({
         let stamp = stamp.clone();
         async move {
             while let Some(event) = subscription.next().await {
                 let Event::Message(received) = event else { return };
                 let Some(heard_of) = stamp.read(received.payload()) else { return };
-                if heard.send(heard_of).await.is_err() {
+                if hear.send(heard_of).await.is_err() {
                     return;
                 }
             }
@@ -175,7 +174,7 @@ pub(super) async fn latency(load: &Load, server: &Server) -> Result<Flow, BenchE
         let payload = stamp.payload(number, load.payload_bytes);
         let publishing = bus.publish_message(Message::new(subject.clone(), payload));
         soon(load, "publisher", publishing).await?.map_err(bus_failed)?;
-        record(&mut histogram, number, soon(load, "subscriber", hears.recv()).await?)?;
+        record(&mut histogram, heard(number, soon(load, "subscriber", hears.recv()).await?)?);
     }
     let flow = meter.stop(server, load.messages).await?;
     reading.abort();

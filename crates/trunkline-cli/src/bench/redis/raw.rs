@@ -1,16 +1,16 @@
 //! The raw side: what the client library does with plain commands, as one would write it for speed.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use ::redis::{Pipeline, Value, cmd};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use hdrhistogram::Histogram;
 use tokio::sync::mpsc;
 
+use super::super::beside::{Load, Meter, Stamp, check_order, histogram, record, soon};
 use super::super::error::BenchError;
 use super::super::measure::Flow;
+use super::redis_failed;
 use super::server::Server;
-use super::{Load, Meter, Stamp, check_order, redis_failed, soon};
 
 /// What the built-in streams of the bus keep.
 const KEPT: u64 = 100_000;
@@ -29,7 +29,7 @@ fn append(pipeline: &mut Pipeline, key: &str, kept: Option<u64>, payload: &[u8])
 pub(super) async fn publish(load: &Load, server: &Server) -> Result<Flow, BenchError> {
     let connection = server.connect().await?;
     let key = format!("{}:raw", load.prefix);
-    let stamp = Stamp(Instant::now());
+    let stamp = Stamp::new();
     let each = (load.in_flight / 2).max(1) as u64;
     let meter = Meter::start(server).await?;
     let (mut sent, mut stored) = (0, 0);
@@ -57,7 +57,7 @@ pub(super) async fn consume(load: &Load, server: &Server) -> Result<Flow, BenchE
     let mut connection = server.connect().await?;
     let failed = redis_failed("read as a consumer");
     let key = format!("{}:raw", load.prefix);
-    let stamp = Stamp(Instant::now());
+    let stamp = Stamp::new();
     fill(load, &mut connection, &key, &stamp).await?;
     let () = cmd("XGROUP")
         .arg("CREATE")
@@ -136,8 +136,8 @@ async fn fill(
 pub(super) async fn latency(load: &Load, server: &Server) -> Result<Flow, BenchError> {
     let (mut writer, mut reader) = (server.connect().await?, server.connect().await?);
     let key = format!("{}:raw", load.prefix);
-    let stamp = std::sync::Arc::new(Stamp(Instant::now()));
-    let (heard, mut hears) = mpsc::channel(1);
+    let stamp = std::sync::Arc::new(Stamp::new());
+    let (hear, mut hears) = mpsc::channel(1);
     let reading = tokio::spawn({
         let (key, stamp) = (key.clone(), stamp.clone());
         async move {
@@ -149,7 +149,7 @@ pub(super) async fn latency(load: &Load, server: &Server) -> Result<Flow, BenchE
                 for (id, payload) in entries(answer) {
                     last = id;
                     if let Some(heard_of) = stamp.read(&payload)
-                        && heard.send(heard_of).await.is_err()
+                        && hear.send(heard_of).await.is_err()
                     {
                         return Ok::<(), ::redis::RedisError>(());
                     }
@@ -167,25 +167,15 @@ pub(super) async fn latency(load: &Load, server: &Server) -> Result<Flow, BenchE
         let _: String = soon(load, "publisher", command.query_async(&mut writer))
             .await?
             .map_err(redis_failed("append"))?;
-        record(&mut histogram, number, soon(load, "subscriber", hears.recv()).await?)?;
+        record(&mut histogram, heard(number, soon(load, "subscriber", hears.recv()).await?)?);
     }
     let flow = meter.stop(server, messages).await?;
     reading.abort();
     Ok(Flow { latency: Some(histogram), ..flow })
 }
 
-pub(super) fn histogram() -> Histogram<u64> {
-    Histogram::new(3).expect("three digits are allowed")
-}
-
-pub(super) fn record(
-    histogram: &mut Histogram<u64>,
-    expected: u64,
-    heard: Option<(u64, std::time::Duration)>,
-) -> Result<(), BenchError> {
+/// How old the message was that was to come next.
+pub(super) fn heard(expected: u64, heard: Option<(u64, Duration)>) -> Result<Duration, BenchError> {
     let (number, age) = heard.ok_or(BenchError::Closed)?;
-    check_order(expected, number)?;
-    // Grows as needed, so only what no clock shows has no place in it.
-    let _ = histogram.record(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
-    Ok(())
+    check_order(expected, number).map(|()| age)
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ::redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 
+use super::super::beside::Metered;
 use super::super::error::BenchError;
 use super::super::halt::Halt;
 use super::{RedisArgs, redis_failed};
@@ -112,13 +113,6 @@ impl Server {
         Ok(fields.iter().map(|field| value(field)).collect())
     }
 
-    /// CPU time that the server has spent since it started.
-    pub(super) async fn cpu(&self) -> Result<Duration, BenchError> {
-        let spent = self.info("cpu", &["used_cpu_user", "used_cpu_sys"]).await?;
-        let seconds: f64 = spent.iter().filter_map(|text| text.parse::<f64>().ok()).sum();
-        Ok(Duration::try_from_secs_f64(seconds).unwrap_or_default())
-    }
-
     /// What it says it is.
     pub(super) async fn version(&self) -> Result<String, BenchError> {
         let version = self.info("server", &["redis_version"]).await?;
@@ -148,5 +142,13 @@ impl Server {
                 return Ok(());
             }
         }
+    }
+}
+
+impl Metered for Server {
+    async fn cpu(&self) -> Result<Option<Duration>, BenchError> {
+        let spent = self.info("cpu", &["used_cpu_user", "used_cpu_sys"]).await?;
+        let seconds: f64 = spent.iter().filter_map(|text| text.parse::<f64>().ok()).sum();
+        Ok(Duration::try_from_secs_f64(seconds).ok())
     }
 }

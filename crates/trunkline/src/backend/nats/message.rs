@@ -26,11 +26,39 @@ pub(super) fn encode(message: &Message) -> Result<OutboundMessage, String> {
         false => Some(encode_headers(&message.headers)?),
     };
     Ok(OutboundMessage {
-        subject: message.subject.as_str().into(),
-        reply: message.reply.as_ref().map(|reply| reply.as_str().into()),
+        subject: outbound_subject(&message.subject),
+        reply: message.reply.as_ref().map(outbound_subject),
         payload: message.payload.clone(),
         headers,
     })
+}
+
+/// As [`encode`], of a message that is not needed any more: nothing of it is shared afterwards.
+///
+/// # Errors
+/// As [`encode`], with the subject of the message.
+pub(super) fn encode_owned(message: Message) -> Result<OutboundMessage, (Subject, String)> {
+    let headers = match message.headers.is_empty() {
+        true => None,
+        false => match encode_headers(&message.headers) {
+            Ok(headers) => Some(headers),
+            Err(header) => return Err((message.subject, header)),
+        },
+    };
+    Ok(OutboundMessage {
+        subject: as_library_has_it(message.subject),
+        reply: message.reply.map(as_library_has_it),
+        payload: message.payload,
+        headers,
+    })
+}
+
+fn outbound_subject(subject: &Subject) -> async_nats::Subject {
+    as_library_has_it(subject.clone())
+}
+
+fn as_library_has_it(subject: Subject) -> async_nats::Subject {
+    subject.into_bytes().try_into().expect("a subject is UTF-8")
 }
 
 fn encode_headers(headers: &Headers) -> Result<HeaderMap, String> {
@@ -56,6 +84,9 @@ const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// # Errors
 /// As [`encode`].
 pub(super) fn encode_stored(message: &Message, dedupe_id: Option<&str>) -> Result<OutboundMessage, String> {
+    if message.headers.is_empty() && message.reply.is_none() && dedupe_id.is_none() {
+        return encode(message);
+    }
     let mut headers = message.headers.clone();
     headers.remove(MESSAGE_ID);
     let mut set = |name: &str, value: Option<&str>| match value {
@@ -99,17 +130,19 @@ pub(super) enum Undeliverable {
 /// Turns what the client library received into messages of the bus.
 #[derive(Default)]
 pub(super) struct Decoder {
-    /// The subject before: most subscriptions see the same one again and again, and a clone costs neither
-    /// a check nor a copy.
+    /// The text of the subject before, and the subject itself once it came twice: most subscriptions see the same one
+    /// again and again, and a clone costs neither a check nor a copy. Those that do not, as inboxes, never pay for
+    /// making it one that can be shared.
+    last: String,
     last_subject: Option<Subject>,
 }
 
 impl Decoder {
     pub(super) fn decode(&mut self, received: async_nats::Message) -> Result<Message, Undeliverable> {
-        let subject = self.subject(&received.subject)?;
+        let subject = self.subject(received.subject)?;
         let confirmed = received.reply.as_deref().is_some_and(is_confirmation);
         let mut reply = match received.reply {
-            Some(reply) if !confirmed => Some(Subject::new(&*reply)?),
+            Some(reply) if !confirmed => Some(Subject::new(reply.into_string())?),
             _ => None,
         };
         let mut headers = Headers::new();
@@ -132,7 +165,7 @@ impl Decoder {
     /// A message of a stream, from its parts: what is delivered of one has a reply subject of JetStream's own.
     pub(super) fn decode_stored(
         &mut self,
-        subject: &str,
+        subject: async_nats::Subject,
         headers: Option<&HeaderMap>,
         payload: Bytes,
     ) -> Result<Message, Undeliverable> {
@@ -146,14 +179,17 @@ impl Decoder {
         Ok(Message { subject, reply: stored_reply(&decoded), headers: decoded, payload })
     }
 
-    fn subject(&mut self, subject: &str) -> Result<Subject, SubjectError> {
-        Ok(match &self.last_subject {
-            Some(last) if *last == *subject => last.clone(),
-            _ => {
-                let subject = Subject::new(subject)?;
-                self.last_subject.insert(subject).clone()
-            }
-        })
+    fn subject(&mut self, subject: async_nats::Subject) -> Result<Subject, SubjectError> {
+        if self.last != *subject {
+            self.last_subject = None;
+            self.last.clear();
+            self.last.push_str(&subject);
+            return Subject::new(subject.into_string());
+        }
+        match &self.last_subject {
+            Some(last) => Ok(last.clone()),
+            None => Ok(self.last_subject.insert(Subject::new(subject.into_string())?).clone()),
+        }
     }
 }
 
@@ -228,14 +264,14 @@ mod tests {
         let mut decoder = Decoder::default();
         for got in [
             decoder.decode(live).unwrap(),
-            decoder.decode_stored("s", outbound.headers.as_ref(), "x".into()).unwrap(),
+            decoder.decode_stored("s".into(), outbound.headers.as_ref(), "x".into()).unwrap(),
         ] {
             assert_eq!(got.reply, message.reply);
             assert_eq!(got.headers.iter().collect::<Vec<_>>(), [("Trunkline-Reply-To", "re.ply")]);
         }
         let map = encode_stored(&message, Some("id")).unwrap().headers;
         assert_eq!(map.as_ref().unwrap().get("Nats-Msg-Id").unwrap().as_str(), "id");
-        let got = decoder.decode_stored("s", map.as_ref(), "x".into()).unwrap();
+        let got = decoder.decode_stored("s".into(), map.as_ref(), "x".into()).unwrap();
         assert_eq!(got.headers.get("Nats-Msg-Id"), None, "it is between publisher and server");
     }
 
@@ -246,9 +282,13 @@ mod tests {
         assert_eq!(encode(&message).unwrap_err(), "naïve");
         let mut decoder = Decoder::default();
         for subject in ["a.*", "a..b", &"a".repeat(2000)] {
-            assert!(matches!(decoder.decode(received(subject)), Err(Undeliverable::Subject(_))), "{subject}");
+            for _ in 0..3 {
+                let decoded = decoder.decode(received(subject));
+                assert!(matches!(decoded, Err(Undeliverable::Subject(_))), "{subject}");
+            }
         }
-        assert_eq!(decoder.decode(received("ok")).unwrap().subject, "ok");
-        assert_eq!(decoder.decode(received("other")).unwrap().subject, "other");
+        for subject in ["ok", "other", "other", "other", "ok", "ok"] {
+            assert_eq!(decoder.decode(received(subject)).unwrap().subject, subject);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Publishing on a live connection, and never claiming more than is known.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::link::{Link, NoProof};
 use super::message;
 use crate::backend::{PublishError, Publishing, Receipt};
 
-/// Hands a message to the client library: at once where it has room, else as soon as it has.
+/// Publishes a message, if there is a connection to take it.
 ///
 /// The library would take messages while it is disconnected and send them whenever it comes back; that would be a
 /// success for a message that may be lost, so the connection is looked at first.
@@ -23,37 +23,52 @@ pub(super) fn publish(link: &Arc<Link>, runtime: &Handle, message: Message, time
     if size > limit {
         return Publishing::Ready(Err(PublishError::TooLarge { size, limit }));
     }
-    let Some(connection) = link.connection() else {
-        return Publishing::Ready(Err(link.not_connected()));
-    };
-    let outbound = match message::encode(&message) {
-        Ok(outbound) => outbound,
-        Err(header) => return Publishing::Ready(Err(not_ascii(message.subject, &header))),
-    };
-    let attempt = Attempt { connection, message, size, limit };
-    let mut cx = Context::from_waker(Waker::noop());
-    // Outside of the task's budget: a publisher that never yields is held up by the full channel, not before.
-    let sending = tokio::task::unconstrained(link.client.publish_message(outbound));
-    match pin!(sending).poll(&mut cx) {
-        Poll::Ready(result) => Publishing::Ready(attempt.finish(link, result)),
-        Poll::Pending => publish_later(Arc::clone(link), runtime, attempt, timeout),
+    match link.connection() {
+        Some(connection) => publish_on(link, runtime, connection, message, timeout),
+        None => Publishing::Ready(Err(link.not_connected())),
     }
 }
 
-/// The library's channel is full. As long as it is, nothing has left, so giving up is a certain failure.
-fn publish_later(link: Arc<Link>, runtime: &Handle, attempt: Attempt, timeout: Duration) -> Publishing {
-    let client = link.client.clone();
-    // Encoded anew, because the first attempt has taken its message along; the common case copies nothing.
-    let outbound = match message::encode(&attempt.message) {
+/// Hands a message, which is not too large, to the client library for this connection: at once where the library has room,
+/// else as soon as it has.
+pub(super) fn publish_on(
+    link: &Arc<Link>,
+    runtime: &Handle,
+    connection: u64,
+    message: Message,
+    timeout: Duration,
+) -> Publishing {
+    let attempt = Attempt { connection, size: message::payload_bytes(&message) };
+    let outbound = match message::encode_owned(message) {
         Ok(outbound) => outbound,
-        Err(header) => return Publishing::Ready(Err(not_ascii(attempt.message.subject, &header))),
+        Err((subject, header)) => return Publishing::Ready(Err(not_ascii(subject, &header))),
     };
-    let mut sending = Box::pin(async move { client.publish_message(outbound).await });
-    // Polled here once so that it takes its place in the channel's queue: what is published next stays behind it.
+    // In a box from the start: a future that has been polled cannot be moved, and an allocation is cheaper than to
+    // keep a second copy of the message for the rare case.
+    let mut sending: Sending = Box::pin({
+        let link = Arc::clone(link);
+        async move { link.client.publish_message(outbound).await }
+    });
     let mut cx = Context::from_waker(Waker::noop());
-    if let Poll::Ready(result) = sending.as_mut().poll(&mut cx) {
-        return Publishing::Ready(attempt.finish(&link, result));
+    // Outside of the task's budget: a publisher that never yields is held up by the full channel, not before. And where
+    // the channel is full, this takes a place in its queue: what is published next stays behind it.
+    match pin!(tokio::task::unconstrained(&mut sending)).poll(&mut cx) {
+        Poll::Ready(result) => Publishing::Ready(attempt.finish(link, result)),
+        Poll::Pending => publish_later(Arc::clone(link), runtime, attempt, sending, timeout),
     }
+}
+
+/// A message on its way into the library.
+type Sending = Pin<Box<dyn Future<Output = Result<(), async_nats::PublishError>> + Send>>;
+
+/// The library's channel is full. As long as it is, nothing has left, so giving up is a certain failure.
+fn publish_later(
+    link: Arc<Link>,
+    runtime: &Handle,
+    attempt: Attempt,
+    mut sending: Sending,
+    timeout: Duration,
+) -> Publishing {
     let deadline = {
         // The caller may be outside of the runtime; the timer must not be.
         let _runtime = runtime.enter();
@@ -80,9 +95,7 @@ pub(super) fn not_ascii(subject: Subject, header: &str) -> PublishError {
 /// What must be known of a message after it was given away.
 struct Attempt {
     connection: u64,
-    message: Message,
     size: usize,
-    limit: usize,
 }
 
 impl Attempt {
@@ -97,11 +110,12 @@ impl Attempt {
         };
         Err(match error.kind() {
             PublishErrorKind::Send => PublishError::Closed,
+            // The limit has changed since it was looked at.
             PublishErrorKind::MaxPayloadExceeded => {
-                PublishError::TooLarge { size: self.size, limit: link.client.max_payload().min(self.limit) }
+                PublishError::TooLarge { size: self.size, limit: link.client.max_payload() }
             }
             PublishErrorKind::InvalidSubject => {
-                PublishError::Denied { subject: self.message.subject, reason: error.to_string() }
+                unreachable!("the library refuses empty subjects only, and a `Subject` is none")
             }
         })
     }

@@ -1,6 +1,9 @@
 //! Requests to JetStream's API, and why they fail.
 
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_nats::client::traits::Publisher as _;
@@ -11,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::replies::{NoReply, Replies};
+use super::replies::{Awaited, NoReply, Replies};
 use crate::backend::nats::link::Link;
 use crate::backend::{ConsumeError, StreamError};
 
@@ -101,6 +104,12 @@ impl Failure {
     }
 }
 
+/// A request that was sent; dropping it gives its answer up.
+pub(super) struct Sent {
+    awaited: Awaited,
+    subject: async_nats::Subject,
+}
+
 /// The way to JetStream's API.
 pub(super) struct Api {
     pub(super) link: Arc<Link>,
@@ -116,16 +125,44 @@ impl Api {
         payload: Bytes,
         wait: Duration,
     ) -> Result<async_nats::Message, Failure> {
+        let sent = self.send(subject, headers, payload, Instant::now() + wait).await?;
+        self.answer(sent).await
+    }
+
+    /// Sends a request. Both this and its answer fail when `by` has come.
+    pub(super) async fn send(
+        &self,
+        subject: impl Into<async_nats::Subject>,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+        by: Instant,
+    ) -> Result<Sent, Failure> {
         let connection = self.link.connection().ok_or_else(|| self.away())?;
         let subject = subject.into();
-        let awaited = self.replies.expect(subject.clone(), connection, Instant::now() + wait, None);
+        let awaited = self.replies.expect(subject.clone(), connection, by, None);
         let message =
             OutboundMessage { subject: subject.clone(), reply: Some(awaited.reply()), payload, headers };
-        match tokio::time::timeout(wait, self.link.client.publish_message(message)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(self.away()),
-            Err(_) => return Err(Failure::NotConnected(format!("the connection took nothing for {wait:?}"))),
+        let mut sending = pin!(self.link.client.publish_message(message));
+        // There is room for it almost always, and then no timer is made.
+        let at_once = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
+        let sent = match at_once {
+            Poll::Ready(sent) => Ok(sent),
+            Poll::Pending => tokio::time::timeout_at(by, sending).await,
+        };
+        match sent {
+            Ok(Ok(())) => Ok(Sent { awaited, subject }),
+            Ok(Err(_)) => Err(self.away()),
+            Err(_) => Err(Failure::NotConnected(
+                "the connection took nothing in time (messaging.publish_timeout)".to_owned(),
+            )),
         }
+    }
+
+    /// The answer to what was sent, whatever it is.
+    pub(super) async fn answer(
+        &self,
+        Sent { awaited, subject }: Sent,
+    ) -> Result<async_nats::Message, Failure> {
         match awaited.answer().await {
             Ok(answer) if answer.status == Some(StatusCode::NO_RESPONDERS) => {
                 Err(Failure::NotConnected("JetStream is not there".to_owned()))
@@ -133,9 +170,9 @@ impl Api {
             Ok(answer) => Ok(answer),
             Err(NoReply::Denied(reason)) => Err(Failure::Denied { subject: subject.to_string(), reason }),
             Err(NoReply::Broken) => Err(self.away()),
-            Err(NoReply::Silent) => {
-                Err(Failure::NotConnected(format!("JetStream gave no answer within {wait:?}")))
-            }
+            Err(NoReply::Silent) => Err(Failure::NotConnected(
+                "JetStream gave no answer in time (messaging.publish_timeout)".to_owned(),
+            )),
         }
     }
 

@@ -48,18 +48,19 @@ impl AckSubject {
     /// Reads `$JS.ACK.STREAM.CONSUMER.ATTEMPT.SSEQ.CSEQ.TIME.PENDING`, or the longer form with domain and account before
     /// the stream.
     pub(super) fn parse(subject: &str) -> Option<Self> {
-        let tokens: Vec<&str> = subject.split('.').collect();
-        let at = match (tokens.as_slice(), tokens.len()) {
-            (["$JS", "ACK", ..], 9) => 4,
-            (["$JS", "ACK", ..], 11..) => 6,
+        let mut tokens = subject.strip_prefix("$JS.ACK.")?.split('.');
+        let skipped = match subject.bytes().filter(|&byte| byte == b'.').count() + 1 {
+            9 => 2,
+            11.. => 4,
             _ => return None,
         };
-        let number = |n: usize| tokens.get(at + n)?.parse::<u64>().ok();
+        tokens.nth(skipped - 1)?;
+        let mut number = || tokens.next()?.parse::<u64>().ok();
         Some(Self {
-            attempt: u32::try_from(number(0)?).unwrap_or(u32::MAX),
-            stream_seq: number(1)?,
-            consumer_seq: number(2)?,
-            time: UNIX_EPOCH + Duration::from_nanos(number(3)?),
+            attempt: u32::try_from(number()?).unwrap_or(u32::MAX),
+            stream_seq: number()?,
+            consumer_seq: number()?,
+            time: UNIX_EPOCH + Duration::from_nanos(number()?),
         })
     }
 }
@@ -327,14 +328,13 @@ impl NatsMember {
         until: Instant,
         fetched: &mut Fetched,
     ) {
-        let Some((ack, about)) =
-            answer.reply.as_deref().and_then(|ack| Some((ack.to_owned(), AckSubject::parse(ack)?)))
-        else {
+        let about = |ack: async_nats::Subject| AckSubject::parse(&ack).map(|about| (ack, about));
+        let Some((ack, about)) = answer.reply.and_then(about) else {
             tracing::warn!(stream = self.stream, subject = %answer.subject, "a delivery cannot be acknowledged");
             return;
         };
         self.note_progress(&about);
-        let message = match decoder.decode_stored(&answer.subject, answer.headers.as_ref(), answer.payload) {
+        let message = match decoder.decode_stored(answer.subject, answer.headers.as_ref(), answer.payload) {
             Ok(message) => message,
             Err(error) => {
                 // It comes again after `ack_wait`, to members that may be able to read it.

@@ -387,7 +387,7 @@ impl Reading {
     }
 
     fn event(&self, decoder: &mut Decoder, sequence: u64, answer: async_nats::Message) -> LiveEvent {
-        match decoder.decode_stored(&answer.subject, answer.headers.as_ref(), answer.payload) {
+        match decoder.decode_stored(answer.subject, answer.headers.as_ref(), answer.payload) {
             Ok(message) => LiveEvent::Message {
                 message: Arc::new(message),
                 offset: Some(StreamOffset::Sequence(sequence)),

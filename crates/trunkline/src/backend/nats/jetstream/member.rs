@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::JetStream;
-use super::api::Failure;
+use super::api::{Failure, Sent};
 use super::bucket::HEARTBEAT;
 use super::consumers::State;
 use super::lease::LeaseState;
@@ -59,7 +59,16 @@ pub(super) struct NatsMember {
 pub(super) struct Held {
     pub(super) attempt: u32,
     pub(super) until: Instant,
-    pub(super) ack: String,
+    /// Where to settle it.
+    pub(super) ack: async_nats::Subject,
+}
+
+/// A settlement that is under way.
+struct Settling {
+    asked: Instant,
+    taken: Held,
+    /// Whether the server was told.
+    told: Result<Sent, Failure>,
 }
 
 /// The newest delivery that this member knows of.
@@ -170,9 +179,10 @@ impl NatsMember {
         held.remove(&sequence)
     }
 
-    /// Settles one delivery, and waits for the server to say so.
-    async fn settle_one(&self, token: &AckToken, settle: Settle) -> Result<Settled, ConsumeError> {
-        let Some(taken) = self.take(token, settle, Instant::now()) else { return Ok(Settled::LeaseLost) };
+    /// Tells the server about one delivery, if it may still be settled.
+    async fn begin_settling(&self, token: &AckToken, settle: Settle, by: Instant) -> Option<Settling> {
+        let asked = Instant::now();
+        let taken = self.take(token, settle, asked)?;
         let payload = match settle {
             Settle::Ack => Bytes::from_static(b"+ACK"),
             Settle::Term => Bytes::from_static(b"+TERM"),
@@ -180,33 +190,19 @@ impl NatsMember {
             Settle::Nak(Duration::ZERO) => Bytes::from_static(b"-NAK"),
             Settle::Nak(delay) => format!("-NAK {{\"delay\": {}}}", super::names::nanos(delay)).into(),
         };
-        let asked = Instant::now();
-        let wait = self.jetstream.api.link.publish_timeout;
-        let answer = self.jetstream.api.ask(taken.ack.as_str(), None, payload, wait).await;
-        let sequence = token.offset.sequence().unwrap_or_default();
-        match (answer, settle) {
-            (Ok(_), Settle::Progress) => {
-                if let Some(held) = self.held.lock().get_mut(&sequence)
-                    && held.attempt == token.attempt
-                {
-                    held.until = asked + self.lease_time();
-                }
-                Ok(Settled::Done)
-            }
-            (Ok(_), _) => Ok(Settled::Done),
-            (Err(failure), _) => Err(self.failed(failure)),
-        }
+        let told = self.jetstream.api.send(taken.ack.clone(), None, payload, by).await;
+        Some(Settling { asked, taken, told })
     }
 
-    /// What is held of the deliveries that a batch finishes.
-    fn held_of(&self, batch: &[(AckToken, Settle)]) -> Vec<(u64, Held)> {
-        let held = self.held.lock();
-        let finished = batch.iter().filter(|(_, settle)| matches!(settle, Settle::Ack | Settle::Term));
-        let of = |token: &AckToken| {
-            let sequence = token.offset.sequence()?;
-            Some((sequence, held.get(&sequence)?.clone()))
-        };
-        finished.filter_map(|(token, _)| of(token)).collect()
+    /// The server has settled this delivery.
+    fn on_settled(&self, token: &AckToken, settle: Settle, asked: Instant) {
+        if settle == Settle::Progress
+            && let Some(sequence) = token.offset.sequence()
+            && let Some(held) = self.held.lock().get_mut(&sequence)
+            && held.attempt == token.attempt
+        {
+            held.until = asked + self.lease_time();
+        }
     }
 
     fn put_back(&self, taken: Vec<(u64, Held)>) {
@@ -216,21 +212,45 @@ impl NatsMember {
         }
     }
 
+    /// Settles deliveries, and waits for the server to say so of each. All are under way before the first answer is
+    /// waited for; then they are awaited one after the other, which costs one wake-up for many answers.
     async fn settle_batch(&self, batch: Vec<(AckToken, Settle)>) -> Result<Vec<Settled>, ConsumeError> {
         self.check_open()?;
-        let finished = self.held_of(&batch);
-        let settling = batch.iter().map(|(token, settle)| self.settle_one(token, *settle));
-        match join_all(settling).await.into_iter().collect::<Result<Vec<_>, _>>() {
-            Err(error @ ConsumeError::NotConnected { .. }) => {
-                // Nobody is told of those that went well, so they may be settled once more. That does no harm, but for
-                // a nak: the message may be somebody else's by then.
-                self.put_back(finished);
-                // Nobody answers acknowledgements of a consumer that was removed.
-                self.check_there().await?;
-                Err(error)
-            }
-            settled => settled,
+        let by = Instant::now() + self.jetstream.api.link.publish_timeout;
+        let mut under_way = Vec::with_capacity(batch.len());
+        for (token, settle) in &batch {
+            under_way.push(self.begin_settling(token, *settle, by).await);
         }
+        let mut settled = Vec::with_capacity(batch.len());
+        let (mut finished, mut failed) = (Vec::new(), None);
+        for ((token, settle), settling) in batch.iter().zip(under_way) {
+            let Some(Settling { asked, taken, told }) = settling else {
+                settled.push(Settled::LeaseLost);
+                continue;
+            };
+            let answer = match told {
+                Ok(sent) => self.jetstream.api.answer(sent).await,
+                Err(failure) => Err(failure),
+            };
+            match answer {
+                Ok(_) => self.on_settled(token, *settle, asked),
+                Err(failure) => failed = failed.or(Some(failure)),
+            }
+            if let (Settle::Ack | Settle::Term, Some(sequence)) = (settle, token.offset.sequence()) {
+                finished.push((sequence, taken));
+            }
+            settled.push(Settled::Done);
+        }
+        let Some(failure) = failed else { return Ok(settled) };
+        let error = self.failed(failure);
+        if matches!(error, ConsumeError::NotConnected { .. }) {
+            // Nobody is told of those that went well, so they may be settled once more. That does no harm, but for
+            // a nak: the message may be somebody else's by then.
+            self.put_back(finished);
+            // Nobody answers acknowledgements of a consumer that was removed.
+            self.check_there().await?;
+        }
+        Err(error)
     }
 
     /// Asks whether the consumer is still there.

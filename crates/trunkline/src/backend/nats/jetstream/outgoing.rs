@@ -5,7 +5,7 @@
 //! goes into a queue that one task empties in order; whatever is published to the same subject goes behind it. Messages
 //! to inboxes are never stored and never wait for others.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -14,6 +14,7 @@ use std::time::Duration;
 use async_nats::client::traits::Publisher as _;
 use async_nats::message::OutboundMessage;
 use async_nats::{PublishErrorKind, StatusCode};
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::runtime::Handle;
@@ -69,7 +70,7 @@ struct State {
     listless: bool,
     queue: VecDeque<Queued>,
     /// How many messages of each subject wait or are being sent by the task.
-    busy: HashMap<Subject, usize>,
+    busy: HashMap<Subject, usize, foldhash::fast::RandomState>,
 }
 
 /// One publish.
@@ -168,7 +169,7 @@ impl Outgoing {
             return Publishing::Ready(Err(link.not_connected()));
         };
         if message.subject.as_str().starts_with(&self.inbox_prefix) {
-            return self.publish_live(message, dedupe_id, timeout);
+            return self.publish_live(connection, message, dedupe_id, timeout);
         }
         let now = Instant::now();
         let route = {
@@ -184,7 +185,7 @@ impl Outgoing {
             }
         };
         if route == (Route::Known { stored: false }) {
-            return self.publish_live(message, dedupe_id, timeout);
+            return self.publish_live(connection, message, dedupe_id, timeout);
         }
         let Some(me) = self.me.upgrade() else { return Publishing::Ready(Err(PublishError::Closed)) };
         let job = Job { message, dedupe_id, since: now, deadline: now + timeout, refused: false };
@@ -202,10 +203,16 @@ impl Outgoing {
     }
 
     /// On core NATS: nobody stores it.
-    fn publish_live(&self, message: Message, dedupe_id: Option<String>, timeout: Duration) -> Publishing {
+    fn publish_live(
+        &self,
+        connection: u64,
+        message: Message,
+        dedupe_id: Option<String>,
+        timeout: Duration,
+    ) -> Publishing {
         match dedupe_id {
             Some(_) => Publishing::Ready(Err(unsupported(DEDUPE).into())),
-            None => publish::publish(self.link(), &self.runtime, message, timeout),
+            None => publish::publish_on(self.link(), &self.runtime, connection, message, timeout),
         }
     }
 
@@ -409,7 +416,8 @@ impl Outgoing {
         }
         if !stored {
             let left = job.deadline.saturating_duration_since(Instant::now());
-            let publishing = self.publish_live(job.message.clone(), job.dedupe_id.clone(), left);
+            let connection = link.connection().ok_or_else(|| link.not_connected())?;
+            let publishing = self.publish_live(connection, job.message.clone(), job.dedupe_id.clone(), left);
             return Ok(Step::Over(publishing.outcome().await));
         }
         // Never closed: the semaphore lives as long as this.

@@ -258,9 +258,10 @@ impl Batch {
         self.last = Some(sequence);
         self.pending = number(&answer, "Nats-Num-Pending");
         let headers = answer.headers.unwrap_or_default();
-        let subject = text(&headers, "Nats-Subject").ok_or_else(|| unexpected("no subject"))?;
+        let subject: async_nats::Subject =
+            text(&headers, "Nats-Subject").ok_or_else(|| unexpected("no subject"))?.into();
         let time = text(&headers, "Nats-Time-Stamp").and_then(|time| parse_time(&time));
-        match decoder.decode_stored(&subject, Some(&headers), answer.payload) {
+        match decoder.decode_stored(subject.clone(), Some(&headers), answer.payload) {
             Ok(mut message) => {
                 for name in ADDED {
                     message.headers.remove(name);
@@ -271,7 +272,7 @@ impl Batch {
                     message: Arc::new(message),
                 });
             }
-            Err(error) => tracing::warn!(subject, sequence, %error, "a stored message cannot be read"),
+            Err(error) => tracing::warn!(%subject, sequence, %error, "a stored message cannot be read"),
         }
         Ok(())
     }

@@ -4,13 +4,16 @@
 //! marks such a reply subject for other members of the bus: a stored message is seen live with it, and nobody but
 //! the server may answer there.
 
-use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::Subscriber;
-use futures_util::StreamExt as _;
+use futures_util::Stream as _;
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -24,6 +27,10 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Most subjects of which refusals are still expected.
 const TOLD_MAX: usize = 1024;
+/// Most answers that are handed out at once.
+const BATCH: usize = 128;
+/// Room for the number of an answer in its subject, with the dot before it.
+const NUMBER_BYTES: usize = 21;
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,13 +45,14 @@ pub(super) enum NoReply {
 
 /// Who waits for which answer.
 pub(super) struct Replies {
+    /// All subjects of answers, up to and with the last dot.
     prefix: String,
     next: AtomicU64,
     /// Held for one map operation, or for one pass over the map by the task; no other lock is taken inside.
-    waiting: Mutex<HashMap<u64, Waiting>>,
+    waiting: Mutex<HashMap<u64, Waiting, foldhash::fast::RandomState>>,
     /// Refusals of this connection that will still come for what has been told of an earlier one, by subject. Held as
     /// `waiting` is.
-    told: Mutex<HashMap<String, usize>>,
+    told: Mutex<HashMap<String, usize, foldhash::fast::RandomState>>,
 }
 
 struct Waiting {
@@ -57,6 +65,13 @@ struct Waiting {
     _place: Option<OwnedSemaphorePermit>,
 }
 
+/// Answers that came together, and who asked for each.
+#[derive(Default)]
+struct Batch {
+    answers: Vec<async_nats::Message>,
+    asked: Vec<Option<Waiting>>,
+}
+
 /// One answer that is waited for; forgotten when dropped.
 pub(super) struct Awaited {
     replies: Arc<Replies>,
@@ -67,7 +82,7 @@ pub(super) struct Awaited {
 impl Replies {
     pub(super) fn new(inbox: &str) -> Self {
         Self {
-            prefix: format!("{inbox}.{CONFIRMATION}"),
+            prefix: format!("{inbox}.{CONFIRMATION}."),
             next: AtomicU64::new(0),
             waiting: Mutex::default(),
             told: Mutex::default(),
@@ -76,7 +91,7 @@ impl Replies {
 
     /// What to subscribe to.
     pub(super) fn pattern(&self) -> String {
-        format!("{}.*", self.prefix)
+        format!("{}*", self.prefix)
     }
 
     /// Expects an answer, on this connection until the deadline, to what is sent to `asked`.
@@ -101,17 +116,20 @@ impl Replies {
         mut answers: Subscriber,
         stop: CancellationToken,
     ) {
+        let mut stopped = pin!(stop.cancelled());
         let (mut status, mut announced) = (link.status(), link.announced());
+        let mut batch = Batch::default();
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
-                answer = answers.next() => match answer {
-                    Some(answer) => self.on_answer(answer),
-                    None => break,
-                },
+                () = &mut stopped => break,
+                more = std::future::poll_fn(|cx| self.poll_answers(cx, &mut answers, &mut batch)) => {
+                    if !more {
+                        break;
+                    }
+                }
                 _ = status.changed() => {
                     if !status.borrow_and_update().state.is_ready() {
                         self.give_up(&NoReply::Broken, |_| true);
@@ -156,12 +174,37 @@ impl Replies {
         true
     }
 
-    fn on_answer(&self, answer: async_nats::Message) {
-        let id = answer.subject.rsplit('.').next().and_then(|id| id.parse().ok());
-        let waiting = id.and_then(|id: u64| self.waiting.lock().remove(&id));
-        if let Some(waiting) = waiting {
-            // Who asked may have gone meanwhile.
-            let _ = waiting.answer.send(Ok(answer));
+    /// Hands out what is there; `false` at the end.
+    fn poll_answers(&self, cx: &mut Context<'_>, answers: &mut Subscriber, batch: &mut Batch) -> Poll<bool> {
+        let mut ended = false;
+        while batch.answers.len() < BATCH {
+            match Pin::new(&mut *answers).poll_next(cx) {
+                Poll::Ready(Some(answer)) => batch.answers.push(answer),
+                Poll::Ready(None) => {
+                    ended = true;
+                    break;
+                }
+                Poll::Pending if batch.answers.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        self.hand_out(batch);
+        Poll::Ready(!ended)
+    }
+
+    fn hand_out(&self, batch: &mut Batch) {
+        {
+            let mut waiting = self.waiting.lock();
+            for answer in &batch.answers {
+                let id = answer.subject.strip_prefix(&*self.prefix).and_then(|id| id.parse().ok());
+                batch.asked.push(id.and_then(|id: u64| waiting.remove(&id)));
+            }
+        }
+        for (answer, asked) in batch.answers.drain(..).zip(batch.asked.drain(..)) {
+            if let Some(asked) = asked {
+                // Who asked may have gone meanwhile.
+                let _ = asked.answer.send(Ok(answer));
+            }
         }
     }
 
@@ -182,7 +225,11 @@ impl Replies {
 impl Awaited {
     /// The subject that the answer must go to.
     pub(super) fn reply(&self) -> async_nats::Subject {
-        format!("{}.{}", self.replies.prefix, self.id).into()
+        let mut reply = String::with_capacity(self.replies.prefix.len() + NUMBER_BYTES);
+        reply.push_str(&self.replies.prefix);
+        // Writing to a `String` cannot fail.
+        let _ = write!(reply, "{}", self.id);
+        reply.into()
     }
 
     /// The answer. Ends by itself at the deadline, so it needs no timer where it is awaited.

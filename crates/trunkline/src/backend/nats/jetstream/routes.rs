@@ -6,9 +6,9 @@
 //!
 //! In a cluster there is no such copy as long as any stream has no leader. Then each subject is asked for by itself.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use tokio::time::Instant;
 use trunkline_core::{Pattern, Subject};
 
@@ -36,7 +36,7 @@ pub(super) struct Routes {
     /// When the copy was asked for; `None` before the first, and after a change of our own.
     asked: Option<Instant>,
     /// Answers of this copy, and of who was asked for one subject alone.
-    answers: HashMap<Subject, Answer>,
+    answers: HashMap<Subject, Answer, foldhash::fast::RandomState>,
 }
 
 /// Whether a subject is stored.
