@@ -171,9 +171,8 @@ impl Outgoing {
         if message.subject.as_str().starts_with(&self.inbox_prefix) {
             return self.publish_live(connection, message, dedupe_id, timeout);
         }
-        let now = Instant::now();
         let route = {
-            let state = self.state.lock();
+            let (state, now) = (self.state.lock(), self.api.replies.recently());
             match state.busy.contains_key(&message.subject) {
                 true => Route::Unknown,
                 false => {
@@ -187,6 +186,7 @@ impl Outgoing {
         if route == (Route::Known { stored: false }) {
             return self.publish_live(connection, message, dedupe_id, timeout);
         }
+        let now = Instant::now();
         let Some(me) = self.me.upgrade() else { return Publishing::Ready(Err(PublishError::Closed)) };
         let job = Job { message, dedupe_id, since: now, deadline: now + timeout, refused: false };
         if route == (Route::Known { stored: true }) {

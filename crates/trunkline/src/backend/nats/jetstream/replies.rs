@@ -53,6 +53,9 @@ pub(super) struct Replies {
     /// Refusals of this connection that will still come for what has been told of an earlier one, by subject. Held as
     /// `waiting` is.
     told: Mutex<HashMap<String, usize, foldhash::fast::RandomState>>,
+    /// The time of the latest sweep, in nanoseconds after `began`.
+    swept: AtomicU64,
+    began: Instant,
 }
 
 struct Waiting {
@@ -86,7 +89,15 @@ impl Replies {
             next: AtomicU64::new(0),
             waiting: Mutex::default(),
             told: Mutex::default(),
+            swept: AtomicU64::new(0),
+            began: Instant::now(),
         }
+    }
+
+    /// A time not long ago, at most that between two sweeps unless the machine is overloaded: for where looking at the
+    /// clock would cost more than the rest.
+    pub(super) fn recently(&self) -> Instant {
+        self.began + Duration::from_nanos(self.swept.load(Ordering::Relaxed))
     }
 
     /// What to subscribe to.
@@ -142,6 +153,8 @@ impl Replies {
                     self.give_up(&NoReply::Broken, |waiting| waiting.connection != connection);
                 }
                 now = sweep.tick() => {
+                    let after = u64::try_from((now - self.began).as_nanos()).unwrap_or(u64::MAX);
+                    self.swept.store(after, Ordering::Relaxed);
                     self.give_up(&NoReply::Silent, |waiting| waiting.deadline <= now);
                 }
             }

@@ -37,6 +37,8 @@ pub(super) struct Routes {
     asked: Option<Instant>,
     /// Answers of this copy, and of who was asked for one subject alone.
     answers: HashMap<Subject, Answer, foldhash::fast::RandomState>,
+    /// Some answer may not be what the copy says.
+    asked_apart: bool,
 }
 
 /// Whether a subject is stored.
@@ -50,7 +52,7 @@ struct Answer {
 impl Routes {
     /// Takes a copy that was asked for at this time.
     pub(super) fn replace(&mut self, patterns: Vec<Pattern>, asked: Instant) {
-        if self.patterns == patterns {
+        if self.patterns == patterns && !std::mem::take(&mut self.asked_apart) {
             self.asked = Some(asked);
             return;
         }
@@ -85,7 +87,7 @@ impl Routes {
             Route::Old { .. } | Route::Unknown => {
                 let asked = self.asked.filter(|asked| *asked >= since)?;
                 let stored = self.patterns.iter().any(|pattern| pattern.matches(subject));
-                self.note(subject, stored, asked);
+                self.remember(subject, stored, asked);
                 Some(stored)
             }
         }
@@ -93,6 +95,11 @@ impl Routes {
 
     /// Remembers what was asked for one subject alone at this time.
     pub(super) fn note(&mut self, subject: &Subject, stored: bool, asked: Instant) {
+        self.asked_apart = true;
+        self.remember(subject, stored, asked);
+    }
+
+    fn remember(&mut self, subject: &Subject, stored: bool, asked: Instant) {
         if self.answers.len() >= SUBJECTS_MAX {
             self.answers.clear();
         }
