@@ -7,6 +7,7 @@
 // The names are the ones of `scenarios.py`, so that one list serves all clients.
 
 import assert from "node:assert/strict";
+import { authorization } from "./authorization.mjs";
 import { envelope_answer, envelope_ask } from "./envelope.mjs";
 import { outage_of_the_backend } from "./outage.mjs";
 import { Bus, bytes, Collector, raises, report, say, text, timed, within } from "./harness.mjs";
@@ -388,8 +389,8 @@ const scenarios = {
 };
 
 // The two halves of one conversation between components of different languages, which the test runs as a pair; and what only
-// a server with a backend of its own can be asked.
-const paired = { envelope_answer, envelope_ask, outage_of_the_backend };
+// a server with a backend of its own can be asked, or one with users.
+const paired = { authorization, envelope_answer, envelope_ask, outage_of_the_backend };
 
 function usage() {
   console.error("usage: scenarios.mjs --client nats|transport-node (URL SCENARIO | --list)");

@@ -12,6 +12,7 @@ import traceback
 
 import nats.errors
 
+from authorization import authorization
 from envelope import envelope_answer, envelope_ask
 from harness import Bus, Collector, Stopwatch, flush, raises, report, say, within
 from outage import outage_of_the_backend
@@ -422,8 +423,13 @@ async def ten_thousand_subscriptions_get_their_own_messages(bus):
 
 
 # The two halves of one conversation between components of different languages, which the test runs as a pair; and what only
-# a server with a backend of its own can be asked.
-PAIRED = {"envelope_answer": envelope_answer, "envelope_ask": envelope_ask, "outage_of_the_backend": outage_of_the_backend}
+# a server with a backend of its own can be asked, or one with users.
+PAIRED = {
+    "authorization": authorization,
+    "envelope_answer": envelope_answer,
+    "envelope_ask": envelope_ask,
+    "outage_of_the_backend": outage_of_the_backend,
+}
 
 
 async def run(url, name):
