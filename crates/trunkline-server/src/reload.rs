@@ -91,26 +91,36 @@ impl Reloader {
         self.put_in_force(&auth)
     }
 
-    /// Reloads whenever a message on `{root}.system.policy.reload` asks for it. Who may ask is decided by who may publish
-    /// there. Owned by the server's tracker; ends by `stop`.
-    pub(crate) async fn listen(self: Arc<Self>, subject: Pattern, stop: CancellationToken) {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.serve(subject) => {}
+    /// From when it returns, messages on `{root}.system.policy.reload` ask for a reload; on a bridge, from when its backend
+    /// has the subscription. Who may ask is decided by who may publish there. The future carries it out: it is owned by
+    /// the server's tracker and ends by `stop`.
+    pub(crate) fn listen(
+        self: Arc<Self>,
+        subject: Pattern,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        // A tap: nobody takes the server for somebody who would answer.
+        let tap = self.shared.bridge.is_none().then(|| {
+            let inbox = Arc::new(Inbox::new(REQUESTS_MAX));
+            self.shared.hub.router().insert(&subject, Role::Tap, Target::Inbox(inbox.clone()));
+            inbox
+        });
+        async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.serve(tap, subject) => {}
+            }
         }
     }
 
-    async fn serve(&self, subject: Pattern) {
-        let Some(bridge) = self.shared.bridge.clone() else {
-            // A tap: nobody takes the server for somebody who would answer.
-            let inbox = Arc::new(Inbox::new(REQUESTS_MAX));
-            self.shared.hub.router().insert(&subject, Role::Tap, Target::Inbox(inbox.clone()));
+    async fn serve(&self, tap: Option<Arc<Inbox>>, subject: Pattern) {
+        if let Some(inbox) = tap {
             let mut events = Vec::new();
             while std::future::poll_fn(|cx| inbox.poll_batch(cx, REQUESTS_MAX, &mut events)).await > 0 {
                 self.asked(&mut events).await;
             }
-            return;
-        };
+        }
+        let Some(bridge) = self.shared.bridge.clone() else { return };
         loop {
             let options = SubscribeOptions { responder: false, ..SubscribeOptions::default() };
             match bridge.backend.subscribe(subject.clone(), options).await {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use trunkline::Front;
 use trunkline::backend::memory::{Hub, MemoryBackend};
-use trunkline_server::Server;
+use trunkline_server::{Server, ServerOptions};
 
 use super::super::client::Raw;
 use super::super::fixture::options;
+use super::reload::Source;
 use super::{VIOLATION, answer, auth, client, user};
 
 const USERS: &str = "{users: [{user: full, password: f}, \
@@ -15,8 +16,15 @@ const USERS: &str = "{users: [{user: full, password: f}, \
     {user: svc, password: s, permissions: {subscribe: [svc], allow_responses: true}}]}";
 
 async fn bridge() -> Server {
+    bridge_with(|_| {}).await
+}
+
+async fn bridge_with(change: impl FnOnce(&mut ServerOptions)) -> Server {
     let hub = Arc::new(Hub::default());
-    let mut options = options(hub.clone(), |options| options.auth = auth(USERS));
+    let mut options = options(hub.clone(), |options| {
+        options.auth = auth(USERS);
+        change(options);
+    });
     options.front = Front::Bridge(Arc::new(MemoryBackend::connect_to(&hub)));
     Server::start(options).await.expect("free ports")
 }
@@ -78,4 +86,25 @@ async fn a_reload_ends_subscriptions_of_a_bridge() {
     assert_eq!(until(&mut ann, "2").await, ["MSG end 2 1"]);
     ann.send("SUB foo.> 3\r\n").await;
     assert_eq!(ann.flush().await, "-ERR 'Permissions Violation for Subscription to \"foo.>\"'\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_has_the_policy_of_a_bridge_read_again() {
+    let source = Source::new(&USERS.replace("user: ann", "user: amy"));
+    let server = bridge_with(|options| options.auth_source = Some(source.as_source())).await;
+    let mut ann = client(server.nats_addr(), "ann", "a").await;
+    let mut full = client(server.nats_addr(), "full", "f").await;
+    // The server's own subscription on the backend stands some time after the start, so it is asked until it hears.
+    let asking = async {
+        loop {
+            full.send("PUB nachos.system.policy.reload 0\r\n\r\n").await;
+            assert_eq!(full.flush().await, "");
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = asking => unreachable!("it asks without end"),
+        said = ann.until_closed() => assert_eq!(said, VIOLATION),
+    }
+    assert_eq!(answer(server.nats_addr(), &user("amy", "a")).await, "PONG\r\n");
 }

@@ -226,6 +226,16 @@ async fn clients_without_credentials_may_be_taken_for_a_user() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nobody_is_asked_the_default_permissions_are_everybodys() {
+    let server = server("{permissions: {publish: [open], subscribe: {deny: [closed]}}}").await;
+    let mut anybody = Raw::ready(server.nats_addr(), &user("any", "thing")).await;
+    anybody.send("PUB open 0\r\n\r\nPUB closed 0\r\n\r\nSUB closed 1\r\nSUB open 2\r\n").await;
+    let denied = "-ERR 'Permissions Violation for Publish to \"closed\"'\r\n\
+                  -ERR 'Permissions Violation for Subscription to \"closed\"'\r\n";
+    assert_eq!(anybody.flush().await, denied);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guesses_are_limited_for_each_user_and_address() {
     let yaml = format!(
         "{{users: [{{user: ann, password: right}}, {{user: bob, password: '{}'}}, {{user: cyd, password: c}}]}}",

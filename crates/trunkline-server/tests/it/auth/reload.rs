@@ -147,13 +147,13 @@ async fn users_that_cannot_be_put_in_force_change_nothing() {
 
 /// A source that says what the test has put there, and counts how often it was asked.
 #[derive(Clone)]
-struct Source {
+pub(super) struct Source {
     yaml: Arc<Mutex<String>>,
     asked: Arc<AtomicU64>,
 }
 
 impl Source {
-    fn new(yaml: &str) -> Self {
+    pub(super) fn new(yaml: &str) -> Self {
         Self { yaml: Arc::new(Mutex::new(yaml.to_owned())), asked: Arc::default() }
     }
 
@@ -161,7 +161,7 @@ impl Source {
         *self.yaml.lock() = yaml.to_owned();
     }
 
-    fn as_source(&self) -> AuthSource {
+    pub(super) fn as_source(&self) -> AuthSource {
         let source = self.clone();
         Arc::new(move || {
             source.asked.fetch_add(1, Ordering::Relaxed);
