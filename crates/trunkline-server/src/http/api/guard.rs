@@ -80,7 +80,7 @@ enum Allowed {
     /// It has the token.
     Yes,
     /// It has the name and password of a user, who may be allowed to.
-    If(ConnectOptions),
+    If(Box<ConnectOptions>),
 }
 
 /// Whether a user may use the API. Its password is checked as that of a client is, and failures count with those.
@@ -113,7 +113,7 @@ fn check(token: &Token, headers: &HeaderMap) -> Result<Allowed, ApiError> {
     }
     let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
     if let Some(user) = given.and_then(basic) {
-        return Ok(Allowed::If(user));
+        return Ok(Allowed::If(Box::new(user)));
     }
     let bearer = given.and_then(|given| {
         let (scheme, rest) = given.split_at_checked(7)?;
