@@ -197,28 +197,33 @@ fn passwd_refuses_what_would_be_no_password() {
 
 #[test]
 fn a_configuration_that_is_wrong_at_a_sighup_changes_nothing() {
-    let config = Config::new("{users: [{user: ann, password: first}]}");
+    // Whoever asks for a reload stays: a command that is sent away is not told that its message arrived.
+    let users = |password: &str| {
+        format!("{{users: [{{user: ann, password: {password}}}, {{user: owner, password: k33per}}]}}")
+    };
+    let config = Config::new(&users("first"));
     let (mut running, url) = up(&config);
     config.write("{users: [{user: ann, pasword: s3cret}]}");
     running.signal(Signal::SIGHUP);
     let line = running.until_it_says("stay as they are");
     assert!(line.contains("config.yaml:1:30"), "{line}");
     run(&["pub", "--url", &with_user(&url, "ann:first"), "a", "x"]).ok();
-    config.write("{users: [{user: ann, password: second}]}");
+    config.write(&users("second"));
     running.signal(Signal::SIGHUP);
     running.until_it_says("in force as configured now");
     run(&["pub", "--url", &with_user(&url, "ann:second"), "a", "x"]).ok();
     assert_eq!(run(&["pub", "--url", &with_user(&url, "ann:first"), "a", "x"]).code(), 1);
     // Whoever may publish there can ask for it, too.
-    config.write("{users: [{user: ann, password: third}]}");
-    run(&["pub", "--url", &with_user(&url, "ann:second"), "nachos.system.policy.reload", "{}"]).ok();
+    config.write(&users("third"));
+    run(&["pub", "--url", &with_user(&url, "owner:k33per"), "nachos.system.policy.reload", "{}"]).ok();
     running.until_it_says("in force as configured now");
     run(&["pub", "--url", &with_user(&url, "ann:third"), "a", "x"]).ok();
     running.signal(Signal::SIGTERM);
     let ended = running.end();
     assert!(ended.status.success(), "{ended:?}");
+    assert!(ended.stderr.contains("--url nats://USER:PASSWORD@"), "the banner: {}", ended.stderr);
     assert!(ended.stderr.contains("plain text"), "it warns of the password: {}", ended.stderr);
-    for secret in ["first", "second", "third", "s3cret"] {
+    for secret in ["first", "second", "third", "s3cret", "k33per"] {
         assert!(!ended.stderr.contains(secret), "{secret} is in the log: {}", ended.stderr);
     }
 }

@@ -81,8 +81,19 @@ impl Attempts {
         failures.filter(|failures| is_fresh(failures, now)).map_or(0, |failures| failures.count)
     }
 
+    /// Counts a failure. The log is told once a minute when there are too many.
     pub(super) fn failed(&self, guess: &Guess, now: Instant) {
+        if self.count_failure(guess, now) == guess.limit {
+            let (address, limit) = (guess.address, guess.limit);
+            tracing::warn!(%address, limit, "too many failed attempts as one user: more are refused unchecked for a minute");
+        }
+    }
+
+    /// Returns how many there are of this user.
+    fn count_failure(&self, guess: &Guess, now: Instant) -> u32 {
+        let mut of_user = 0;
         let mut table = self.table.lock();
+        // The user's last: its count is what is returned.
         for entry in [guess.of_address(), guess.of_user()] {
             if !table.contains_key(&entry) && table.len() >= ENTRIES_MAX {
                 make_room(&mut table, now);
@@ -92,7 +103,9 @@ impl Attempts {
                 *failures = Failures { count: 0, since: now };
             }
             failures.count = failures.count.saturating_add(1);
+            of_user = failures.count;
         }
+        of_user
     }
 }
 
