@@ -10,6 +10,7 @@ use crate::commands::config::ConfigArgs;
 use crate::commands::consume::ConsumeArgs;
 use crate::commands::consumer::ConsumerArgs;
 use crate::commands::dlq::DeadLetterArgs;
+use crate::commands::passwd::PasswdArgs;
 use crate::commands::publish::PublishArgs;
 use crate::commands::replay::ReplayArgs;
 use crate::commands::reply::ReplyArgs;
@@ -67,6 +68,7 @@ pub(crate) enum Command {
     Replay(ReplayArgs),
     Status(StatusArgs),
     Config(ConfigArgs),
+    Passwd(PasswdArgs),
     #[command(after_help = "Examples:
   trunkline bench                                      every scenario against the bus on this machine
   trunkline bench fanout --subscribers 8 --payload 1KiB --json

@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use trunkline::config::{ConfigError, Loaded, Loader, Origin};
+use trunkline_server::{AuthOptions, AuthSource};
 
 use crate::failure::{Explain, Kind};
 
@@ -21,7 +23,7 @@ pub(crate) struct GlobalArgs {
 }
 
 /// A key that a flag sets.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Override {
     pub(crate) key: &'static str,
     pub(crate) value: String,
@@ -58,6 +60,15 @@ impl Explain for SettingsError {
             _ => "`trunkline config keys` says what each key takes".into(),
         })
     }
+}
+
+/// Where the running server reads its users and permissions again: the sources of the configuration, as they are then.
+pub(crate) fn auth_source(global: &GlobalArgs, overrides: Vec<Override>) -> AuthSource {
+    let global = global.clone();
+    Arc::new(move || {
+        let loaded = load(&global, overrides.clone())?;
+        Ok(AuthOptions::from(&loaded.config.server))
+    })
 }
 
 fn comes_from_a_flag(error: &ConfigError) -> bool {

@@ -37,6 +37,21 @@ pub enum ServerError<'a> {
         /// The queue group, when one was given.
         queue: Option<&'a [u8]>,
     },
+    /// The user may not have a subscription any more that it has made; it is over.
+    #[error(
+        "Permissions Violation for Subscription to {}{} (sid {})",
+        Quoted(subject),
+        UsingQueue(*queue),
+        Quoted(sid)
+    )]
+    SubscriptionRevoked {
+        /// The pattern.
+        subject: &'a [u8],
+        /// The queue group, when there was one.
+        queue: Option<&'a [u8]>,
+        /// The client's name for the subscription.
+        sid: &'a [u8],
+    },
     /// A subscription to something that is no pattern.
     #[error("Invalid Subject")]
     InvalidSubject,
@@ -77,6 +92,7 @@ impl ServerError<'_> {
             Self::PublishPermission { .. }
             | Self::ReplyPermission { .. }
             | Self::SubscribePermission { .. }
+            | Self::SubscriptionRevoked { .. }
             | Self::InvalidSubject
             | Self::InvalidPublishSubject
             | Self::MaxSubscriptions => false,
@@ -162,6 +178,16 @@ mod tests {
         check(
             SubscribePermission { subject: b"a.*", queue: Some(b"q") },
             r#"Permissions Violation for Subscription to "a.*" using queue "q""#,
+            false,
+        );
+        check(
+            SubscriptionRevoked { subject: b"a.b", queue: None, sid: b"7" },
+            r#"Permissions Violation for Subscription to "a.b" (sid "7")"#,
+            false,
+        );
+        check(
+            SubscriptionRevoked { subject: b"a.b", queue: Some(b"q"), sid: b"7" },
+            r#"Permissions Violation for Subscription to "a.b" using queue "q" (sid "7")"#,
             false,
         );
         check(InvalidSubject, "Invalid Subject", false);

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytestring::ByteString;
 use hashbrown::HashMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use trunkline::backend::memory::{Delivered, Hub, SessionSink};
 use trunkline::{Message, Pattern};
 use trunkline_core::SubscriptionId;
 use trunkline_protocol::{ConnectOptions, encode};
 
+use crate::auth::{Identity, PatternSet, Replies};
 use crate::bridge::orders::Orders;
 use crate::outbox::{Outbox, Written};
 use crate::shared::Closed;
@@ -62,7 +63,14 @@ pub(crate) struct Client {
     /// looks on. No other lock is taken while it is held.
     pub(crate) table: Mutex<Subscriptions>,
     pub(crate) started: SystemTime,
-    hub: Arc<Hub>,
+    /// What it is to sign, where nkeys are in use.
+    pub(crate) nonce: Option<Box<str>>,
+    /// Where its subscriptions are; set once it is known whose client it is.
+    hub: OnceLock<Arc<Hub>>,
+    /// Guards the pointer alone: who the client is, as its session has last found it. `None` until it is let in.
+    identity: Mutex<Option<Arc<Identity>>>,
+    /// Who it has failed to prove to be.
+    claimed: OnceLock<Box<str>>,
     /// What CONNECT said; unset until it came.
     connect: OnceLock<ConnectOptions>,
     headers: AtomicBool,
@@ -88,12 +96,12 @@ struct Pings {
 }
 
 impl Client {
-    /// `orders` is for its lane, on a bridge.
+    /// `nonce` is what it is to sign, and `orders` is for its lane, on a bridge.
     pub(crate) fn new(
         id: u64,
         address: SocketAddr,
         outbox: Outbox,
-        hub: Arc<Hub>,
+        nonce: Option<Box<str>>,
         orders: Option<Arc<Orders>>,
     ) -> Self {
         Self {
@@ -108,7 +116,10 @@ impl Client {
             gaps: AtomicU64::new(0),
             table: Mutex::default(),
             started: SystemTime::now(),
-            hub,
+            nonce,
+            hub: OnceLock::new(),
+            identity: Mutex::default(),
+            claimed: OnceLock::new(),
             connect: OnceLock::new(),
             headers: AtomicBool::new(false),
             last_active: AtomicU64::new(0),
@@ -134,6 +145,30 @@ impl Client {
     pub(crate) fn set_connect(&self, options: ConnectOptions) {
         self.headers.store(options.headers, Ordering::Relaxed);
         let _ = self.connect.set(options);
+    }
+
+    /// Keeps who it is. The first time says in which account its subscriptions are; no other is ever set.
+    pub(crate) fn set_identity(&self, identity: Arc<Identity>) {
+        let _ = self.hub.set(identity.account.hub.clone());
+        *self.identity.lock() = Some(identity);
+    }
+
+    pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
+        self.identity.lock().clone()
+    }
+
+    /// Keeps who it has failed to prove to be, for monitoring.
+    pub(crate) fn set_claimed(&self, name: &str) {
+        if !name.is_empty() {
+            let _ = self.claimed.set(name.into());
+        }
+    }
+
+    /// Who it is, or says that it is.
+    pub(crate) fn shown_name(&self) -> Option<String> {
+        let identity = self.identity();
+        let name = identity.as_ref().and_then(|identity| identity.name.as_deref());
+        name.or(self.claimed.get().map(|name| &**name)).map(str::to_owned)
     }
 
     /// Keeps the mark of what it publishes and must not get back.
@@ -221,8 +256,8 @@ impl Client {
     /// A subscription made its last delivery: it is gone at once, so that it does not count as somebody listening and
     /// its name can be used again.
     pub(crate) fn forget_ended(&self, subscription: &Subscription) {
-        if let Some(id) = subscription.id.get() {
-            self.hub.router().remove(&subscription.pattern, *id);
+        if let (Some(id), Some(hub)) = (subscription.id.get(), self.hub.get()) {
+            hub.router().remove(&subscription.pattern, *id);
         }
         let mut table = self.table.lock();
         // The client may have unsubscribed it meanwhile, and have given its name to another.
@@ -246,6 +281,19 @@ pub(crate) struct Subscription {
     /// Ends itself after so many deliveries; 0 is never.
     max: AtomicU64,
     ended: AtomicBool,
+    /// Whether there is a guard: deliveries to the others cost no lock.
+    guarded: AtomicBool,
+    /// Guards the pointer alone.
+    guard: RwLock<Option<Arc<Guard>>>,
+}
+
+/// What is to be looked at before a delivery, because of the client's permissions.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    /// What it may not get.
+    pub(crate) withheld: Option<PatternSet>,
+    /// Where requests are noted that it may answer.
+    pub(crate) replies: Option<Arc<Replies>>,
 }
 
 impl Subscription {
@@ -259,7 +307,36 @@ impl Subscription {
             delivered: AtomicU64::new(0),
             max: AtomicU64::new(0),
             ended: AtomicBool::new(false),
+            guarded: AtomicBool::new(false),
+            guard: RwLock::default(),
         }
+    }
+
+    /// Puts other permissions in force.
+    pub(crate) fn set_guard(&self, guard: Option<Guard>) {
+        let mut current = self.guard.write();
+        self.guarded.store(guard.is_some(), Ordering::Release);
+        *current = guard.map(Arc::new);
+    }
+
+    /// Whether its client may have a message on `subject`; if so, it may be asked to answer to `reply`.
+    #[inline]
+    pub(crate) fn admits(&self, subject: &[u8], reply: Option<&[u8]>) -> bool {
+        !self.guarded.load(Ordering::Acquire) || self.ask_guard(subject, reply)
+    }
+
+    #[cold]
+    fn ask_guard(&self, subject: &[u8], reply: Option<&[u8]>) -> bool {
+        let guard = self.guard.read().clone();
+        let Some(guard) = guard else { return true };
+        let text = std::str::from_utf8(subject).unwrap_or_default();
+        if guard.withheld.as_ref().is_some_and(|withheld| withheld.matches(text)) {
+            return false;
+        }
+        if let (Some(replies), Some(reply)) = (&guard.replies, reply) {
+            replies.note(reply, Instant::now());
+        }
+        true
     }
 
     pub(crate) fn delivered(&self) -> u64 {
@@ -310,6 +387,10 @@ impl Subscription {
 
 impl SessionSink for Subscription {
     fn deliver(&self, message: &Arc<Message>) -> Delivered {
+        let reply = message.reply.as_ref().map(|reply| reply.as_bytes());
+        if !self.admits(message.subject.as_bytes(), reply) {
+            return Delivered::Gone;
+        }
         let mut header = Vec::new();
         let fit = wire::header_block(&message.headers, &message.payload, &self.client, &mut header);
         let taken = match fit {
@@ -322,7 +403,6 @@ impl SessionSink for Subscription {
             return Delivered::Gone;
         }
         let header = (fit != Fit::Without).then_some(&header[..]);
-        let reply = message.reply.as_ref().map(|reply| reply.as_bytes());
         let written = self.client.outbox.write_later(|out| {
             encode::msg(out, message.subject.as_bytes(), &self.sid, reply, header, &message.payload);
         });
@@ -356,7 +436,8 @@ mod tests {
         const ROUNDS: usize = 20_000;
         let hub = Arc::new(Hub::default());
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let client = Arc::new(Client::new(1, address, Outbox::without_socket(), hub.clone(), None));
+        let client = Arc::new(Client::new(1, address, Outbox::without_socket(), None, None));
+        assert!(client.hub.set(hub.clone()).is_ok());
         let pattern: Pattern = "inbox".parse().unwrap();
         let subscriptions: Vec<_> = (0..ROUNDS)
             .map(|n| {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
+use crate::auth::{Failure, Identity};
 use crate::bridge::lane::Lane;
 use crate::bridge::orders::{End, Orders};
 use crate::client::Client;
@@ -52,9 +54,16 @@ pub(crate) struct Connection {
     need: usize,
     /// `partial` has whole operations that were left for another turn.
     more: bool,
+    /// A password that is being checked; nothing is read meanwhile.
+    verifying: Option<Verifying>,
+    /// When the client has to have said who it is, until it has.
+    say_who_by: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Bytes read, or offered to the socket, since others could run.
     turn_bytes: usize,
 }
+
+/// Who the client is, or why it is nobody, once that is known. On the heap, as few connections wait for it, and briefly.
+type Verifying = Pin<Box<dyn Future<Output = Result<Arc<Identity>, Failure>> + Send + Sync>>;
 
 /// What a read came to.
 enum Read {
@@ -69,7 +78,18 @@ enum Read {
 impl Connection {
     pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>, socket: Arc<TcpStream>) -> Self {
         let session = Session::new(server.clone(), client.clone());
-        Self { server, client, socket, session, partial: Vec::new(), need: 0, more: false, turn_bytes: 0 }
+        Self {
+            server,
+            client,
+            socket,
+            session,
+            partial: Vec::new(),
+            need: 0,
+            more: false,
+            verifying: None,
+            say_who_by: None,
+            turn_bytes: 0,
+        }
     }
 
     /// Serves the client until one side ends it.
@@ -77,6 +97,8 @@ impl Connection {
         let info = self.server.info(&self.client);
         self.client.outbox.write_later(|out| info.write(out));
         let lane = self.start_lane();
+        let time = self.server.auth.timeout().filter(|_| !self.session.is_admitted());
+        self.say_who_by = time.map(|time| Box::pin(tokio::time::sleep(time)));
         let mut subscriptions = 0;
         let why = self.serve(&mut subscriptions).await;
         self.leave_routing(&mut subscriptions).await;
@@ -132,7 +154,12 @@ impl Connection {
                 Ending::WhenFlushed => {}
                 Ending::Now => {
                     if let Some(
-                        why @ (Closed::Protocol | Closed::Stale | Closed::Shutdown | Closed::Backend),
+                        why @ (Closed::Protocol
+                        | Closed::Stale
+                        | Closed::Shutdown
+                        | Closed::Backend
+                        | Closed::Unauthorized
+                        | Closed::AuthTimeout),
                     ) = refused
                     {
                         linger(&socket).await;
@@ -145,17 +172,42 @@ impl Connection {
                 self.turn_bytes = 0;
                 tokio::task::yield_now().await;
             }
-            let interest = match (refused.is_some(), writing) {
+            if refused.is_none() && self.session.is_outdated() {
+                refused = self.reconsider();
+                if refused.is_some() {
+                    outbox.end(Ending::WhenFlushed);
+                    self.leave_routing(subscriptions).await;
+                    continue;
+                }
+            }
+            let deaf = refused.is_some() || self.verifying.is_some();
+            let interest = match (deaf, writing) {
                 (false, false) => Some(Interest::READABLE),
                 (false, true) => Some(Interest::READABLE | Interest::WRITABLE),
                 (true, true) => Some(Interest::WRITABLE),
                 (true, false) => None,
             };
-            let again = self.more && refused.is_none();
+            let again = self.more && !deaf;
             let ready = tokio::select! {
                 biased;
                 () = outbox.woken() => {
                     writing = self.write();
+                    continue;
+                }
+                identity = verified(&mut self.verifying), if self.verifying.is_some() && refused.is_none() => {
+                    self.verifying = None;
+                    refused = self.settle(identity);
+                    if refused.is_some() {
+                        outbox.end(Ending::WhenFlushed);
+                        self.leave_routing(subscriptions).await;
+                    }
+                    continue;
+                }
+                () = passed(&mut self.say_who_by), if self.say_who_by.is_some() && refused.is_none() => {
+                    self.say_who_by = None;
+                    self.verifying = None;
+                    refused = self.time_out();
+                    outbox.end(Ending::WhenFlushed);
                     continue;
                 }
                 // What was read is not all acted on, so nothing is waited for.
@@ -166,7 +218,7 @@ impl Connection {
             if writing && (again || ready.is_writable() || ready.is_write_closed()) {
                 writing = self.write();
             }
-            if refused.is_none() && (ready.is_readable() || ready.is_read_closed()) {
+            if !deaf && (ready.is_readable() || ready.is_read_closed()) {
                 match self.read() {
                     Read::Empty => {}
                     Read::Batch { behind: None } => writing |= self.wait_for_room().await,
@@ -180,6 +232,45 @@ impl Connection {
                     }
                 }
             }
+        }
+    }
+
+    /// Has the session look at users and permissions that were replaced; says why the connection ends, if it does.
+    fn reconsider(&mut self) -> Option<Closed> {
+        let (fed, _) = self.feed(&[]);
+        self.start_verifying();
+        fed.close
+    }
+
+    /// Tells the session whose password it was that was checked.
+    fn settle(&mut self, identity: Result<Arc<Identity>, Failure>) -> Option<Closed> {
+        let closed = STAGING.with_borrow_mut(|staging| {
+            let closed = self.session.settle(identity, staging);
+            staging.flush(self.client.id, &[]);
+            closed
+        });
+        self.forget_deadline();
+        closed
+    }
+
+    fn time_out(&mut self) -> Option<Closed> {
+        STAGING.with_borrow_mut(|staging| {
+            let closed = self.session.give_up(Failure::Timeout, staging);
+            staging.flush(self.client.id, &[]);
+            Some(closed)
+        })
+    }
+
+    fn start_verifying(&mut self) {
+        if let Some(verification) = self.session.take_verification() {
+            let server = self.server.clone();
+            self.verifying = Some(Box::pin(async move { server.auth.verify(verification).await }));
+        }
+    }
+
+    fn forget_deadline(&mut self) {
+        if self.say_who_by.is_some() && self.session.is_admitted() {
+            self.say_who_by = None;
         }
     }
 
@@ -307,10 +398,28 @@ impl Connection {
 
     fn after(&mut self, fed: Fed, behind: Option<Arc<Client>>) -> Read {
         (self.need, self.more) = (fed.need, fed.more);
+        if fed.wait {
+            self.start_verifying();
+        }
+        self.forget_deadline();
         match fed.close {
             Some(why) => Read::Close(why),
             None => Read::Batch { behind },
         }
+    }
+}
+
+async fn verified(verifying: &mut Option<Verifying>) -> Result<Arc<Identity>, Failure> {
+    match verifying {
+        Some(verifying) => verifying.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn passed(time: &mut Option<Pin<Box<tokio::time::Sleep>>>) {
+    match time {
+        Some(time) => time.as_mut().await,
+        None => std::future::pending().await,
     }
 }
 

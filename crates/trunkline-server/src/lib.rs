@@ -14,6 +14,7 @@
 //! ```
 
 pub mod admin;
+mod auth;
 mod bridge;
 mod client;
 mod connection;
@@ -22,6 +23,7 @@ mod http;
 mod options;
 mod outbox;
 mod process;
+mod reload;
 mod server;
 mod session;
 mod shared;
@@ -29,5 +31,7 @@ mod staging;
 mod view;
 mod wire;
 
+pub use auth::{AuthError, AuthOptions, HashError, HashScheme, Reloaded, hash_password};
 pub use options::{AdminDefaults, Limits, ServerOptions};
+pub use reload::{AuthSource, ReloadError, SourceError};
 pub use server::{Server, StartError};

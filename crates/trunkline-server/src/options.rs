@@ -13,6 +13,8 @@ use trunkline::redelivery::RetryPolicy;
 use trunkline::status::BackendStatus;
 use trunkline::{BusOptions, Start, Telemetry};
 
+use crate::auth::AuthOptions;
+use crate::reload::AuthSource;
 use crate::server::StartError;
 
 /// How to start a [`Server`](crate::Server).
@@ -26,6 +28,15 @@ pub struct ServerOptions {
     pub name: Option<String>,
     /// Bounds.
     pub limits: Limits,
+    /// Who may connect, and what they may do. Keys `server.auth`, `server.users`, `server.permissions` and
+    /// `server.accounts`.
+    pub auth: AuthOptions,
+    /// Where users and permissions are read from again, for [`Server::reload_from_source`](crate::Server::reload_from_source)
+    /// and when a client that may publish on `{root}.system.policy.reload` asks for it; `None` leaves them to
+    /// [`Server::reload`](crate::Server::reload).
+    pub auth_source: Option<AuthSource>,
+    /// Whether addresses that other machines reach may be served without TLS. Key `server.plaintext`.
+    pub plaintext: bool,
     /// The bus it is a front of.
     pub front: Front,
     /// On a bridge, the longest time from what a client asks for to its outcome; past it the client is cut off. Default
@@ -95,6 +106,9 @@ impl ServerOptions {
             http: Some(SocketAddr::from(([127, 0, 0, 1], 8222))),
             name: None,
             limits: Limits::default(),
+            auth: AuthOptions::default(),
+            auth_source: None,
+            plaintext: false,
             front,
             publish_timeout: Duration::from_secs(5),
             subject_root: "nachos".to_owned(),
@@ -117,12 +131,6 @@ impl ServerOptions {
     pub fn from_config(config: &Config, front: Front) -> Result<Self, StartError> {
         let (server, unset) = (&config.server, ServerConfig::default());
         let refusals = [
-            (!server.users.is_empty(), "server.users", "authentication"),
-            (server.permissions != unset.permissions, "server.permissions", "permissions"),
-            (server.auth.user.is_some(), "server.auth.user", "authentication"),
-            (server.auth.password.is_some(), "server.auth.password", "authentication"),
-            (server.auth.token.is_some(), "server.auth.token", "authentication"),
-            (server.auth.no_auth_user.is_some(), "server.auth.no_auth_user", "authentication"),
             (server.tls != unset.tls, "server.tls", "TLS"),
             (server.websocket != unset.websocket, "server.websocket", "WebSocket"),
             (server.metrics_listen.is_some(), "server.metrics_listen", "a separate address for metrics"),
@@ -134,6 +142,8 @@ impl ServerOptions {
             listen: server.listen,
             http: server.http,
             limits: Limits::from(&server.limits),
+            auth: AuthOptions::from(server),
+            plaintext: server.plaintext,
             subject_root: config.messaging.subject_root.clone(),
             publish_timeout: config.messaging.publish_timeout,
             admin_token: server.auth.admin_token.clone(),

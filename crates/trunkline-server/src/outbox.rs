@@ -271,7 +271,12 @@ impl Outbox {
         self.end(Ending::Now);
     }
 
-    /// Waits until something waits for the first time, or the connection is to end.
+    /// Wakes the connection's task for another reason than its output.
+    pub(crate) fn rouse(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Waits until something waits for the first time, or the connection is to end, or has been roused.
     pub(crate) async fn woken(&self) {
         self.wake.notified().await;
     }

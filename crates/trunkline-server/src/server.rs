@@ -7,12 +7,13 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trunkline::backend::Backend;
 use trunkline::backend::memory::MemoryBackend;
+use trunkline::backend::{Backend, BackendKind};
 use trunkline::{Front, Pattern, Subject};
 use trunkline_core::SubjectError;
 use trunkline_protocol::ServerError;
 
+use crate::auth::{Auth, AuthError, AuthOptions, Reloaded};
 use crate::bridge::Bridge;
 use crate::bridge::orders::Orders;
 use crate::client::Client;
@@ -21,6 +22,7 @@ use crate::health::{HEALTH_TYPE, Health};
 use crate::http::{self, Api, Members, Monitor, Token};
 use crate::options::ServerOptions;
 use crate::outbox::{Ending, Outbox};
+use crate::reload::{RELOAD_SUBJECT, ReloadError, Reloader};
 use crate::shared::{Entry, Shared};
 
 /// Connections that wait to be accepted.
@@ -43,12 +45,31 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The address can be reached from other machines, and this server asks nobody who they are.
-    #[error("{address} is reachable from other machines and the server has no authentication ({setting})")]
+    #[error(
+        "{setting} is {address}, which is reachable from other machines, and the server has no authentication"
+    )]
     Exposed {
         /// The address.
         address: SocketAddr,
         /// The configuration key that names it.
         setting: &'static str,
+    },
+    /// The address can be reached from other machines, and passwords and messages would travel there in plain text.
+    #[error("{setting} is {address}, which is reachable from other machines, and the server has no TLS")]
+    Plaintext {
+        /// The address.
+        address: SocketAddr,
+        /// The configuration key that names it.
+        setting: &'static str,
+    },
+    /// Users that cannot be put in force.
+    #[error("the users of the server cannot be put in force")]
+    Auth(#[from] AuthError),
+    /// Accounts are spaces of subjects apart, and the backend of a bridge has only one.
+    #[error("server.accounts is set, and backend {backend} has one space of subjects for all accounts")]
+    Accounts {
+        /// The backend.
+        backend: BackendKind,
     },
     /// The configuration asks for something that this server cannot do, and doing without would be less safe.
     #[error("{setting} is set, and this build has no support for {missing}")]
@@ -82,7 +103,21 @@ impl StartError {
                 format!("set {setting} to another address; port 0 is any free one")
             }
             Self::Exposed { setting, .. } => {
-                format!("set {setting} to a loopback address such as 127.0.0.1:4222")
+                format!("set server.users or server.auth, or {setting} to a loopback address such as 127.0.0.1:4222")
+            }
+            Self::Plaintext { setting, .. } => {
+                format!(
+                    "set server.plaintext to true if the network is to be trusted, or {setting} to a loopback address"
+                )
+            }
+            Self::Auth(error) => match error {
+                AuthError::Hash { .. } => "`trunkline passwd` makes a hash for server.users and server.auth".to_owned(),
+                AuthError::Nkey { .. } => "a public nkey begins with U; its seed, with SU, stays with the client".to_owned(),
+                _ => "`trunkline config keys` says what server.users and server.auth take".to_owned(),
+            },
+            Self::Accounts { .. } => {
+                "use one server with its own messaging.stream_prefix for each account, or permissions in one account"
+                    .to_owned()
             }
             Self::NotServed { setting, .. } => format!("remove {setting} from the configuration"),
             Self::AdminToken { .. } => "set server.auth.admin_token".to_owned(),
@@ -96,6 +131,7 @@ pub struct Server {
     shared: Arc<Shared>,
     http: Option<SocketAddr>,
     token: Token,
+    reloader: Arc<Reloader>,
     /// Ends accepting, looking after, and HTTP.
     stop: CancellationToken,
     /// Every task of the server, connections included.
@@ -120,18 +156,21 @@ impl Server {
         let bad_root = |source| StartError::SubjectRoot { root: options.subject_root.clone(), source };
         let health_subject =
             Subject::new(format!("{}.{HEALTH_TYPE}", options.subject_root)).map_err(bad_root)?;
+        let reload_subject =
+            Pattern::new(format!("{}.{RELOAD_SUBJECT}", options.subject_root)).map_err(bad_root)?;
         let dead_letters = Pattern::new(format!("{}.dead.>", options.subject_root)).map_err(bad_root)?;
         let token = Token::new(options.admin_token.map(|token| token.expose().to_owned()))
             .map_err(|error| StartError::AdminToken { reason: error.to_string() })?;
+        let rule = Exposure { auth: options.auth.is_required(), plaintext: options.plaintext };
         let http = match options.http {
             Some(wanted) => {
-                let listener = bind(wanted, "server.http")?;
+                let listener = bind(wanted, "server.http", rule)?;
                 let address = local_address(&listener, wanted, "server.http")?;
                 Some((listener, address))
             }
             None => None,
         };
-        let listener = bind(options.listen, "server.listen")?;
+        let listener = bind(options.listen, "server.listen", rule)?;
         let address = local_address(&listener, options.listen, "server.listen")?;
         let (hub, bridge, backend): (_, _, Arc<dyn Backend>) = match options.front {
             Front::Hub(hub) => (hub.clone(), None, Arc::new(MemoryBackend::connect_to(&hub))),
@@ -140,8 +179,15 @@ impl Server {
                 (Arc::default(), Some(Arc::new(bridge)), backend)
             }
         };
+        if let Some(bridge) = &bridge
+            && !options.auth.accounts.is_empty()
+        {
+            return Err(StartError::Accounts { backend: bridge.backend.capabilities().kind });
+        }
+        let auth = Auth::new(&options.auth, hub.clone(), dead_letters.clone())?;
         let status = options.backend_status.or_else(|| bridge.as_ref().map(|bridge| bridge.backend.status()));
-        let shared = Shared::new((hub, bridge), dead_letters, options.limits.clone(), options.name, address);
+        let shared =
+            Shared::new((hub, bridge), auth, dead_letters, options.limits.clone(), options.name, address);
         let shared = Arc::new(shared);
         let health = Arc::new(Health::new(shared.clone(), backend.clone(), status));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -153,7 +199,7 @@ impl Server {
             let bounds = http::Bounds::of(&shared.limits);
             let api = Arc::new(Api::new(
                 options.backend.unwrap_or(backend),
-                token.clone(),
+                (token.clone(), shared.clone()),
                 options.subject_root,
                 shared.limits.max_payload,
                 options.admin_defaults,
@@ -164,7 +210,12 @@ impl Server {
             tasks.spawn(http::serve(listener, app, bounds, stop.clone(), tasks.clone()));
             address
         });
-        Ok(Self { shared, http, token, stop, tasks })
+        let exposed = [Some(shared.address), http].into_iter().flatten().find(|it| !it.ip().is_loopback());
+        let reloader = Arc::new(Reloader::new(shared.clone(), options.auth_source, exposed));
+        if reloader.has_source() {
+            tasks.spawn(reloader.clone().listen(reload_subject, stop.clone()));
+        }
+        Ok(Self { shared, http, token, reloader, stop, tasks })
     }
 
     /// Where NATS clients connect.
@@ -180,6 +231,27 @@ impl Server {
     /// The token of the admin API.
     pub fn admin_token(&self) -> &str {
         self.token.expose()
+    }
+
+    /// Puts other users and permissions in force, without a pause: connections that may stay do so, with their permissions
+    /// as they are now; the others are closed with `-ERR 'Authorization Violation'`, and subscriptions that are not permitted
+    /// any more end with an error. From when it returns, nothing new is let through that is not permitted any more.
+    ///
+    /// # Errors
+    /// [`ReloadError`]: nothing has changed then.
+    pub fn reload(&self, auth: &AuthOptions) -> Result<Reloaded, ReloadError> {
+        self.reloader.put_in_force(auth)
+    }
+
+    /// As [`Server::reload`], with what [`ServerOptions::auth_source`] says now.
+    ///
+    /// # Errors
+    /// [`ReloadError`]: nothing has changed then.
+    ///
+    /// # Cancel safety
+    /// What has been begun may still be put in force.
+    pub async fn reload_from_source(&self) -> Result<Reloaded, ReloadError> {
+        self.reloader.reload().await
     }
 
     /// Stops: no new connections; what waits is sent, until `within` is over; then everything is closed. Returns how many
@@ -205,9 +277,23 @@ impl Drop for Server {
     }
 }
 
-fn bind(address: SocketAddr, setting: &'static str) -> Result<TcpListener, StartError> {
+/// What decides whether other machines may reach the server.
+#[derive(Clone, Copy)]
+struct Exposure {
+    /// Clients are asked who they are.
+    auth: bool,
+    /// The operator trusts the network.
+    plaintext: bool,
+}
+
+fn bind(address: SocketAddr, setting: &'static str, rule: Exposure) -> Result<TcpListener, StartError> {
     if !address.ip().is_loopback() {
-        return Err(StartError::Exposed { address, setting });
+        if !rule.auth {
+            return Err(StartError::Exposed { address, setting });
+        }
+        if !rule.plaintext {
+            return Err(StartError::Plaintext { address, setting });
+        }
     }
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -252,7 +338,8 @@ fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: 
     let socket = Arc::new(socket);
     let outbox = Outbox::new(socket.clone(), shared.limits.max_pending);
     let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new()));
-    let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, shared.hub.clone(), orders));
+    let nonce = shared.auth.nonce();
+    let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, nonce, orders));
     client.touch(shared.now_ms());
     match shared.enter(&client) {
         Entry::Served => {

@@ -13,10 +13,14 @@ use trunkline::{Headers, Message, Pattern, Subject};
 use trunkline_core::{MatchCache, MatchSet, Role, StreamOffset};
 use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ServerError, encode, parse};
 
+use access::Access;
+
 use crate::bridge::front::{Front, Unpublishable};
 use crate::client::{Client, Sid, Subscription, Subscriptions};
 use crate::shared::{Closed, Shared};
 use crate::staging::{Outgoing, Staging};
+
+mod access;
 
 /// The protocol number of clients that understand INFO at any time.
 const PROTOCOL_INFO: i64 = 1;
@@ -30,6 +34,8 @@ pub(crate) struct Fed {
     pub(crate) need: usize,
     /// The connection ends once what is staged was sent.
     pub(crate) close: Option<Closed>,
+    /// A password is to be checked before anything else is fed: [`Session::take_verification`].
+    pub(crate) wait: bool,
     /// What was done is enough for one turn; the rest of the input is to be fed again, after others had theirs.
     pub(crate) more: bool,
 }
@@ -37,6 +43,9 @@ pub(crate) struct Fed {
 pub(crate) struct Session {
     server: Arc<Shared>,
     client: Arc<Client>,
+    /// Where the client's account meets.
+    hub: Arc<Hub>,
+    access: Access,
     options: ConnectOptions,
     cache: MatchCache<Target>,
     /// On a bridge, where operations become orders; `None` in front of the hub of this process.
@@ -51,7 +60,9 @@ impl Session {
     pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>) -> Self {
         let random = fastrand::Rng::with_seed(client.id);
         let bridge = client.orders.clone().map(Front::new);
-        Self {
+        let mut session = Self {
+            hub: server.hub.clone(),
+            access: Access::new(),
             server,
             client,
             options: ConnectOptions::default(),
@@ -59,16 +70,33 @@ impl Session {
             bridge,
             random,
             introduced: false,
-        }
+        };
+        session.open();
+        session
     }
 
     /// Acts on the whole operations at the start of `input`.
     pub(crate) fn feed(&mut self, input: &[u8], staging: &mut Staging) -> Fed {
         let limits = self.server.protocol_limits;
-        let mut fed = Fed { consumed: 0, need: 0, close: None, more: false };
+        let mut fed = Fed { consumed: 0, need: 0, close: None, wait: false, more: false };
         let mut counted = Counted::default();
-        while fed.consumed < input.len() {
-            let outcome = match parse(&input[fed.consumed..], &limits) {
+        let mut outcome = if self.is_outdated() { self.reconsider(staging) } else { Ok(()) };
+        loop {
+            match outcome {
+                Ok(()) | Err(Stop::Refused) => {}
+                Err(Stop::Close(why)) => fed.close = Some(why),
+                Err(Stop::Wait) => fed.wait = true,
+            }
+            if fed.close.is_some() || fed.wait || staging.is_full() {
+                fed.more = fed.close.is_none() && fed.consumed < input.len();
+                break;
+            }
+            let Some(first) = input.get(fed.consumed) else { break };
+            if let Err(stop) = self.knock(*first, staging) {
+                outcome = Err(stop);
+                continue;
+            }
+            outcome = match parse(&input[fed.consumed..], &limits) {
                 Ok(Parsed::Op(op, taken)) => {
                     fed.consumed += taken;
                     self.operate(op, input, staging, &mut counted)
@@ -83,19 +111,9 @@ impl Session {
                     Err(Stop::Close(Closed::Protocol))
                 }
             };
-            if let Err(Stop::Close(why)) = outcome {
-                fed.close = Some(why);
-                break;
-            }
-            if staging.is_full() {
-                fed.more = fed.consumed < input.len();
-                break;
-            }
         }
         self.cache.trim();
-        if let Some(bridge) = &mut self.bridge {
-            bridge.finish();
-        }
+        self.finish_orders();
         if fed.consumed > 0 {
             self.client.touch(self.server.now_ms());
             self.client.is_alive();
@@ -105,6 +123,13 @@ impl Session {
             self.client.received.bytes.fetch_add(counted.bytes, Ordering::Relaxed);
         }
         fed
+    }
+
+    /// Hands over what a bridge is to do.
+    fn finish_orders(&mut self) {
+        if let Some(bridge) = &mut self.bridge {
+            bridge.finish();
+        }
     }
 
     /// Ends every subscription. What it returns is still to be taken out of the routing table, by [`Session::forget_all`].
@@ -118,7 +143,7 @@ impl Session {
     pub(crate) fn forget_all(&self, ended: &[Arc<Subscription>]) {
         for subscription in ended {
             if let Some(id) = subscription.id.get() {
-                self.server.hub.router().remove(&subscription.pattern, *id);
+                self.hub.router().remove(&subscription.pattern, *id);
             }
         }
     }
@@ -158,10 +183,14 @@ impl Session {
             }
             ClientOp::Ok | ClientOp::Info => return Ok(()),
         }
+        self.say_ok(staging);
+        Ok(())
+    }
+
+    fn say_ok(&mut self, staging: &mut Staging) {
         if self.options.verbose {
             encode::ok(self.line(staging));
         }
-        Ok(())
     }
 
     /// Where to write what the client is told behind everything it has asked for.
@@ -195,6 +224,11 @@ impl Session {
                 return Err(Stop::Close(Closed::Protocol));
             }
         };
+        self.authenticate(options, staging)
+    }
+
+    /// Keeps what the CONNECT of a client says that may be here.
+    fn accept(&mut self, options: ConnectOptions, staging: &mut Staging) -> Result<(), Stop> {
         if !(0..=PROTOCOL_INFO).contains(&options.protocol) {
             return self.refuse(ServerError::InvalidClientProtocol, staging);
         }
@@ -233,8 +267,15 @@ impl Session {
         let (Ok(pattern), Ok(queue)) = (pattern, queue.transpose()) else {
             return self.refuse(ServerError::InvalidSubject, staging);
         };
+        if !self.may_subscribe(&pattern, queue.as_deref()) {
+            self.server.count_denied_subscription();
+            self.note_violation("subscribe", subject);
+            let queue = queue.as_ref().map(|queue| &queue.as_bytes()[..]);
+            return self.refuse(ServerError::SubscribePermission { subject, queue }, staging);
+        }
         let subscription =
             Arc::new(Subscription::new(self.client.clone(), sid, pattern.clone(), queue.clone()));
+        self.guard(&subscription);
         {
             let mut table = self.client.table.lock();
             // A name in use keeps its subscription, as on nats-server.
@@ -254,7 +295,7 @@ impl Session {
         }
         let role = queue.map_or(Role::Subscriber, Role::QueueMember);
         let target = Target::Session(subscription.clone());
-        let id = self.server.hub.router().insert(&pattern, role, target);
+        let id = self.hub.router().insert(&pattern, role, target);
         let _ = subscription.id.set(id);
         Ok(())
     }
@@ -281,7 +322,7 @@ impl Session {
             }
             subscription.end();
             if let Some(id) = subscription.id.get() {
-                self.server.hub.router().remove(&subscription.pattern, *id);
+                self.hub.router().remove(&subscription.pattern, *id);
             }
         }
     }
@@ -294,13 +335,24 @@ impl Session {
         if self.options.pedantic && Subject::from_bytes(m.subject).is_err() {
             return self.refuse(ServerError::InvalidPublishSubject, staging);
         }
+        let router = self.hub.router();
+        let (targets, allowed) = match self.access.permissions() {
+            // A bridge routes nothing, and with nothing to decide there is nothing to look for.
+            None if self.bridge.is_some() => return self.hand_over(m, staging),
+            None => (router.lookup(&mut self.cache, m.subject), true),
+            Some(permissions) => {
+                router.lookup_judged(&mut self.cache, m.subject, || permissions.may_publish(m.subject))
+            }
+        };
+        if !allowed && !self.access.may_answer(m.subject) {
+            return self.deny(m, staging);
+        }
         if self.bridge.is_some() {
             return self.hand_over(m, staging);
         }
-        let targets = self.server.hub.router().lookup(&mut self.cache, m.subject);
         staging.looked_at(targets.subscribers.len() + targets.queues.len());
         let mut delivery = Delivery {
-            hub: &self.server.hub,
+            hub: &self.hub,
             m,
             input,
             own: self.client.id,
@@ -310,14 +362,10 @@ impl Session {
             somebody: false,
         };
         if !(targets.stores.is_empty() && targets.taps.is_empty()) {
-            match delivery.store(&self.server, targets) {
+            match delivery.store(targets) {
                 Stored::Go => {}
                 Stored::Duplicate => return Ok(()),
-                Stored::Reserved => {
-                    let error = ServerError::PublishPermission { subject: m.subject };
-                    self.server.count_denied();
-                    return self.refuse(error, staging);
-                }
+                Stored::Reserved => return self.deny(m, staging),
             }
         }
         for target in &targets.subscribers {
@@ -333,6 +381,13 @@ impl Session {
             self.answer_no_responders(reply, staging);
         }
         Ok(())
+    }
+
+    #[cold]
+    fn deny(&mut self, m: &Outgoing<'_>, staging: &mut Staging) -> Result<(), Stop> {
+        self.server.count_denied();
+        self.note_violation("publish", m.subject);
+        self.refuse(ServerError::PublishPermission { subject: m.subject }, staging)
     }
 
     /// Publishes to the backend of a bridge. What it cannot carry is refused: nothing is dropped without a word.
@@ -355,7 +410,7 @@ impl Session {
     /// deliveries that a limit counts, as nats-server does.
     fn answer_no_responders(&self, reply: &[u8], staging: &mut Staging) {
         self.server.count_no_responders();
-        let targets = self.server.hub.router().matches(reply);
+        let targets = self.hub.router().matches(reply);
         let own = |subscription: &&Subscription| {
             subscription.client.id == self.client.id && !subscription.has_ended()
         };
@@ -371,6 +426,8 @@ enum Stop {
     Refused,
     /// The connection ends.
     Close(Closed),
+    /// It is not known yet whether it will be: a password is to be checked.
+    Wait,
 }
 
 #[derive(Default)]
@@ -412,7 +469,9 @@ impl Delivery<'_> {
         let given = match subscription_of(target) {
             Some(subscription) => {
                 let client = &subscription.client;
-                let wanted = (self.echo || client.id != self.own) && subscription.take_delivery();
+                let wanted = (self.echo || client.id != self.own)
+                    && subscription.admits(self.m.subject, self.m.reply)
+                    && subscription.take_delivery();
                 if wanted {
                     staging.message(client, &subscription.sid, self.m, self.input);
                 }
@@ -460,14 +519,14 @@ impl Delivery<'_> {
     }
 
     #[cold]
-    fn store(&mut self, server: &Shared, targets: &MatchSet<Target>) -> Stored {
+    fn store(&mut self, targets: &MatchSet<Target>) -> Stored {
         if targets.taps.iter().any(|tap| matches!(tap, Target::Reserved)) {
             return Stored::Reserved;
         }
         if !targets.stores.is_empty()
             && let Some(message) = self.message()
         {
-            match server.hub.store(targets, &message, message.headers.get("Nats-Msg-Id")) {
+            match self.hub.store(targets, &message, message.headers.get("Nats-Msg-Id")) {
                 Receipt::Stored { duplicate: true, .. } => return Stored::Duplicate,
                 Receipt::Stored { offset, .. } => {
                     self.offset = Some(offset);

@@ -13,6 +13,7 @@ use trunkline::backend::memory::{Hub, SessionSink as _};
 use trunkline::{Message, Pattern};
 use trunkline_protocol::ServerInfo;
 
+use crate::auth::{Account, Auth, AuthError, AuthOptions, Failure, Reloaded};
 use crate::bridge::Bridge;
 use crate::bridge::orders::End;
 use crate::client::{Client, Subscription};
@@ -42,10 +43,14 @@ pub(crate) enum Closed {
     Shutdown,
     /// The backend behind a bridge did not confirm what the client had sent.
     Backend,
+    /// It did not say who it is, or not the truth, or may not be here any more.
+    Unauthorized,
+    /// It did not say in time who it is.
+    AuthTimeout,
 }
 
 impl Closed {
-    pub(crate) const ALL: [Closed; 7] = [
+    pub(crate) const ALL: [Closed; 9] = [
         Closed::ByClient,
         Closed::Protocol,
         Closed::ClientError,
@@ -53,6 +58,8 @@ impl Closed {
         Closed::Stale,
         Closed::Shutdown,
         Closed::Backend,
+        Closed::Unauthorized,
+        Closed::AuthTimeout,
     ];
 
     /// The value of the metric's label.
@@ -65,6 +72,8 @@ impl Closed {
             Self::Stale => "stale",
             Self::Shutdown => "shutdown",
             Self::Backend => "backend",
+            Self::Unauthorized => "unauthorized",
+            Self::AuthTimeout => "auth_timeout",
         }
     }
 }
@@ -100,7 +109,9 @@ pub(crate) struct Shared {
     pub(crate) hub: Arc<Hub>,
     /// What they are in front of instead.
     pub(crate) bridge: Option<Arc<Bridge>>,
-    /// Subjects on which only the bus itself publishes. The hub knows them, too.
+    /// Who may connect, and what they may do.
+    pub(crate) auth: Auth,
+    /// Subjects on which only the bus itself publishes. The hubs know them, too.
     reserved: Pattern,
     pub(crate) limits: Limits,
     pub(crate) protocol_limits: trunkline_protocol::Limits,
@@ -115,6 +126,7 @@ pub(crate) struct Shared {
     accepted: AtomicU64,
     refused: AtomicU64,
     denied: AtomicU64,
+    denied_subscriptions: AtomicU64,
     no_responders: AtomicU64,
     stalled: AtomicU64,
     closed: [AtomicU64; Closed::ALL.len()],
@@ -132,12 +144,12 @@ struct Table {
 impl Shared {
     pub(crate) fn new(
         (hub, bridge): (Arc<Hub>, Option<Arc<Bridge>>),
+        auth: Auth,
         reserved: Pattern,
         limits: Limits,
         name: Option<String>,
         address: SocketAddr,
     ) -> Self {
-        hub.reserve(&reserved);
         let id = format!("T{}", uuid::Uuid::now_v7().simple()).to_uppercase();
         let protocol_limits = trunkline_protocol::Limits {
             max_control_line: limits.max_control_line,
@@ -146,6 +158,7 @@ impl Shared {
         Self {
             hub,
             bridge,
+            auth,
             reserved,
             limits,
             protocol_limits,
@@ -159,6 +172,7 @@ impl Shared {
             accepted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             denied: AtomicU64::new(0),
+            denied_subscriptions: AtomicU64::new(0),
             no_responders: AtomicU64::new(0),
             stalled: AtomicU64::new(0),
             closed: Default::default(),
@@ -251,8 +265,37 @@ impl Shared {
         self.denied.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Messages of clients that were refused for want of permission.
     pub(crate) fn denied(&self) -> u64 {
         self.denied.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_denied_subscription(&self) {
+        self.denied_subscriptions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Subscriptions that were refused or ended for want of permission.
+    pub(crate) fn denied_subscriptions(&self) -> u64 {
+        self.denied_subscriptions.load(Ordering::Relaxed)
+    }
+
+    /// Attempts to authenticate that failed, for whatever reason.
+    pub(crate) fn auth_failures(&self) -> u64 {
+        Failure::ALL.into_iter().map(|why| self.auth.failures(why)).sum()
+    }
+
+    /// Puts other users and permissions in force.
+    pub(crate) fn replace_auth(&self, auth: &AuthOptions) -> Result<Reloaded, AuthError> {
+        let users = self.auth.replace(auth)?;
+        // Each of them looks by itself; one that is idle has to be told.
+        let clients = self.clients();
+        clients.iter().for_each(|client| client.outbox.rouse());
+        tracing::info!(
+            users,
+            connections = clients.len(),
+            "users and permissions are in force as configured now"
+        );
+        Ok(Reloaded { users, connections: clients.len() })
     }
 
     pub(crate) fn count_no_responders(&self) {
@@ -286,7 +329,10 @@ impl Shared {
     /// Subscriptions of clients and, in front of a hub, of this process.
     pub(crate) fn subscriptions(&self) -> u64 {
         match &self.bridge {
-            None => self.hub.router().stats().subscriptions,
+            None => {
+                let of = |account: &Arc<Account>| account.hub.router().stats().subscriptions;
+                self.auth.accounts().iter().map(of).sum()
+            }
             Some(_) => {
                 let of = |client: &Arc<Client>| client.subscriptions.load(Ordering::Relaxed);
                 self.clients().iter().map(of).sum()
@@ -319,6 +365,8 @@ impl Shared {
             max_payload: self.limits.max_payload,
             client_id: Some(client.id),
             client_ip: Some(client.address.ip().to_string()),
+            auth_required: self.auth.timeout().is_some(),
+            nonce: client.nonce.as_deref().map(str::to_owned),
             ..ServerInfo::default()
         }
     }

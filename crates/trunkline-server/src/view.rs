@@ -42,6 +42,10 @@ pub(crate) struct ClientView {
     pub(crate) missed: u64,
     /// Gaps of any size in what a bridge gave it.
     pub(crate) gaps: u64,
+    /// Who it is, or has failed to prove to be.
+    pub(crate) user: Option<String>,
+    /// Where it is, once it was let in.
+    pub(crate) account: Option<Box<str>>,
     pub(crate) name: Option<String>,
     pub(crate) lang: Option<String>,
     pub(crate) version: Option<String>,
@@ -72,6 +76,8 @@ impl ClientView {
             subscriptions: client.subscriptions.load(Ordering::Relaxed),
             missed: client.missed.load(Ordering::Relaxed),
             gaps: client.gaps.load(Ordering::Relaxed),
+            user: client.shown_name(),
+            account: client.identity().map(|identity| identity.account.name.clone()),
             name: said(|options| &options.name),
             lang: said(|options| &options.lang),
             version: said(|options| &options.version),

@@ -171,6 +171,21 @@ impl ScenarioRun {
         ScenarioRun::launch(library.command(), library, scenario, url)
     }
 
+    /// Starts the script with these variables of its own, such as a credential that the test has made.
+    ///
+    /// # Panics
+    /// As [`ScenarioRun::start`].
+    pub fn start_with(
+        library: ClientLibrary,
+        scenario: &str,
+        url: &str,
+        variables: &[(&str, &str)],
+    ) -> ScenarioRun {
+        let mut command = library.command();
+        command.envs(variables.iter().copied());
+        ScenarioRun::launch(command, library, scenario, url)
+    }
+
     /// Starts the script against a server in front of a backend of its own, see [`check_scenario_on_bridge`].
     ///
     /// # Panics

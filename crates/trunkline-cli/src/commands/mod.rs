@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod consume;
 pub(crate) mod consumer;
 pub(crate) mod dlq;
+pub(crate) mod passwd;
 pub(crate) mod publish;
 pub(crate) mod replay;
 pub(crate) mod reply;
@@ -60,8 +61,9 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     match command {
         Command::Up(args) => {
             let loaded = settings::load(&global, args.overrides())?;
+            let source = settings::auth_source(&global, args.overrides());
             let threads = worker_threads(loaded.config.runtime.resources.cpus);
-            block_on(threads, up::run(loaded, args))
+            block_on(threads, up::run(loaded, args, source))
         }
         Command::Pub(args) => block_on(CLIENT_THREADS, publish::run(&global, &args)),
         Command::Sub(args) => block_on(CLIENT_THREADS, subscribe::run(&global, &args)),
@@ -74,6 +76,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Replay(args) => block_on(CLIENT_THREADS, replay::run(&global, args)),
         Command::Status(args) => block_on(CLIENT_THREADS, status::run(&global, &args)),
         Command::Config(args) => config::run(&global, &args),
+        Command::Passwd(args) => passwd::run(&args),
         Command::Bench(args) => block_on(0, async { Ok(bench::run(args).await?) }),
         Command::Completions(args) => completions::run(&args),
     }

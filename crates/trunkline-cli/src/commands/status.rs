@@ -22,7 +22,7 @@ use crate::output;
 use crate::settings::{self, GlobalArgs};
 
 /// What of a server's `/varz` is worth a line, where it is there.
-const FACTS: [(&str, &str); 11] = [
+const FACTS: [(&str, &str); 14] = [
     ("server_id", "server id"),
     ("server_name", "name"),
     ("version", "version"),
@@ -33,6 +33,9 @@ const FACTS: [(&str, &str); 11] = [
     ("in_msgs", "messages in"),
     ("out_msgs", "messages out"),
     ("slow_consumers", "slow consumers"),
+    ("denied_msgs", "messages denied"),
+    ("denied_subscriptions", "subscriptions denied"),
+    ("auth_failures", "failed log-ins"),
     ("mem", "memory, bytes"),
 ];
 

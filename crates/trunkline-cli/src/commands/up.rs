@@ -3,10 +3,13 @@
 mod banner;
 mod start;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use trunkline::config::Loaded;
+use trunkline_server::AuthSource;
 
 use crate::admin::RuntimeFile;
 use crate::client::ClientError;
@@ -25,6 +28,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(3);
 /// Start the bus
 ///
 /// Needs nothing: no file, no flag, no other server. Ctrl-C or SIGTERM stops it cleanly, a second one at once.
+/// SIGHUP reads users and permissions again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trunkline up                                      NATS clients on 127.0.0.1:4222, HTTP on 127.0.0.1:8222
@@ -73,10 +77,11 @@ impl UpArgs {
 }
 
 /// Runs the bus until it is told to stop.
-pub(crate) async fn run(loaded: Loaded, args: UpArgs) -> Result<(), Failure> {
+pub(crate) async fn run(loaded: Loaded, args: UpArgs, source: AuthSource) -> Result<(), Failure> {
     let interrupts = Interrupts::listen().map_err(ClientError::Signals)?;
+    let mut hangups = Hangups::listen().map_err(ClientError::Signals)?;
     let running = tokio::select! {
-        running = start::start(&loaded) => running?,
+        running = start::start(&loaded, source) => running?,
         () = interrupts.stop().cancelled() => return Ok(()),
     };
     let ports = match &args.ports_file {
@@ -87,7 +92,10 @@ pub(crate) async fn run(loaded: Loaded, args: UpArgs) -> Result<(), Failure> {
     };
     let token_file = write_token(&running);
     output::note(&banner::text(&loaded, &running, args.demo));
-    let result = work(&running, &args, &interrupts).await;
+    let result = tokio::select! {
+        result = work(&running, &args, &interrupts) => result,
+        () = hangups.reload(&running) => Ok(()),
+    };
     // The file goes first: who reads it from now on shall not find a bus that refuses connections.
     drop(ports);
     drop(token_file);
@@ -114,6 +122,29 @@ async fn work(running: &Running, args: &UpArgs, interrupts: &Interrupts) -> Resu
     }
     interrupts.stop().cancelled().await;
     Ok(())
+}
+
+/// SIGHUP: users and permissions are to be read again, or the terminal is gone.
+struct Hangups {
+    signals: Signal,
+    at_terminal: bool,
+}
+
+impl Hangups {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { signals: signal(SignalKind::hangup())?, at_terminal: std::io::stderr().is_terminal() })
+    }
+
+    /// Reloads at every signal, until the terminal is gone that the bus was started at.
+    async fn reload(&mut self, running: &Running) {
+        while self.signals.recv().await.is_some() {
+            // A terminal that has hung up is none any more.
+            if self.at_terminal && !std::io::stderr().is_terminal() {
+                return;
+            }
+            running.reload().await;
+        }
+    }
 }
 
 async fn stop(running: Running, interrupts: &Interrupts) {

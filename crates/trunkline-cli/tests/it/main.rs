@@ -1,6 +1,7 @@
 //! Tests of the `trunkline` binary from outside, as its users meet it: its commands, and stock clients against
 //! `trunkline up`.
 
+mod auth;
 mod bench;
 mod bridge;
 mod clients_node;

@@ -135,8 +135,10 @@ fn settings_that_this_build_cannot_honour_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.yaml");
     for (content, setting) in [
-        ("server: {users: [{user: a, password: b}]}", "server.users"),
-        ("server: {auth: {token: secret-token}}", "server.auth"),
+        ("server: {tls: {cert_file: c.pem, key_file: k.pem}}", "server.tls"),
+        ("server: {websocket: {listen: '127.0.0.1:0'}}", "server.websocket"),
+        ("server: {metrics_listen: '127.0.0.1:0'}", "server.metrics_listen"),
+        ("server: {auth: {token: $2b$secret-token}}", "server.auth"),
     ] {
         std::fs::write(&file, content).unwrap();
         let ended = run(&[&["--config", text(&file), "up"], &FREE[..]].concat());

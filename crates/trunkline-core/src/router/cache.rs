@@ -33,6 +33,9 @@ struct Slot<T> {
     hash: u64,
     subject: Box<[u8]>,
     answer: Stamped<T>,
+    /// What the publisher has decided about the subject. It has nothing to do with the table, so it stays when the answer
+    /// is looked up again.
+    verdict: Option<bool>,
 }
 
 /// Answers of one publisher; not shared between threads at a time, so it takes no lock on a hit.
@@ -60,6 +63,23 @@ impl<T> std::fmt::Debug for MatchCache<T> {
 impl<T: Clone> MatchCache<T> {
     #[inline]
     pub(super) fn get_or_insert(&mut self, subject: &[u8], router: &Router<T>) -> &Arc<MatchSet<T>> {
+        &self.slot(subject, router).answer.set
+    }
+
+    #[inline]
+    pub(super) fn get_or_judge(
+        &mut self,
+        subject: &[u8],
+        router: &Router<T>,
+        judge: impl FnOnce() -> bool,
+    ) -> (&Arc<MatchSet<T>>, bool) {
+        let slot = self.slot(subject, router);
+        let verdict = *slot.verdict.get_or_insert_with(judge);
+        (&slot.answer.set, verdict)
+    }
+
+    #[inline]
+    fn slot(&mut self, subject: &[u8], router: &Router<T>) -> &mut Slot<T> {
         let hash = hash_of(subject);
         let slots = &mut self.slots;
         let full = slots.len() >= PRIVATE_ENTRIES_MAX || self.targets > PRIVATE_TARGETS_MAX;
@@ -67,7 +87,7 @@ impl<T: Clone> MatchCache<T> {
             slots.clear();
             self.targets = 0;
         }
-        let slot = match slots.entry(hash, |slot| *slot.subject == *subject, |slot| slot.hash) {
+        match slots.entry(hash, |slot| *slot.subject == *subject, |slot| slot.hash) {
             hashbrown::hash_table::Entry::Occupied(found) => {
                 let slot = found.into_mut();
                 if slot.answer.stamp == router.stamp(slot.answer.part) {
@@ -82,10 +102,9 @@ impl<T: Clone> MatchCache<T> {
             hashbrown::hash_table::Entry::Vacant(vacant) => {
                 let answer = router.shared_lookup(subject);
                 self.targets += answer.set.targets();
-                vacant.insert(Slot { hash, subject: subject.into(), answer }).into_mut()
+                vacant.insert(Slot { hash, subject: subject.into(), answer, verdict: None }).into_mut()
             }
-        };
-        &slot.answer.set
+        }
     }
 
     /// Forgets every answer, and with them the targets they hold.
@@ -151,6 +170,7 @@ impl<T> Shared<T> {
             self.targets = 0;
         }
         self.targets += targets;
-        self.slots.insert_unique(hash, Slot { hash, subject: subject.into(), answer }, |slot| slot.hash);
+        let slot = Slot { hash, subject: subject.into(), answer, verdict: None };
+        self.slots.insert_unique(hash, slot, |slot| slot.hash);
     }
 }

@@ -240,6 +240,18 @@ impl<T: Clone> Router<T> {
         cache.get_or_insert(subject, self)
     }
 
+    /// As [`Router::lookup`], with the publisher's own verdict on the subject. `judge` is asked for it once, as long as
+    /// the cache keeps the subject; [`MatchCache::clear`] forgets verdicts with everything else.
+    #[inline]
+    pub fn lookup_judged<'c>(
+        &self,
+        cache: &'c mut MatchCache<T>,
+        subject: &[u8],
+        judge: impl FnOnce() -> bool,
+    ) -> (&'c Arc<MatchSet<T>>, bool) {
+        cache.get_or_judge(subject, self, judge)
+    }
+
     /// The targets of `subject`, through the shared cache.
     pub fn matches(&self, subject: &[u8]) -> Arc<MatchSet<T>> {
         self.shared_lookup(subject).set

@@ -186,3 +186,26 @@ fn nobody_gets_what_has_an_empty_token() {
     }
     assert_eq!(router.matches(b"a.b").subscribers.len(), 3);
 }
+
+#[test]
+fn a_verdict_is_asked_for_once_and_stays_when_the_table_changes() {
+    let router = Router::new();
+    let (mut cache, mut asked) = (MatchCache::default(), 0);
+    let mut look = |cache: &mut MatchCache<u32>, subject: &str, verdict| {
+        let judge = || {
+            asked += 1;
+            verdict
+        };
+        let (set, verdict) = router.lookup_judged(cache, subject.as_bytes(), judge);
+        (set.subscribers.len(), verdict, asked)
+    };
+    assert_eq!(look(&mut cache, "a.b", false), (0, false, 1));
+    router.insert(&pattern("a.*"), Role::Subscriber, 1);
+    assert_eq!(look(&mut cache, "a.b", true), (1, false, 1), "another answer, the same verdict");
+    assert_eq!(look(&mut cache, "a.c", true), (1, true, 2));
+    cache.clear();
+    assert_eq!(look(&mut cache, "a.b", true), (1, true, 3));
+    // A lookup that asks for no verdict leaves room for one.
+    assert_eq!(router.lookup(&mut cache, b"a.d").subscribers.len(), 1);
+    assert_eq!(look(&mut cache, "a.d", false), (1, false, 4));
+}

@@ -183,6 +183,10 @@ impl Pump {
         {
             return true;
         }
+        let reply = message.reply.as_ref().map(|reply| reply.as_bytes());
+        if !self.subscription.admits(message.subject.as_bytes(), reply) {
+            return true;
+        }
         batch.header.clear();
         let fit = wire::header_block(&message.headers, &message.payload, client, &mut batch.header);
         match fit {

@@ -55,6 +55,11 @@ struct Connection {
     #[serde(skip_serializing_if = "is_zero")]
     missed_gaps: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    authorized_user: Option<String>,
+    /// The account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name_tag: Option<Box<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lang: Option<String>,
@@ -76,6 +81,8 @@ struct Question {
     sort: Sort,
     state: ConnState,
     subscriptions: ListSubscriptions,
+    /// Whether to say who the clients are.
+    auth: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -192,9 +199,8 @@ impl Question {
                 truth(value).map(|on| if on { ListSubscriptions::Patterns } else { ListSubscriptions::No })
             }
         })?;
-        // There are no users to show, but a value that is none is a mistake all the same.
-        params.flag("auth")?;
         Ok(Self {
+            auth: params.flag("auth")?,
             page: params.page()?,
             cid: params.read("cid", number, |value| value.parse().ok())?,
             sort: sort.unwrap_or(Sort::Cid),
@@ -234,7 +240,7 @@ fn answer(monitor: &Monitor, question: &Question) -> Response {
         .into_iter()
         .skip(if question.cid.is_some() { 0 } else { offset })
         .take(limit)
-        .map(|row| shown(shared, row, question.subscriptions, &mut room))
+        .map(|row| shown(shared, row, question, &mut room))
         .collect();
     json(&Connz {
         server_id: &shared.id,
@@ -260,7 +266,7 @@ fn rows(shared: &Shared, question: &Question) -> Vec<Row> {
 }
 
 /// `room` is how many subscriptions the answer may still list.
-fn shown(shared: &Shared, row: Row, list: ListSubscriptions, room: &mut usize) -> Connection {
+fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Connection {
     let view = row.view;
     let mut connection = Connection {
         cid: view.id,
@@ -283,6 +289,8 @@ fn shown(shared: &Shared, row: Row, list: ListSubscriptions, room: &mut usize) -
         subscriptions: view.subscriptions,
         missed_msgs: view.missed,
         missed_gaps: view.gaps,
+        authorized_user: view.user.filter(|_| question.auth),
+        name_tag: view.account.filter(|_| question.auth && row.ended.is_none()),
         name: view.name,
         lang: view.lang,
         version: view.version,
@@ -290,6 +298,7 @@ fn shown(shared: &Shared, row: Row, list: ListSubscriptions, room: &mut usize) -
         subscriptions_list_detail: None,
         subscriptions_omitted: None,
     };
+    let list = question.subscriptions;
     if list != ListSubscriptions::No
         && let Some(client) = shared.client(view.id)
     {
@@ -323,5 +332,7 @@ fn reason(why: Closed) -> &'static str {
         Closed::Stale => "Stale Connection",
         Closed::Shutdown => "Server Shutdown",
         Closed::Backend => "Backend Unavailable",
+        Closed::Unauthorized => "Authentication Failure",
+        Closed::AuthTimeout => "Authentication Timeout",
     }
 }

@@ -1,7 +1,8 @@
 //! Which names requests may use for this server.
 //!
 //! A page of any site can make a browser send requests to 127.0.0.1 and, by changing what its own name resolves to,
-//! read the answers. Its requests carry that name, so only names of the loopback are answered.
+//! read the answers. Its requests carry that name, so only names of the loopback are answered; and, where other machines
+//! are served, addresses, which are no names that anybody could have resolve to something else.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -29,16 +30,17 @@ impl HostError {
     }
 }
 
-/// Checks the name in the request's target, if it has one, and in its Host header.
-pub(super) fn check<B>(request: &Request<B>) -> Result<(), HostError> {
+/// Checks the name in the request's target, if it has one, and in its Host header. `addresses` are good where the
+/// server is for other machines, too.
+pub(super) fn check<B>(request: &Request<B>, addresses: bool) -> Result<(), HostError> {
     if let Some(authority) = request.uri().authority() {
-        check_authority(authority)?;
+        check_authority(authority, addresses)?;
     }
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (Some(host), None) => {
             let host = host.to_str().map_err(|_| HostError::Unclear)?;
-            check_authority(&host.parse().map_err(|_| HostError::Unclear)?)
+            check_authority(&host.parse().map_err(|_| HostError::Unclear)?, addresses)
         }
         // Probes may speak HTTP/1.0, which knows no Host; browsers do not.
         (None, _) if request.version() < Version::HTTP_11 => Ok(()),
@@ -46,13 +48,13 @@ pub(super) fn check<B>(request: &Request<B>) -> Result<(), HostError> {
     }
 }
 
-fn check_authority(authority: &Authority) -> Result<(), HostError> {
+fn check_authority(authority: &Authority, addresses: bool) -> Result<(), HostError> {
     let host = authority.host();
     let v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let loopback = host.eq_ignore_ascii_case("localhost")
-        || host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
-        || v6.and_then(|ip| ip.parse::<Ipv6Addr>().ok()).is_some_and(|ip| ip.is_loopback());
-    match loopback && !authority.as_str().contains('@') {
+    let known = host.eq_ignore_ascii_case("localhost")
+        || host.parse::<Ipv4Addr>().is_ok_and(|ip| addresses || ip.is_loopback())
+        || v6.and_then(|ip| ip.parse::<Ipv6Addr>().ok()).is_some_and(|ip| addresses || ip.is_loopback());
+    match known && !authority.as_str().contains('@') {
         true => Ok(()),
         false => Err(HostError::Foreign(authority.to_string())),
     }
@@ -67,7 +69,18 @@ mod tests {
         if let Some(host) = host {
             request = request.header(header::HOST, host);
         }
-        check(&request.body(()).expect("a valid request"))
+        check(&request.body(()).expect("a valid request"), false)
+    }
+
+    #[test]
+    fn where_other_machines_are_served_addresses_are_answered_and_names_are_not() {
+        for (host, answered) in
+            [("192.168.0.1", true), ("10.0.0.1:8222", true), ("[fd00::1]:1", true), ("evil.example", false)]
+        {
+            let request =
+                Request::builder().uri("/").header(header::HOST, host).body(()).expect("a valid request");
+            assert_eq!(check(&request, true).is_ok(), answered, "{host}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use trunkline::backend::{ConsumerInfo, StreamInfo, Streams};
 use trunkline::status::{BackendState, BackendStatus};
 
 use super::{Monitor, aside, internal};
+use crate::auth::Failure;
 use crate::bridge::Bridge;
 use crate::process::Usage;
 use crate::shared::{Closed, Shared, Totals};
@@ -190,6 +191,17 @@ impl Snapshot {
             "trunkline_server_denied_messages",
             "Messages refused for want of permission",
             self.shared.denied(),
+        )?;
+        page.counter(
+            "trunkline_server_denied_subscriptions",
+            "Subscriptions refused or ended for want of permission",
+            self.shared.denied_subscriptions(),
+        )?;
+        page.family(
+            "trunkline_server_auth_failures",
+            "Clients that were not let in or sent away, by reason",
+            MetricType::Counter,
+            Failure::ALL.map(|why| ([("reason", why.as_str())], self.shared.auth.failures(why))),
         )?;
         if let Some(bridge) = &self.shared.bridge {
             page.counter(

@@ -1,13 +1,17 @@
 //! Connections of the HTTP listener: how many, how long they may take, and how they end.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,6 +29,10 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 const STOP_WITHIN: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed for want of a resource.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a request comes from; an extension of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// How many clients there may be, and how patient they are waited for.
 #[derive(Debug, Clone, Copy)]
@@ -55,9 +63,9 @@ pub(crate) async fn serve(
             accepted = accept(&listener, &slots) => accepted,
         };
         match accepted {
-            Ok((socket, slot)) => {
+            Ok((socket, peer, slot)) => {
                 let socket = Impatient { socket, patience: bounds.patience, stalled: None };
-                tasks.spawn(connection(socket, app.clone(), stop.clone(), slot));
+                tasks.spawn(connection(socket, peer, app.clone(), stop.clone(), slot));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an HTTP connection");
@@ -70,20 +78,31 @@ pub(crate) async fn serve(
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, Peer, OwnedSemaphorePermit)> {
     let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (socket, _) = listener.accept().await?;
-    Ok((socket, slot))
+    let (socket, peer) = listener.accept().await?;
+    Ok((socket, Peer(peer.ip()), slot))
 }
 
 /// Serves one connection; `_slot` is free again when it is over.
-async fn connection(socket: Impatient, app: Router, stop: CancellationToken, _slot: OwnedSemaphorePermit) {
+async fn connection(
+    socket: Impatient,
+    peer: Peer,
+    app: Router,
+    stop: CancellationToken,
+    _slot: OwnedSemaphorePermit,
+) {
     let patience = socket.patience;
+    let app = TowerToHyperService::new(app);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        app.call(request)
+    });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(app));
+        .serve_connection(TokioIo::new(socket), service);
     let mut serving = pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,

@@ -16,9 +16,6 @@ use crate::shared::Closed;
 
 /// The protocol number of INFO.
 const PROTOCOL: u64 = 1;
-/// The only account: all clients share one space of subjects.
-const ACCOUNT: &str = "$G";
-
 #[derive(Serialize)]
 struct Varz<'a> {
     server_id: &'a str,
@@ -28,6 +25,8 @@ struct Varz<'a> {
     host: String,
     port: u16,
     auth_required: bool,
+    /// Seconds.
+    auth_timeout: f64,
     tls_required: bool,
     max_connections: usize,
     max_subscriptions: usize,
@@ -75,6 +74,11 @@ struct Varz<'a> {
     /// What a bridge could not give to clients: messages where the number is known, and gaps of any size.
     missed_msgs: u64,
     missed_gaps: u64,
+    /// What clients were refused for want of permission, and attempts to authenticate that failed.
+    denied_msgs: u64,
+    denied_subscriptions: u64,
+    auth_failures: u64,
+    users: usize,
     subscriptions: u64,
     http_req_stats: BTreeMap<&'static str, u64>,
     config_load_time: Timestamp,
@@ -117,7 +121,8 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         proto: PROTOCOL,
         host: shared.address.ip().to_string(),
         port: shared.address.port(),
-        auth_required: false,
+        auth_required: shared.auth.timeout().is_some(),
+        auth_timeout: shared.auth.configured_timeout().as_secs_f64(),
         tls_required: false,
         max_connections: limits.max_connections,
         max_subscriptions: limits.max_subscriptions,
@@ -162,9 +167,13 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         stalled_clients: shared.stalled(),
         missed_msgs: shared.bridge.as_ref().map_or(0, |bridge| bridge.missed()),
         missed_gaps: shared.bridge.as_ref().map_or(0, |bridge| bridge.gaps()),
+        denied_msgs: shared.denied(),
+        denied_subscriptions: shared.denied_subscriptions(),
+        auth_failures: shared.auth_failures(),
+        users: shared.auth.users(),
         subscriptions: shared.subscriptions(),
         http_req_stats: monitor.requests().collect(),
-        config_load_time: timestamp(shared.started),
+        config_load_time: timestamp(shared.auth.loaded()),
         slow_consumer_stats: ByKind::clients(slow),
         stale_connection_stats: ByKind::clients(stale),
     })
@@ -174,9 +183,11 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
 struct Accountz<'a> {
     server_id: &'a str,
     now: Timestamp,
-    accounts: [&'static str; 1],
+    accounts: Vec<Box<str>>,
 }
 
 pub(super) async fn accountz(State(monitor): State<Arc<Monitor>>) -> Response {
-    json(&Accountz { server_id: &monitor.shared.id, now: Timestamp::now(), accounts: [ACCOUNT] })
+    let accounts = monitor.shared.auth.accounts();
+    let accounts = accounts.iter().map(|account| account.name.clone()).collect();
+    json(&Accountz { server_id: &monitor.shared.id, now: Timestamp::now(), accounts })
 }

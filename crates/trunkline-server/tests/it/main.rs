@@ -1,6 +1,7 @@
 //! The embedded server against raw sockets: what comes in is made by hand, byte for byte, and next to every test a
 //! well-behaved client goes on working.
 
+mod auth;
 mod bad_input;
 mod bridge;
 mod client;

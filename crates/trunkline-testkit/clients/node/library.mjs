@@ -7,7 +7,14 @@ import { createRequire } from "node:module";
 
 const require = createRequire(import.meta.url);
 
+/** An nkey by its seed, or a new one, as the client takes it. */
+const nkeyOf = (nkeys, module) => (text) => {
+  const pair = text === undefined ? nkeys.createUser() : nkeys.fromSeed(new TextEncoder().encode(text));
+  return { publicKey: pair.getPublicKey(), authenticator: module.nkeyAuthenticator(pair.getSeed()) };
+};
+
 const classic = (module) => ({
+  nkey: nkeyOf(require("nkeys.js"), module),
   name: "nats",
   connect: module.connect,
   createInbox: module.createInbox,
@@ -23,6 +30,7 @@ const classic = (module) => ({
 });
 
 const successor = (module) => ({
+  nkey: nkeyOf(require("@nats-io/nkeys"), module),
   name: "@nats-io/transport-node",
   connect: module.connect,
   createInbox: module.createInbox,

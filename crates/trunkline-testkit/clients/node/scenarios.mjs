@@ -7,6 +7,7 @@
 // The names are the ones of `scenarios.py`, so that one list serves all clients.
 
 import assert from "node:assert/strict";
+import { authorization } from "./authorization.mjs";
 import { conversation } from "./conversation.mjs";
 import { envelope_answer, envelope_ask } from "./envelope.mjs";
 import { outage_of_the_backend } from "./outage.mjs";
@@ -389,8 +390,8 @@ const scenarios = {
 };
 
 // The two halves of one call between components of different languages, which the test runs as a pair, and a platform that talks
-// to others of its kind; and what only a server with a backend of its own can be asked.
-const paired = { conversation, envelope_answer, envelope_ask, outage_of_the_backend };
+// to others of its kind; and what only a server with a backend of its own can be asked, or one with users.
+const paired = { authorization, conversation, envelope_answer, envelope_ask, outage_of_the_backend };
 
 function usage() {
   console.error("usage: scenarios.mjs --client nats|transport-node (URL SCENARIO | --list)");

@@ -12,6 +12,7 @@ import traceback
 
 import nats.errors
 
+from authorization import authorization
 from conversation import conversation
 from envelope import envelope_answer, envelope_ask
 from harness import Bus, Collector, Stopwatch, flush, raises, report, say, within
@@ -423,8 +424,14 @@ async def ten_thousand_subscriptions_get_their_own_messages(bus):
 
 
 # The two halves of one call between components of different languages, which the test runs as a pair, and a platform that talks to
-# others of its kind; and what only a server with a backend of its own can be asked.
-PAIRED = {"conversation": conversation, "envelope_answer": envelope_answer, "envelope_ask": envelope_ask, "outage_of_the_backend": outage_of_the_backend}
+# others of its kind; and what only a server with a backend of its own can be asked, or one with users.
+PAIRED = {
+    "authorization": authorization,
+    "conversation": conversation,
+    "envelope_answer": envelope_answer,
+    "envelope_ask": envelope_ask,
+    "outage_of_the_backend": outage_of_the_backend,
+}
 
 
 async def run(url, name):

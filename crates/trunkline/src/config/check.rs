@@ -113,30 +113,21 @@ impl Check<'_> {
         let server = &self.config.server;
         let mut names = HashMap::new();
         for (index, user) in server.users.iter().enumerate() {
-            let at = format!("server.users[{index}]");
-            let fault = match (&user.user, &user.password, &user.nkey) {
-                (Some(_), Some(_), None) | (None, None, Some(_)) => None,
-                (None, None, None) => Some("needs a user and a password, or an nkey"),
-                (_, _, Some(_)) => Some("has an nkey and a user or password; one excludes the other"),
-                (Some(_), None, None) => Some("has no password"),
-                (None, Some(_), None) => Some("has a password but no user"),
-            };
-            errors.extend(fault.map(|reason| self.inconsistent(&at, &at, reason)));
-            let Some(name) = user.user.as_ref().or(user.nkey.as_ref()) else {
-                continue;
-            };
-            let field = if user.user.is_some() { "user" } else { "nkey" };
-            let key = format!("{at}.{field}");
-            if let Some(first) = names.insert(name.as_str(), key.clone()) {
-                errors.push(ConfigError::DuplicateName {
-                    origin: self.origin(&key),
-                    what: "user",
-                    name: name.clone(),
-                    first: self.origin(&first),
-                });
+            self.user(user, format!("server.users[{index}]"), &mut names, errors);
+        }
+        for (name, account) in &server.accounts {
+            let at = format!("server.accounts.{name}");
+            if !is_name(name, "_-") {
+                let reason = "is no name for an account: letters, digits, _ or - and at most 64 of them";
+                errors.push(self.inconsistent(&at, &at, reason));
             }
-            if let Some(permissions) = &user.permissions {
-                self.queue_in_publish(permissions, &format!("{at}.permissions"), errors);
+            for (index, user) in account.users.iter().enumerate() {
+                if user.admin {
+                    let key = format!("{at}.users[{index}].admin");
+                    let reason = "cannot be: the admin API is about the users of server.users";
+                    errors.push(self.inconsistent(&key, &key, reason));
+                }
+                self.user(user, format!("{at}.users[{index}]"), &mut names, errors);
             }
         }
         self.queue_in_publish(&server.permissions, "server.permissions", errors);
@@ -153,9 +144,46 @@ impl Check<'_> {
             (Some(_), None, _) => Some(("server.auth.user", "needs server.auth.password")),
             (None, Some(_), _) => Some(("server.auth.password", "needs server.auth.user")),
             (Some(_), Some(_), Some(_)) => Some(("server.auth.token", "excludes server.auth.user")),
+            (Some(user), Some(_), None) if names.contains_key(user.as_str()) => {
+                Some(("server.auth.user", "is a user of server.users or server.accounts too"))
+            }
             _ => None,
         };
         errors.extend(fault.map(|(key, reason)| self.inconsistent(key, key, reason)));
+    }
+
+    /// One user, at the key `at`. A name is one user's in all accounts: it alone says to which of them a client belongs.
+    fn user<'a>(
+        &self,
+        user: &'a super::User,
+        at: String,
+        names: &mut HashMap<&'a str, String>,
+        errors: &mut Vec<ConfigError>,
+    ) {
+        let fault = match (&user.user, &user.password, &user.nkey) {
+            (Some(_), Some(_), None) | (None, None, Some(_)) => None,
+            (None, None, None) => Some("needs a user and a password, or an nkey"),
+            (_, _, Some(_)) => Some("has an nkey and a user or password; one excludes the other"),
+            (Some(_), None, None) => Some("has no password"),
+            (None, Some(_), None) => Some("has a password but no user"),
+        };
+        errors.extend(fault.map(|reason| self.inconsistent(&at, &at, reason)));
+        if let Some(permissions) = &user.permissions {
+            self.queue_in_publish(permissions, &format!("{at}.permissions"), errors);
+        }
+        let Some(name) = user.user.as_ref().or(user.nkey.as_ref()) else {
+            return;
+        };
+        let field = if user.user.is_some() { "user" } else { "nkey" };
+        let key = format!("{at}.{field}");
+        if let Some(first) = names.insert(name.as_str(), key.clone()) {
+            errors.push(ConfigError::DuplicateName {
+                origin: self.origin(&key),
+                what: "user",
+                name: name.clone(),
+                first: self.origin(&first),
+            });
+        }
     }
 
     /// A publish has no queue group; with one the rule would never match, and its author would not know.

@@ -3,6 +3,7 @@
 //! Whether an address may be served without auth or TLS is the server's decision and not checked here.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,8 +31,11 @@ settings! {
         pub auth: Auth;
         /// Users, each with its own permissions.
         pub users: Vec<User>;
-        /// Permissions of users that have none of their own.
+        /// Permissions of whoever has none of its own: users, the one user or token, and clients where nobody is asked who
+        /// they are.
         pub permissions: Permissions;
+        /// Spaces of subjects that are apart from each other and from that of `server.users`, by name.
+        pub accounts: BTreeMap<String, Account>;
         /// Certificates, for clients, WebSocket and HTTP alike.
         pub tls: Tls;
         /// Bounds of what one client may take.
@@ -46,9 +50,9 @@ settings! {
     pub struct Auth in "server.auth." {
         /// The one user name; several stand in `server.users`.
         pub user: Option<String>;
-        /// Password of that user, plain or a bcrypt hash.
+        /// Password of that user: a bcrypt or argon2 hash, as `trunkline passwd` makes it, or plain text.
         pub password: Option<Secret>;
-        /// A token in the place of user and password.
+        /// A token in the place of user and password: its hash or the plain text.
         pub token: Option<Secret>;
         /// The user that a client without credentials is taken for.
         pub no_auth_user: Option<String>;
@@ -62,14 +66,22 @@ settings! {
     pub struct User in "server.users[]." {
         /// User name.
         pub user: Option<String>;
-        /// Password, plain or a bcrypt hash.
+        /// Password: a bcrypt or argon2 hash, as `trunkline passwd` makes it, or plain text.
         pub password: Option<Secret>;
         /// Public nkey, in the place of name and password.
         pub nkey: Option<String> => format(Format::Nkey);
-        /// Whether this user may use the admin API and the dashboard.
+        /// Whether this user may use the admin API and the dashboard, with its name and password.
         pub admin: bool => default("false");
         /// What it may publish and subscribe to; `server.permissions` unless set.
         pub permissions: Option<Permissions>;
+    }
+}
+
+settings! {
+    /// A space of subjects of its own: what its users publish is seen by them alone.
+    pub struct Account in "server.accounts.{name}." {
+        /// The users of the account.
+        pub users: Vec<User>;
     }
 }
 
@@ -144,6 +156,8 @@ settings! {
         pub write_deadline: Duration => default("10s"), range("100ms", "10m");
         /// Longest time until a client has authenticated.
         pub auth_timeout: Duration => default("2s"), range("100ms", "10m");
+        /// Failed attempts to authenticate as one user from one address within a minute; more are refused unchecked.
+        pub auth_failures: Option<u32> => default("30"), range("1", "1000000");
         /// Over what time lame duck mode closes the clients.
         pub lame_duck_duration: Duration => default("2m"), range("1s", "1h");
         /// Time in lame duck mode before the first client is closed.

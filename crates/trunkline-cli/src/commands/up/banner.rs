@@ -3,6 +3,7 @@
 use anstyle::{AnsiColor, Style};
 use trunkline::config::Loaded;
 use trunkline::status::BackendState;
+use trunkline_server::AuthOptions;
 
 use super::start::Running;
 
@@ -40,8 +41,11 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
         Some(path) => path.display().to_string(),
         None => "defaults, no file".to_owned(),
     };
+    let auth = AuthOptions::from(&loaded.config.server);
+    let asks = running.nats_addr().is_some() && auth.is_required() && auth.no_auth_user.is_none();
     // The flag is left out where clients find the bus without it.
     let flag = match url.as_str() {
+        url if asks => format!(" --url {}", url.replacen("://", "://USER:PASSWORD@", 1)),
         "nats://127.0.0.1:4222" => String::new(),
         url => format!(" --url {url}"),
     };

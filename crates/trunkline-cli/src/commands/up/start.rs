@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use trunkline::config::Loaded;
 use trunkline::{Bus, ConnectError};
-use trunkline_server::{AdminDefaults, Server, ServerOptions, StartError};
+use trunkline_server::{AdminDefaults, AuthOptions, AuthSource, Server, ServerOptions, StartError};
 
-use crate::failure::{Explain, Kind};
+use crate::failure::{Explain, Kind, chain};
 
 /// Why the bus did not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,17 @@ impl Running {
         server.http_addr().map(|_| server.admin_token())
     }
 
+    /// Reads users and permissions again and puts them in force. What is wrong with them is told, and changes nothing.
+    pub(crate) async fn reload(&self) {
+        let Some(server) = &self.server else {
+            return tracing::info!("there is nothing to reload: clients are with the NATS servers");
+        };
+        // Its success is told by the server.
+        if let Err(error) = server.reload_from_source().await {
+            tracing::error!(error = chain(&error), "users and permissions stay as they are");
+        }
+    }
+
     /// Stops both within the time given, and returns how many connections had to be cut.
     pub(crate) async fn stop(self, within: Duration) -> usize {
         let started = tokio::time::Instant::now();
@@ -86,7 +97,7 @@ impl Running {
 ///
 /// # Errors
 /// A backend that cannot be reached with `fallback: fail`, an address that is taken, streams that cannot be made.
-pub(crate) async fn start(loaded: &Loaded) -> Result<Running, UpError> {
+pub(crate) async fn start(loaded: &Loaded, source: AuthSource) -> Result<Running, UpError> {
     let config = &loaded.config;
     if !config.components.is_empty() {
         tracing::warn!("components are configured, and this build does not start them: start them yourself");
@@ -99,11 +110,19 @@ pub(crate) async fn start(loaded: &Loaded) -> Result<Running, UpError> {
                 telemetry: Some(bus.telemetry().clone()),
                 backend: Some(bus.backend().clone()),
                 admin_defaults: AdminDefaults::from(bus.options()),
+                auth_source: Some(source),
                 ..ServerOptions::from_config(config, front)?
             };
             Some(Server::start(options).await?)
         }
-        None => None,
+        None => {
+            if AuthOptions::from(&config.server).is_required() {
+                tracing::warn!(
+                    "users are configured, and clients connect to the NATS servers, which have their own"
+                );
+            }
+            None
+        }
     };
     Ok(Running { bus, server })
 }

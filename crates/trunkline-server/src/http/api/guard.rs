@@ -1,5 +1,6 @@
-//! Who may use the admin API: whoever has the token, and no page of another site.
+//! Who may use the admin API: whoever has the token, a user that is allowed to, and no page of another site.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -7,12 +8,15 @@ use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use subtle::ConstantTimeEq as _;
+use trunkline_protocol::ConnectOptions;
 
 use super::Api;
 use super::answer::ApiError;
 use crate::admin::Problem;
+use crate::auth::{Answer, Auth};
+use crate::http::serve::Peer;
 
 /// Random bytes of a token that the server makes.
 const TOKEN_BYTES: usize = 24;
@@ -55,13 +59,51 @@ impl Token {
 
 /// Before every handler of the API. That the name of the host is the loopback's has been checked by then.
 pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    match check(&api.token, request.headers()) {
+    let allowed = match check(&api.token, request.headers()) {
+        Ok(Allowed::Yes) => Ok(()),
+        Ok(Allowed::If(user)) => {
+            let peer =
+                request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.0);
+            check_user(&api.auth.auth, &user, peer).await
+        }
+        Err(error) => Err(error),
+    };
+    match allowed {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
 }
 
-fn check(token: &Token, headers: &HeaderMap) -> Result<(), ApiError> {
+/// What a request's headers say of who sends it.
+#[derive(Debug)]
+enum Allowed {
+    /// It has the token.
+    Yes,
+    /// It has the name and password of a user, who may be allowed to.
+    If(Box<ConnectOptions>),
+}
+
+/// Whether a user may use the API. Its password is checked as that of a client is, and failures count with those.
+async fn check_user(auth: &Auth, user: &ConnectOptions, peer: IpAddr) -> Result<(), ApiError> {
+    let identity = match auth.check(user, None, peer) {
+        Answer::Granted(identity) => Ok(identity),
+        Answer::Verify(verification) => auth.verify(verification).await,
+        Answer::Refused(why) => Err(why),
+    };
+    match identity {
+        Ok(identity) if identity.admin => Ok(()),
+        Ok(_) => {
+            let reason = "this user may not use the admin API (server.users[].admin)".to_owned();
+            Err(ApiError::new(Problem::Denied { reason: reason.clone() }, reason))
+        }
+        Err(why) => {
+            auth.count_failure(why);
+            Err(ApiError::new(Problem::Unauthorized, "there is no such user with this password"))
+        }
+    }
+}
+
+fn check(token: &Token, headers: &HeaderMap) -> Result<Allowed, ApiError> {
     if let Some(origin) = headers.get(header::ORIGIN)
         && !is_same(origin, headers.get(header::HOST))
     {
@@ -70,15 +112,28 @@ fn check(token: &Token, headers: &HeaderMap) -> Result<(), ApiError> {
         return Err(ApiError::new(Problem::ForeignOrigin, text));
     }
     let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    if let Some(user) = given.and_then(basic) {
+        return Ok(Allowed::If(Box::new(user)));
+    }
     let bearer = given.and_then(|given| {
         let (scheme, rest) = given.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
     });
     match bearer {
-        Some(bearer) if token.is(bearer) => Ok(()),
+        Some(bearer) if token.is(bearer) => Ok(Allowed::Yes),
         Some(_) => Err(ApiError::new(Problem::Unauthorized, "this token is not the server's admin token")),
         None => Err(ApiError::new(Problem::Unauthorized, "the admin API needs a token")),
     }
+}
+
+/// Name and password of `Authorization: Basic`, where there are any.
+fn basic(given: &[u8]) -> Option<ConnectOptions> {
+    let (scheme, rest) = given.split_at_checked(6)?;
+    let decoded = STANDARD.decode(rest).ok().filter(|_| scheme.eq_ignore_ascii_case(b"basic "))?;
+    let text = String::from_utf8(decoded).ok()?;
+    let (name, password) = text.split_once(':').filter(|(name, _)| !name.is_empty())?;
+    let (user, pass) = (Some(name.to_owned()), Some(password.to_owned()));
+    Some(ConnectOptions { user, pass, ..ConnectOptions::default() })
 }
 
 /// Whether a page's origin is where it sends the request to.

@@ -1,6 +1,6 @@
 //! The admin API, `/api/v1`: streams, consumers, stored messages, and work for clients without a connection of their own.
 //!
-//! Every request needs the token. What a request asks for is done by the backend that the server is a front of; nothing
+//! Every request needs the token, or a user that is allowed to. What a request asks for is done by the backend that the server is a front of; nothing
 //! here decides about retry or dead letters, which is the business of the bus that the client runs.
 
 mod answer;
@@ -23,6 +23,7 @@ use trunkline::backend::{Backend, Streams};
 
 use crate::admin::{BASE, Problem, ServerJson};
 use crate::options::AdminDefaults;
+use crate::shared::Shared;
 use answer::{ApiError, ok};
 pub(crate) use guard::Token;
 pub(crate) use members::Members;
@@ -31,6 +32,8 @@ pub(crate) use members::Members;
 pub(crate) struct Api {
     backend: Arc<dyn Backend>,
     token: Token,
+    /// Whose users some may be allowed to use it.
+    auth: Arc<Shared>,
     subject_root: String,
     max_payload: usize,
     defaults: AdminDefaults,
@@ -42,14 +45,14 @@ pub(crate) struct Api {
 impl Api {
     pub(crate) fn new(
         backend: Arc<dyn Backend>,
-        token: Token,
+        (token, auth): (Token, Arc<Shared>),
         subject_root: String,
         max_payload: usize,
         defaults: AdminDefaults,
         patience: Duration,
     ) -> Self {
         let members = Arc::default();
-        Self { backend, token, subject_root, max_payload, defaults, members, patience }
+        Self { backend, token, auth, subject_root, max_payload, defaults, members, patience }
     }
 
     pub(crate) fn members(&self) -> &Arc<Members> {

@@ -155,6 +155,38 @@ fn yaml_mistakes_name_place_value_and_what_is_allowed() {
             "config.yaml:1:31: server.auth.no_auth_user is \"bob\", which is no user",
         ),
         (
+            "server: {accounts: {east: {user: [{user: ann, password: x}]}}}",
+            "config.yaml:1:28: unknown key \"server.accounts.east.user\"; did you mean \"server.accounts.east.users\"?",
+        ),
+        (
+            "server: {accounts: {east: {users: [{user: ann}]}}}",
+            "config.yaml:1:36: server.accounts.east.users[0] has no password",
+        ),
+        (
+            "server: {accounts: {$SYS: {users: []}}}",
+            "config.yaml:1:27: server.accounts.$SYS is no name for an account: letters, digits, _ or - and at most 64 of them",
+        ),
+        (
+            "server: {users: [{user: ann, password: x}], accounts: {east: {users: [{user: ann, password: y}]}}}",
+            "config.yaml:1:78: user \"ann\" is already defined at config.yaml:1:25",
+        ),
+        (
+            "server: {auth: {user: ann, password: x}, users: [{user: ann, password: y}]}",
+            "config.yaml:1:23: server.auth.user is a user of server.users or server.accounts too",
+        ),
+        (
+            "server: {users: [{user: ann, password: x, permissions: {subscibe: a}}]}",
+            "config.yaml:1:57: unknown key \"server.users[0].permissions.subscibe\"; did you mean \"server.users[0].permissions.subscribe\"?",
+        ),
+        (
+            "server: {accounts: {east: {users: [{user: ann, password: x, admin: true}]}}}",
+            "config.yaml:1:68: server.accounts.east.users[0].admin cannot be: the admin API is about the users of server.users",
+        ),
+        (
+            "server: {limits: {auth_failures: 0}}",
+            "config.yaml:1:34: server.limits.auth_failures is \"0\", allowed is 1 to 1000000",
+        ),
+        (
             "server: {permissions: {publish: 'a.> workers'}}",
             "config.yaml:1:33: server.permissions.publish cannot be restricted to a queue group",
         ),
@@ -257,6 +289,7 @@ fn errors_never_show_secrets() {
         "server: {auth: {token: [t0p]}}",
         "server: {auth: {token: t0p, user: t0p}}",
         "server: {users: [{password: t0p}]}",
+        "server: {accounts: {east: {users: [{password: t0p}]}}}",
         "messaging: {redis_url: 'redis://u:t0p@h:x'}",
         "messaging: {redis_url: 'redis://u:t0p,x@h:x'}",
         "messaging: {redis_url: 'redis:u:t0p@h'}",

@@ -162,6 +162,7 @@ fn sample(path: &str) -> &'static str {
         "server.auth.token" | "server.auth.admin_token" => "abcdef",
         "server.users" => "[{user: ann, password: pw}]",
         "server.permissions" => "{publish: a.>}",
+        "server.accounts" => "{east: {users: [{user: ann, password: pw}]}}",
         "server.permissions.publish" | "server.permissions.subscribe" => "{allow: [a.>]}",
         "server.permissions.publish.allow" | "server.permissions.publish.deny" => "[a.>, b]",
         "server.permissions.subscribe.allow" | "server.permissions.subscribe.deny" => "[a.> q.*, b]",
@@ -174,7 +175,9 @@ fn sample(path: &str) -> &'static str {
         "server.limits" => "{ping_max: 5}",
         "server.limits.max_payload" | "server.limits.max_control_line" => "64KiB",
         "server.limits.max_pending" => "128MiB",
-        "server.limits.max_connections" | "server.limits.max_subscriptions" => "77",
+        "server.limits.max_connections"
+        | "server.limits.max_subscriptions"
+        | "server.limits.auth_failures" => "77",
         "server.limits.ping_max" => "5",
         "server.websocket" => "{listen: '127.0.0.2:0'}",
         "server.websocket.allowed_origins" => "[https://a.example]",

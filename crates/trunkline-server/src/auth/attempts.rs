@@ -1,0 +1,194 @@
+//! How often each address has failed to authenticate, so that guessing passwords is slow.
+//!
+//! A failure counts for the address, and for the address and the user it named. The second bounds how many guesses there
+//! are; the first, how much hashing one address may ask for. Names are counted apart, so that one component with an old
+//! password does not lock out the others of its machine.
+
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+/// How long a failure counts.
+const WINDOW: Duration = Duration::from_secs(60);
+/// Most entries; past it the oldest goes.
+const ENTRIES_MAX: usize = 8192;
+/// An address may ask for so many times the hashing that one user may.
+const HASHING_PER_ADDRESS: u32 = 4;
+
+/// Who tries to be whom, and how often that may fail.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Guess {
+    address: IpAddr,
+    /// A digest of the name, so that long names take no memory. It only keeps counters apart.
+    user: u64,
+    limit: u32,
+}
+
+impl Guess {
+    /// `limit` is for one user from one address.
+    pub(super) fn new(address: IpAddr, user: &str, limit: u32) -> Self {
+        // Whoever has one IPv6 address has the 64 bits behind it, too.
+        let address = match address.to_canonical() {
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+            v4 => v4,
+        };
+        let user = foldhash::quality::FixedState::with_seed(0).hash_one(user);
+        Self { address, user, limit }
+    }
+
+    fn of_address(&self) -> Entry {
+        (self.address, None)
+    }
+
+    fn of_user(&self) -> Entry {
+        (self.address, Some(self.user))
+    }
+}
+
+/// An address, and a user if one is meant.
+type Entry = (IpAddr, Option<u64>);
+
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    count: u32,
+    since: Instant,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(super) struct Attempts {
+    /// Held for a look or a change; nothing is called meanwhile.
+    table: Mutex<HashMap<Entry, Failures, foldhash::quality::RandomState>>,
+}
+
+impl Attempts {
+    /// Whether this user may be tried from this address.
+    pub(super) fn may_guess(&self, guess: &Guess, now: Instant) -> bool {
+        self.count(guess.of_user(), now) < guess.limit
+    }
+
+    /// Whether it may be tried by way of a hash, of which an address may ask for so many.
+    pub(super) fn may_hash(&self, guess: &Guess, now: Instant) -> bool {
+        self.may_guess(guess, now)
+            && self.count(guess.of_address(), now) < guess.limit.saturating_mul(HASHING_PER_ADDRESS)
+    }
+
+    fn count(&self, entry: Entry, now: Instant) -> u32 {
+        let failures = self.table.lock().get(&entry).copied();
+        failures.filter(|failures| is_fresh(failures, now)).map_or(0, |failures| failures.count)
+    }
+
+    /// Counts a failure. The log is told once a minute when there are too many.
+    pub(super) fn failed(&self, guess: &Guess, now: Instant) {
+        if self.count_failure(guess, now) == guess.limit {
+            let (address, limit) = (guess.address, guess.limit);
+            tracing::warn!(%address, limit, "too many failed attempts as one user: more are refused unchecked for a minute");
+        }
+    }
+
+    /// Returns how many there are of this user.
+    fn count_failure(&self, guess: &Guess, now: Instant) -> u32 {
+        let mut of_user = 0;
+        let mut table = self.table.lock();
+        // The user's last: its count is what is returned.
+        for entry in [guess.of_address(), guess.of_user()] {
+            if !table.contains_key(&entry) && table.len() >= ENTRIES_MAX {
+                make_room(&mut table, now);
+            }
+            let failures = table.entry(entry).or_insert(Failures { count: 0, since: now });
+            if !is_fresh(failures, now) {
+                *failures = Failures { count: 0, since: now };
+            }
+            failures.count = failures.count.saturating_add(1);
+            of_user = failures.count;
+        }
+        of_user
+    }
+}
+
+fn is_fresh(failures: &Failures, now: Instant) -> bool {
+    now.saturating_duration_since(failures.since) < WINDOW
+}
+
+fn make_room(table: &mut HashMap<Entry, Failures, foldhash::quality::RandomState>, now: Instant) {
+    table.retain(|_, failures| is_fresh(failures, now));
+    while table.len() >= ENTRIES_MAX {
+        let Some(oldest) = table.iter().min_by_key(|(_, failures)| failures.since).map(|(entry, _)| *entry)
+        else {
+            return;
+        };
+        table.remove(&oldest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn guess(address: IpAddr, user: &str) -> Guess {
+        Guess::new(address, user, 3)
+    }
+
+    #[test]
+    fn one_user_of_an_address_is_limited_and_the_others_are_not() {
+        let (attempts, now) = (Attempts::default(), Instant::now());
+        let ann = guess(HERE, "ann");
+        for n in 0..3 {
+            assert!(attempts.may_guess(&ann, now), "{n}");
+            attempts.failed(&ann, now);
+        }
+        assert!(!attempts.may_guess(&ann, now) && !attempts.may_hash(&ann, now));
+        assert!(attempts.may_guess(&guess(HERE, "bob"), now));
+        assert!(attempts.may_guess(&guess("10.0.0.1".parse().unwrap(), "ann"), now));
+    }
+
+    #[test]
+    fn a_minute_later_it_is_forgotten() {
+        let (attempts, now) = (Attempts::default(), Instant::now());
+        let ann = Guess::new(HERE, "ann", 1);
+        attempts.failed(&ann, now);
+        assert!(!attempts.may_guess(&ann, now + WINDOW - Duration::from_millis(1)));
+        assert!(attempts.may_guess(&ann, now + WINDOW));
+        attempts.failed(&ann, now + WINDOW);
+        assert!(!attempts.may_guess(&ann, now + WINDOW * 2 - Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn many_names_of_one_address_may_ask_for_so_much_hashing() {
+        let (attempts, now) = (Attempts::default(), Instant::now());
+        for n in 0..HASHING_PER_ADDRESS * 3 {
+            let guess = guess(HERE, &format!("user {n}"));
+            assert!(attempts.may_hash(&guess, now), "{n}");
+            attempts.failed(&guess, now);
+        }
+        let ann = guess(HERE, "ann");
+        assert!(!attempts.may_hash(&ann, now) && attempts.may_guess(&ann, now));
+        assert!(attempts.may_hash(&guess("10.0.0.1".parse().unwrap(), "ann"), now));
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_forgets_the_oldest_first() {
+        let (attempts, start) = (Attempts::default(), Instant::now());
+        let of = |n: u32| Guess::new(IpAddr::V4(std::net::Ipv4Addr::from_bits(n)), "ann", 1);
+        for n in 0..ENTRIES_MAX as u32 {
+            attempts.failed(&of(n), start + Duration::from_micros(u64::from(n)));
+        }
+        let now = start + Duration::from_secs(1);
+        assert_eq!(attempts.table.lock().len(), ENTRIES_MAX);
+        assert!(attempts.may_guess(&of(0), now));
+        assert!(!attempts.may_guess(&of(ENTRIES_MAX as u32 - 1), now));
+    }
+
+    #[test]
+    fn neighbours_in_ipv6_are_one() {
+        let of = |text: &str| guess(text.parse().unwrap(), "").address;
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:127.0.0.1"), HERE);
+    }
+}

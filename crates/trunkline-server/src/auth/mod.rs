@@ -1,0 +1,291 @@
+//! Who may connect, and what they may do.
+//!
+//! - [`options`]: what a server is told; a configuration of any syntax ends here.
+//! - [`directory`]: those options compiled: from what CONNECT says to an [`Identity`].
+//! - [`password`]: secrets, compared in constant time, and hashes of them; [`hashing`] bounds the work of checking those.
+//! - [`attempts`]: how often an address has failed.
+//! - [`permissions`]: what an identity may publish and subscribe to; [`replies`], what it may answer.
+//!
+//! The directory is replaced as a whole. Every replacement has a higher generation, and each session that meets one
+//! considers anew whether its client is still allowed what it does; nobody else changes a session.
+
+mod attempts;
+mod directory;
+mod hashing;
+mod options;
+mod password;
+mod permissions;
+mod replies;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Mutex, RwLock};
+use trunkline::Pattern;
+use trunkline::backend::memory::Hub;
+use trunkline_protocol::ConnectOptions;
+
+use attempts::{Attempts, Guess};
+use directory::{Directory, Found};
+use hashing::Hashing;
+use password::Key;
+
+pub(crate) use directory::{Identity, name_of};
+pub(crate) use hashing::Verification;
+pub use options::{AuthError, AuthOptions};
+pub use password::{HashError, HashScheme, hash_password};
+pub(crate) use permissions::{PatternSet, Permissions};
+pub(crate) use replies::Replies;
+
+/// Name of the account of everybody who is in no other; nats-server's word.
+pub(crate) const GLOBAL_ACCOUNT: &str = "$G";
+/// Random bytes of the nonce that a client with an nkey signs; as on nats-server.
+const NONCE_BYTES: usize = 11;
+
+/// A space of subjects.
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub(crate) name: Box<str>,
+    /// Where its clients meet; for [`GLOBAL_ACCOUNT`] the hub that the server is a front of.
+    pub(crate) hub: Arc<Hub>,
+}
+
+/// Why a client is not let in, or not any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// No credentials, or wrong ones.
+    Credentials,
+    /// No credentials in time.
+    Timeout,
+    /// Too many failures of this address; nothing was checked.
+    TooMany,
+    /// The user is gone, or its credentials have changed.
+    Revoked,
+}
+
+impl Failure {
+    pub(crate) const ALL: [Failure; 4] =
+        [Failure::Credentials, Failure::Timeout, Failure::TooMany, Failure::Revoked];
+
+    /// The value of the metric's label.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Credentials => "credentials",
+            Self::Timeout => "timeout",
+            Self::TooMany => "too_many",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// What a client is answered.
+pub(crate) enum Answer {
+    Granted(Arc<Identity>),
+    Refused(Failure),
+    /// It takes a hash to know: [`Auth::verify`] does the work, off the worker threads.
+    Verify(Verification),
+}
+
+/// What came of replacing the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// Users there are now, in all accounts.
+    pub users: usize,
+    /// Connections that consider anew what they are allowed.
+    pub connections: usize,
+}
+
+/// Everything about authentication that the connections of a server share.
+#[derive(Debug)]
+pub(crate) struct Auth {
+    /// Guards the pointer alone; taken when a client connects, and when a session meets a new generation.
+    directory: RwLock<Arc<Directory>>,
+    generation: AtomicU64,
+    /// Guards the list of accounts, of which none ever goes while the server runs: its hub would come back empty. Taken
+    /// when the directory is replaced and by monitoring.
+    accounts: Mutex<BTreeMap<Box<str>, Arc<Account>>>,
+    /// Subjects on which only the bus itself publishes, in every account.
+    reserved: Pattern,
+    key: Key,
+    hashing: Hashing,
+    attempts: Attempts,
+    failures: [AtomicU64; Failure::ALL.len()],
+    /// When the directory was made.
+    loaded: Mutex<SystemTime>,
+}
+
+impl Auth {
+    /// `hub` is the one of [`GLOBAL_ACCOUNT`].
+    pub(crate) fn new(options: &AuthOptions, hub: Arc<Hub>, reserved: Pattern) -> Result<Self, AuthError> {
+        hub.reserve(&reserved);
+        let global = Arc::new(Account { name: GLOBAL_ACCOUNT.into(), hub });
+        let accounts = Mutex::new(BTreeMap::from([(global.name.clone(), global)]));
+        let key = Key::random()?;
+        let directory = Directory::new(options, &key, None, &mut |name| enter(&accounts, name, &reserved))?;
+        directory.warn_about_plain_text();
+        Ok(Self {
+            directory: RwLock::new(Arc::new(directory)),
+            generation: AtomicU64::new(0),
+            accounts,
+            reserved,
+            key,
+            hashing: Hashing::new(),
+            attempts: Attempts::default(),
+            failures: Default::default(),
+            loaded: Mutex::new(SystemTime::now()),
+        })
+    }
+
+    /// Puts other users and permissions in force. What is wrong with them leaves everything as it was.
+    pub(crate) fn replace(&self, options: &AuthOptions) -> Result<usize, AuthError> {
+        let mut enter = |name: &str| enter(&self.accounts, name, &self.reserved);
+        let directory = Directory::new(options, &self.key, Some(&self.directory()), &mut enter)?;
+        directory.warn_about_plain_text();
+        let users = directory.users();
+        *self.directory.write() = Arc::new(directory);
+        *self.loaded.lock() = SystemTime::now();
+        // Behind the directory: who sees the number sees what it stands for.
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(users)
+    }
+
+    fn directory(&self) -> Arc<Directory> {
+        self.directory.read().clone()
+    }
+
+    /// Changes with every replacement.
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Who a client is that has not said so, where nobody must.
+    pub(crate) fn anonymous(&self) -> Option<Arc<Identity>> {
+        self.directory().anonymous()
+    }
+
+    /// How long a client may take to say who it is; `None` where nobody must.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        let directory = self.directory();
+        directory.anonymous().is_none().then_some(directory.timeout)
+    }
+
+    /// The longest time until a client has said who it is, whether or not anybody must.
+    pub(crate) fn configured_timeout(&self) -> Duration {
+        self.directory().timeout
+    }
+
+    /// Whether there are users or a token.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.directory().is_required()
+    }
+
+    /// What a client is to sign, where nkeys are in use.
+    pub(crate) fn nonce(&self) -> Option<Box<str>> {
+        if !self.directory().has_nkeys() {
+            return None;
+        }
+        use base64::Engine as _;
+        let mut bytes = [0; NONCE_BYTES];
+        // Without randomness nobody could sign anything of worth, so nobody is asked to and nkeys are refused.
+        getrandom::fill(&mut bytes).ok()?;
+        Some(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes).into())
+    }
+
+    /// Whether a client at `address` is who CONNECT says it is.
+    pub(crate) fn check(&self, said: &ConnectOptions, nonce: Option<&str>, address: IpAddr) -> Answer {
+        let directory = self.directory();
+        let limit = directory.failures_max.filter(|_| directory.is_required());
+        let guess = limit.map(|limit| Guess::new(address, name_of(said), limit));
+        let now = Instant::now();
+        if guess.is_some_and(|guess| !self.attempts.may_guess(&guess, now)) {
+            return Answer::Refused(Failure::TooMany);
+        }
+        let answer = Self::answer(directory.find(said, nonce), guess);
+        if let (Answer::Refused(_), Some(guess)) = (&answer, guess) {
+            self.attempts.failed(&guess, now);
+        }
+        answer
+    }
+
+    /// As [`Auth::check`], for a client that was let in before: it guesses nothing.
+    pub(crate) fn check_again(&self, said: &ConnectOptions, nonce: Option<&str>) -> Answer {
+        match Self::answer(self.directory().find(said, nonce), None) {
+            Answer::Refused(_) => Answer::Refused(Failure::Revoked),
+            other => other,
+        }
+    }
+
+    fn answer(found: Found, guess: Option<Guess>) -> Answer {
+        match found {
+            Found::Identity(identity) => Answer::Granted(identity),
+            Found::Nobody => Answer::Refused(Failure::Credentials),
+            Found::Hashed { identity, password, given } => {
+                Answer::Verify(Verification { identity, password, given, guess })
+            }
+        }
+    }
+
+    /// Does the work that [`Answer::Verify`] asks for.
+    ///
+    /// # Errors
+    /// Why the client is not let in.
+    ///
+    /// # Cancel safety
+    /// A hash that is under way ends by itself, and counts for nothing then.
+    pub(crate) async fn verify(&self, verification: Verification) -> Result<Arc<Identity>, Failure> {
+        let permit = self.hashing.permit().await;
+        // What has become known while this one waited need not be found out again: many clients of one user come at a
+        // time, when a server has restarted.
+        if let Some(identity) = verification.is_known(&self.key) {
+            return Ok(identity);
+        }
+        let guess = verification.guess;
+        if guess.is_some_and(|guess| !self.attempts.may_hash(&guess, Instant::now())) {
+            return Err(Failure::TooMany);
+        }
+        let identity = hashing::verify(verification, permit, self.key.clone()).await;
+        if let (Some(guess), None) = (guess, &identity) {
+            self.attempts.failed(&guess, Instant::now());
+        }
+        identity.ok_or(Failure::Credentials)
+    }
+
+    pub(crate) fn count_failure(&self, why: Failure) {
+        self.failures[why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn failures(&self, why: Failure) -> u64 {
+        self.failures[why as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn users(&self) -> usize {
+        self.directory().users()
+    }
+
+    pub(crate) fn loaded(&self) -> SystemTime {
+        *self.loaded.lock()
+    }
+
+    pub(crate) fn accounts(&self) -> Vec<Arc<Account>> {
+        self.accounts.lock().values().cloned().collect()
+    }
+}
+
+/// The account of this name, which is made if need be.
+fn enter(accounts: &Mutex<BTreeMap<Box<str>, Arc<Account>>>, name: &str, reserved: &Pattern) -> Arc<Account> {
+    let mut accounts = accounts.lock();
+    if let Some(account) = accounts.get(name) {
+        return account.clone();
+    }
+    let options = accounts[GLOBAL_ACCOUNT].hub.options().clone();
+    let hub = Arc::new(Hub::new(options));
+    hub.reserve(reserved);
+    let account = Arc::new(Account { name: name.into(), hub });
+    accounts.insert(account.name.clone(), account.clone());
+    account
+}

@@ -1,0 +1,150 @@
+//! Users and permissions, read again while the server runs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use trunkline::Pattern;
+use trunkline::backend::memory::{Inbox, Target};
+use trunkline::backend::{BackendKind, LiveEvent, LiveSource, SubscribeOptions};
+use trunkline_core::Role;
+
+use crate::auth::{AuthError, AuthOptions, Reloaded};
+use crate::shared::Shared;
+
+/// Where users and permissions are read from, again and again: a file, mostly. It may block.
+pub type AuthSource = Arc<dyn Fn() -> Result<AuthOptions, SourceError> + Send + Sync>;
+/// Why a source gives nothing.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a request to reload is published on has this behind the root of the subjects.
+pub(crate) const RELOAD_SUBJECT: &str = "system.policy.reload";
+/// Shortest time between two reloads that messages ask for; what comes in between is answered by one.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Requests to reload that wait; one stands for all.
+const REQUESTS_MAX: usize = 16;
+/// Pause before a subscription on the backend of a bridge is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why users and permissions were not replaced; those in force stay.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReloadError {
+    /// They cannot be read.
+    #[error("users and permissions cannot be read again")]
+    Source(#[source] SourceError),
+    /// The server was started without a source to read them from.
+    #[error("the server has nowhere to read users and permissions from")]
+    NoSource,
+    /// They cannot be put in force.
+    #[error("the users of the server cannot be put in force")]
+    Auth(#[from] AuthError),
+    /// Without authentication everybody who reaches the address could do everything.
+    #[error("there would be no authentication, and {address} is reachable from other machines")]
+    Exposed {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Accounts are spaces of subjects apart, and the backend of a bridge has only one.
+    #[error("server.accounts is set, and backend {backend} has one space of subjects for all accounts")]
+    Accounts {
+        /// The backend.
+        backend: BackendKind,
+    },
+}
+
+/// Replaces users and permissions, one after the other.
+pub(crate) struct Reloader {
+    shared: Arc<Shared>,
+    source: Option<AuthSource>,
+    /// An address that other machines reach, if there is one.
+    exposed: Option<SocketAddr>,
+    /// Held while they are read and put in force, so that what was read last is in force last.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Reloader {
+    pub(crate) fn new(shared: Arc<Shared>, source: Option<AuthSource>, exposed: Option<SocketAddr>) -> Self {
+        Self { shared, source, exposed, turn: tokio::sync::Mutex::default() }
+    }
+
+    pub(crate) fn has_source(&self) -> bool {
+        self.source.is_some()
+    }
+
+    pub(crate) fn put_in_force(&self, auth: &AuthOptions) -> Result<Reloaded, ReloadError> {
+        if let Some(address) = self.exposed.filter(|_| !auth.is_required()) {
+            return Err(ReloadError::Exposed { address });
+        }
+        if let Some(bridge) = self.shared.bridge.as_ref().filter(|_| !auth.accounts.is_empty()) {
+            return Err(ReloadError::Accounts { backend: bridge.backend.capabilities().kind });
+        }
+        Ok(self.shared.replace_auth(auth)?)
+    }
+
+    pub(crate) async fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let _turn = self.turn.lock().await;
+        let source = self.source.clone().ok_or(ReloadError::NoSource)?;
+        let read = tokio::task::spawn_blocking(move || source()).await;
+        let auth = read.unwrap_or_else(|error| Err(error.into())).map_err(ReloadError::Source)?;
+        self.put_in_force(&auth)
+    }
+
+    /// From when it returns, messages on `{root}.system.policy.reload` ask for a reload; on a bridge, from when its backend
+    /// has the subscription. Who may ask is decided by who may publish there. The future carries it out: it is owned by
+    /// the server's tracker and ends by `stop`.
+    pub(crate) fn listen(
+        self: Arc<Self>,
+        subject: Pattern,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        // A tap: nobody takes the server for somebody who would answer.
+        let tap = self.shared.bridge.is_none().then(|| {
+            let inbox = Arc::new(Inbox::new(REQUESTS_MAX));
+            self.shared.hub.router().insert(&subject, Role::Tap, Target::Inbox(inbox.clone()));
+            inbox
+        });
+        async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.serve(tap, subject) => {}
+            }
+        }
+    }
+
+    async fn serve(&self, tap: Option<Arc<Inbox>>, subject: Pattern) {
+        if let Some(inbox) = tap {
+            let mut events = Vec::new();
+            while std::future::poll_fn(|cx| inbox.poll_batch(cx, REQUESTS_MAX, &mut events)).await > 0 {
+                self.asked(&mut events).await;
+            }
+        }
+        let Some(bridge) = self.shared.bridge.clone() else { return };
+        loop {
+            let options = SubscribeOptions { responder: false, ..SubscribeOptions::default() };
+            match bridge.backend.subscribe(subject.clone(), options).await {
+                Ok(source) => self.follow(source).await,
+                Err(error) => tracing::debug!(%error, %subject, "cannot listen for reloads"),
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn follow(&self, mut source: Box<dyn LiveSource>) {
+        let mut events = Vec::new();
+        while std::future::poll_fn(|cx| source.poll_batch(cx, REQUESTS_MAX, &mut events)).await > 0 {
+            self.asked(&mut events).await;
+        }
+    }
+
+    async fn asked(&self, events: &mut Vec<LiveEvent>) {
+        events.clear();
+        // Its success has been told by who did it.
+        if let Err(error) = self.reload().await {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!(%error, cause, "users and permissions stay as they are");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}

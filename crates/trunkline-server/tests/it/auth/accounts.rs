@@ -1,0 +1,127 @@
+//! Spaces of subjects that are apart from each other, and addresses that may be served.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use trunkline::backend::memory::{Hub, MemoryBackend};
+use trunkline::backend::{Backend as _, PublishOptions};
+use trunkline::{Front, Message};
+use trunkline_server::{Server, StartError};
+
+use super::super::client::{Raw, json};
+use super::super::fixture::options;
+use super::{VIOLATION, answer, auth, client, connect, server, user};
+
+const USERS: &str = "{users: [{user: root, password: r}], accounts: {\
+    east: {users: [{user: ann, password: a}, {user: amy, password: a}]}, \
+    west: {users: [{user: bob, password: b, permissions: {publish: ['>']}}]}}}";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn accounts_see_nothing_of_each_other() {
+    let server = server(USERS).await;
+    let address = server.nats_addr();
+    let mut clients = Vec::new();
+    for (name, password) in [("root", "r"), ("ann", "a"), ("amy", "a"), ("bob", "b")] {
+        let fields = format!("{},\"headers\":true,\"no_responders\":true", user(name, password));
+        let mut raw = Raw::ready(address, &fields).await;
+        raw.send("SUB > 1\r\nSUB work q 2\r\n").await;
+        assert_eq!(raw.flush().await, "");
+        clients.push(raw);
+    }
+    clients[1].send("PUB news 1\r\n!\r\n").await;
+    let message = "MSG news 1 1\r\n!\r\n";
+    assert_eq!(clients[1].flush().await, message);
+    for (at, expected) in [(0, ""), (2, message), (3, "")] {
+        assert_eq!(clients[at].flush().await, expected, "{at}");
+    }
+    // Whoever listens in another account is nobody.
+    clients[3].send("UNSUB 1\r\nUNSUB 2\r\nSUB _INBOX.b 3\r\nPUB work _INBOX.b 0\r\n\r\n").await;
+    assert_eq!(clients[3].flush().await, "HMSG _INBOX.b 3 16 16\r\nNATS/1.0 503\r\n\r\n\r\n");
+    // Dead letters are the bus's alone in every account.
+    clients[3].send("PUB nachos.dead.a.b 0\r\n\r\n").await;
+    let refused = "-ERR 'Permissions Violation for Publish to \"nachos.dead.a.b\"'\r\n";
+    assert_eq!(clients[3].flush().await, refused);
+    let http = server.http_addr().expect("served");
+    let accounts = json(http, "/accountz").await["accounts"].clone();
+    assert_eq!(accounts, serde_json::json!(["$G", "east", "west"]));
+    assert_eq!(json(http, "/varz").await["subscriptions"], 7);
+    // A connection stays in the account that it first came to.
+    clients[1].send(connect(&user("bob", "b"))).await;
+    assert!(clients[1].until_closed().await.ends_with(VIOLATION));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn components_of_the_process_are_in_the_global_account() {
+    let hub = Arc::new(Hub::default());
+    let server =
+        Server::start(options(hub.clone(), |options| options.auth = auth(USERS))).await.expect("valid");
+    let bus = MemoryBackend::connect_to(&hub);
+    let mut root = client(server.nats_addr(), "root", "r").await;
+    let mut ann = client(server.nats_addr(), "ann", "a").await;
+    for raw in [&mut root, &mut ann] {
+        raw.send("SUB from.bus 1\r\n").await;
+        assert_eq!(raw.flush().await, "");
+    }
+    let message = Message::new("from.bus".parse().expect("valid"), "!");
+    bus.publish(message, PublishOptions::default()).outcome().await.expect("published");
+    root.expect("MSG from.bus 1 1\r\n!\r\n").await;
+    assert_eq!(ann.flush().await, "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_that_moves_to_another_account_has_to_connect_again() {
+    let server = server(USERS).await;
+    let (mut ann, mut amy) =
+        (client(server.nats_addr(), "ann", "a").await, client(server.nats_addr(), "amy", "a").await);
+    let moved =
+        USERS.replace("{user: root, password: r}", "{user: root, password: r}, {user: ann, password: a}");
+    let moved = moved.replace("users: [{user: ann, password: a}, {user: amy", "users: [{user: amy");
+    server.reload(&auth(&moved)).expect("valid");
+    assert_eq!(ann.until_closed().await, VIOLATION);
+    assert_eq!(amy.flush().await, "");
+    assert_eq!(answer(server.nats_addr(), &user("ann", "a")).await, "PONG\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bridge_has_one_account_and_says_so() {
+    let hub = Arc::new(Hub::default());
+    let mut options = options(hub.clone(), |options| options.auth = auth(USERS));
+    options.front = Front::Bridge(Arc::new(MemoryBackend::connect_to(&hub)));
+    let error = Server::start(options).await.expect_err("its backend is one space of subjects");
+    assert!(matches!(error, StartError::Accounts { .. }), "{error:?}");
+    assert!(error.to_string().starts_with("server.accounts is set"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_machines_are_served_with_authentication_and_a_trusted_network_only() {
+    let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    for setting in ["server.listen", "server.http"] {
+        for (users, plaintext) in [(false, false), (false, true), (true, false), (true, true)] {
+            let options = options(Arc::new(Hub::default()), |options| {
+                match setting {
+                    "server.listen" => options.listen = everywhere,
+                    _ => options.http = Some(everywhere),
+                }
+                options.plaintext = plaintext;
+                if users {
+                    options.auth = auth(USERS);
+                }
+            });
+            let started = Server::start(options).await;
+            let error = match (started, users && plaintext) {
+                (Ok(server), true) => {
+                    let error = server.reload(&auth("{}")).expect_err("anybody could come");
+                    assert!(error.to_string().contains("0.0.0.0"), "{error}");
+                    continue;
+                }
+                (started, _) => started.expect_err("anybody could come"),
+            };
+            assert!(
+                error.to_string().contains(setting) && error.to_string().contains("0.0.0.0:0"),
+                "{error}"
+            );
+            let missing = if users { "server.plaintext" } else { "server.users" };
+            assert!(error.hint().contains(missing), "{}", error.hint());
+        }
+    }
+}
