@@ -13,6 +13,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::api::{Api, Failure, codes};
 use super::names::nanos;
@@ -23,6 +24,8 @@ const FORGET_AFTER: Duration = Duration::from_secs(15);
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How often a count is tried again when others count at the same time.
 const COUNT_RETRIES: u32 = 8;
+/// Delay before a member that could not be listed is listed again.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
 /// Refuses a write unless the key's last one has this revision.
 const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 
@@ -168,7 +171,17 @@ impl Bucket {
     /// Enters a member, and waits until it is listed.
     pub(super) async fn enter(&self, stream: &str, consumer: &str, member: &str) -> Result<(), Failure> {
         let subject = self.member_subject(stream, consumer, member);
-        self.api.ask(subject, None, Bytes::new(), self.api.link.publish_timeout).await.map(drop)
+        let until = Instant::now() + self.api.link.publish_timeout;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.api.ask(subject.as_str(), None, Bytes::new(), left).await {
+                Ok(_) => return Ok(()),
+                Err(failure @ Failure::NotConnected(_)) if left < RETRY_DELAY => return Err(failure),
+                // A server of a cluster may hear a moment later than we who leads a bucket that was just made.
+                Err(Failure::NotConnected(_)) => tokio::time::sleep(RETRY_DELAY).await,
+                Err(failure) => return Err(failure),
+            }
+        }
     }
 
     /// Keeps a member listed.

@@ -39,6 +39,17 @@ pub(super) struct State {
     num_pending: u64,
     #[serde(default)]
     ts: String,
+    #[serde(default)]
+    cluster: Leadership,
+}
+
+/// Which server leads a consumer, and since when, as far as servers tell: not on their own, and the time from 2.12 on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub(super) struct Leadership {
+    #[serde(default)]
+    leader: String,
+    #[serde(default)]
+    leader_since: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -66,6 +77,22 @@ impl State {
     /// Whether everything that was handed out is settled.
     pub(super) fn is_idle(&self) -> bool {
         self.num_ack_pending == 0
+    }
+
+    /// How many deliveries are not settled.
+    pub(super) fn unsettled(&self) -> u64 {
+        self.num_ack_pending
+    }
+
+    pub(super) fn leadership(&self) -> &Leadership {
+        &self.cluster
+    }
+
+    /// Whether the same server leads the consumer all along, and nothing was handed out or settled in between.
+    pub(super) fn agrees_with(&self, other: &Self) -> bool {
+        let stand =
+            |state: &Self| (state.delivered.consumer_seq, state.delivered.stream_seq, state.num_ack_pending);
+        self.cluster == other.cluster && stand(self) == stand(other)
     }
 
     fn text(&self, key: &str) -> &str {

@@ -65,6 +65,16 @@ impl AckSubject {
     }
 }
 
+/// What a request has brought so far.
+#[derive(Default)]
+struct Brought {
+    fetched: Fetched,
+    /// As much as was asked for.
+    full: bool,
+    /// A delivery of a keyed consumer does not follow the one before.
+    out_of_order: bool,
+}
+
 /// A request that is under way.
 struct UnderWay<'a> {
     member: &'a NatsMember,
@@ -167,13 +177,16 @@ impl NatsMember {
                     }
                 }
             }
-            let mut fetched = Fetched::default();
+            let mut brought = Brought::default();
             // A fetch that is dropped half way loses what was on its way.
             let under_way = UnderWay { member: self, returned: false };
-            let ended = self.pull(max, time, contended, &mut fetched).await;
+            let round = self.watch.lock().round;
+            let ended = self.pull(max, time, contended, &mut brought).await;
             under_way.returned();
             contended = matches!(ended, Ok(End::Contended));
-            if !matches!(ended, Ok(End::Over | End::Contended)) {
+            let passed_over = self.config.keyed && self.has_passed_over(&brought, &ended, round);
+            let mut fetched = brought.fetched;
+            if passed_over || !matches!(ended, Ok(End::Over | End::Contended)) {
                 self.lose_track();
             }
             if self.config.keyed && self.leased_until().is_none() {
@@ -200,6 +213,15 @@ impl NatsMember {
                 return Ok(fetched);
             }
         }
+    }
+
+    /// Whether something of a keyed consumer may have been passed over by what a request brought.
+    fn has_passed_over(&self, brought: &Brought, ended: &Result<End, Failure>, round: u64) -> bool {
+        let mut watch = self.watch.lock();
+        // Asked before everything was called back, or while it was.
+        watch.round != round
+            || brought.out_of_order
+            || (matches!(ended, Ok(End::Over)) && !brought.full && !watch.may_end())
     }
 
     async fn wait_for_lease(&self, deadline: Instant) {
@@ -245,7 +267,7 @@ impl NatsMember {
         max: usize,
         time: Duration,
         contended: bool,
-        fetched: &mut Fetched,
+        brought: &mut Brought,
     ) -> Result<End, Failure> {
         let link = &self.jetstream.api.link;
         let broken = || Failure::NotConnected(link.events.reason());
@@ -276,7 +298,7 @@ impl NatsMember {
         let until = Instant::now() + self.lease_time();
         link.client.publish_message(outbound).await.map_err(|_| broken())?;
         let Some(answers) = &mut incoming.answers else { return Ok(End::Ended) };
-        let taking = self.take_answers(answers, max, until, fetched);
+        let taking = self.take_answers(answers, max, until, brought);
         let ended = tokio::select! {
             biased;
             ended = tokio::time::timeout(time + PULL_GRACE, taking) => ended.unwrap_or(Ok(End::Ended)),
@@ -292,15 +314,16 @@ impl NatsMember {
         answers: &mut Subscriber,
         max: u64,
         until: Instant,
-        fetched: &mut Fetched,
+        brought: &mut Brought,
     ) -> Result<End, Failure> {
         let mut decoder = Decoder::default();
         let mut count = 0;
         while let Some(answer) = answers.next().await {
             let Some(status) = answer.status else {
-                self.take_delivery(&mut decoder, answer, until, fetched);
+                self.take_delivery(&mut decoder, answer, until, brought);
                 count += 1;
                 if count == max {
+                    brought.full = true;
                     return Ok(End::Over);
                 }
                 continue;
@@ -326,7 +349,7 @@ impl NatsMember {
         decoder: &mut Decoder,
         answer: async_nats::Message,
         until: Instant,
-        fetched: &mut Fetched,
+        brought: &mut Brought,
     ) {
         let about = |ack: async_nats::Subject| AckSubject::parse(&ack).map(|about| (ack, about));
         let Some((ack, about)) = answer.reply.and_then(about) else {
@@ -334,6 +357,9 @@ impl NatsMember {
             return;
         };
         self.note_progress(&about);
+        if self.config.keyed {
+            brought.out_of_order |= !self.watch.lock().follows(&about);
+        }
         let message = match decoder.decode_stored(answer.subject, answer.headers.as_ref(), answer.payload) {
             Ok(message) => message,
             Err(error) => {
@@ -346,7 +372,7 @@ impl NatsMember {
         let ack_subject = Subject::new(ack.as_str()).ok();
         let held = Held { attempt: about.attempt, until, ack };
         self.held.lock().insert(about.stream_seq, held);
-        fetched.deliveries.push(Delivery {
+        brought.fetched.deliveries.push(Delivery {
             message: Arc::new(message),
             offset,
             time: about.time,

@@ -6,19 +6,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_nats::client::traits::Publisher as _;
-use async_nats::message::OutboundMessage;
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::api::Failure;
 use super::bucket::Entry;
+use super::consumers::Leadership;
 use super::member::NatsMember;
 use crate::backend::{ConsumeError, Lease};
-
-/// Naks under way to the server before it is waited for.
-const NAKS_AT_ONCE: u64 = 1024;
 
 /// What is written.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,11 +27,13 @@ struct Written {
 #[derive(Debug, Default)]
 pub(super) struct LeaseState {
     /// The revision that made this member the active one.
-    mine: Option<u64>,
+    pub(super) mine: Option<u64>,
     /// A revision of another member, and since when it is known.
     seen: Option<(u64, Instant)>,
     /// Everything that was unsettled has been called back since this member became the active one.
     taken_over: bool,
+    /// Who led the consumer when everything was called back last.
+    pub(super) under: Option<Leadership>,
 }
 
 impl NatsMember {
@@ -91,7 +88,7 @@ impl NatsMember {
         now.saturating_duration_since(since) >= Duration::from_millis(written.ttl_ms)
     }
 
-    async fn write_lease(&self, ttl: Duration, expected: u64) -> Result<Option<u64>, Failure> {
+    pub(super) async fn write_lease(&self, ttl: Duration, expected: u64) -> Result<Option<u64>, Failure> {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         let value = Written { holder: self.identity().to_owned(), ttl_ms };
         self.put_written(&value, expected).await
@@ -126,60 +123,6 @@ impl NatsMember {
         }
         self.leased.send_replace(Some(asked + ttl));
         Ok(Lease::Held { new })
-    }
-
-    /// Has everything that is unsettled delivered again, by offset.
-    ///
-    /// A nak is honoured whoever sends it, for any delivery that was made and is not settled; for all others it is
-    /// ignored. So one is sent for each message between the ack floor and the newest delivery: one message that waits for
-    /// long while others behind it are settled makes that many. The lease is renewed meanwhile, or another member would
-    /// take over half way, and begin anew.
-    ///
-    /// Returns when the lease was asked for last; `None` when another member has it.
-    async fn call_back(
-        &self,
-        lease: &mut LeaseState,
-        mut asked: Instant,
-        ttl: Duration,
-    ) -> Result<Option<Instant>, Failure> {
-        let api = &self.jetstream.api;
-        let state = self.jetstream.consumer_state(&self.on_server, &self.config.name).await?;
-        let Some(state) = state else {
-            return Err(Failure::Refused(super::api::Refusal {
-                code: 404,
-                err_code: super::api::codes::CONSUMER_NOT_FOUND,
-                description: "consumer not found".to_owned(),
-            }));
-        };
-        if state.is_idle() {
-            return Ok(Some(asked));
-        }
-        let delivered = &state.delivered;
-        let ack = |sequence: u64| {
-            let (stream, consumer) = (&self.on_server, &self.config.name);
-            format!("$JS.ACK.{stream}.{consumer}.1.{sequence}.{}.0.0", delivered.consumer_seq)
-        };
-        let wait = api.link.publish_timeout;
-        for sequence in state.ack_floor.stream_seq + 1..=delivered.stream_seq {
-            let payload = Bytes::from_static(b"-NAK");
-            // The last one of each lot is waited for: then the server has handled those before.
-            if sequence == delivered.stream_seq || sequence % NAKS_AT_ONCE == 0 {
-                api.ask(ack(sequence), None, payload, wait).await?;
-                if let Some(revision) = lease.mine.filter(|_| asked.elapsed() >= ttl / 3) {
-                    let now = Instant::now();
-                    lease.mine = self.write_lease(ttl, revision).await?;
-                    if lease.mine.is_none() {
-                        return Ok(None);
-                    }
-                    asked = now;
-                }
-                continue;
-            }
-            let nak = OutboundMessage { subject: ack(sequence).into(), reply: None, payload, headers: None };
-            let sent = api.link.client.publish_message(nak).await;
-            sent.map_err(|_| Failure::NotConnected(api.link.events.reason()))?;
-        }
-        Ok(Some(asked))
     }
 
     /// Frees the lease, if this member has it.

@@ -23,6 +23,7 @@ use super::api::{Failure, Sent};
 use super::bucket::HEARTBEAT;
 use super::consumers::State;
 use super::lease::LeaseState;
+use super::recall::Watch;
 use crate::backend::{AckToken, ConsumeError, ConsumerConfig, Fetched, Fut, Lease, Member, Settle, Settled};
 
 /// A member of a consumer on JetStream.
@@ -38,6 +39,8 @@ pub(super) struct NatsMember {
     pub(super) held: Mutex<BTreeMap<u64, Held>>,
     /// How far this member has seen the consumer come. Held as `held` is.
     pub(super) progress: Mutex<Progress>,
+    /// Whether what comes of a keyed consumer is in order. Held as `held` is.
+    pub(super) watch: Mutex<Watch>,
     /// Taken for one change of the lease, across the requests it takes: changes do not overlap.
     pub(super) leasing: tokio::sync::Mutex<LeaseState>,
     /// Until when this member has the lease of the consumer, by its own clock.
@@ -117,6 +120,7 @@ impl NatsMember {
                 frontier: Some(state.delivered.stream_seq),
                 gaps: Vec::new(),
             }),
+            watch: Mutex::default(),
             leasing: tokio::sync::Mutex::default(),
             leased: watch::Sender::new(None),
             lost_track: AtomicBool::new(false),

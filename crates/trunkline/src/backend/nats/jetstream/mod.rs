@@ -23,6 +23,7 @@ mod member;
 mod names;
 mod outgoing;
 mod read;
+mod recall;
 mod replies;
 mod routes;
 mod streams;

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -55,6 +56,8 @@ pub(super) struct Outgoing {
     /// Held for deciding and queueing, never across an await; no other lock is taken inside.
     state: Mutex<State>,
     places: Arc<Semaphore>,
+    /// How many messages were sent to streams.
+    sent: AtomicU64,
     /// Something was queued.
     wake: Notify,
     /// The routes are stale.
@@ -80,8 +83,8 @@ struct Job {
     dedupe_id: Option<String>,
     since: Instant,
     deadline: Instant,
-    /// It was sent to a stream, and nobody was there.
-    refused: bool,
+    /// The number under which it was sent to a stream, where nobody was there.
+    refused: Option<u64>,
 }
 
 struct Queued {
@@ -92,7 +95,14 @@ struct Queued {
 /// What became of a queued message.
 enum Step {
     Over(Result<Receipt, PublishError>),
-    Sent(Awaited),
+    Sent(Sent),
+}
+
+/// A message on its way to a stream.
+struct Sent {
+    awaited: Awaited,
+    /// The how-manyth of all that were sent to streams.
+    number: u64,
 }
 
 /// The confirmation of a stored message, or why there is none.
@@ -118,6 +128,7 @@ impl Outgoing {
             queue_max,
             state: Mutex::default(),
             places: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
+            sent: AtomicU64::new(0),
             wake: Notify::new(),
             stale: Notify::new(),
             queued: watch::Sender::new(0),
@@ -188,10 +199,10 @@ impl Outgoing {
         }
         let now = Instant::now();
         let Some(me) = self.me.upgrade() else { return Publishing::Ready(Err(PublishError::Closed)) };
-        let job = Job { message, dedupe_id, since: now, deadline: now + timeout, refused: false };
+        let job = Job { message, dedupe_id, since: now, deadline: now + timeout, refused: None };
         if route == (Route::Known { stored: true }) {
             match self.send_at_once(connection, &job) {
-                Ok(Some(awaited)) => return Publishing::Pending(Box::pin(me.confirmed(job, awaited))),
+                Ok(Some(sent)) => return Publishing::Pending(Box::pin(me.confirmed(job, sent))),
                 Ok(None) => {}
                 Err(error) => return Publishing::Ready(Err(error)),
             }
@@ -217,12 +228,12 @@ impl Outgoing {
     }
 
     /// Hands a message that is stored to the library, where there is room for it at once.
-    fn send_at_once(&self, connection: u64, job: &Job) -> Result<Option<Awaited>, PublishError> {
+    fn send_at_once(&self, connection: u64, job: &Job) -> Result<Option<Sent>, PublishError> {
         let Ok(place) = self.places.clone().try_acquire_owned() else { return Ok(None) };
-        let (outbound, awaited) = self.prepare(connection, job, place)?;
+        let (outbound, sent) = self.prepare(connection, job, place)?;
         let sending = tokio::task::unconstrained(self.link().client.publish_message(outbound));
         match pin!(sending).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Ok(Some(awaited)),
+            Poll::Ready(Ok(())) => Ok(Some(sent)),
             Poll::Ready(Err(error)) => Err(self.refused_here(job, &error)),
             // Nothing has left: it takes its place in the queue instead.
             Poll::Pending => Ok(None),
@@ -234,14 +245,15 @@ impl Outgoing {
         connection: u64,
         job: &Job,
         place: OwnedSemaphorePermit,
-    ) -> Result<(OutboundMessage, Awaited), PublishError> {
+    ) -> Result<(OutboundMessage, Sent), PublishError> {
         let encoded = message::encode_stored(&job.message, job.dedupe_id.as_deref());
         let mut outbound =
             encoded.map_err(|header| publish::not_ascii(job.message.subject.clone(), &header))?;
         let asked = outbound.subject.clone();
         let awaited = self.api.replies.expect(asked, connection, job.deadline, Some(place));
         outbound.reply = Some(awaited.reply());
-        Ok((outbound, awaited))
+        let number = self.sent.fetch_add(1, Ordering::SeqCst) + 1;
+        Ok((outbound, Sent { awaited, number }))
     }
 
     fn enqueue(&self, job: Job, since: Instant) -> Result<oneshot::Receiver<Step>, PublishError> {
@@ -271,13 +283,14 @@ impl Outgoing {
     ) -> Result<Receipt, PublishError> {
         match step.await {
             Ok(Step::Over(outcome)) => outcome,
-            Ok(Step::Sent(awaited)) => self.confirmed(job, awaited).await,
+            Ok(Step::Sent(sent)) => self.confirmed(job, sent).await,
             Err(_) => Err(PublishError::Closed),
         }
     }
 
     /// Waits for the confirmation. Needs no timer, so that it may be awaited anywhere.
-    async fn confirmed(self: Arc<Self>, job: Job, awaited: Awaited) -> Result<Receipt, PublishError> {
+    async fn confirmed(self: Arc<Self>, job: Job, sent: Sent) -> Result<Receipt, PublishError> {
+        let Sent { awaited, number } = sent;
         let answer = awaited.answer().await;
         let unknown = || self.link().outcome_unknown(job.since.elapsed());
         let answer = match answer {
@@ -296,7 +309,7 @@ impl Outgoing {
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
             // The stream is gone, or nobody leads it, and nobody else has got the message.
             self.forget_routes();
-            let job = Job { refused: true, ..job };
+            let job = Job { refused: Some(number), ..job };
             let step = self.enqueue(job.clone(), Instant::now())?;
             return Box::pin(self.follow(job, step)).await;
         }
@@ -410,9 +423,13 @@ impl Outgoing {
     async fn try_send(&self, job: &Job) -> Result<Step, PublishError> {
         let stored = self.learn(job).await?;
         let link = self.link();
-        if stored && job.refused {
-            // Those published after it may be stored by now: they must not stand before it.
-            return Err(self.not_sent("no server leads the stream that stores it".to_owned()));
+        if let Some(number) = job.refused.filter(|_| stored) {
+            // Its stream has no leader, or this server has not heard of the leader yet. What was sent after it may be
+            // stored meanwhile, and must not stand before it; where nothing was, it is tried again.
+            tokio::time::sleep(RETRY_DELAY).await;
+            if self.sent.load(Ordering::SeqCst) != number {
+                return Err(self.not_sent("no server leads the stream that stores it".to_owned()));
+            }
         }
         if !stored {
             let left = job.deadline.saturating_duration_since(Instant::now());
@@ -423,9 +440,9 @@ impl Outgoing {
         // Never closed: the semaphore lives as long as this.
         let place = self.places.clone().acquire_owned().await.map_err(|_| PublishError::Closed)?;
         let connection = link.connection().ok_or_else(|| link.not_connected())?;
-        let (outbound, awaited) = self.prepare(connection, job, place)?;
+        let (outbound, sent) = self.prepare(connection, job, place)?;
         match link.client.publish_message(outbound).await {
-            Ok(()) => Ok(Step::Sent(awaited)),
+            Ok(()) => Ok(Step::Sent(sent)),
             Err(error) => Err(self.refused_here(job, &error)),
         }
     }

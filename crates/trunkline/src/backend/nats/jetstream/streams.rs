@@ -128,6 +128,20 @@ pub(super) async fn names_of(api: &Api, pattern: &str) -> Result<Vec<String>, Fa
     Ok(names.filter_map(|name| name.as_str().map(str::to_owned)).collect())
 }
 
+/// Names on the server of all streams of the account.
+async fn all_names(api: &Api) -> Result<Vec<String>, Failure> {
+    let mut names: Vec<String> = Vec::new();
+    for _ in 0..PAGES_MAX {
+        let answer = api.call("STREAM.NAMES", &json!({ "offset": names.len() })).await?;
+        let page = answer["streams"].as_array().map_or(&[][..], Vec::as_slice);
+        names.extend(page.iter().filter_map(|name| name.as_str().map(str::to_owned)));
+        if page.is_empty() || names.len() as u64 >= answer["total"].as_u64().unwrap_or(0) {
+            break;
+        }
+    }
+    Ok(names)
+}
+
 /// A stream by its name on the server; `None` when it is not there.
 pub(super) async fn named(api: &Api, on_server: &str) -> Result<Option<Found>, Failure> {
     match api.call(&format!("STREAM.INFO.{on_server}"), &json!({})).await {
@@ -331,13 +345,18 @@ impl JetStream {
     pub(super) async fn list_streams(&self) -> Result<Vec<StreamInfo>, StreamError> {
         self.refuse_when_closed()?;
         let mut infos = Vec::new();
-        for found in all(&self.api).await.map_err(|failure| self.api.stream_error("*", failure))? {
-            let Some(name) = self.own(&found).map(str::to_owned) else { continue };
-            match self.info(found, &name).await {
+        let failed = |failure| self.api.stream_error("*", failure);
+        // Streams of others count for nothing here, and neither does it whether somebody leads them.
+        for on_server in all_names(&self.api).await.map_err(failed)? {
+            let Some(name) = self.names.own(&on_server) else { continue };
+            let failed = |failure| self.api.stream_error(name, failure);
+            // Removed meanwhile, or of a prefix that begins with this one.
+            let found = named(&self.api, &on_server).await.map_err(failed)?;
+            let Some(found) = found.filter(|found| self.own(found).is_some()) else { continue };
+            match self.info(found, name).await {
                 Ok(info) => infos.push(info),
-                // Removed meanwhile.
                 Err(failure) if failure.is(&[codes::STREAM_NOT_FOUND]) => {}
-                Err(failure) => return Err(self.api.stream_error(&name, failure)),
+                Err(failure) => return Err(failed(failure)),
             }
         }
         infos.sort_by(|a, b| a.config.name.cmp(&b.config.name));
