@@ -152,6 +152,7 @@ async fn library_options(
     // Whoever names them does not want to go on without, should somebody in between say that there is no TLS.
     let names_certificates =
         !options.tls.root_certificates.is_empty() || options.tls.client_certificate.is_some();
+    let by_address = servers.addresses.iter().any(async_nats::ServerAddr::tls_required);
     let attempts = u32::try_from(servers.addresses.len()).unwrap_or(u32::MAX);
     let mut library = ConnectOptions::new()
         .event_callback(move |event| {
@@ -167,7 +168,8 @@ async fn library_options(
         .custom_inbox_prefix(&options.inbox_prefix)
         // Subjects are checked when they are made.
         .skip_subject_validation(true)
-        .require_tls(options.tls.required || names_certificates);
+        // Servers that the client learns of later come without a scheme: what one address asks for holds for them, too.
+        .require_tls(options.tls.required || names_certificates || by_address);
     if let Some(name) = &options.name {
         library = library.name(name);
     }

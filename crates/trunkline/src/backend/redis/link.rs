@@ -436,7 +436,7 @@ impl Link {
     }
 
     /// Waits for the layout to change, a little, and not past `deadline`.
-    async fn changed(&self, deadline: Instant) {
+    pub(super) async fn changed(&self, deadline: Instant) {
         let mut layout = self.layout.subscribe();
         let until = deadline.min(Instant::now() + REDIRECT_DELAY);
         let _ = tokio::time::timeout_at(until, layout.changed()).await;

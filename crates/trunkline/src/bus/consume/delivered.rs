@@ -1,6 +1,7 @@
 //! A delivery as its handler sees it, and a handler function as a tower service.
 
 use std::future::Future;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context as TaskContext, Poll};
 use std::time::SystemTime;
@@ -34,7 +35,10 @@ pub(super) struct EndOfWork(Arc<OnceLock<CancellationToken>>);
 impl Drop for EndOfWork {
     fn drop(&mut self) {
         // Nobody else has the delivery any more, and if somebody has its token, it is there.
-        if Arc::strong_count(&self.0) > 1 || self.0.get().is_some() {
+        let shared = Arc::strong_count(&self.0) > 1;
+        // Whoever gave its share back before has made the token before that.
+        fence(Ordering::Acquire);
+        if shared || self.0.get().is_some() {
             self.0.get_or_init(CancellationToken::new).cancel();
         }
     }

@@ -73,7 +73,13 @@ impl Bucket {
                 Ok(_) => {}
                 // It is there with another number of copies.
                 Err(failure) if failure.is(&[codes::STREAM_NAME_IN_USE]) => {
-                    self.add_copies(name, replicas).await?
+                    match self.add_copies(name, replicas).await {
+                        // The bucket is there, and serves; a worker need not be allowed to change it.
+                        Err(failure @ Failure::Denied { .. }) => {
+                            tracing::warn!(bucket = name, replicas, %failure, "copies not added to a bucket");
+                        }
+                        done => done?,
+                    }
                 }
                 Err(failure) => return Err(failure),
             }

@@ -71,6 +71,8 @@ struct State {
     routes: Routes,
     /// The list of all streams could not be had the last time.
     listless: bool,
+    /// Until when nobody is asked: JetStream does not answer, as while it elects who leads it.
+    mute_until: Option<Instant>,
     queue: VecDeque<Queued>,
     /// How many messages of each subject wait or are being sent by the task.
     busy: HashMap<Subject, usize, foldhash::fast::RandomState>,
@@ -190,7 +192,12 @@ impl Outgoing {
                     if state.routes.is_stale(now) {
                         self.stale.notify_one();
                     }
-                    state.routes.route(&message.subject, now)
+                    match state.routes.route(&message.subject, now) {
+                        Route::Old { stored } if state.mute_until.is_some_and(|until| now < until) => {
+                            Route::Known { stored }
+                        }
+                        route => route,
+                    }
                 }
             }
         };
@@ -301,14 +308,14 @@ impl Outgoing {
             Err(why) => {
                 if why == NoReply::Silent {
                     // The stream may be gone, and others listen: then nobody ever confirms.
-                    self.forget_routes();
+                    self.state.lock().routes.forget_one(&job.message.subject);
                 }
                 return Err(unknown());
             }
         };
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
             // The stream is gone, or nobody leads it, and nobody else has got the message.
-            self.forget_routes();
+            self.state.lock().routes.forget_one(&job.message.subject);
             let job = Job { refused: Some(number), ..job };
             let step = self.enqueue(job.clone(), Instant::now())?;
             return Box::pin(self.follow(job, step)).await;
@@ -479,14 +486,22 @@ impl Outgoing {
                     _ => self.state.lock().listless = true,
                 }
             }
-            let failure = match self.ask_for(subject).await {
-                Ok(stored) => return Ok(stored),
-                Err(failure) => failure,
+            let failure = match tokio::time::timeout(LIST_WAIT, self.ask_for(subject)).await {
+                Ok(Ok(stored)) => return Ok(stored),
+                Ok(Err(failure)) => failure,
+                Err(_) => {
+                    self.state.lock().mute_until = Some(Instant::now() + LIST_RETRY_DELAY);
+                    Failure::NotConnected("JetStream gives no answer".to_owned())
+                }
             };
             // JetStream does not answer. Where a stream kept the subject, the missing confirmation says so; where none
             // did, `Accepted` promises nothing that could be wrong.
             if let Route::Old { stored } = self.state.lock().routes.route(subject, Instant::now()) {
                 return Ok(stored);
+            }
+            if let Failure::Denied { .. } = failure {
+                let reason = format!("nobody may tell whether a stream stores it: {failure}");
+                return Err(PublishError::Denied { subject: subject.clone(), reason });
             }
             if Instant::now() + RETRY_DELAY >= job.deadline {
                 return Err(self.not_sent(format!("nobody knows whether a stream stores it: {failure}")));

@@ -136,6 +136,12 @@ impl Replies {
             tokio::select! {
                 biased;
                 () = &mut stopped => break,
+                // Before the answers, of which there may be some at every turn.
+                now = sweep.tick() => {
+                    let after = u64::try_from((now - self.began).as_nanos()).unwrap_or(u64::MAX);
+                    self.swept.store(after, Ordering::Relaxed);
+                    self.give_up(&NoReply::Silent, |waiting| waiting.deadline <= now);
+                }
                 more = std::future::poll_fn(|cx| self.poll_answers(cx, &mut answers, &mut batch)) => {
                     if !more {
                         break;
@@ -151,11 +157,6 @@ impl Replies {
                     let connection = *announced.borrow_and_update();
                     self.told.lock().clear();
                     self.give_up(&NoReply::Broken, |waiting| waiting.connection != connection);
-                }
-                now = sweep.tick() => {
-                    let after = u64::try_from((now - self.began).as_nanos()).unwrap_or(u64::MAX);
-                    self.swept.store(after, Ordering::Relaxed);
-                    self.give_up(&NoReply::Silent, |waiting| waiting.deadline <= now);
                 }
             }
         }

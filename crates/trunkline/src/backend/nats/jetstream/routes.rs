@@ -52,14 +52,22 @@ struct Answer {
 impl Routes {
     /// Takes a copy that was asked for at this time.
     pub(super) fn replace(&mut self, patterns: Vec<Pattern>, asked: Instant) {
-        if self.patterns == patterns && !std::mem::take(&mut self.asked_apart) {
-            self.asked = Some(asked);
+        // Answers need not come in the order of their questions.
+        if self.asked.is_some_and(|newer| newer > asked) {
+            return;
+        }
+        self.asked = Some(asked);
+        if self.patterns == patterns && !self.asked_apart {
             return;
         }
         self.patterns = patterns;
-        self.asked = Some(asked);
+        self.asked_apart = false;
         for (subject, answer) in &mut self.answers {
-            answer.stored = self.patterns.iter().any(|pattern| pattern.matches(subject));
+            match answer.asked <= asked {
+                true => answer.stored = self.patterns.iter().any(|pattern| pattern.matches(subject)),
+                // What was asked for later, and alone, knows better.
+                false => self.asked_apart = true,
+            }
         }
     }
 
@@ -67,6 +75,11 @@ impl Routes {
     pub(super) fn forget(&mut self) {
         self.asked = None;
         self.answers.clear();
+    }
+
+    /// Forgets what is known of one subject.
+    pub(super) fn forget_one(&mut self, subject: &Subject) {
+        self.answers.remove(subject);
     }
 
     /// Whether the subject is stored, for a publish that begins now.
@@ -140,6 +153,19 @@ mod tests {
         assert!(routes.is_stale(start), "there is no copy");
         routes.replace(vec![], start + MS(1001));
         assert_eq!(routes.route(&subject, start + MS(1002)), Route::Known { stored: false });
+    }
+
+    #[test]
+    fn answers_that_overtake_each_other_leave_the_newest() {
+        let (subject, start) = ("a.b".parse().unwrap(), Instant::now());
+        let mut routes = Routes::default();
+        routes.note(&subject, true, start + MS(5));
+        routes.replace(vec![], start + MS(4));
+        assert_eq!(routes.route(&subject, start + MS(6)), Route::Known { stored: true }, "asked for before");
+        routes.replace(vec![], start + MS(7));
+        assert_eq!(routes.route(&subject, start + MS(8)), Route::Known { stored: false });
+        routes.replace(vec!["a.*".parse().unwrap()], start + MS(6));
+        assert_eq!(routes.route(&subject, start + MS(8)), Route::Known { stored: false }, "asked for before");
     }
 
     #[test]

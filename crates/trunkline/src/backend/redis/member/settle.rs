@@ -71,7 +71,8 @@ impl RedisMember {
         fence: u64,
         ids: &[EntryId],
     ) -> Result<Option<(u64, u64)>, ConsumeError> {
-        if ids.len() < PLAIN_MIN {
+        // While a slot of a cluster moves, what names a key that is not there is put off.
+        if ids.len() < PLAIN_MIN || self.shared.link.topology.redirects() {
             return Ok(None);
         }
         let (key, away) = (&self.home.key, self.home.beside("away"));

@@ -146,7 +146,10 @@ async fn append_and_wait(
                 let lost = current.lost.child_token();
                 (current, asking) = (Current { address, connection, lost, ran: Ran::default() }, true);
             }
-            Some(_) => return broken(Broken::Redirected(error)),
+            Some(_) => {
+                link.changed(tokio::time::Instant::now() + link.answer_timeout).await;
+                return broken(Broken::Redirected(error));
+            }
         }
     };
     let command = waiting(shared, soonest);

@@ -194,8 +194,15 @@ impl Writer {
                 continue;
             }
             let reason = format!("the streams keep changing: {error}");
-            let denied = PublishError::Denied { subject: item.subject.clone(), reason };
-            item.ticket.tell(Err(denied));
+            // A slot that is on its way for so long is an outage: the message can be published once it is there.
+            let told = match refusal::code(error) {
+                "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" => {
+                    self.queue.note_break();
+                    PublishError::NotConnected { server: self.shared.link.server.clone(), reason }
+                }
+                _ => PublishError::Denied { subject: item.subject.clone(), reason },
+            };
+            item.ticket.tell(Err(told));
         }
         again
     }

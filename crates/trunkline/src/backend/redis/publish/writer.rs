@@ -26,7 +26,7 @@ use super::batch::{Batch, Known, is_plain};
 use super::doubts::{Doubt, Doubts};
 use super::queue::{ENOUGH, Item, Order, Queue};
 use super::sending::{Answers, follow, not_sent, send_to};
-use super::standing::Standings;
+use super::standing::{Standings, Way};
 use super::telling::no_responders;
 use crate::backend::Fut;
 
@@ -277,6 +277,9 @@ impl Writer {
             };
             let batch = Batch { home, items, way };
             self.alone |= careful || self.may_be_refused(&batch, current.as_ref());
+            // What must stay in order goes behind nothing that may be refused for a moment while this is taken.
+            self.alone |= !matches!(batch.way, Way::Led(_))
+                && batch.items.iter().any(|item| item.unbroken_since.is_some());
             let address = |current: &Option<Current>| current.as_ref().map(|current| current.address.clone());
             match servers.iter_mut().find(|(known, _)| address(known) == address(&current)) {
                 Some((_, batches)) => batches.push(batch),

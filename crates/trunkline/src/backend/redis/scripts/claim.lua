@@ -21,9 +21,11 @@ for i = 1, #ARGV, 4 do
   local to, after = string.match(records[2] or '', '^(%S+) (%S+)')
   local answer
   if not cursor then
+    local ms = string.format('%d', now)
     answer = { 'LOST', '' }
+    redis.call('HSET', queues, group, id .. ' - - ' .. ms, own, id .. ' LOST ' .. ms)
   elseif id == to then
-    answer = { 'AFTER', after }
+    answer = after == 'LOST' and { 'LOST', '' } or { 'AFTER', after }
   elseif pad(id) <= pad(cursor) then
     answer = (id == cursor and by == member) and { 'AFTER', former } or { 'TAKEN', cursor }
   elseif first ~= '' and by == member and now - math.max(tonumber(string.match(first, '^%d+')), tonumber(at)) < turn
@@ -33,9 +35,6 @@ for i = 1, #ARGV, 4 do
     answer = { 'AFTER', cursor }
     local ms = string.format('%d', now)
     redis.call('HSET', queues, group, id .. ' ' .. cursor .. ' ' .. member .. ' ' .. ms, own, id .. ' ' .. cursor .. ' ' .. ms)
-  end
-  if answer[1] == 'LOST' then
-    redis.call('HSET', queues, group, id .. ' - - ' .. string.format('%d', now))
   end
   answers[#answers + 1] = answer
 end
