@@ -12,8 +12,8 @@ use trunkline_testkit::history::{Answer, Event};
 use super::load::{Load, id_of};
 use super::{STREAM, consumer, soon, streams, unless_leaderless};
 
-/// The lease of the consumer. Servers that take over know only the seconds of when it began: a lease that they take for
-/// over may be a second younger, and members let go a tenth earlier than that.
+/// The lease of the consumer. Members let go a tenth earlier, and servers that take over know only the seconds of when
+/// it began.
 pub(super) const ACK_WAIT: Duration = Duration::from_secs(10);
 /// How long a member may hold a delivery.
 pub(super) const LEASE: Duration = Duration::from_secs(9);

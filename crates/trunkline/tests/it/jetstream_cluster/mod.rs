@@ -2,12 +2,13 @@
 //! there and is delivered, whatever happens to the servers and between them.
 //!
 //! `campaign` strikes the cluster while `load` keeps it busy and `verdict` says whether every rule was kept; `core` is
-//! about what is not stored.
+//! about what is not stored, `takeover` about order by key.
 
 mod campaign;
 mod core;
 mod load;
 mod members;
+mod takeover;
 mod verdict;
 
 use std::time::Duration;
