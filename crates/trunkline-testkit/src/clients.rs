@@ -35,10 +35,12 @@ pub enum ClientLibrary {
     NatsJs,
     /// `@nats-io/transport-node` 3.x, its successor.
     TransportNode,
+    /// `@nats-io/nats-core` 3.x on the platform's WebSocket, as browsers use it.
+    WebSocket,
 }
 
 impl ClientLibrary {
-    /// All of them.
+    /// All of them that speak TCP.
     pub const ALL: [ClientLibrary; 3] =
         [ClientLibrary::NatsPy, ClientLibrary::NatsJs, ClientLibrary::TransportNode];
 
@@ -73,6 +75,7 @@ impl ClientLibrary {
             }
             ClientLibrary::NatsJs => node("nats"),
             ClientLibrary::TransportNode => node("transport-node"),
+            ClientLibrary::WebSocket => node("websocket"),
         }
     }
 }
@@ -80,6 +83,8 @@ impl ClientLibrary {
 fn node(client: &str) -> Command {
     let mut command = Command::new("node");
     command
+        // Node has a WebSocket of its own from 22 on, and behind this flag since 20.
+        .arg("--experimental-websocket")
         .env("NODE_PATH", environment::node_path().join("node_modules"))
         .arg(script("node/scenarios.mjs"))
         .args(["--client", client]);

@@ -16,6 +16,7 @@ mod messages;
 mod readme;
 mod redis;
 mod streams;
+mod tls;
 mod up;
 
 use std::path::Path;
