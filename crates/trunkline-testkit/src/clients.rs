@@ -75,16 +75,20 @@ impl ClientLibrary {
             }
             ClientLibrary::NatsJs => node("nats"),
             ClientLibrary::TransportNode => node("transport-node"),
-            ClientLibrary::WebSocket => node("websocket"),
+            ClientLibrary::WebSocket => node_with(Some("--experimental-websocket"), "websocket"),
         }
     }
 }
 
 fn node(client: &str) -> Command {
+    node_with(None, client)
+}
+
+/// Node has a WebSocket of its own from 22 on, and behind a flag since 20.
+fn node_with(flag: Option<&str>, client: &str) -> Command {
     let mut command = Command::new("node");
     command
-        // Node has a WebSocket of its own from 22 on, and behind this flag since 20.
-        .arg("--experimental-websocket")
+        .args(flag)
         .env("NODE_PATH", environment::node_path().join("node_modules"))
         .arg(script("node/scenarios.mjs"))
         .args(["--client", client]);

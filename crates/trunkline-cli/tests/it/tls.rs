@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use serde_json::Value;
+use trunkline_testkit::Authority;
 use trunkline_testkit::clients::{ClientLibrary, ScenarioRun};
 use trunkline_testkit::servers::TrunklineServer;
-use trunkline_testkit::Authority;
 
 const SCENARIO: &str = "request_gets_its_own_reply";
 
@@ -33,7 +33,8 @@ fn up_serves_tls_and_websocket_as_configured() {
     let ports: Value = serde_json::from_slice(&ports).unwrap();
     let websocket = ports["websocket"].as_str().expect("a websocket URL");
     assert!(websocket.starts_with("wss://127.0.0.1:"), "{ports}");
-    ScenarioRun::start_with(ClientLibrary::WebSocket, SCENARIO, websocket, &[("NODE_EXTRA_CA_CERTS", ca)]).finish();
+    ScenarioRun::start_with(ClientLibrary::WebSocket, SCENARIO, websocket, &[("NODE_EXTRA_CA_CERTS", ca)])
+        .finish();
 
     let key = std::fs::read_to_string(&certificate.key_file).unwrap();
     let secret = key.lines().nth(1).expect("a line of the key");

@@ -99,26 +99,61 @@ fn join(mut parts: Vec<(String, String)>) -> Option<String> {
     (!joined.is_empty()).then_some(joined)
 }
 
+/// How a certificate stands to the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Validity {
+    Valid,
+    EndsSoon,
+    Expired,
+    NotYet,
+}
+
+/// `now` is in seconds of Unix time, as the others.
+fn validity(from: i64, until: i64, now: i64) -> Validity {
+    match () {
+        () if until < now => Validity::Expired,
+        () if from > now => Validity::NotYet,
+        () if until - now < WARN_DAYS * 24 * 60 * 60 => Validity::EndsSoon,
+        () => Validity::Valid,
+    }
+}
+
 /// Tells the log of a certificate whose time is over, has not come, or is nearly over.
 pub(super) fn warn_of_time(certificate: &CertificateDer<'_>, path: &Path, place: usize) {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return };
-    let validity = certificate.validity();
+    let time = certificate.validity();
     let now = x509_parser::time::ASN1Time::now().timestamp();
-    let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-    let file = path.display();
-    let shown = &validity.not_after;
-    if until < now {
-        tracing::warn!(%file, place, not_after = %shown, "the certificate has expired: clients will refuse it");
-    } else if from > now {
-        tracing::warn!(%file, place, not_before = %validity.not_before, "the certificate is not valid yet: clients will refuse it");
-    } else if until - now < WARN_DAYS * 24 * 60 * 60 {
-        tracing::warn!(%file, place, not_after = %shown, "the certificate expires soon");
+    let (not_before, not_after, file) = (time.not_before, time.not_after, path.display());
+    match validity(not_before.timestamp(), not_after.timestamp(), now) {
+        Validity::Valid => {}
+        Validity::EndsSoon => tracing::warn!(%file, place, %not_after, "the certificate expires soon"),
+        Validity::Expired => {
+            tracing::warn!(%file, place, %not_after, "the certificate has expired: clients will refuse it");
+        }
+        Validity::NotYet => {
+            tracing::warn!(%file, place, %not_before, "the certificate is not valid yet: clients will refuse it");
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_are_warned_of_by_their_time() {
+        const DAY: i64 = 24 * 60 * 60;
+        let now = 1_800_000_000;
+        let cases = [
+            (-DAY, 90 * DAY, Validity::Valid),
+            (-DAY, 13 * DAY, Validity::EndsSoon),
+            (-90 * DAY, -1, Validity::Expired),
+            (DAY, 90 * DAY, Validity::NotYet),
+        ];
+        for (from, until, expected) in cases {
+            assert_eq!(validity(now + from, now + until, now), expected, "{from} {until}");
+        }
+    }
 
     #[test]
     fn a_subject_is_the_same_in_any_order() {

@@ -27,8 +27,8 @@ async fn a_certificate_that_cannot_be_used_fails_the_start_and_is_named() {
     stranger.clients = ClientCertificates::Required;
     stranger.ca_file = Some(key.clone());
     let cases = [
-        (TlsOptions::new(missing, key), "server.tls.cert_file", path(&missing.to_owned()).to_owned()),
-        (TlsOptions::new(cert, missing), "server.tls.key_file", path(&missing.to_owned()).to_owned()),
+        (TlsOptions::new(missing, key), "server.tls.cert_file", path(missing).to_owned()),
+        (TlsOptions::new(cert, missing), "server.tls.key_file", path(missing).to_owned()),
         (TlsOptions::new(key, key), "server.tls.cert_file", path(key).to_owned()),
         (TlsOptions::new(cert, cert), "server.tls.key_file", path(cert).to_owned()),
         (

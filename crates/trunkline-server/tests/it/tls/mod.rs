@@ -5,7 +5,7 @@ pub(crate) mod clients;
 mod handshake;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject as _;
@@ -138,7 +138,7 @@ impl Sealed {
     }
 }
 
-fn path(path: &PathBuf) -> &str {
+fn path(path: &Path) -> &str {
     path.to_str().expect("a path that is text")
 }
 
