@@ -31,6 +31,8 @@ struct Ports {
     #[serde(skip_serializing_if = "Option::is_none")]
     http: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    websocket: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     admin_token: Option<String>,
 }
 
@@ -41,7 +43,7 @@ pub(crate) struct PortsFile {
 }
 
 impl PortsFile {
-    /// Writes `{"nats":"nats://HOST:PORT","http":"http://HOST:PORT","admin_token":"TOKEN"}` beside the path and renames it
+    /// Writes `{"nats":"nats://HOST:PORT","http":"http://HOST:PORT","admin_token":"TOKEN"}`, with `"websocket":"ws://HOST:PORT"` where there is one, beside the path and renames it
     /// there, so that whoever waits for the file never reads half of it. Only this user may read it.
     ///
     /// # Errors
@@ -50,11 +52,13 @@ impl PortsFile {
         path: &Path,
         nats: Option<SocketAddr>,
         http: Option<SocketAddr>,
+        websocket: Option<String>,
         admin_token: Option<&str>,
     ) -> Result<Self, PortsFileError> {
         let ports = Ports {
             nats: nats.map(|addr| format!("nats://{addr}")),
             http: http.map(|addr| format!("http://{addr}")),
+            websocket,
             admin_token: admin_token.map(str::to_owned),
         };
         put(path, &ports).map_err(|source| PortsFileError { path: path.to_owned(), source })?;
@@ -92,11 +96,13 @@ mod tests {
         let path = directory.path().join("ports.json");
         let nats = "127.0.0.1:41".parse().unwrap();
         let http = "127.0.0.1:42".parse().unwrap();
-        let file = PortsFile::write(&path, Some(nats), Some(http), Some("x")).unwrap();
+        let file =
+            PortsFile::write(&path, Some(nats), Some(http), Some("wss://127.0.0.1:43".to_owned()), Some("x"))
+                .unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(
             text,
-            "{\"nats\":\"nats://127.0.0.1:41\",\"http\":\"http://127.0.0.1:42\",\"admin_token\":\"x\"}\n"
+            "{\"nats\":\"nats://127.0.0.1:41\",\"http\":\"http://127.0.0.1:42\",\"websocket\":\"wss://127.0.0.1:43\",\"admin_token\":\"x\"}\n"
         );
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
         assert_eq!(mode & 0o777, 0o600);
@@ -107,8 +113,8 @@ mod tests {
 
     #[test]
     fn a_missing_directory_is_an_error_that_names_the_path() {
-        let error =
-            PortsFile::write(Path::new("/nonexistent-directory/ports.json"), None, None, None).unwrap_err();
+        let error = PortsFile::write(Path::new("/nonexistent-directory/ports.json"), None, None, None, None)
+            .unwrap_err();
         assert!(error.to_string().contains("/nonexistent-directory/ports.json"));
     }
 }

@@ -15,6 +15,7 @@ use trunkline::{Message, Pattern};
 use trunkline_core::SubscriptionId;
 use trunkline_protocol::{ConnectOptions, encode};
 
+use crate::arrival::Secured;
 use crate::auth::{Identity, PatternSet, Replies};
 use crate::bridge::orders::Orders;
 use crate::outbox::{Outbox, Written};
@@ -41,12 +42,21 @@ impl Traffic {
     }
 }
 
+/// How a client speaks the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// On TCP or TLS.
+    Nats,
+    WebSocket,
+}
+
 /// A connection from accept to close. The session's own task has the rest of its state.
 #[derive(Debug)]
 pub(crate) struct Client {
     /// Never used twice by a server.
     pub(crate) id: u64,
     pub(crate) address: SocketAddr,
+    pub(crate) kind: Kind,
     pub(crate) outbox: Outbox,
     /// From the client.
     pub(crate) received: Traffic,
@@ -65,6 +75,10 @@ pub(crate) struct Client {
     pub(crate) started: SystemTime,
     /// What it is to sign, where nkeys are in use.
     pub(crate) nonce: Option<Box<str>>,
+    /// Its encryption, once the handshake is over.
+    secured: OnceLock<Box<Secured>>,
+    /// Handshakes are over, and INFO was sent: from now on it may be sent lines of the protocol.
+    settled: AtomicBool,
     /// Where its subscriptions are; set once it is known whose client it is.
     hub: OnceLock<Arc<Hub>>,
     /// Guards the pointer alone: who the client is, as its session has last found it. `None` until it is let in.
@@ -99,7 +113,7 @@ impl Client {
     /// `nonce` is what it is to sign, and `orders` is for its lane, on a bridge.
     pub(crate) fn new(
         id: u64,
-        address: SocketAddr,
+        (address, kind): (SocketAddr, Kind),
         outbox: Outbox,
         nonce: Option<Box<str>>,
         orders: Option<Arc<Orders>>,
@@ -107,6 +121,7 @@ impl Client {
         Self {
             id,
             address,
+            kind,
             outbox,
             received: Traffic::default(),
             sent: Traffic::default(),
@@ -117,6 +132,8 @@ impl Client {
             table: Mutex::default(),
             started: SystemTime::now(),
             nonce,
+            secured: OnceLock::new(),
+            settled: AtomicBool::new(false),
             hub: OnceLock::new(),
             identity: Mutex::default(),
             claimed: OnceLock::new(),
@@ -129,6 +146,23 @@ impl Client {
             ending_reason: OnceLock::new(),
             origin: OnceLock::new(),
         }
+    }
+
+    pub(crate) fn set_secured(&self, secured: Secured) {
+        let _ = self.secured.set(Box::new(secured));
+    }
+
+    /// `None` without TLS.
+    pub(crate) fn secured(&self) -> Option<&Secured> {
+        self.secured.get().map(|secured| &**secured)
+    }
+
+    pub(crate) fn set_settled(&self) {
+        self.settled.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
     }
 
     /// Whether it understands header blocks.
@@ -436,7 +470,7 @@ mod tests {
         const ROUNDS: usize = 20_000;
         let hub = Arc::new(Hub::default());
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let client = Arc::new(Client::new(1, address, Outbox::without_socket(), None, None));
+        let client = Arc::new(Client::new(1, (address, Kind::Nats), Outbox::without_socket(), None, None));
         assert!(client.hub.set(hub.clone()).is_ok());
         let pattern: Pattern = "inbox".parse().unwrap();
         let subscriptions: Vec<_> = (0..ROUNDS)

@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use tokio::io::{Interest, Ready};
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
+use crate::arrival::Arrival;
 use crate::auth::{Failure, Identity};
 use crate::bridge::lane::Lane;
 use crate::bridge::orders::{End, Orders};
-use crate::client::Client;
+use crate::client::{Client, Kind};
 use crate::outbox::Ending;
 use crate::session::{Fed, Session};
 use crate::shared::{Closed, Shared};
+use crate::socket::{Goodbye, Socket};
 use crate::staging::Staging;
 use crate::view::ClientView;
 
@@ -46,7 +47,7 @@ pub(crate) struct Connection {
     server: Arc<Shared>,
     client: Arc<Client>,
     /// Shared with the client's outbox, which lets go of it when the connection is over.
-    socket: Arc<TcpStream>,
+    socket: Arc<Socket>,
     session: Session,
     /// The start of an operation that is not complete.
     partial: Vec<u8>,
@@ -76,7 +77,7 @@ enum Read {
 }
 
 impl Connection {
-    pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>, socket: Arc<TcpStream>) -> Self {
+    pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>, socket: Arc<Socket>) -> Self {
         let session = Session::new(server.clone(), client.clone());
         Self {
             server,
@@ -94,8 +95,17 @@ impl Connection {
 
     /// Serves the client until one side ends it.
     pub(crate) async fn run(mut self) {
-        let info = self.server.info(&self.client);
-        self.client.outbox.write_later(|out| info.write(out));
+        if let Err(why) = self.arrive().await {
+            let view = self.server.view(&self.client);
+            self.socket.say_goodbye(goodbye(why));
+            if why == Closed::Handshake {
+                linger(&self.socket).await;
+            }
+            self.server.leave(&self.client, view, why);
+            self.client.outbox.close();
+            return;
+        }
+        self.client.set_settled();
         let lane = self.start_lane();
         let time = self.server.auth.timeout().filter(|_| !self.session.is_admitted());
         self.say_who_by = time.map(|time| Box::pin(tokio::time::sleep(time)));
@@ -112,9 +122,22 @@ impl Connection {
                 tracing::error!(client = self.client.id, %error, "the lane of a connection broke");
             }
         }
+        self.socket.say_goodbye(goodbye(why));
         self.server.leave(&self.client, view, why);
         self.client.outbox.close();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
+    }
+
+    /// Brings the client to where INFO is on its way to it.
+    async fn arrive(&self) -> Result<(), Closed> {
+        if self.server.tls.is_some() || self.client.kind != Kind::Nats {
+            let arrival = Arrival::new(self.server.clone(), self.client.clone(), self.socket.clone());
+            // On the heap: as part of the task's state it would cost every idle connection its size.
+            return Box::pin(arrival.settle()).await;
+        }
+        let info = self.server.info(&self.client);
+        self.client.outbox.write_later(|out| info.write(out));
+        Ok(())
     }
 
     /// On a bridge, the task that carries out what the client asks for. It ends by the orders' end, and is awaited when the
@@ -162,6 +185,7 @@ impl Connection {
                         | Closed::AuthTimeout),
                     ) = refused
                     {
+                        socket.say_goodbye(goodbye(why));
                         linger(&socket).await;
                         return why;
                     }
@@ -220,7 +244,7 @@ impl Connection {
             }
             if !deaf && (ready.is_readable() || ready.is_read_closed()) {
                 match self.read() {
-                    Read::Empty => {}
+                    Read::Empty => writing |= self.socket.is_covered() && outbox.note_unsent(),
                     Read::Batch { behind: None } => writing |= self.wait_for_room().await,
                     Read::Batch { behind: Some(reader) } => writing |= self.pause_for(&reader).await,
                     // One that only stopped sending may still read what waits for it.
@@ -409,6 +433,19 @@ impl Connection {
     }
 }
 
+/// What a close frame says of it.
+fn goodbye(why: Closed) -> Goodbye {
+    match why {
+        Closed::ByClient | Closed::ClientError => Goodbye::Normal,
+        Closed::Shutdown => Goodbye::GoingAway,
+        Closed::Protocol | Closed::Handshake => Goodbye::ProtocolError,
+        Closed::SlowConsumer | Closed::Stale | Closed::Unauthorized | Closed::AuthTimeout => {
+            Goodbye::NotAllowed
+        }
+        Closed::Backend => Goodbye::ServerError,
+    }
+}
+
 async fn verified(verifying: &mut Option<Verifying>) -> Result<Arc<Identity>, Failure> {
     match verifying {
         Some(verifying) => verifying.await,
@@ -425,7 +462,8 @@ async fn passed(time: &mut Option<Pin<Box<tokio::time::Sleep>>>) {
 
 /// Reads and drops what a refused client still sends, for a moment: closing a socket with unread bytes resets it, and
 /// the client might never see the error.
-async fn linger(socket: &TcpStream) {
+async fn linger(socket: &Socket) {
+    let socket = socket.tcp();
     let drain = async {
         let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
         // On the heap: as part of the task's state it would cost every idle connection its size.

@@ -14,6 +14,7 @@
 //! ```
 
 pub mod admin;
+mod arrival;
 mod auth;
 mod bridge;
 mod client;
@@ -27,11 +28,16 @@ mod reload;
 mod server;
 mod session;
 mod shared;
+mod socket;
 mod staging;
+mod tls;
 mod view;
+mod websocket;
 mod wire;
 
 pub use auth::{AuthError, AuthOptions, HashError, HashScheme, Reloaded, hash_password};
 pub use options::{AdminDefaults, Limits, ServerOptions};
 pub use reload::{AuthSource, ReloadError, SourceError};
 pub use server::{Server, StartError};
+pub use tls::{ClientCertificates, TlsError, TlsFileError, TlsOptions};
+pub use websocket::{OriginError, WebSocketOptions};

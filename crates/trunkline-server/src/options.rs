@@ -16,6 +16,8 @@ use trunkline::{BusOptions, Start, Telemetry};
 use crate::auth::AuthOptions;
 use crate::reload::AuthSource;
 use crate::server::StartError;
+use crate::tls::TlsOptions;
+use crate::websocket::WebSocketOptions;
 
 /// How to start a [`Server`](crate::Server).
 #[derive(Clone)]
@@ -35,6 +37,10 @@ pub struct ServerOptions {
     /// and when a client that may publish on `{root}.system.policy.reload` asks for it; `None` leaves them to
     /// [`Server::reload`](crate::Server::reload).
     pub auth_source: Option<AuthSource>,
+    /// TLS for NATS clients and for those of WebSocket; `None` serves them in plain text. Section `server.tls`.
+    pub tls: Option<TlsOptions>,
+    /// Where NATS clients connect over WebSocket; `None` is nowhere. Section `server.websocket`.
+    pub websocket: Option<WebSocketOptions>,
     /// Whether addresses that other machines reach may be served without TLS. Key `server.plaintext`.
     pub plaintext: bool,
     /// The bus it is a front of.
@@ -108,6 +114,8 @@ impl ServerOptions {
             limits: Limits::default(),
             auth: AuthOptions::default(),
             auth_source: None,
+            tls: None,
+            websocket: None,
             plaintext: false,
             front,
             publish_timeout: Duration::from_secs(5),
@@ -130,19 +138,22 @@ impl ServerOptions {
     /// over in silence.
     pub fn from_config(config: &Config, front: Front) -> Result<Self, StartError> {
         let (server, unset) = (&config.server, ServerConfig::default());
-        let refusals = [
-            (server.tls != unset.tls, "server.tls", "TLS"),
-            (server.websocket != unset.websocket, "server.websocket", "WebSocket"),
-            (server.metrics_listen.is_some(), "server.metrics_listen", "a separate address for metrics"),
-        ];
+        let refusals =
+            [(server.metrics_listen.is_some(), "server.metrics_listen", "a separate address for metrics")];
         if let Some((_, setting, missing)) = refusals.into_iter().find(|(given, ..)| *given) {
             return Err(StartError::NotServed { setting, missing });
+        }
+        let websocket = WebSocketOptions::from_config(&server.websocket);
+        if websocket.is_none() && server.websocket != unset.websocket {
+            return Err(StartError::WebSocketAddress);
         }
         Ok(Self {
             listen: server.listen,
             http: server.http,
             limits: Limits::from(&server.limits),
             auth: AuthOptions::from(server),
+            tls: TlsOptions::from_config(&server.tls)?,
+            websocket,
             plaintext: server.plaintext,
             subject_root: config.messaging.subject_root.clone(),
             publish_timeout: config.messaging.publish_timeout,

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
+
+use crate::socket::Socket;
 
 /// Past it a publisher is paused, so that a fast one does not fill memory before a slow reader could say a word.
 pub(crate) const HIGH_WATER_BYTES: usize = 1 << 20;
@@ -59,10 +60,12 @@ pub(crate) struct Outbox {
 struct State {
     /// `None` once the connection is over: routing caches may remember a subscription, and with it this outbox, for as
     /// long as nobody publishes, and the socket must not stay open with them.
-    socket: Option<Arc<TcpStream>>,
+    socket: Option<Arc<Socket>>,
     waiting: Vec<u8>,
     /// How much of `waiting` is written already.
     head: usize,
+    /// Bytes that the socket has taken and TCP has not, as there is TLS or WebSocket between them.
+    unsent: usize,
     ending: Ending,
     /// It was cut off because it did not read.
     slow: bool,
@@ -72,13 +75,13 @@ struct State {
 
 impl State {
     fn pending(&self) -> usize {
-        self.waiting.len() - self.head
+        self.waiting.len() - self.head + self.unsent
     }
 
     fn end(&mut self, ending: Ending) {
         if ending == Ending::Now {
             self.waiting = Vec::new();
-            self.head = 0;
+            (self.head, self.unsent) = (0, 0);
         }
         if self.ending != Ending::Now {
             self.ending = ending;
@@ -87,11 +90,12 @@ impl State {
 }
 
 impl Outbox {
-    pub(crate) fn new(socket: Arc<TcpStream>, pending_max: usize) -> Self {
+    pub(crate) fn new(socket: Arc<Socket>, pending_max: usize) -> Self {
         let state = State {
             socket: Some(socket),
             waiting: Vec::new(),
             head: 0,
+            unsent: 0,
             ending: Ending::No,
             slow: false,
             stuck_since: None,
@@ -106,6 +110,7 @@ impl Outbox {
             socket: None,
             waiting: Vec::new(),
             head: 0,
+            unsent: 0,
             ending: Ending::Now,
             slow: false,
             stuck_since: None,
@@ -129,10 +134,14 @@ impl Outbox {
             return Written::Closed;
         }
         let mut written = 0;
-        if state.pending() == 0 {
+        let idle = state.pending() == 0;
+        if idle {
             let Some(socket) = &state.socket else { return Written::Closed };
             match socket.try_write_vectored(&slices[..slices.len().min(SLICES_MAX)]) {
-                Ok(n) => written = n,
+                Ok(n) => {
+                    written = n;
+                    state.unsent = socket.unsent();
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => {
                     state.end(Ending::Now);
@@ -140,11 +149,11 @@ impl Outbox {
                     return Written::Closed;
                 }
             }
-            if written == total {
+            if written == total && state.unsent == 0 {
                 return Written::Pending(0);
             }
         }
-        self.keep(&mut state, slices, written, total - written)
+        self.keep(&mut state, slices, written, total - written, idle)
     }
 
     /// Leaves bytes to the connection's task: what is published in this process one message at a time is written in
@@ -159,8 +168,14 @@ impl Outbox {
         self.check_bound(&mut state, idle)
     }
 
-    fn keep(&self, state: &mut State, slices: &[IoSlice<'_>], mut skip: usize, rest: usize) -> Written {
-        let idle = state.pending() == 0;
+    fn keep(
+        &self,
+        state: &mut State,
+        slices: &[IoSlice<'_>],
+        mut skip: usize,
+        rest: usize,
+        idle: bool,
+    ) -> Written {
         state.waiting.reserve(rest);
         for slice in slices {
             let skipped = skip.min(slice.len());
@@ -196,10 +211,16 @@ impl Outbox {
             }
             let Some(socket) = &state.socket else { return true };
             let end = state.waiting.len().min(state.head + CHUNK_BYTES);
-            match socket.try_write(&state.waiting[state.head..end]) {
+            let written = match state.head < end {
+                true => socket.try_write(&state.waiting[state.head..end]),
+                false => socket.try_flush().map(|_| 0),
+            };
+            let unsent = socket.unsent();
+            match written {
                 Ok(n) => {
                     let before = state.pending();
                     state.head += n;
+                    state.unsent = unsent;
                     state.stuck_since = Some(Instant::now());
                     let low = HIGH_WATER_BYTES / 2;
                     if before > low && state.pending() <= low {
@@ -212,7 +233,13 @@ impl Outbox {
                         state.head = 0;
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if unsent < state.unsent {
+                        state.unsent = unsent;
+                        state.stuck_since = Some(Instant::now());
+                    }
+                    return false;
+                }
                 Err(_) => {
                     state.end(Ending::Now);
                     return true;
@@ -230,6 +257,16 @@ impl Outbox {
             false => state.waiting.clear(),
         }
         self.drained.notify_waiters();
+    }
+
+    /// Whether the socket has something to send that nobody has written: an answer to a ping, or to a new key.
+    pub(crate) fn note_unsent(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.ending == Ending::Now {
+            return false;
+        }
+        state.unsent = state.socket.as_ref().map_or(0, |socket| socket.unsent());
+        state.pending() > 0
     }
 
     /// Ends the connection: at once, or after what waits was sent.

@@ -1,4 +1,4 @@
-//! Users and permissions, read again while the server runs.
+//! Users, permissions and certificates, read again while the server runs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use trunkline_core::Role;
 
 use crate::auth::{AuthError, AuthOptions, Reloaded};
 use crate::shared::Shared;
+use crate::tls::TlsError;
 
 /// Where users and permissions are read from, again and again: a file, mostly. It may block.
 pub type AuthSource = Arc<dyn Fn() -> Result<AuthOptions, SourceError> + Send + Sync>;
@@ -37,6 +38,9 @@ pub enum ReloadError {
     /// The server was started without a source to read them from.
     #[error("the server has nowhere to read users and permissions from")]
     NoSource,
+    /// Certificates or keys that cannot be used.
+    #[error("the certificates cannot be put in force")]
+    Tls(#[from] TlsError),
     /// They cannot be put in force.
     #[error("the users of the server cannot be put in force")]
     Auth(#[from] AuthError),
@@ -88,7 +92,16 @@ impl Reloader {
         let source = self.source.clone().ok_or(ReloadError::NoSource)?;
         let read = tokio::task::spawn_blocking(move || source()).await;
         let auth = read.unwrap_or_else(|error| Err(error.into())).map_err(ReloadError::Source)?;
-        self.put_in_force(&auth)
+        // Read first, so that all of it is put in force or nothing.
+        let shared = self.shared.clone();
+        let certificates = move || shared.tls.as_ref().map(|tls| tls.read_again()).transpose();
+        let certificates = tokio::task::spawn_blocking(certificates).await;
+        let certificates = certificates.map_err(|error| ReloadError::Source(error.into()))??;
+        let reloaded = self.put_in_force(&auth)?;
+        if let (Some(tls), Some(certificates)) = (&self.shared.tls, certificates) {
+            tls.put_in_force(certificates);
+        }
+        Ok(reloaded)
     }
 
     /// From when it returns, messages on `{root}.system.policy.reload` ask for a reload; on a bridge, from when its backend

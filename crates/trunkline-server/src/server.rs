@@ -16,7 +16,7 @@ use trunkline_protocol::ServerError;
 use crate::auth::{Auth, AuthError, AuthOptions, Reloaded};
 use crate::bridge::Bridge;
 use crate::bridge::orders::Orders;
-use crate::client::Client;
+use crate::client::{Client, Kind};
 use crate::connection::Connection;
 use crate::health::{HEALTH_TYPE, Health};
 use crate::http::{self, Api, Members, Monitor, Token};
@@ -24,6 +24,9 @@ use crate::options::ServerOptions;
 use crate::outbox::{Ending, Outbox};
 use crate::reload::{RELOAD_SUBJECT, ReloadError, Reloader};
 use crate::shared::{Entry, Shared};
+use crate::socket::Socket;
+use crate::tls::{Tls, TlsError};
+use crate::websocket::{OriginError, Origins, WebListener};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -62,6 +65,15 @@ pub enum StartError {
         /// The configuration key that names it.
         setting: &'static str,
     },
+    /// Certificates or keys that cannot be used.
+    #[error("TLS cannot be served")]
+    Tls(#[from] TlsError),
+    /// An origin that cannot be one.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// The WebSocket listener is configured, all but its address.
+    #[error("server.websocket is set, and server.websocket.listen is not")]
+    WebSocketAddress,
     /// Users that cannot be put in force.
     #[error("the users of the server cannot be put in force")]
     Auth(#[from] AuthError),
@@ -107,9 +119,12 @@ impl StartError {
             }
             Self::Plaintext { setting, .. } => {
                 format!(
-                    "set server.plaintext to true if the network is to be trusted, or {setting} to a loopback address"
+                    "set server.tls.cert_file and key_file (for server.listen and server.websocket.listen), server.plaintext to true if the network is to be trusted, or {setting} to a loopback address"
                 )
             }
+            Self::Tls(error) => error.hint(),
+            Self::Origin(_) => "an origin has a scheme, a host, and a port where it is not the scheme's own: https://chat.example.org".to_owned(),
+            Self::WebSocketAddress => "set server.websocket.listen to an address such as 127.0.0.1:8443".to_owned(),
             Self::Auth(error) => match error {
                 AuthError::Hash { .. } => "`trunkline passwd` makes a hash for server.users and server.auth".to_owned(),
                 AuthError::Nkey { .. } => "a public nkey begins with U; its seed, with SU, stays with the client".to_owned(),
@@ -161,17 +176,30 @@ impl Server {
         let dead_letters = Pattern::new(format!("{}.dead.>", options.subject_root)).map_err(bad_root)?;
         let token = Token::new(options.admin_token.map(|token| token.expose().to_owned()))
             .map_err(|error| StartError::AdminToken { reason: error.to_string() })?;
-        let rule = Exposure { auth: options.auth.is_required(), plaintext: options.plaintext };
+        let tls = options.tls.map(Tls::new).transpose()?;
+        let encrypted = tls.as_ref().is_some_and(|tls| !tls.options.allow_non_tls);
+        let rule =
+            |encrypted| Exposure { auth: options.auth.is_required(), safe: encrypted || options.plaintext };
         let http = match options.http {
             Some(wanted) => {
-                let listener = bind(wanted, "server.http", rule)?;
+                let listener = bind(wanted, "server.http", rule(false))?;
                 let address = local_address(&listener, wanted, "server.http")?;
                 Some((listener, address))
             }
             None => None,
         };
-        let listener = bind(options.listen, "server.listen", rule)?;
+        let listener = bind(options.listen, "server.listen", rule(encrypted))?;
         let address = local_address(&listener, options.listen, "server.listen")?;
+        let (web_listener, web) = match options.websocket {
+            Some(options) => {
+                let setting = "server.websocket.listen";
+                let (secure, origins) = (tls.is_some() && !options.no_tls, Arc::new(Origins::new(&options)?));
+                let listener = bind(options.listen, setting, rule(secure))?;
+                let address = local_address(&listener, options.listen, setting)?;
+                (Some(listener), Some(WebListener { options, address, origins, secure }))
+            }
+            None => (None, None),
+        };
         let (hub, bridge, backend): (_, _, Arc<dyn Backend>) = match options.front {
             Front::Hub(hub) => (hub.clone(), None, Arc::new(MemoryBackend::connect_to(&hub))),
             Front::Bridge(backend) => {
@@ -186,12 +214,22 @@ impl Server {
         }
         let auth = Auth::new(&options.auth, hub.clone(), dead_letters.clone())?;
         let status = options.backend_status.or_else(|| bridge.as_ref().map(|bridge| bridge.backend.status()));
-        let shared =
-            Shared::new((hub, bridge), auth, dead_letters, options.limits.clone(), options.name, address);
+        let shared = Shared::new(
+            (hub, bridge),
+            auth,
+            (tls, web),
+            dead_letters,
+            options.limits.clone(),
+            options.name,
+            address,
+        );
         let shared = Arc::new(shared);
         let health = Arc::new(Health::new(shared.clone(), backend.clone(), status));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(accept(listener, shared.clone(), stop.clone(), tasks.clone()));
+        tasks.spawn(accept(listener, Kind::Nats, shared.clone(), stop.clone(), tasks.clone()));
+        if let Some(listener) = web_listener {
+            tasks.spawn(accept(listener, Kind::WebSocket, shared.clone(), stop.clone(), tasks.clone()));
+        }
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
@@ -210,7 +248,9 @@ impl Server {
             tasks.spawn(http::serve(listener, app, bounds, stop.clone(), tasks.clone()));
             address
         });
-        let exposed = [Some(shared.address), http].into_iter().flatten().find(|it| !it.ip().is_loopback());
+        let web = shared.web.as_ref().map(|web| web.address);
+        let exposed =
+            [Some(shared.address), http, web].into_iter().flatten().find(|it| !it.ip().is_loopback());
         let reloader = Arc::new(Reloader::new(shared.clone(), options.auth_source, exposed));
         if reloader.has_source() {
             tasks.spawn(reloader.clone().listen(reload_subject, stop.clone()));
@@ -221,6 +261,17 @@ impl Server {
     /// Where NATS clients connect.
     pub fn nats_addr(&self) -> SocketAddr {
         self.shared.address
+    }
+
+    /// Where NATS clients connect over WebSocket.
+    pub fn websocket_addr(&self) -> Option<SocketAddr> {
+        self.shared.web.as_ref().map(|web| web.address)
+    }
+
+    /// As [`Server::websocket_addr`], with `ws` or `wss` before it.
+    pub fn websocket_url(&self) -> Option<String> {
+        let web = self.shared.web.as_ref()?;
+        Some(format!("{}://{}", if web.secure { "wss" } else { "ws" }, web.address))
     }
 
     /// Where health, monitoring and metrics are served.
@@ -282,8 +333,8 @@ impl Drop for Server {
 struct Exposure {
     /// Clients are asked who they are.
     auth: bool,
-    /// The operator trusts the network.
-    plaintext: bool,
+    /// What is sent there is encrypted, or the operator trusts the network.
+    safe: bool,
 }
 
 fn bind(address: SocketAddr, setting: &'static str, rule: Exposure) -> Result<TcpListener, StartError> {
@@ -291,7 +342,7 @@ fn bind(address: SocketAddr, setting: &'static str, rule: Exposure) -> Result<Tc
         if !rule.auth {
             return Err(StartError::Exposed { address, setting });
         }
-        if !rule.plaintext {
+        if !rule.safe {
             return Err(StartError::Plaintext { address, setting });
         }
     }
@@ -313,14 +364,20 @@ fn local_address(
 }
 
 /// Owned by the server's tracker; ends by `stop`.
-async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker) {
+async fn accept(
+    listener: TcpListener,
+    kind: Kind,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, address)) => welcome(socket, address, &shared, &tasks),
+            Ok((socket, address)) => welcome(socket, (address, kind), &shared, &tasks),
             Err(error) => {
                 // Out of file descriptors, mostly: those who wait are served when others have left.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -330,21 +387,28 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTo
     }
 }
 
-fn welcome(socket: TcpStream, address: SocketAddr, shared: &Arc<Shared>, tasks: &TaskTracker) {
+fn welcome(
+    socket: TcpStream,
+    (address, kind): (SocketAddr, Kind),
+    shared: &Arc<Shared>,
+    tasks: &TaskTracker,
+) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%address, %error, "connection lost before it was served");
         return;
     }
-    let socket = Arc::new(socket);
+    let socket = Arc::new(Socket::new(socket));
     let outbox = Outbox::new(socket.clone(), shared.limits.max_pending);
     let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new()));
     let nonce = shared.auth.nonce();
-    let client = Arc::new(Client::new(shared.next_client_id(), address, outbox, nonce, orders));
+    let client = Arc::new(Client::new(shared.next_client_id(), (address, kind), outbox, nonce, orders));
     client.touch(shared.now_ms());
     match shared.enter(&client) {
         Entry::Served => {
             tasks.spawn(Connection::new(shared.clone(), client, socket).run());
         }
+        // It would not understand.
+        Entry::Full if kind == Kind::WebSocket => {}
         Entry::Full => {
             client.outbox.end_with(|out| ServerError::MaxConnections.write(out));
             client.outbox.flush();

@@ -16,10 +16,12 @@ use trunkline_protocol::ServerInfo;
 use crate::auth::{Account, Auth, AuthError, AuthOptions, Failure, Reloaded};
 use crate::bridge::Bridge;
 use crate::bridge::orders::End;
-use crate::client::{Client, Subscription};
+use crate::client::{Client, Kind, Subscription};
 use crate::options::Limits;
 use crate::outbox::Ending;
+use crate::tls::Tls;
 use crate::view::{ClientView, Count, Departed};
+use crate::websocket::WebListener;
 
 /// Protocol number: INFO may come at any time.
 const PROTOCOL: i64 = 1;
@@ -47,10 +49,12 @@ pub(crate) enum Closed {
     Unauthorized,
     /// It did not say in time who it is.
     AuthTimeout,
+    /// It did not get as far as a session: no TLS, or no WebSocket, or not in time.
+    Handshake,
 }
 
 impl Closed {
-    pub(crate) const ALL: [Closed; 9] = [
+    pub(crate) const ALL: [Closed; 10] = [
         Closed::ByClient,
         Closed::Protocol,
         Closed::ClientError,
@@ -60,6 +64,7 @@ impl Closed {
         Closed::Backend,
         Closed::Unauthorized,
         Closed::AuthTimeout,
+        Closed::Handshake,
     ];
 
     /// The value of the metric's label.
@@ -74,6 +79,7 @@ impl Closed {
             Self::Backend => "backend",
             Self::Unauthorized => "unauthorized",
             Self::AuthTimeout => "auth_timeout",
+            Self::Handshake => "handshake",
         }
     }
 }
@@ -113,6 +119,10 @@ pub(crate) struct Shared {
     pub(crate) auth: Auth,
     /// Subjects on which only the bus itself publishes. The hubs know them, too.
     reserved: Pattern,
+    /// TLS, for clients and for those of WebSocket.
+    pub(crate) tls: Option<Tls>,
+    /// Where WebSocket clients come.
+    pub(crate) web: Option<WebListener>,
     pub(crate) limits: Limits,
     pub(crate) protocol_limits: trunkline_protocol::Limits,
     pub(crate) id: String,
@@ -145,6 +155,7 @@ impl Shared {
     pub(crate) fn new(
         (hub, bridge): (Arc<Hub>, Option<Arc<Bridge>>),
         auth: Auth,
+        (tls, web): (Option<Tls>, Option<WebListener>),
         reserved: Pattern,
         limits: Limits,
         name: Option<String>,
@@ -159,6 +170,8 @@ impl Shared {
             hub,
             bridge,
             auth,
+            tls,
+            web,
             reserved,
             limits,
             protocol_limits,
@@ -354,7 +367,12 @@ impl Shared {
 
     /// INFO for one client.
     pub(crate) fn info(&self, client: &Client) -> ServerInfo {
+        // On a WebSocket the handshake is over by now, and no other can come.
+        let tls = self.tls.as_ref().filter(|_| client.kind == Kind::Nats).map(|tls| &tls.options);
         ServerInfo {
+            tls_required: tls.is_some_and(|tls| !tls.allow_non_tls),
+            tls_available: tls.is_some_and(|tls| tls.allow_non_tls),
+            tls_verify: tls.is_some_and(|tls| tls.verifies()),
             server_id: self.id.clone(),
             server_name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -376,6 +394,10 @@ impl Shared {
         let (now, now_ms) = (Instant::now(), self.now_ms());
         let interval_ms = self.limits.ping_interval.as_millis() as u64;
         for client in self.clients() {
+            // Its handshakes have deadlines of their own.
+            if !client.is_settled() {
+                continue;
+            }
             client.note_deliveries(now_ms);
             if client.outbox.stuck_for(now).is_some_and(|stuck| stuck > self.limits.write_deadline) {
                 tracing::warn!(client = client.id, address = %client.address, "slow consumer: reads nothing, cut off");

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use crate::client::Client;
+use crate::arrival::Secured;
+use crate::client::{Client, Kind};
 use crate::shared::Closed;
 
 /// Messages and their bytes, in one direction.
@@ -26,6 +27,8 @@ impl std::ops::AddAssign for Count {
 pub(crate) struct ClientView {
     pub(crate) id: u64,
     pub(crate) address: SocketAddr,
+    pub(crate) kind: Kind,
+    pub(crate) secured: Option<Secured>,
     pub(crate) started: SystemTime,
     /// When an operation came from it, or messages went to it. Deliveries are noticed once a second at the latest.
     pub(crate) last_active: SystemTime,
@@ -64,6 +67,8 @@ impl ClientView {
         Self {
             id: client.id,
             address: client.address,
+            kind: client.kind,
+            secured: client.secured().cloned(),
             started: client.started,
             // A client that did nothing yet was active when it came, to the nanosecond.
             last_active: client.started.max(server_started + millis(active_ms)),

@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 
 use crate::servers::temporary_directory;
+
+/// What a test says of a certificate.
+pub use rcgen::{CertificateParams, DnType};
 
 /// A certificate authority, with the files of everything it signs. They go when it is dropped.
 pub struct Authority {
@@ -44,11 +47,17 @@ impl Authority {
 
     /// Signs a certificate for these names and IP addresses; the files are called after the first.
     pub fn sign(&self, names: &[&str]) -> Certificate {
+        self.sign_with(names, |_| {})
+    }
+
+    /// As [`Authority::sign`], with what `change` makes of it: another subject, another time.
+    pub fn sign_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Certificate {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let file = |kind: &str| self.directory.path().join(format!("{}.{kind}.pem", names[0]));
         let (cert_file, key_file) = (file("cert"), file("key"));
         let key = KeyPair::generate().expect("a key can be made");
-        let params = CertificateParams::new(names.clone()).expect("the test's names are valid");
+        let mut params = CertificateParams::new(names.clone()).expect("the test's names are valid");
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).expect("the authority signs");
         write(&cert_file, &certificate.pem());
         write(&key_file, &key.serialize_pem());

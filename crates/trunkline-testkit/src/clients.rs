@@ -35,10 +35,12 @@ pub enum ClientLibrary {
     NatsJs,
     /// `@nats-io/transport-node` 3.x, its successor.
     TransportNode,
+    /// `@nats-io/nats-core` 3.x on the platform's WebSocket, as browsers use it.
+    WebSocket,
 }
 
 impl ClientLibrary {
-    /// All of them.
+    /// All of them that speak TCP.
     pub const ALL: [ClientLibrary; 3] =
         [ClientLibrary::NatsPy, ClientLibrary::NatsJs, ClientLibrary::TransportNode];
 
@@ -73,13 +75,20 @@ impl ClientLibrary {
             }
             ClientLibrary::NatsJs => node("nats"),
             ClientLibrary::TransportNode => node("transport-node"),
+            ClientLibrary::WebSocket => node_with(Some("--experimental-websocket"), "websocket"),
         }
     }
 }
 
 fn node(client: &str) -> Command {
+    node_with(None, client)
+}
+
+/// Node has a WebSocket of its own from 22 on, and behind a flag since 20.
+fn node_with(flag: Option<&str>, client: &str) -> Command {
     let mut command = Command::new("node");
     command
+        .args(flag)
         .env("NODE_PATH", environment::node_path().join("node_modules"))
         .arg(script("node/scenarios.mjs"))
         .args(["--client", client]);

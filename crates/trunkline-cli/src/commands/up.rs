@@ -28,7 +28,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(3);
 /// Start the bus
 ///
 /// Needs nothing: no file, no flag, no other server. Ctrl-C or SIGTERM stops it cleanly, a second one at once.
-/// SIGHUP reads users and permissions again.
+/// SIGHUP reads users, permissions and certificates again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trunkline up                                      NATS clients on 127.0.0.1:4222, HTTP on 127.0.0.1:8222
@@ -86,7 +86,8 @@ pub(crate) async fn run(loaded: Loaded, args: UpArgs, source: AuthSource) -> Res
     };
     let ports = match &args.ports_file {
         Some(path) => {
-            Some(PortsFile::write(path, running.nats_addr(), running.http_addr(), running.admin_token())?)
+            let (nats, http, websocket) = (running.nats_addr(), running.http_addr(), running.websocket_url());
+            Some(PortsFile::write(path, nats, http, websocket, running.admin_token())?)
         }
         None => None,
     };
@@ -124,7 +125,7 @@ async fn work(running: &Running, args: &UpArgs, interrupts: &Interrupts) -> Resu
     Ok(())
 }
 
-/// SIGHUP: users and permissions are to be read again, or the terminal is gone.
+/// SIGHUP: users, permissions and certificates are to be read again, or the terminal is gone.
 struct Hangups {
     signals: Signal,
     at_terminal: bool,

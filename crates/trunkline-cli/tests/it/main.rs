@@ -21,6 +21,7 @@ mod readme;
 mod redis;
 mod stored;
 mod streams;
+mod tls;
 mod up;
 
 use std::path::Path;

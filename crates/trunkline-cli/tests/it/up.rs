@@ -135,8 +135,8 @@ fn settings_that_this_build_cannot_honour_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.yaml");
     for (content, setting) in [
-        ("server: {tls: {cert_file: c.pem, key_file: k.pem}}", "server.tls"),
-        ("server: {websocket: {listen: '127.0.0.1:0'}}", "server.websocket"),
+        ("server: {tls: {cert_file: c.pem, key_file: k.pem}}", "c.pem (server.tls.cert_file)"),
+        ("server: {websocket: {same_origin: false}}", "server.websocket"),
         ("server: {metrics_listen: '127.0.0.1:0'}", "server.metrics_listen"),
         ("server: {auth: {token: $2b$secret-token}}", "server.auth"),
     ] {

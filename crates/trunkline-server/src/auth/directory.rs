@@ -13,6 +13,8 @@ use trunkline_protocol::ConnectOptions;
 use super::password::{Key, Password, SharedPassword, Verdict};
 use super::permissions::Permissions;
 use super::{Account, AuthError, AuthOptions, GLOBAL_ACCOUNT};
+use crate::arrival::Secured;
+use crate::tls::canonical_subject;
 
 /// What monitoring shows for a client that came with a token.
 const TOKEN_SHOWN: &str = "[REDACTED]";
@@ -51,6 +53,8 @@ struct Entry {
 /// See the module's text.
 pub(super) struct Directory {
     users: HashMap<Box<str>, Entry, foldhash::quality::RandomState>,
+    /// Users by what their certificates say, where that is what counts: their names, and those that are subjects in one form.
+    certified: Option<HashMap<Box<str>, Arc<Identity>, foldhash::quality::RandomState>>,
     nkeys: HashMap<Box<str>, (KeyPair, Arc<Identity>), foldhash::quality::RandomState>,
     token: Option<Entry>,
     /// Whoever gives no credentials, where that is allowed.
@@ -80,6 +84,7 @@ impl Directory {
         let global = account(GLOBAL_ACCOUNT);
         let mut directory = Self {
             users: HashMap::default(),
+            certified: options.by_certificate.then(HashMap::default),
             nkeys: HashMap::default(),
             token: None,
             anonymous: None,
@@ -128,9 +133,19 @@ impl Directory {
         };
         let identity = |name: &str| {
             let admin = user.admin && *account.name == *GLOBAL_ACCOUNT;
-            Arc::new(Identity { name: Some(name.into()), account: account.clone(), permissions, admin })
+            let (account, permissions) = (account.clone(), permissions.clone());
+            Arc::new(Identity { name: Some(name.into()), account, permissions, admin })
         };
         let twice = |name: &str| AuthError::Twice { user: name.to_owned() };
+        if let (Some(certified), Some(name)) = (&mut self.certified, &user.user) {
+            let name = canonical_subject(name).unwrap_or_else(|| name.clone());
+            if certified.insert(name.as_str().into(), identity(&name)).is_some() {
+                return Err(twice(&name));
+            }
+            if user.password.is_none() && user.nkey.is_none() {
+                return Ok(());
+            }
+        }
         match (&user.user, &user.password, &user.nkey) {
             (Some(name), Some(password), None) => {
                 let known = former.and_then(|former| former.users.get(name.as_str()));
@@ -174,12 +189,16 @@ impl Directory {
 
     fn named(&self, name: &str) -> Result<Arc<Identity>, AuthError> {
         let user = self.users.get(name).map(|entry| &entry.identity);
+        let user = user.or_else(|| self.certified.as_ref()?.get(name));
         let user = user.or_else(|| self.nkeys.get(name).map(|(_, identity)| identity));
         user.cloned().ok_or_else(|| AuthError::NoAuthUser { user: name.to_owned() })
     }
 
     pub(super) fn users(&self) -> usize {
-        self.users.len() + self.nkeys.len() + usize::from(self.token.is_some())
+        let certified = self.certified.iter().flat_map(HashMap::values);
+        let by_certificate =
+            certified.filter(|user| user.name.as_ref().is_none_or(|name| !self.users.contains_key(name)));
+        self.users.len() + by_certificate.count() + self.nkeys.len() + usize::from(self.token.is_some())
     }
 
     pub(super) fn has_nkeys(&self) -> bool {
@@ -206,10 +225,21 @@ impl Directory {
         }
     }
 
-    /// Who says this.
-    pub(super) fn find(&self, said: &ConnectOptions, nonce: Option<&str>) -> Found {
+    /// Who says this, on a connection that is `secured`.
+    pub(super) fn find(
+        &self,
+        said: &ConnectOptions,
+        nonce: Option<&str>,
+        secured: Option<&Secured>,
+    ) -> Found {
         if !self.is_required() {
             return self.without_credentials();
+        }
+        if let (Some(certified), Some(secured)) = (&self.certified, secured) {
+            let owner = secured.owner.iter();
+            let mut names = owner.flat_map(|owner| owner.names.iter().chain(&owner.subject));
+            let found = names.find_map(|name| certified.get(name.as_str()));
+            return found.cloned().map_or(Found::Nobody, Found::Identity);
         }
         if let Some(nkey) = given(&said.nkey).filter(|_| self.has_nkeys()) {
             return match self.nkeys.get(nkey) {

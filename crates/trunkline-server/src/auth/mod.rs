@@ -33,6 +33,8 @@ use directory::{Directory, Found};
 use hashing::Hashing;
 use password::Key;
 
+use crate::arrival::Secured;
+
 pub(crate) use directory::{Identity, name_of};
 pub(crate) use hashing::Verification;
 pub use options::{AuthError, AuthOptions};
@@ -197,7 +199,13 @@ impl Auth {
     }
 
     /// Whether a client at `address` is who CONNECT says it is.
-    pub(crate) fn check(&self, said: &ConnectOptions, nonce: Option<&str>, address: IpAddr) -> Answer {
+    pub(crate) fn check(
+        &self,
+        said: &ConnectOptions,
+        nonce: Option<&str>,
+        secured: Option<&Secured>,
+        address: IpAddr,
+    ) -> Answer {
         let directory = self.directory();
         let limit = directory.failures_max.filter(|_| directory.is_required());
         let guess = limit.map(|limit| Guess::new(address, name_of(said), limit));
@@ -205,7 +213,7 @@ impl Auth {
         if guess.is_some_and(|guess| !self.attempts.may_guess(&guess, now)) {
             return Answer::Refused(Failure::TooMany);
         }
-        let answer = Self::answer(directory.find(said, nonce), guess);
+        let answer = Self::answer(directory.find(said, nonce, secured), guess);
         if let (Answer::Refused(_), Some(guess)) = (&answer, guess) {
             self.attempts.failed(&guess, now);
         }
@@ -213,8 +221,13 @@ impl Auth {
     }
 
     /// As [`Auth::check`], for a client that was let in before: it guesses nothing.
-    pub(crate) fn check_again(&self, said: &ConnectOptions, nonce: Option<&str>) -> Answer {
-        match Self::answer(self.directory().find(said, nonce), None) {
+    pub(crate) fn check_again(
+        &self,
+        said: &ConnectOptions,
+        nonce: Option<&str>,
+        secured: Option<&Secured>,
+    ) -> Answer {
+        match Self::answer(self.directory().find(said, nonce, secured), None) {
             Answer::Refused(_) => Answer::Refused(Failure::Revoked),
             other => other,
         }

@@ -19,6 +19,10 @@ pub struct AuthOptions {
     pub no_auth_user: Option<String>,
     /// Permissions of whoever has none of its own; `None` allows everything. Key `server.permissions`.
     pub default_permissions: Option<Permissions>,
+    /// Whether the certificate of a client says which user it is, and nothing that it says itself; such users may be without
+    /// a password. Clients without TLS, where there may be some, have passwords all the same. Goes with
+    /// [`ClientCertificates::Mapped`](crate::ClientCertificates::Mapped). Key `server.tls.verify_and_map`.
+    pub by_certificate: bool,
     /// Longest time until a client has said who it is. Default 2 s, key `server.limits.auth_timeout`.
     pub timeout: Duration,
     /// Failed attempts of one address as one user within a minute, past which attempts are refused unchecked; `None` is
@@ -78,6 +82,7 @@ impl Default for AuthOptions {
             token: None,
             no_auth_user: None,
             default_permissions: None,
+            by_certificate: false,
             timeout: Duration::from_secs(2),
             failures_max: Some(30),
         }
@@ -114,6 +119,7 @@ impl From<&Server> for AuthOptions {
             no_auth_user: auth.no_auth_user.clone(),
             default_permissions: (server.permissions != unset.permissions)
                 .then(|| server.permissions.clone()),
+            by_certificate: server.tls.verify_and_map,
             timeout: server.limits.auth_timeout,
             failures_max: server.limits.auth_failures,
         }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::params::{LIMIT_MAX, Page, ParamError, Params, truth};
 use super::subsz::{Detail, is_zero, subscriptions_of};
 use super::{Monitor, aside, durations, json};
+use crate::client::Kind;
 use crate::health::timestamp;
 use crate::shared::{Closed, Shared};
 use crate::view::{ClientView, Departed};
@@ -49,6 +50,12 @@ struct Connection {
     in_bytes: u64,
     out_bytes: u64,
     subscriptions: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_version: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cipher_suite: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tls_first: bool,
     /// On a bridge, what it could not be given: messages where the number is known, and gaps of any size.
     #[serde(skip_serializing_if = "is_zero")]
     missed_msgs: u64,
@@ -271,7 +278,10 @@ fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Co
     let mut connection = Connection {
         cid: view.id,
         kind: "Client",
-        r#type: "nats",
+        r#type: match view.kind {
+            Kind::Nats => "nats",
+            Kind::WebSocket => "websocket",
+        },
         ip: view.address.ip().to_string(),
         port: view.address.port(),
         start: timestamp(view.started),
@@ -287,6 +297,9 @@ fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Co
         in_bytes: view.received.bytes,
         out_bytes: view.sent.bytes,
         subscriptions: view.subscriptions,
+        tls_version: view.secured.as_ref().map(|secured| secured.version),
+        tls_first: view.secured.as_ref().is_some_and(|secured| secured.first),
+        tls_cipher_suite: view.secured.map(|secured| secured.cipher),
         missed_msgs: view.missed,
         missed_gaps: view.gaps,
         authorized_user: view.user.filter(|_| question.auth),
@@ -334,5 +347,6 @@ fn reason(why: Closed) -> &'static str {
         Closed::Backend => "Backend Unavailable",
         Closed::Unauthorized => "Authentication Failure",
         Closed::AuthTimeout => "Authentication Timeout",
+        Closed::Handshake => "TLS Handshake Failure",
     }
 }

@@ -13,6 +13,7 @@ use super::{Monitor, aside, durations, json};
 use crate::health::timestamp;
 use crate::process::Usage;
 use crate::shared::Closed;
+use crate::websocket::WebListener;
 
 /// The protocol number of INFO.
 const PROTOCOL: u64 = 1;
@@ -28,6 +29,11 @@ struct Varz<'a> {
     /// Seconds.
     auth_timeout: f64,
     tls_required: bool,
+    tls_verify: bool,
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_timeout: Option<f64>,
+    allow_non_tls: bool,
     max_connections: usize,
     max_subscriptions: usize,
     /// Nanoseconds, as every duration of a setting here.
@@ -45,7 +51,7 @@ struct Varz<'a> {
     gateway: Absent,
     leaf: Absent,
     mqtt: Absent,
-    websocket: Absent,
+    websocket: WebSocket<'a>,
     jetstream: Absent,
     write_deadline: u64,
     start: Timestamp,
@@ -89,6 +95,38 @@ struct Varz<'a> {
 #[derive(Serialize)]
 struct Absent {}
 
+/// Empty where there is no listener, as on nats-server.
+#[derive(Serialize, Default)]
+struct WebSocket<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    /// Nanoseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handshake_timeout: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_tls: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    same_origin: bool,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    allowed_origins: &'a [String],
+}
+
+impl<'a> WebSocket<'a> {
+    fn of(listener: &'a WebListener) -> Self {
+        let options = &listener.options;
+        Self {
+            host: Some(listener.address.ip().to_string()),
+            port: Some(listener.address.port()),
+            handshake_timeout: Some(options.handshake_timeout.as_nanos() as u64),
+            no_tls: !listener.secure,
+            same_origin: options.same_origin,
+            allowed_origins: &options.allowed_origins,
+        }
+    }
+}
+
 /// A count by kind of connection; there are only clients.
 #[derive(Serialize)]
 struct ByKind {
@@ -111,7 +149,7 @@ pub(super) async fn varz(State(monitor): State<Arc<Monitor>>) -> Response {
 
 fn answer(monitor: &Monitor, workers: usize) -> Response {
     let shared = &monitor.shared;
-    let limits = &shared.limits;
+    let (limits, tls) = (&shared.limits, shared.tls.as_ref().map(|tls| &tls.options));
     let (totals, usage) = (shared.totals(), Usage::now());
     let (slow, stale) = (shared.closed(Closed::SlowConsumer), shared.closed(Closed::Stale));
     json(&Varz {
@@ -123,7 +161,10 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         port: shared.address.port(),
         auth_required: shared.auth.timeout().is_some(),
         auth_timeout: shared.auth.configured_timeout().as_secs_f64(),
-        tls_required: false,
+        tls_required: tls.is_some_and(|tls| !tls.allow_non_tls),
+        tls_verify: tls.is_some_and(|tls| tls.verifies()),
+        tls_timeout: tls.map(|tls| tls.timeout.as_secs_f64()),
+        allow_non_tls: tls.is_some_and(|tls| tls.allow_non_tls),
         max_connections: limits.max_connections,
         max_subscriptions: limits.max_subscriptions,
         ping_interval: limits.ping_interval.as_nanos() as u64,
@@ -139,7 +180,7 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         gateway: Absent {},
         leaf: Absent {},
         mqtt: Absent {},
-        websocket: Absent {},
+        websocket: shared.web.as_ref().map(WebSocket::of).unwrap_or_default(),
         jetstream: Absent {},
         write_deadline: limits.write_deadline.as_nanos() as u64,
         start: timestamp(shared.started),

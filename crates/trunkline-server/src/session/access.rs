@@ -102,7 +102,12 @@ impl Session {
         // Read first: what is replaced in between is considered again.
         self.access.generation = self.server.auth.generation();
         let auth = &self.server.auth;
-        match auth.check(&options, self.client.nonce.as_deref(), self.client.address.ip()) {
+        match auth.check(
+            &options,
+            self.client.nonce.as_deref(),
+            self.client.secured(),
+            self.client.address.ip(),
+        ) {
             Answer::Granted(identity) => self.admit(options, identity, staging),
             Answer::Refused(why) => self.turn_away(why, name_of(&options), staging),
             Answer::Verify(verification) => {
@@ -146,7 +151,8 @@ impl Session {
         if !self.access.admitted {
             return Ok(());
         }
-        match self.server.auth.check_again(&self.options, self.client.nonce.as_deref()) {
+        match self.server.auth.check_again(&self.options, self.client.nonce.as_deref(), self.client.secured())
+        {
             Answer::Granted(identity) => self.admit_again(identity, staging),
             Answer::Refused(why) => self.turn_away(why, "", staging),
             Answer::Verify(verification) => {

@@ -12,3 +12,5 @@ mod http;
 mod limits;
 mod metrics;
 mod session;
+mod tls;
+mod websocket;

@@ -95,10 +95,13 @@ export class Bus {
     // everything others have published has arrived; and what one publisher sent to several subscriptions of one
     // connection is in order within each of them.
     this.bridged = "SCENARIO_BRIDGED" in process.env;
+    const { SCENARIO_TLS_CA: caFile, SCENARIO_TLS_CERT: certFile, SCENARIO_TLS_KEY: keyFile } = process.env;
+    const handshakeFirst = "SCENARIO_TLS_FIRST" in process.env;
+    this.tls = caFile === undefined ? {} : { tls: { caFile, certFile, keyFile, handshakeFirst } };
   }
 
   async connect(options = {}) {
-    const connection = await within(this.library.connect({ servers: this.url, reconnect: false, ...options }), "connect");
+    const connection = await within(this.library.connect({ servers: this.url, reconnect: false, ...this.tls, ...options }), "connect");
     this.#connections.push(connection);
     this.#watch(connection);
     return connection;

@@ -46,8 +46,11 @@ const successor = (module) => ({
   statusError: (status) => (status.type === "error" ? status.error : undefined),
 });
 
-const libraries = { "nats": classic, "transport-node": successor };
-const packages = { "nats": "nats", "transport-node": "@nats-io/transport-node" };
+// What browsers use: the successor's core on the WebSocket that the platform has.
+const browser = (module) => ({ ...successor(module), name: "@nats-io/nats-core", connect: module.wsconnect });
+
+const libraries = { "nats": classic, "transport-node": successor, "websocket": browser };
+const packages = { "nats": "nats", "transport-node": "@nats-io/transport-node", "websocket": "@nats-io/nats-core" };
 
 /** Loads one client by the name the tests know it by. */
 export function loadLibrary(client) {

@@ -1,7 +1,7 @@
 // What components written for Node rely on, tried with the unmodified official clients.
 //
-//     node scenarios.mjs --client nats|transport-node URL SCENARIO    runs one scenario; prints `ok SCENARIO` and exits with 0
-//     node scenarios.mjs --client nats|transport-node --list          prints the names of all scenarios
+//     node scenarios.mjs --client nats|transport-node|websocket URL SCENARIO    runs one scenario; prints `ok SCENARIO` and exits with 0
+//     node scenarios.mjs --client nats|transport-node|websocket --list          prints the names of all scenarios
 //
 // Each exported function is one rule, which names it. Nothing here is particular to one server.
 // The names are the ones of `scenarios.py`, so that one list serves all clients.

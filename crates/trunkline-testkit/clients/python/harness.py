@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import os
+import ssl
 import time
 from urllib.parse import urlparse
 
@@ -93,6 +95,16 @@ class Collector:
         return [message.data for message in self.messages]
 
 
+def tls_context():
+    """Trusts the test's authority alone, and shows a certificate where the test has given one."""
+    # A server that ends TLS in good order makes asyncio's streams warn of their own answer to that.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    context = ssl.create_default_context(cafile=os.environ["SCENARIO_TLS_CA"])
+    if "SCENARIO_TLS_CERT" in os.environ:
+        context.load_cert_chain(os.environ["SCENARIO_TLS_CERT"], os.environ["SCENARIO_TLS_KEY"])
+    return context
+
+
 class Bus:
     """One server under test: opens connections, closes them all, and fails the scenario for an error none of its lines expected."""
 
@@ -112,6 +124,9 @@ class Bus:
 
         options.setdefault("error_cb", remember)
         options.setdefault("allow_reconnect", False)
+        if "SCENARIO_TLS_CA" in os.environ:
+            options.setdefault("tls", tls_context())
+            options.setdefault("tls_handshake_first", "SCENARIO_TLS_FIRST" in os.environ)
         connection = await within(nats.connect(self.url, **options), "connect")
         self._connections.append(connection)
         return connection

@@ -6,7 +6,7 @@ use super::error::{ConfigError, StreamPattern};
 use super::settings::Place;
 use super::tree::{Node, Origin};
 use super::values::is_name;
-use super::{Config, keys};
+use super::{Config, HandshakeFirst, keys};
 
 /// Reports every contradiction in `config`; `tree` is what it was read from and knows the origins.
 pub(super) fn check(config: &Config, tree: &Node, errors: &mut Vec<ConfigError>) {
@@ -164,6 +164,7 @@ impl Check<'_> {
             (Some(_), Some(_), None) | (None, None, Some(_)) => None,
             (None, None, None) => Some("needs a user and a password, or an nkey"),
             (_, _, Some(_)) => Some("has an nkey and a user or password; one excludes the other"),
+            (Some(_), None, None) if self.config.server.tls.verify_and_map => None,
             (Some(_), None, None) => Some("has no password"),
             (None, Some(_), None) => Some("has a password but no user"),
         };
@@ -205,9 +206,24 @@ impl Check<'_> {
                 Some(("server.tls.verify", "needs server.tls.ca_file"))
             }
             _ if tls.verify && !tls.is_on() => Some(("server.tls.verify", "needs server.tls.cert_file")),
+            _ if tls.verify_and_map && tls.ca_file.is_none() => {
+                Some(("server.tls.verify_and_map", "needs server.tls.ca_file"))
+            }
+            _ if tls.verify_and_map && !tls.is_on() => {
+                Some(("server.tls.verify_and_map", "needs server.tls.cert_file"))
+            }
+            // The two ask the client for opposite things: to begin at once, and to say nothing.
+            _ if tls.allow_non_tls && tls.handshake_first == HandshakeFirst::Always => {
+                Some(("server.tls.allow_non_tls", "excludes server.tls.handshake_first: true"))
+            }
             _ => None,
         };
         errors.extend(fault.map(|(key, reason)| self.inconsistent(key, key, reason)));
+
+        if self.config.server.websocket.no_tls && self.config.server.websocket.listen.is_none() {
+            let key = "server.websocket.no_tls";
+            errors.push(self.inconsistent(key, key, "needs server.websocket.listen"));
+        }
 
         let limits = &self.config.server.limits;
         if limits.max_payload > limits.max_pending {

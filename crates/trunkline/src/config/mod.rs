@@ -50,7 +50,8 @@ pub use messaging::{
 };
 pub use runtime::{Command, Component, Ready, Resources, Restart, Runtime};
 pub use server::{
-    Account, Auth, HandshakeFirst, Limits, Permissions, Responses, Server, SubjectRules, Tls, User, WebSocket,
+    Account, Auth, HandshakeFirst, Limits, Permissions, Responses, Server, SubjectRules, Tls, TlsVersion,
+    User, WebSocket,
 };
 pub use subjects::SubjectRule;
 pub use tree::Origin;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
-use super::declare::settings;
+use super::declare::{choices, settings};
 use super::settings::{Fault, Format, Leaf, Rule};
 use super::subjects::SubjectRule;
 use super::tree::{Name, Node, Value};
@@ -36,7 +36,7 @@ settings! {
         pub permissions: Permissions;
         /// Spaces of subjects that are apart from each other and from that of `server.users`, by name.
         pub accounts: BTreeMap<String, Account>;
-        /// Certificates, for clients, WebSocket and HTTP alike.
+        /// Certificates, for clients and WebSocket alike.
         pub tls: Tls;
         /// Bounds of what one client may take.
         pub limits: Limits;
@@ -128,6 +128,13 @@ settings! {
         pub ca_file: Option<PathBuf>;
         /// Whether clients must show a certificate.
         pub verify: bool => default("false");
+        /// Whether clients must show a certificate, which says which user they are: by an e-mail address, a DNS name, a URI
+        /// or its subject. Such users need no password.
+        pub verify_and_map: bool => default("false");
+        /// Whether clients that speak no TLS are served, too.
+        pub allow_non_tls: bool => default("false");
+        /// Oldest version of TLS.
+        pub min_version: TlsVersion => default("1.2");
         /// Whether the handshake comes before INFO: `true`, `false`, or how long to wait for a client that starts it.
         pub handshake_first: HandshakeFirst => default("false"), range("1ms", "10s");
         /// Longest handshake.
@@ -170,8 +177,24 @@ settings! {
     pub struct WebSocket in "server.websocket." {
         /// Address for WebSocket clients; none unless set.
         pub listen: Option<SocketAddr>;
-        /// Origins besides the server's own that pages may connect from, such as `https://chat.example.org`.
+        /// Origins besides the server's own that pages may connect from, such as `https://chat.example.org`; `*` are all.
         pub allowed_origins: Vec<String>;
+        /// Whether pages may connect that come from the host and port that they connect to.
+        pub same_origin: bool => default("true");
+        /// Whether this address is without TLS where other clients have it: behind a proxy that does TLS itself.
+        pub no_tls: bool => default("false");
+        /// Longest time until a client has asked for a WebSocket.
+        pub handshake_timeout: Duration => default("2s"), range("100ms", "1m");
+    }
+}
+
+choices! {
+    /// A version of TLS.
+    pub enum TlsVersion {
+        /// TLS 1.2 of 2008, for clients that know no newer one.
+        V12 = "1.2",
+        /// TLS 1.3 of 2018.
+        V13 = "1.3",
     }
 }
 

@@ -19,6 +19,10 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
         Some(address) => format!("nats://{address}"),
         None => loaded.config.messaging.nats_url.to_string(),
     };
+    let url_line = match running.websocket_url() {
+        Some(websocket) => format!("{url}\n  websocket {websocket}"),
+        None => url.clone(),
+    };
     let http = match running.http_addr() {
         Some(address) => format!("http://{address}"),
         None => "not served".to_owned(),
@@ -58,7 +62,7 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
     };
     format!(
         "{NAME}trunkline {version}{NAME:#} is ready\n  \
-         clients   {url}\n  \
+         clients   {url_line}\n  \
          http      {http}\n  \
          token     {token}\n  \
          backend   {backend}\n  \

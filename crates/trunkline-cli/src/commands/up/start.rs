@@ -62,6 +62,11 @@ impl Running {
         self.server.as_ref().and_then(Server::http_addr)
     }
 
+    /// Where NATS clients connect over WebSocket.
+    pub(crate) fn websocket_url(&self) -> Option<String> {
+        self.server.as_ref().and_then(Server::websocket_url)
+    }
+
     /// The token of the admin API, where it is served.
     pub(crate) fn admin_token(&self) -> Option<&str> {
         let server = self.server.as_ref()?;

@@ -85,7 +85,7 @@ enum Allowed {
 
 /// Whether a user may use the API. Its password is checked as that of a client is, and failures count with those.
 async fn check_user(auth: &Auth, user: &ConnectOptions, peer: IpAddr) -> Result<(), ApiError> {
-    let identity = match auth.check(user, None, peer) {
+    let identity = match auth.check(user, None, None, peer) {
         Answer::Granted(identity) => Ok(identity),
         Answer::Verify(verification) => auth.verify(verification).await,
         Answer::Refused(why) => Err(why),

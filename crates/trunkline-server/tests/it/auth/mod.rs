@@ -20,7 +20,7 @@ use super::fixture::options;
 const VIOLATION: &str = "-ERR 'Authorization Violation'\r\n";
 
 /// What the section `server` of a configuration says about users.
-fn auth(yaml: &str) -> AuthOptions {
+pub(crate) fn auth(yaml: &str) -> AuthOptions {
     let loaded = Loader::new().env([("TRUNKLINE_SERVER", yaml)]).working_dir("/nonexistent").load();
     AuthOptions::from(&loaded.unwrap_or_else(|error| panic!("{yaml}: {error}")).config.server)
 }

@@ -195,6 +195,18 @@ fn yaml_mistakes_name_place_value_and_what_is_allowed() {
             "config.yaml:1:27: server.tls.cert_file needs server.tls.key_file",
         ),
         (
+            "server: {tls: {cert_file: c.pem, key_file: k.pem, verify_and_map: true}}",
+            "config.yaml:1:67: server.tls.verify_and_map needs server.tls.ca_file",
+        ),
+        (
+            "server: {tls: {cert_file: c.pem, key_file: k.pem, handshake_first: true, allow_non_tls: true}}",
+            "config.yaml:1:89: server.tls.allow_non_tls excludes server.tls.handshake_first: true",
+        ),
+        (
+            "server: {websocket: {no_tls: true}}",
+            "config.yaml:1:30: server.websocket.no_tls needs server.websocket.listen",
+        ),
+        (
             "server: {limits: {max_payload: 2MiB, max_pending: 1MiB}}",
             "config.yaml:1:32: server.limits.max_payload is larger than server.limits.max_pending, so such a message would reach nobody",
         ),

@@ -170,7 +170,8 @@ fn sample(path: &str) -> &'static str {
         "server.permissions.allow_responses.max" => "3",
         "server.tls" => "{timeout: 7s}",
         "server.tls.cert_file" | "server.tls.key_file" | "server.tls.ca_file" => "some.pem",
-        "server.tls.verify" => "true",
+        "server.tls.verify" | "server.tls.verify_and_map" | "server.tls.allow_non_tls" => "true",
+        "server.tls.min_version" => "1.3",
         "server.tls.handshake_first" => "300ms",
         "server.limits" => "{ping_max: 5}",
         "server.limits.max_payload" | "server.limits.max_control_line" => "64KiB",
@@ -181,6 +182,8 @@ fn sample(path: &str) -> &'static str {
         "server.limits.ping_max" => "5",
         "server.websocket" => "{listen: '127.0.0.2:0'}",
         "server.websocket.allowed_origins" => "[https://a.example]",
+        "server.websocket.same_origin" => "false",
+        "server.websocket.no_tls" => "true",
         "runtime" => "{resources: {cpus: 2}}",
         "runtime.resources" => "{cpus: 2}",
         "runtime.resources.memory" => "512MB",
@@ -209,7 +212,10 @@ fn every_key_is_read_from_its_variables_and_as_a_flag() {
             "server.auth.no_auth_user" => &[("server.users", "[{user: ann, password: pw}]", "-")],
             "server.tls.cert_file" => &[("server.tls.key_file", "x", "-")],
             "server.tls.key_file" => &[("server.tls.cert_file", "x", "-")],
-            "server.tls.verify" => &[("server.tls", "{cert_file: c, key_file: k, ca_file: a}", "-")],
+            "server.websocket.no_tls" => &[("server.websocket.listen", "127.0.0.2:0", "-")],
+            "server.tls.verify" | "server.tls.verify_and_map" => {
+                &[("server.tls", "{cert_file: c, key_file: k, ca_file: a}", "-")]
+            }
             _ => &[],
         };
         let long = format!("TRUNKLINE_{}", key.path.replace('.', "_").to_uppercase());

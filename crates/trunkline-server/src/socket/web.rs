@@ -1,0 +1,168 @@
+//! NATS inside WebSocket frames, as nats-server and its clients for browsers have it: what the frames carry is one stream
+//! of bytes, and where a frame ends means nothing. See RFC 6455.
+
+use std::io::{self, ErrorKind};
+
+use tungstenite::handshake::machine::TryParse as _;
+use tungstenite::handshake::server::{Request, create_response, write_response};
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tungstenite::{Error, Message, WebSocket};
+
+use super::layer::Goodbye;
+use super::queue::Pipe;
+use crate::websocket::Gate;
+
+/// Most bytes of the HTTP request that asks for a WebSocket.
+const REQUEST_BYTES_MAX: usize = 16 << 10;
+/// What is set aside for each client to read into.
+const READ_BUFFER_BYTES: usize = 4 << 10;
+
+/// What came of bytes that were received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Received {
+    Taken,
+    /// The other side closes, and was answered.
+    Closed,
+}
+
+/// A client's WebSocket.
+#[derive(Debug)]
+pub(super) enum Web {
+    /// It is still to be asked for.
+    Asking {
+        gate: Gate,
+        request: Vec<u8>,
+    },
+    Open(Box<WebSocket<Pipe>>),
+}
+
+impl Web {
+    pub(super) fn new(gate: Gate) -> Self {
+        Self::Asking { gate, request: Vec::new() }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Open(_))
+    }
+
+    /// Takes what came: appends what frames carry to `opened`, and what the other side is to be told to `out`.
+    ///
+    /// # Errors
+    /// The other side breaks the protocol, or may not have a WebSocket.
+    pub(super) fn receive(
+        &mut self,
+        input: &[u8],
+        opened: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<Received> {
+        match self {
+            Self::Open(web) => {
+                web.get_mut().incoming.put().extend_from_slice(input);
+                read(web, opened, out)
+            }
+            Self::Asking { gate, request } => {
+                request.extend_from_slice(input);
+                let Some(rest) = answer(gate, request, out)? else { return Ok(Received::Taken) };
+                let config = config(gate.message_bytes_max);
+                let mut web = WebSocket::from_raw_socket(Pipe::default(), Role::Server, Some(config));
+                web.get_mut().incoming.put().extend_from_slice(&request[rest..]);
+                let received = read(&mut web, opened, out);
+                *self = Self::Open(Box::new(web));
+                received
+            }
+        }
+    }
+
+    /// Appends a frame with these bytes to `out`.
+    pub(super) fn send(&mut self, bytes: Vec<u8>, out: &mut Vec<u8>) -> io::Result<()> {
+        let Self::Open(web) = self else { return Err(ErrorKind::NotConnected.into()) };
+        let sent = web.send(Message::Binary(bytes.into())).map_err(broken);
+        web.get_mut().outgoing.move_to(out);
+        sent
+    }
+
+    /// Appends a close frame to `out`, unless there has been one.
+    pub(super) fn close(&mut self, why: Goodbye, out: &mut Vec<u8>) {
+        let Self::Open(web) = self else { return };
+        let (code, reason) = match why {
+            Goodbye::Normal => (CloseCode::Normal, ""),
+            Goodbye::GoingAway => (CloseCode::Away, "the server stops"),
+            Goodbye::ProtocolError => (CloseCode::Protocol, "protocol error"),
+            Goodbye::NotAllowed => (CloseCode::Policy, "not allowed"),
+            Goodbye::ServerError => (CloseCode::Error, "the backend failed"),
+        };
+        let _ = web.close(Some(CloseFrame { code, reason: reason.into() }));
+        let _ = web.flush();
+        web.get_mut().outgoing.move_to(out);
+    }
+}
+
+fn config(message_bytes_max: usize) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        // Into the pipe at once, which takes everything.
+        .write_buffer_size(0)
+        .max_message_size(Some(message_bytes_max))
+        .max_frame_size(Some(message_bytes_max))
+}
+
+/// Answers the request once it is whole, and says where it ends.
+fn answer(gate: &Gate, request: &[u8], out: &mut Vec<u8>) -> io::Result<Option<usize>> {
+    let refuse = |out: &mut Vec<u8>, status: &str, why: &str| {
+        let head = format!(
+            "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{why}\n",
+            why.len() + 1
+        );
+        out.extend_from_slice(head.as_bytes());
+        Err(io::Error::new(ErrorKind::PermissionDenied, why.to_owned()))
+    };
+    let (length, parsed) = match Request::try_parse(request) {
+        Ok(Some(parsed)) => parsed,
+        Ok(None) if request.len() <= REQUEST_BYTES_MAX => return Ok(None),
+        Ok(None) => return refuse(out, "431 Request Header Fields Too Large", "the request is too long"),
+        Err(error) => return refuse(out, "400 Bad Request", &error.to_string()),
+    };
+    let response = match create_response(&parsed) {
+        Ok(response) => response,
+        Err(error) => return refuse(out, "400 Bad Request", &error.to_string()),
+    };
+    if let Err(refusal) = gate.check(parsed.headers()) {
+        return refuse(out, "403 Forbidden", &refusal.to_string());
+    }
+    write_response(out, &response).map_err(broken)?;
+    Ok(Some(length))
+}
+
+fn read(web: &mut WebSocket<Pipe>, opened: &mut Vec<u8>, out: &mut Vec<u8>) -> io::Result<Received> {
+    let received = loop {
+        match web.read() {
+            // Which of the two makes no difference to nats-server.
+            Ok(Message::Binary(bytes)) => opened.extend_from_slice(&bytes),
+            Ok(Message::Text(text)) => opened.extend_from_slice(text.as_bytes()),
+            // The answers to both are queued, and sent by the next call.
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_)) => {}
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => break Ok(Received::Taken),
+            Err(Error::ConnectionClosed | Error::AlreadyClosed) => break Ok(Received::Closed),
+            Err(error) => {
+                let code = match &error {
+                    Error::Capacity(_) => CloseCode::Size,
+                    Error::Utf8(_) => CloseCode::Invalid,
+                    _ => CloseCode::Protocol,
+                };
+                let _ = web.close(Some(CloseFrame { code, reason: "".into() }));
+                break Err(broken(error));
+            }
+        }
+    };
+    let _ = web.flush();
+    web.get_mut().outgoing.move_to(out);
+    received
+}
+
+fn broken(error: Error) -> io::Error {
+    match error {
+        Error::Io(error) => error,
+        other => io::Error::new(ErrorKind::InvalidData, other),
+    }
+}

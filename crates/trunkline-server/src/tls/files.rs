@@ -1,0 +1,81 @@
+//! From files to what rustls goes by.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::{Error as PemError, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use trunkline::config::TlsVersion;
+
+use super::{CA, CERT, KEY, TlsError, TlsFileError, TlsOptions, certificate};
+
+const CERTIFICATES: &str = "at least one certificate";
+
+/// Reads everything and puts it together. Warns of certificates that clients will not accept for their time.
+pub(super) fn load(options: &TlsOptions) -> Result<Arc<ServerConfig>, TlsError> {
+    let chain = certificates(&options.cert_file, CERT)?;
+    let key = PrivateKeyDer::from_pem_file(&options.key_file)
+        .map_err(|error| unusable(&options.key_file, KEY, "a private key", error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions: &[_] = match options.min_version {
+        TlsVersion::V12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+        TlsVersion::V13 => &[&rustls::version::TLS13],
+    };
+    let together = |source| TlsError::Unusable {
+        cert: options.cert_file.clone(),
+        key: options.key_file.clone(),
+        source,
+    };
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(versions)
+        .map_err(together)?;
+    let builder = match options.ca_file.as_deref().filter(|_| options.verifies()) {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let roots = Arc::new(authorities(path)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+            let not_authority = |error: rustls::server::VerifierBuilderError| TlsError::File {
+                path: path.to_owned(),
+                setting: CA,
+                source: TlsFileError::Authority(rustls::Error::General(error.to_string())),
+            };
+            builder.with_client_cert_verifier(verifier.map_err(not_authority)?)
+        }
+    };
+    for (n, certificate) in chain.iter().enumerate() {
+        certificate::warn_of_time(certificate, &options.cert_file, n);
+    }
+    let config = builder.with_single_cert(chain, key).map_err(together)?;
+    Ok(Arc::new(config))
+}
+
+fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path, CA)? {
+        roots.add(certificate).map_err(|error| TlsError::File {
+            path: path.to_owned(),
+            setting: CA,
+            source: TlsFileError::Authority(error),
+        })?;
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path, setting: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certificates = read.map_err(|error| unusable(path, setting, CERTIFICATES, error))?;
+    match certificates.is_empty() {
+        true => Err(unusable(path, setting, CERTIFICATES, PemError::NoItemsFound)),
+        false => Ok(certificates),
+    }
+}
+
+fn unusable(path: &Path, setting: &'static str, expected: &'static str, error: PemError) -> TlsError {
+    let source = match error {
+        PemError::Io(error) => TlsFileError::Read(error),
+        _ => TlsFileError::Content { expected },
+    };
+    TlsError::File { path: path.to_owned(), setting, source }
+}

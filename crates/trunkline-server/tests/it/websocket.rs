@@ -1,0 +1,238 @@
+//! NATS over WebSocket: the client that browsers use, pages that may not, and frames of every kind.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use trunkline::backend::memory::Hub;
+use trunkline_server::{Server, ServerOptions, WebSocketOptions};
+use trunkline_testkit::clients::ClientLibrary;
+use tungstenite::client::IntoClientRequest as _;
+use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
+use tungstenite::protocol::frame::{Frame, FrameHeader};
+use tungstenite::{Message, WebSocket};
+
+use super::auth::auth;
+use super::client::{self, PATIENCE};
+use super::fixture::options;
+use super::tls::{self, Trust};
+
+async fn server(change: impl FnOnce(&mut ServerOptions)) -> Server {
+    let with = |options: &mut ServerOptions| {
+        options.websocket = Some(WebSocketOptions::at(([127, 0, 0, 1], 0).into()));
+        change(options);
+    };
+    Server::start(options(Arc::new(Hub::default()), with)).await.expect("free ports")
+}
+
+fn address(server: &Server) -> SocketAddr {
+    server.websocket_addr().expect("it was asked for")
+}
+
+/// Opens a WebSocket as a page of `origin` does.
+fn open(address: SocketAddr, origin: Option<&str>) -> Result<WebSocket<TcpStream>, String> {
+    let stream = TcpStream::connect(address).expect("the server listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a connected socket");
+    let mut request = format!("ws://{address}/").into_client_request().expect("a URL");
+    if let Some(origin) = origin {
+        request.headers_mut().insert("Origin", origin.parse().expect("a value"));
+    }
+    tungstenite::client(request, stream).map(|(web, _)| web).map_err(|error| error.to_string())
+}
+
+/// What the server says next, in whatever frames.
+fn next(web: &mut WebSocket<TcpStream>) -> Message {
+    web.read().expect("the connection stands")
+}
+
+/// Everything up to a line that ends with `end`.
+fn text_until(web: &mut WebSocket<TcpStream>, end: &str) -> String {
+    let mut all = String::new();
+    while !all.ends_with(end) {
+        match next(web) {
+            Message::Binary(bytes) => all.push_str(&String::from_utf8_lossy(&bytes)),
+            other => panic!("{other:?} after {all:?}"),
+        }
+    }
+    all
+}
+
+/// The close frame that the server sends, and what it said before.
+fn closing(web: &mut WebSocket<TcpStream>) -> (String, CloseCode) {
+    let mut before = String::new();
+    loop {
+        match next(web) {
+            Message::Binary(bytes) => before.push_str(&String::from_utf8_lossy(&bytes)),
+            Message::Close(Some(frame)) => return (before, frame.code),
+            other => panic!("{other:?} after {before:?}"),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("no panic")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_of_browsers_works_over_ws() {
+    let server = server(|_| {}).await;
+    let url = server.websocket_url().expect("it was asked for");
+    assert!(url.starts_with("ws://"), "{url}");
+    tls::clients::run(ClientLibrary::WebSocket, url, Vec::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_of_browsers_works_over_wss() {
+    let trust = Trust::make();
+    let server = server(|options| options.tls = Some(trust.options())).await;
+    let url = server.websocket_url().expect("it was asked for");
+    assert!(url.starts_with("wss://"), "{url}");
+    let ca = trust.authority.ca_file().to_str().expect("a path that is text").to_owned();
+    tls::clients::run(ClientLibrary::WebSocket, url, vec![("NODE_EXTRA_CA_CERTS", ca)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_other_origins_are_refused() {
+    let server = server(|options| {
+        let websocket = options.websocket.as_mut().expect("set above");
+        websocket.allowed_origins = vec!["https://chat.example.org".to_owned()];
+    })
+    .await;
+    let address = address(&server);
+    let own = format!("http://{address}");
+    blocking(move || {
+        for allowed in [None, Some("https://chat.example.org"), Some(&*own)] {
+            let mut web = open(address, allowed).unwrap_or_else(|error| panic!("{allowed:?}: {error}"));
+            assert!(text_until(&mut web, "\r\n").starts_with("INFO {"));
+        }
+        for refused in ["https://evil.example.org", "null", "http://chat.example.org"] {
+            let error = open(address, Some(refused)).expect_err("another origin");
+            assert!(error.contains("403"), "{refused}: {error}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_of_every_kind_are_understood() {
+    let server = server(|_| {}).await;
+    let address = address(&server);
+    blocking(move || {
+        let mut web = open(address, None).expect("a WebSocket");
+        assert!(text_until(&mut web, "\r\n").starts_with("INFO {"));
+        let part = |web: &mut WebSocket<TcpStream>, bytes: &'static [u8], kind, last| {
+            let frame = Frame::message(bytes, OpCode::Data(kind), last);
+            web.send(Message::Frame(frame)).expect("the connection stands");
+        };
+        // One operation over three frames, with a ping among them; then several operations in one frame of text.
+        part(&mut web, b"CONNECT {\"verb", Data::Binary, false);
+        web.send(Message::Ping(b"are you there".as_slice().into())).expect("the connection stands");
+        part(&mut web, b"ose\":false}\r\nSUB a", Data::Continue, false);
+        part(&mut web, b" 1\r\n", Data::Continue, true);
+        assert_eq!(next(&mut web), Message::Pong(b"are you there".as_slice().into()));
+        part(&mut web, b"PUB a 2\r\nhi\r\nPING\r\n", Data::Text, true);
+        assert_eq!(text_until(&mut web, "PONG\r\n"), "MSG a 1 2\r\nhi\r\nPONG\r\n");
+        // Its close is answered with the same code.
+        let code = CloseCode::Normal;
+        web.close(Some(tungstenite::protocol::CloseFrame { code, reason: "".into() }))
+            .expect("open until now");
+        assert_eq!(closing(&mut web).1, code);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_frames_end_their_connection_with_the_reason() {
+    let server = server(|options| options.limits.max_payload = 1024).await;
+    let address = address(&server);
+    blocking(move || {
+        // No mask, which RFC 6455 forbids.
+        let mut web = open(address, None).expect("a WebSocket");
+        assert!(text_until(&mut web, "\r\n").starts_with("INFO {"));
+        let mut bytes = Vec::new();
+        let header =
+            FrameHeader { is_final: true, opcode: OpCode::Data(Data::Binary), ..FrameHeader::default() };
+        header.format(6, &mut bytes).expect("a header");
+        bytes.extend_from_slice(b"PING\r\n");
+        std::io::Write::write_all(web.get_mut(), &bytes).expect("the connection stands");
+        assert_eq!(closing(&mut web), (String::new(), CloseCode::Protocol));
+
+        // A frame that is larger than any message.
+        let mut web = open(address, None).expect("a WebSocket");
+        assert!(text_until(&mut web, "\r\n").starts_with("INFO {"));
+        let header = FrameHeader {
+            is_final: true,
+            opcode: OpCode::Data(Data::Binary),
+            mask: Some([1, 2, 3, 4]),
+            ..FrameHeader::default()
+        };
+        let mut bytes = Vec::new();
+        header.format(64 << 20, &mut bytes).expect("a header");
+        std::io::Write::write_all(web.get_mut(), &bytes).expect("the connection stands");
+        assert_eq!(closing(&mut web), (String::new(), CloseCode::Size));
+
+        // A control frame that is none.
+        let mut web = open(address, None).expect("a WebSocket");
+        assert!(text_until(&mut web, "\r\n").starts_with("INFO {"));
+        let mut bytes = Vec::new();
+        let header = FrameHeader { opcode: OpCode::Control(Control::Reserved(11)), ..header };
+        header.format(0, &mut bytes).expect("a header");
+        std::io::Write::write_all(web.get_mut(), &bytes).expect("the connection stands");
+        assert_eq!(closing(&mut web).1, CloseCode::Protocol);
+
+        // Whole frames, and in them no protocol of ours.
+        let mut web = open(address, None).expect("a WebSocket");
+        assert!(text_until(&mut web, "\r\n").starts_with("INFO {"));
+        web.send(Message::Binary(b"HELLO\r\n".as_slice().into())).expect("the connection stands");
+        let (said, code) = closing(&mut web);
+        assert!(said.starts_with("-ERR"), "{said}");
+        assert_eq!(code, CloseCode::Protocol);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_asks_for_no_websocket_gets_an_http_error() {
+    let server = server(|_| {}).await;
+    for (request, status) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 400 "),
+        ("POST / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 400 "),
+        ("CONNECT {}\r\nPING\r\n\r\n", "HTTP/1.1 400 "),
+    ] {
+        let mut raw = client::Raw::without_info(address(&server)).await;
+        raw.send(request).await;
+        let answer = raw.until_closed().await;
+        assert!(answer.starts_with(status), "{request:?}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_connect_is_told_inside_and_out() {
+    let server = server(|options| options.auth = auth("{users: [{user: ann, password: pw}]}")).await;
+    let address = address(&server);
+    blocking(move || {
+        let mut web = open(address, None).expect("a WebSocket");
+        assert!(text_until(&mut web, "\r\n").contains("\"auth_required\":true"));
+        let hello = b"CONNECT {\"user\":\"ann\",\"pass\":\"no\"}\r\n".as_slice();
+        web.send(Message::Binary(hello.into())).expect("the connection stands");
+        assert_eq!(closing(&mut web), ("-ERR 'Authorization Violation'\r\n".to_owned(), CloseCode::Policy));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn monitoring_shows_the_listener_and_its_clients() {
+    let server = server(|_| {}).await;
+    let (address, http) = (address(&server), server.http_addr().expect("served by default"));
+    let web = blocking(move || {
+        let mut web = open(address, None).expect("a WebSocket");
+        assert!(text_until(&mut web, "\r\n").starts_with("INFO {"));
+        web
+    })
+    .await;
+    let varz = client::json(http, "/varz").await;
+    assert_eq!(varz["websocket"]["port"], address.port(), "{varz}");
+    assert_eq!(varz["websocket"]["no_tls"], true, "{varz}");
+    let connz = client::json(http, "/connz").await;
+    assert_eq!(connz["connections"][0]["type"], "websocket", "{connz}");
+    drop(web);
+}
