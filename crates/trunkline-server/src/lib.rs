@@ -20,6 +20,7 @@ mod client;
 mod connection;
 mod health;
 mod http;
+mod lame_duck;
 mod options;
 mod outbox;
 mod process;
@@ -28,6 +29,7 @@ mod server;
 mod session;
 mod shared;
 mod staging;
+mod trace;
 mod view;
 mod wire;
 
@@ -35,3 +37,4 @@ pub use auth::{AuthError, AuthOptions, HashError, HashScheme, Reloaded, hash_pas
 pub use options::{AdminDefaults, Limits, ServerOptions};
 pub use reload::{AuthSource, ReloadError, SourceError};
 pub use server::{Server, StartError};
+pub use trace::PROTOCOL_TRACE;
