@@ -137,6 +137,8 @@ pub struct Server {
     stop: CancellationToken,
     /// Ends accepting alone.
     closed: CancellationToken,
+    /// Cancelled once nobody can connect any more.
+    unreachable: CancellationToken,
     /// Every task of the server, connections included.
     tasks: TaskTracker,
 }
@@ -195,7 +197,13 @@ impl Server {
         let health = Arc::new(Health::new(shared.clone(), backend.clone(), status));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let closed = stop.child_token();
-        tasks.spawn(accept(listener, shared.clone(), closed.clone(), tasks.clone()));
+        let unreachable = CancellationToken::new();
+        let accepting = accept(listener, shared.clone(), closed.clone(), tasks.clone());
+        let ended = unreachable.clone();
+        tasks.spawn(async move {
+            accepting.await;
+            ended.cancel();
+        });
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
@@ -219,7 +227,17 @@ impl Server {
         if reloader.has_source() {
             tasks.spawn(reloader.clone().listen(reload_subject, stop.clone()));
         }
-        Ok(Self { shared, http, token, reloader, stop, closed, tasks })
+        Ok(Self { shared, http, token, reloader, stop, closed, unreachable, tasks })
+    }
+
+    /// The id of this run of the server, as INFO has it.
+    pub fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    /// The name of the server; its id where none was given.
+    pub fn name(&self) -> &str {
+        &self.shared.name
     }
 
     /// Where NATS clients connect.
@@ -266,6 +284,8 @@ impl Server {
     /// New connections stay refused; clients that were not closed stay.
     pub async fn lame_duck(&self, grace: Duration, within: Duration) {
         self.closed.cancel();
+        // Whoever is told to go elsewhere must not find this server again.
+        self.unreachable.cancelled().await;
         self.shared.begin_lame_duck();
         lame_duck::see_off(&self.shared, grace, within).await;
     }

@@ -33,11 +33,10 @@ const COMPATIBLE_WITH: &str = "2.15.1";
 /// The arguments behind the name, if the command line calls for a nats-server: by the program's own name, or as
 /// `trunkline nats-server`.
 pub(crate) fn arguments(line: &[OsString]) -> Option<&[OsString]> {
-    if !is_invoked_by(line.first(), line.get(1)) {
-        return None;
+    if is_name(line.first()) {
+        return line.get(1..);
     }
-    let own = if is_name(line.first()) { 1 } else { 2 };
-    line.get(own..)
+    line.get(1).filter(|first| *first == PROGRAM).and_then(|_| line.get(2..))
 }
 
 /// Whether a process with this program and first argument is such a server.

@@ -71,7 +71,6 @@ async fn serve(flags: &Flags, settings: Settings, log: &Arc<Log>) -> Result<(), 
     log.info("Starting nats-server");
     log.info(&format!("  Version:  {COMPATIBLE_WITH} (trunkline {})", env!("CARGO_PKG_VERSION")));
     let mut options = options(&settings)?;
-    log.info(&format!("  Name:     {}", settings.name.as_deref().unwrap_or("of its id")));
     if let Some(file) = &settings.file {
         log.info(&format!("Using configuration file: {} (sha256:{})", file.path.display(), file.sha256));
     }
@@ -90,6 +89,8 @@ async fn serve(flags: &Flags, settings: Settings, log: &Arc<Log>) -> Result<(), 
     if !listen.ip().is_loopback() || http.is_some_and(|http| !http.ip().is_loopback()) {
         log.warn("Passwords and messages travel in plain text between machines");
     }
+    log.info(&format!("  Name:     {}", server.name()));
+    log.info(&format!("  ID:       {}", server.id()));
     let ports = write_files(&settings, &server)?;
     if let Some(http) = server.http_addr() {
         let host = settings.http.as_ref().and_then(|http| http.host.as_ref()).or(settings.host.as_ref());

@@ -19,8 +19,8 @@ pub(crate) enum SignalError {
     Several(Vec<i32>),
     #[error("cannot list the processes of this machine")]
     Processes(#[source] procfs::ProcError),
-    #[error("\nsignal {command:?} {pid}: {}", describe(*source))]
-    Send { command: String, pid: i32, source: Errno },
+    #[error("\nsignal {command:?} {pid}: {}", describe(*errno))]
+    Send { command: String, pid: i32, errno: Errno },
 }
 
 fn list(pids: &[i32]) -> String {
@@ -57,7 +57,7 @@ pub(crate) fn send(request: &str) -> Result<(), SignalError> {
         Some(process) => read_pid(process)?,
         None => find()?,
     };
-    let failed = |source| SignalError::Send { command: command.to_owned(), pid, source };
+    let failed = |errno| SignalError::Send { command: command.to_owned(), pid, errno };
     kill(Pid::from_raw(pid), signal).map_err(failed)
 }
 

@@ -13,6 +13,7 @@ mod errors;
 mod fallback;
 mod jetstream;
 mod messages;
+mod nats_server;
 mod readme;
 mod redis;
 mod streams;

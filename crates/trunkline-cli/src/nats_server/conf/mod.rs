@@ -109,3 +109,6 @@ pub(crate) enum SyntaxError {
     #[error("error parsing include file '{name}', {source}")]
     Included { name: String, source: Box<SyntaxError> },
 }
+
+#[cfg(test)]
+mod tests;

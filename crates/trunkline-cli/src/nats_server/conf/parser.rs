@@ -153,12 +153,14 @@ impl<'a> Parser<'a> {
     }
 
     fn value(&mut self, scopes: &mut Vec<Map>) -> Result<Node, SyntaxError> {
-        let place = self.place();
+        let mut place = self.place();
         let value = match self.peek() {
             None => return Err(self.mistake("Unexpected EOF.".to_owned())),
             Some('{') => {
                 self.deeper()?;
                 self.next();
+                // nats-server finds a map behind its brace.
+                place = self.place();
                 scopes.push(Map::default());
                 let read = self.keys(scopes, Within::Braces);
                 let map = scopes.pop().unwrap_or_default();
@@ -191,7 +193,8 @@ impl<'a> Parser<'a> {
     fn list(&mut self, scopes: &mut Vec<Map>) -> Result<Vec<Node>, SyntaxError> {
         let mut list = Vec::new();
         let expected = |seen: Option<char>| {
-            let seen = seen.unwrap_or(' ');
+            // What nats-server shows for the end of the file.
+            let seen = seen.unwrap_or('\0');
             format!(
                 "Expected an array value terminator \",\" or an array terminator \"]\", but got '{seen}' instead."
             )
