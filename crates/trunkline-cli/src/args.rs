@@ -42,6 +42,7 @@ const STYLES: Styles = Styles::styled()
   trunkline sub 'nachos.>'                             every message of the platform
   trunkline reply math.add --exec 'jq -c .a+.b'        a tool, as a command
   trunkline request math.add '{\"a\":1,\"b\":2}'           ask it
+  trunkline nats-server -p 4222                        the server with flags, config file and signals of nats-server
 
 Exit codes: 0 ok, 1 failed, 2 wrong usage. Data goes to stdout, logs and progress to stderr."
 )]

@@ -15,12 +15,14 @@ mod http;
 mod interrupt;
 mod logging;
 mod message;
+mod nats_server;
 mod output;
 mod payload;
 mod ports_file;
 mod settings;
 mod show;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -34,7 +36,12 @@ use crate::args::Cli;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    // What calls for a nats-server has a command line of its own, in another manner.
+    let line: Vec<OsString> = std::env::args_os().collect();
+    if let Some(arguments) = nats_server::arguments(&line) {
+        return nats_server::run(arguments);
+    }
+    let cli = match Cli::try_parse_from(line) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };

@@ -29,7 +29,7 @@ pub(crate) enum Readiness {
     Ok,
     /// Messages flow, but not with the guarantees of the backend that was configured.
     Degraded,
-    /// The backend is not there.
+    /// The backend is not there, or the server is about to leave.
     Down,
 }
 
@@ -107,16 +107,19 @@ impl Health {
 
     pub(crate) fn document(&self) -> Document {
         let backend = self.backend();
-        let status = Readiness::of(&backend.state);
+        let works = Readiness::of(&backend.state);
+        // Whoever sends clients here should send them elsewhere.
+        let leaves = self.shared.is_lame_duck();
+        let reason = leaves.then_some("lame duck mode").or(backend.state.reason());
         Document {
-            status,
+            status: if leaves { Readiness::Down } else { works },
             component: COMPONENT,
-            reason: backend.state.reason().map(str::to_owned),
+            reason: reason.map(str::to_owned),
             version: env!("CARGO_PKG_VERSION"),
             uptime: self.shared.uptime().as_secs(),
             checks: Checks {
                 backend: BackendCheck {
-                    status,
+                    status: works,
                     backend: backend.backend.as_str(),
                     state: backend.state.as_str(),
                     reason: backend.state.reason().map(str::to_owned),

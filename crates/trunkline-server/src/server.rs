@@ -20,6 +20,7 @@ use crate::client::{Client, Kind};
 use crate::connection::Connection;
 use crate::health::{HEALTH_TYPE, Health};
 use crate::http::{self, Api, Members, Monitor, Token};
+use crate::lame_duck;
 use crate::options::ServerOptions;
 use crate::outbox::{Ending, Outbox};
 use crate::reload::{RELOAD_SUBJECT, ReloadError, Reloader};
@@ -147,8 +148,12 @@ pub struct Server {
     http: Option<SocketAddr>,
     token: Token,
     reloader: Arc<Reloader>,
-    /// Ends accepting, looking after, and HTTP.
+    /// Ends looking after, and HTTP, and with them accepting.
     stop: CancellationToken,
+    /// Ends accepting alone.
+    closed: CancellationToken,
+    /// Cancelled once nobody can connect any more.
+    unreachable: CancellationToken,
     /// Every task of the server, connections included.
     tasks: TaskTracker,
 }
@@ -226,9 +231,16 @@ impl Server {
         let shared = Arc::new(shared);
         let health = Arc::new(Health::new(shared.clone(), backend.clone(), status));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(accept(listener, Kind::Nats, shared.clone(), stop.clone(), tasks.clone()));
+        let closed = stop.child_token();
+        let unreachable = CancellationToken::new();
+        let accepting = accept(listener, Kind::Nats, shared.clone(), closed.clone(), tasks.clone());
+        let ended = unreachable.clone();
+        tasks.spawn(async move {
+            accepting.await;
+            ended.cancel();
+        });
         if let Some(listener) = web_listener {
-            tasks.spawn(accept(listener, Kind::WebSocket, shared.clone(), stop.clone(), tasks.clone()));
+            tasks.spawn(accept(listener, Kind::WebSocket, shared.clone(), closed.clone(), tasks.clone()));
         }
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
@@ -255,7 +267,17 @@ impl Server {
         if reloader.has_source() {
             tasks.spawn(reloader.clone().listen(reload_subject, stop.clone()));
         }
-        Ok(Self { shared, http, token, reloader, stop, tasks })
+        Ok(Self { shared, http, token, reloader, stop, closed, unreachable, tasks })
+    }
+
+    /// The id of this run of the server, as INFO has it.
+    pub fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    /// The name of the server; its id where none was given.
+    pub fn name(&self) -> &str {
+        &self.shared.name
     }
 
     /// Where NATS clients connect.
@@ -303,6 +325,20 @@ impl Server {
     /// What has been begun may still be put in force.
     pub async fn reload_from_source(&self) -> Result<Reloaded, ReloadError> {
         self.reloader.reload().await
+    }
+
+    /// Asks the clients to leave, as nats-server's lame duck mode does: no new connections; clients are told by INFO that
+    /// they should go elsewhere; after `grace` those that are still here are closed one by one, the last of them `within`
+    /// the beginning. Returns when nobody is left, or when that time is over; [`Server::shutdown`] is to follow.
+    ///
+    /// # Cancel safety
+    /// New connections stay refused; clients that were not closed stay.
+    pub async fn lame_duck(&self, grace: Duration, within: Duration) {
+        self.closed.cancel();
+        // Whoever is told to go elsewhere must not find this server again.
+        self.unreachable.cancelled().await;
+        self.shared.begin_lame_duck();
+        lame_duck::see_off(&self.shared, grace, within).await;
     }
 
     /// Stops: no new connections; what waits is sent, until `within` is over; then everything is closed. Returns how many

@@ -19,6 +19,7 @@ use crate::bridge::front::{Front, Unpublishable};
 use crate::client::{Client, Sid, Subscription, Subscriptions};
 use crate::shared::{Closed, Shared};
 use crate::staging::{Outgoing, Staging};
+use crate::trace;
 
 mod access;
 
@@ -80,6 +81,7 @@ impl Session {
         let limits = self.server.protocol_limits;
         let mut fed = Fed { consumed: 0, need: 0, close: None, wait: false, more: false };
         let mut counted = Counted::default();
+        let is_traced = trace::is_wanted();
         let mut outcome = if self.is_outdated() { self.reconsider(staging) } else { Ok(()) };
         loop {
             match outcome {
@@ -99,6 +101,9 @@ impl Session {
             outcome = match parse(&input[fed.consumed..], &limits) {
                 Ok(Parsed::Op(op, taken)) => {
                     fed.consumed += taken;
+                    if is_traced {
+                        trace::received(&self.client, &op);
+                    }
                     self.operate(op, input, staging, &mut counted)
                 }
                 Ok(Parsed::Incomplete { need }) => {

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytestring::ByteString;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use trunkline::backend::memory::{Hub, SessionSink as _};
 use trunkline::{Message, Pattern};
 use trunkline_protocol::ServerInfo;
@@ -140,6 +141,10 @@ pub(crate) struct Shared {
     no_responders: AtomicU64,
     stalled: AtomicU64,
     closed: [AtomicU64; Closed::ALL.len()],
+    /// Clients are asked to leave.
+    lame_duck: AtomicBool,
+    /// Wakes who waits for the last client to leave.
+    emptied: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -189,6 +194,8 @@ impl Shared {
             no_responders: AtomicU64::new(0),
             stalled: AtomicU64::new(0),
             closed: Default::default(),
+            lame_duck: AtomicBool::new(false),
+            emptied: Notify::new(),
         }
     }
 
@@ -230,6 +237,20 @@ impl Shared {
             }
             table.departed.push_back(Departed { view, stopped: SystemTime::now(), why });
             self.closed[why as usize].fetch_add(1, Ordering::Relaxed);
+            if table.clients.is_empty() {
+                self.emptied.notify_waiters();
+            }
+        }
+    }
+
+    /// Waits until no client is left.
+    pub(crate) async fn nobody_left(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.connections() == 0 {
+                return;
+            }
+            emptied.await;
         }
     }
 
@@ -385,6 +406,7 @@ impl Shared {
             client_ip: Some(client.address.ip().to_string()),
             auth_required: self.auth.timeout().is_some(),
             nonce: client.nonce.as_deref().map(str::to_owned),
+            ldm: self.is_lame_duck(),
             ..ServerInfo::default()
         }
     }
@@ -415,20 +437,46 @@ impl Shared {
         }
     }
 
+    /// Lets nobody in any more, and tells those who are here to go elsewhere.
+    pub(crate) fn begin_lame_duck(&self) {
+        self.lame_duck.store(true, Ordering::Relaxed);
+        self.table.lock().stopping = true;
+        let clients = self.clients();
+        for client in &clients {
+            // Others would take an INFO in the middle of a connection for a mistake.
+            if client.connect().is_some_and(|options| options.protocol >= PROTOCOL) {
+                let info = self.info(client);
+                client.outbox.write_later(|out| info.write(out));
+            }
+        }
+        tracing::info!(connections = clients.len(), "clients are asked to go elsewhere");
+    }
+
+    pub(crate) fn is_lame_duck(&self) -> bool {
+        self.lame_duck.load(Ordering::Relaxed)
+    }
+
     /// Lets every connection send what waits, then end.
     pub(crate) fn end_all(&self, ending: Ending) {
         self.table.lock().stopping = true;
-        for client in self.clients() {
-            client.set_ending_reason(Closed::Shutdown);
-            match (&client.orders, ending) {
-                // Its lane ends the connection once everything is carried out and given out.
-                (Some(orders), Ending::WhenFlushed) => orders.end(End::Drain),
-                (Some(orders), _) => {
-                    orders.end(End::Abort);
-                    client.outbox.end(ending);
-                }
-                (None, _) => client.outbox.end(ending),
+        self.clients().iter().for_each(|client| Self::end_as(client, ending));
+    }
+
+    /// Lets a connection send what waits, then end.
+    pub(crate) fn end(&self, client: &Client) {
+        Self::end_as(client, Ending::WhenFlushed);
+    }
+
+    fn end_as(client: &Client, ending: Ending) {
+        client.set_ending_reason(Closed::Shutdown);
+        match (&client.orders, ending) {
+            // Its lane ends the connection once everything is carried out and given out.
+            (Some(orders), Ending::WhenFlushed) => orders.end(End::Drain),
+            (Some(orders), _) => {
+                orders.end(End::Abort);
+                client.outbox.end(ending);
             }
+            (None, _) => client.outbox.end(ending),
         }
     }
 }

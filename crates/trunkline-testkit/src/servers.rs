@@ -47,6 +47,20 @@ impl NatsServer {
         NatsServer::launch(vec!["-c".into(), path.into()], directory)
     }
 
+    /// Starts another program that goes by the name `nats-server`, with these arguments besides the ones for addresses and
+    /// store: whatever a test does with the real one it can do with that.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_program<A: Into<OsString>>(
+        program: &Path,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> NatsServer {
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        let program = NatsServerProgram { path: program.to_owned(), arguments };
+        NatsServer(ServerProcess::start(Box::new(program), temporary_directory()))
+    }
+
     fn launch(arguments: Vec<OsString>, directory: TempDir) -> NatsServer {
         NatsServer::launch_program(environment::nats_server(), arguments, directory)
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use trunkline::config::Loaded;
+use trunkline::config::{Limits, Loaded};
 use trunkline_server::AuthSource;
 
 use crate::admin::RuntimeFile;
@@ -28,7 +28,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(3);
 /// Start the bus
 ///
 /// Needs nothing: no file, no flag, no other server. Ctrl-C or SIGTERM stops it cleanly, a second one at once.
-/// SIGHUP reads users, permissions and certificates again.
+/// SIGHUP reads users, permissions and certificates again; SIGUSR2 asks clients to go elsewhere, and stops when they have.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trunkline up                                      NATS clients on 127.0.0.1:4222, HTTP on 127.0.0.1:8222
@@ -80,6 +80,7 @@ impl UpArgs {
 pub(crate) async fn run(loaded: Loaded, args: UpArgs, source: AuthSource) -> Result<(), Failure> {
     let interrupts = Interrupts::listen().map_err(ClientError::Signals)?;
     let mut hangups = Hangups::listen().map_err(ClientError::Signals)?;
+    let mut lame_duck = signal(SignalKind::user_defined2()).map_err(ClientError::Signals)?;
     let running = tokio::select! {
         running = start::start(&loaded, source) => running?,
         () = interrupts.stop().cancelled() => return Ok(()),
@@ -96,6 +97,7 @@ pub(crate) async fn run(loaded: Loaded, args: UpArgs, source: AuthSource) -> Res
     let result = tokio::select! {
         result = work(&running, &args, &interrupts) => result,
         () = hangups.reload(&running) => Ok(()),
+        () = see_off(&mut lame_duck, &running, &loaded.config.server.limits) => Ok(()),
     };
     // The file goes first: who reads it from now on shall not find a bus that refuses connections.
     drop(ports);
@@ -123,6 +125,15 @@ async fn work(running: &Running, args: &UpArgs, interrupts: &Interrupts) -> Resu
     }
     interrupts.stop().cancelled().await;
     Ok(())
+}
+
+/// SIGUSR2: clients are asked to go elsewhere. Returns when they have, or when the time for it is over.
+async fn see_off(signals: &mut Signal, running: &Running, limits: &Limits) {
+    if signals.recv().await.is_none() {
+        return std::future::pending().await;
+    }
+    output::note("lame duck mode: clients are asked to go elsewhere");
+    running.lame_duck(limits.lame_duck_grace_period, limits.lame_duck_duration).await;
 }
 
 /// SIGHUP: users, permissions and certificates are to be read again, or the terminal is gone.

@@ -17,6 +17,7 @@ mod jetstream;
 mod messages;
 mod nats_access;
 mod nats_page;
+mod nats_server;
 mod readme;
 mod redis;
 mod stored;

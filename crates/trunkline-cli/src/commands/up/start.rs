@@ -84,6 +84,13 @@ impl Running {
         }
     }
 
+    /// Asks clients to go elsewhere, and waits until they have, `within` the time given at most.
+    pub(crate) async fn lame_duck(&self, grace: Duration, within: Duration) {
+        if let Some(server) = &self.server {
+            server.lame_duck(grace, within).await;
+        }
+    }
+
     /// Stops both within the time given, and returns how many connections had to be cut.
     pub(crate) async fn stop(self, within: Duration) -> usize {
         let started = tokio::time::Instant::now();

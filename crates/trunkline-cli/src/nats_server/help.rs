@@ -1,0 +1,66 @@
+//! The help of the server under the name `nats-server`.
+
+/// What `-h` prints.
+pub(crate) const HELP: &str = "
+Usage: nats-server [options]
+
+The embedded server of Trunkline with the command line, the configuration file, the log and the signals of nats-server.
+
+Server Options:
+    -a, --addr, --net <host>         Bind to host address (default: 127.0.0.1; others need users or a token)
+                                     nats-server -a 0.0.0.0 --user app --pass secret
+    -p, --port <port>                Use port for clients (default: 4222); -1 is any free one
+                                     nats-server -p -1
+    -n, --name
+        --server_name <server_name>  Server name (default: auto)
+                                     nats-server -n bus-1
+    -P, --pid <file>                 File to store PID
+                                     nats-server -P /run/nats-server.pid
+    -m, --http_port <port>           Use port for http monitoring; -1 is any free one
+                                     nats-server -m 8222
+    -c, --config <file>              Configuration file
+                                     nats-server -c nats-server.conf
+    -t                               Test configuration and exit
+                                     nats-server -t -c nats-server.conf
+    -sl,--signal <signal>[=<pid>]    Send signal to nats-server process (ldm, stop, quit, term, reopen, reload)
+                                     <pid> can be either a PID (e.g. 1) or the path to a PID file
+                                     nats-server --signal ldm=/run/nats-server.pid
+        --ports_file_dir <dir>       Creates a ports file in the specified directory (<executable_name>_<pid>.ports)
+                                     nats-server -p -1 --ports_file_dir /tmp
+
+Logging Options:
+    -l, --log <file>                 File to redirect log output
+                                     nats-server -l /var/log/nats-server.log
+    -T, --logtime                    Timestamp log entries (default: true)
+                                     nats-server -T=false
+        --logtime_utc                Timestamps in UTC instead of local timezone (default: false)
+                                     nats-server --logtime_utc
+    -D, --debug                      Enable debugging output
+                                     nats-server -D
+    -V, --trace                      Trace the raw protocol
+                                     nats-server -V
+    -DV                              Debug and trace
+                                     nats-server -DV
+
+Authorization Options:
+        --user <user>                User required for connections
+        --pass <password>            Password required for connections
+                                     nats-server --user app --pass secret
+        --auth <token>               Authorization token required for connections
+                                     nats-server --auth secret
+
+Common Options:
+    -h, --help                       Show this message
+                                     nats-server -h
+    -v, --version                    Show version
+                                     nats-server -v
+
+Taken and without effect: -sd, --store_dir, --client_advertise, --log_size_limit, --max_traced_msg_len, --profile.
+Not served, and refused: JetStream, TLS, clusters, syslog.
+";
+
+/// What `--help_tls` prints.
+pub(crate) const HELP_TLS: &str = "
+TLS is not served under the name nats-server, and flags and keys that ask for it are refused.
+Between machines, use a network that is to be trusted, or a proxy that ends TLS on this machine.
+";

@@ -1,0 +1,215 @@
+//! The log in nats-server's format, on stderr or in a file: `[PID] 2026/11/22 10:00:00.000000 [INF] Server is ready`.
+//!
+//! What the server itself has to tell comes through `tracing` and is written in the same format: an event about a client
+//! begins with its address and number, as there.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use jiff::Zoned;
+use jiff::tz::TimeZone;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry, reload};
+use trunkline_server::PROTOCOL_TRACE;
+
+use super::settings::LogSettings;
+
+/// Where lines go.
+enum Output {
+    Stderr,
+    File { path: PathBuf, file: File },
+}
+
+/// The log; one a process.
+pub(crate) struct Log {
+    pid: u32,
+    time: bool,
+    utc: bool,
+    debug: AtomicBool,
+    trace: AtomicBool,
+    /// Guards the file, and keeps lines whole. Held while one line is written.
+    output: Mutex<Output>,
+    /// By which those who tell something are made to ask again whether anybody listens.
+    levels: OnceLock<reload::Handle<Events, Registry>>,
+}
+
+impl Log {
+    /// # Errors
+    /// The file cannot be opened.
+    pub(crate) fn open(settings: &LogSettings) -> io::Result<Arc<Self>> {
+        let output = match &settings.file {
+            None => Output::Stderr,
+            Some(path) => Output::File { path: path.clone(), file: append_to(path)? },
+        };
+        Ok(Arc::new(Self {
+            pid: std::process::id(),
+            time: settings.time,
+            utc: settings.utc,
+            debug: settings.debug.into(),
+            trace: settings.trace.into(),
+            output: Mutex::new(output),
+            levels: OnceLock::new(),
+        }))
+    }
+
+    /// Has what the server tells written here from now on.
+    pub(crate) fn listen(self: &Arc<Self>) {
+        // An error means that somebody listens already, which only tests in one process could do.
+        let (events, levels) = reload::Layer::new(Events(self.clone()));
+        let _ = self.levels.set(levels);
+        let _ = tracing_subscriber::registry().with(events).try_init();
+    }
+
+    /// Changes what is told.
+    pub(crate) fn set_levels(&self, debug: bool, trace: bool) {
+        self.debug.store(debug, Ordering::Relaxed);
+        self.trace.store(trace, Ordering::Relaxed);
+        if let Some(levels) = self.levels.get() {
+            // Nothing but the answer to who wants what has changed, and that is asked again after it.
+            let _ = levels.modify(|_| {});
+        }
+    }
+
+    /// Opens the file again, which somebody may have moved away.
+    ///
+    /// # Errors
+    /// It cannot be opened; the former one is kept.
+    pub(crate) fn reopen(&self) -> io::Result<()> {
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Output::File { path, file } = &mut *output {
+            *file = append_to(path)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn info(&self, text: &str) {
+        self.line("INF", text);
+    }
+
+    pub(crate) fn warn(&self, text: &str) {
+        self.line("WRN", text);
+    }
+
+    pub(crate) fn error(&self, text: &str) {
+        self.line("ERR", text);
+    }
+
+    pub(crate) fn fatal(&self, text: &str) {
+        self.line("FTL", text);
+    }
+
+    fn line(&self, level: &str, text: &str) {
+        let mut line = format!("[{}] ", self.pid);
+        if self.time {
+            let now = if self.utc { Zoned::now().with_time_zone(TimeZone::UTC) } else { Zoned::now() };
+            let _ = write!(line, "{} ", now.strftime("%Y/%m/%d %H:%M:%S%.6f"));
+        }
+        // What clients sent may be in it: a line stays a line.
+        let text = text.replace('\n', "\\n").replace('\r', "\\r");
+        let _ = writeln!(line, "[{level}] {text}");
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where the log cannot be written there is nowhere left to say so.
+        let _ = match &mut *output {
+            Output::Stderr => io::stderr().write_all(line.as_bytes()),
+            Output::File { file, .. } => file.write_all(line.as_bytes()),
+        };
+    }
+
+    fn wants(&self, metadata: &Metadata<'_>) -> bool {
+        // Libraries underneath tell of things that are not the server's.
+        if !metadata.target().starts_with("trunkline") {
+            return false;
+        }
+        match *metadata.level() {
+            Level::TRACE => metadata.target() == PROTOCOL_TRACE && self.trace.load(Ordering::Relaxed),
+            Level::DEBUG => self.debug.load(Ordering::Relaxed),
+            _ => true,
+        }
+    }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    File::options().create(true).append(true).open(path)
+}
+
+/// What the server tells, on its way to the log.
+struct Events(Arc<Log>);
+
+impl<S: Subscriber> Layer<S> for Events {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> tracing::subscriber::Interest {
+        // Decided once and asked again only when the levels change: a publisher must not pay for what is not written.
+        match self.0.wants(metadata) {
+            true => tracing::subscriber::Interest::always(),
+            false => tracing::subscriber::Interest::never(),
+        }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        self.0.wants(metadata)
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let level = match *event.metadata().level() {
+            Level::ERROR => "ERR",
+            Level::WARN => "WRN",
+            Level::INFO => "INF",
+            Level::DEBUG => "DBG",
+            Level::TRACE => "TRC",
+        };
+        self.0.line(level, &text.finish());
+    }
+}
+
+/// The fields of an event.
+#[derive(Default)]
+struct Text {
+    client: Option<u64>,
+    address: Option<String>,
+    message: String,
+    others: String,
+}
+
+impl Text {
+    fn finish(self) -> String {
+        match (self.address, self.client) {
+            (Some(address), Some(client)) => {
+                format!("{address} - cid:{client} - {}{}", self.message, self.others)
+            }
+            (Some(address), None) => format!("{address} - {}{}", self.message, self.others),
+            (None, Some(client)) => format!("cid:{client} - {}{}", self.message, self.others),
+            (None, None) => format!("{}{}", self.message, self.others),
+        }
+    }
+}
+
+impl Visit for Text {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        match field.name() {
+            "client" => self.client = Some(value),
+            _ => self.record_debug(field, &value),
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        match field.name() {
+            "message" => self.message = format!("{value:?}"),
+            "address" => self.address = Some(format!("{value:?}")),
+            name => {
+                let _ = write!(self.others, ", {name} {value:?}");
+            }
+        }
+    }
+}

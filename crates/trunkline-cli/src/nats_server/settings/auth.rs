@@ -1,0 +1,293 @@
+//! The keys about users: `authorization`, `accounts` and `no_auth_user`.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use trunkline::config::{Permissions, Responses, Secret, SubjectRule, SubjectRules, User};
+use trunkline_server::AuthOptions;
+
+use super::super::conf::{Entry, Map, Node, Value};
+use super::read::Mistakes;
+
+/// What stands for no limit of the time to answer.
+const LONG: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// Reads one of the keys of the top level that are about users.
+pub(super) fn read(key: &str, entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes) -> bool {
+    match key {
+        "authorization" => authorization(entry, auth, mistakes),
+        "accounts" => accounts(entry, auth, mistakes),
+        "no_auth_user" => auth.no_auth_user = mistakes.text(entry),
+        _ => return false,
+    }
+    true
+}
+
+/// What only the whole shows to be wrong.
+pub(super) fn check(map: &Map, auth: &AuthOptions, mistakes: &mut Mistakes) {
+    if let (Some(name), Some(node)) = (&auth.no_auth_user, map.get("no_auth_user")) {
+        let mut users = auth.users.iter().chain(auth.accounts.values().flatten());
+        if !users.any(|user| user.user.as_ref().or(user.nkey.as_ref()) == Some(name)) {
+            mistakes.note(
+                &node.place,
+                format!("no_auth_user: {name:?} not present as user or nkey in authorization block or account configuration"),
+            );
+        }
+    }
+    let mut names = HashSet::new();
+    for user in auth.users.iter().chain(auth.accounts.values().flatten()) {
+        let name = user.user.as_ref().or(user.nkey.as_ref());
+        if let Some(name) = name.filter(|name| !names.insert((*name).clone()))
+            && let Some(entry) = map.entries.iter().find(|entry| {
+                entry.key.eq_ignore_ascii_case("accounts") || entry.key.eq_ignore_ascii_case("authorization")
+            })
+        {
+            mistakes.note(&entry.place, format!("Duplicate user {name:?} detected"));
+        }
+    }
+}
+
+fn authorization(entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes) {
+    let Some(map) = mistakes.map(entry) else { return };
+    let (mut user, mut password, mut users) = (None, None, None);
+    for inner in &map.entries {
+        match inner.key.to_ascii_lowercase().as_str() {
+            "user" | "username" => user = mistakes.text(inner),
+            "pass" | "password" => password = mistakes.text(inner),
+            "token" => auth.token = mistakes.text(inner).map(Secret::new),
+            "timeout" => {
+                if let Some(timeout) = mistakes.duration(inner).filter(|timeout| !timeout.is_zero()) {
+                    auth.timeout = timeout;
+                }
+            }
+            "users" => users = Some(read_users(inner, mistakes)),
+            "default_permission" | "default_permissions" | "permissions" => {
+                auth.default_permissions = permissions(inner, mistakes);
+            }
+            "auth_callout" => not_supported(inner, "it asks nobody else who a client is", mistakes),
+            _ => mistakes.unknown(inner),
+        }
+    }
+    if user.is_some() && auth.token.is_some() {
+        mistakes.note(&entry.place, "Cannot have a user/pass and token");
+    }
+    if users.is_some() && auth.token.is_some() {
+        mistakes.note(&entry.place, "Can not have a token and a users array");
+    }
+    if users.is_some() && user.is_some() {
+        mistakes.note(&entry.place, "Can not have a single user/pass and a users array");
+    }
+    auth.users = users.unwrap_or_default();
+    if let Some(user) = user {
+        auth.users.push(super::named_user(&user, password.as_deref().unwrap_or_default()));
+    }
+}
+
+fn accounts(entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes) {
+    match &entry.node.value {
+        // Names alone: accounts without users, so that nobody is ever in them.
+        Value::List(_) => {}
+        Value::Map(map) => {
+            for account in &map.entries {
+                let users = account_users(account, mistakes);
+                // The account of everybody who is in no other; nats-server's word.
+                match account.key.as_str() {
+                    "$G" => auth.users.extend(users),
+                    name => {
+                        auth.accounts.entry(name.to_owned()).or_default().extend(users);
+                    }
+                }
+            }
+        }
+        _ => {
+            mistakes.map(entry);
+        }
+    }
+}
+
+fn account_users(entry: &Entry, mistakes: &mut Mistakes) -> Vec<User> {
+    let Some(map) = mistakes.map(entry) else { return Vec::new() };
+    let (mut users, mut defaults) = (Vec::new(), None);
+    for inner in &map.entries {
+        match inner.key.to_ascii_lowercase().as_str() {
+            "users" => users = read_users(inner, mistakes),
+            "default_permission" | "default_permissions" | "permissions" => {
+                defaults = permissions(inner, mistakes);
+            }
+            "exports" | "imports" => not_supported(inner, "accounts share nothing", mistakes),
+            "jetstream" => match inner.node.value {
+                Value::Bool(false) => {}
+                _ => not_supported(inner, "it has no JetStream", mistakes),
+            },
+            "limits" => not_supported(inner, "limits are those of the server", mistakes),
+            "mappings" | "maps" => not_supported(inner, "it does not map subjects", mistakes),
+            "nkey" | "msg_trace" | "trace_dest" | "cluster_traffic" => {
+                not_supported(inner, "it has no such thing for an account", mistakes);
+            }
+            _ => mistakes.unknown(inner),
+        }
+    }
+    for user in users.iter_mut().filter(|user| user.permissions.is_none()) {
+        user.permissions = defaults.clone();
+    }
+    users
+}
+
+fn not_supported(entry: &Entry, reason: &str, mistakes: &mut Mistakes) {
+    mistakes.note(&entry.place, format!("{:?} is not supported by this server: {reason}", entry.key));
+}
+
+fn read_users(entry: &Entry, mistakes: &mut Mistakes) -> Vec<User> {
+    let Some(list) = mistakes.list(entry) else { return Vec::new() };
+    list.iter().filter_map(|node| user(node, mistakes)).collect()
+}
+
+fn user(node: &Node, mistakes: &mut Mistakes) -> Option<User> {
+    let Value::Map(map) = &node.value else {
+        mistakes.note(&node.place, format!("Expected user entry to be a map, got {}", node.value.kind()));
+        return None;
+    };
+    let mut user = User { user: None, password: None, nkey: None, admin: false, permissions: None };
+    for inner in &map.entries {
+        match inner.key.to_ascii_lowercase().as_str() {
+            "user" | "username" => user.user = mistakes.text(inner),
+            "pass" | "password" => user.password = mistakes.text(inner).map(Secret::new),
+            "nkey" => user.nkey = mistakes.text(inner),
+            "permission" | "permissions" | "authorization" => user.permissions = permissions(inner, mistakes),
+            "allowed_connection_types" | "connection_types" | "clients" => standard_only(inner, mistakes),
+            _ => mistakes.unknown(inner),
+        }
+    }
+    match (&user.user, &user.nkey) {
+        (Some(_), Some(_)) => mistakes.note(&node.place, "User entry with both a user and an nkey"),
+        (None, None) => mistakes.note(&node.place, "User entry requires a user"),
+        (Some(_), None) => {
+            user.password.get_or_insert_with(|| Secret::new(""));
+            return Some(user);
+        }
+        (None, Some(_)) if user.password.is_some() => {
+            mistakes.note(&node.place, "Nkey users do not use usernames or passwords");
+        }
+        (None, Some(_)) => return Some(user),
+    }
+    None
+}
+
+/// There are only plain clients here: a user who may be nothing else, or anything, is served as asked.
+fn standard_only(entry: &Entry, mistakes: &mut Mistakes) {
+    let Some(list) = mistakes.list(entry) else { return };
+    let is_standard =
+        |node: &Node| matches!(&node.value, Value::Text(text) if text.eq_ignore_ascii_case("standard"));
+    if !list.is_empty() && !list.iter().any(is_standard) {
+        not_supported(
+            entry,
+            "there are only connections of type STANDARD, and this user may have none",
+            mistakes,
+        );
+    }
+}
+
+fn permissions(entry: &Entry, mistakes: &mut Mistakes) -> Option<Permissions> {
+    let map = mistakes.map(entry)?;
+    let nothing = || SubjectRules { allow: None, deny: Vec::new() };
+    let mut permissions = Permissions { publish: nothing(), subscribe: nothing(), allow_responses: None };
+    for inner in &map.entries {
+        match inner.key.to_ascii_lowercase().as_str() {
+            "pub" | "publish" | "import" => permissions.publish = rules(inner, false, mistakes),
+            "sub" | "subscribe" | "export" => permissions.subscribe = rules(inner, true, mistakes),
+            "publish_allow_responses" | "allow_responses" => {
+                permissions.allow_responses = responses(inner, mistakes);
+            }
+            _ => mistakes.unknown(inner),
+        }
+    }
+    // Who may answer, and has no list of where else it may publish, may publish nowhere else; as on nats-server.
+    if permissions.allow_responses.is_some() {
+        permissions.publish.allow.get_or_insert_default();
+    }
+    Some(permissions)
+}
+
+fn rules(entry: &Entry, with_queue: bool, mistakes: &mut Mistakes) -> SubjectRules {
+    let mut rules = SubjectRules { allow: None, deny: Vec::new() };
+    match &entry.node.value {
+        Value::Map(map) => {
+            for inner in &map.entries {
+                match inner.key.to_ascii_lowercase().as_str() {
+                    "allow" => rules.allow = Some(subjects(inner, with_queue, mistakes)),
+                    "deny" => rules.deny = subjects(inner, with_queue, mistakes),
+                    _ => mistakes.unknown(inner),
+                }
+            }
+        }
+        _ => rules.allow = Some(subjects(entry, with_queue, mistakes)),
+    }
+    rules
+}
+
+fn subjects(entry: &Entry, with_queue: bool, mistakes: &mut Mistakes) -> Vec<SubjectRule> {
+    let nodes = match &entry.node.value {
+        Value::Text(_) => std::slice::from_ref(&entry.node),
+        Value::List(list) => list,
+        other => {
+            let kind = other.kind();
+            mistakes.note(
+                &entry.place,
+                format!("Expected subject permissions to be a subject, or array of subjects, got {kind}"),
+            );
+            return Vec::new();
+        }
+    };
+    nodes.iter().filter_map(|node| subject(node, with_queue, mistakes)).collect()
+}
+
+fn subject(node: &Node, with_queue: bool, mistakes: &mut Mistakes) -> Option<SubjectRule> {
+    let text = match &node.value {
+        Value::Text(text) => text.clone(),
+        Value::Integer(number) => number.to_string(),
+        other => {
+            mistakes.note(&node.place, format!("a subject is text, and not a {}", other.kind()));
+            return None;
+        }
+    };
+    let mut words = text.split_whitespace();
+    let (pattern, queue) = (words.next().unwrap_or_default(), words.next());
+    let too_many = words.next().is_some() || (queue.is_some() && !with_queue);
+    let parsed = pattern.parse().ok().zip(queue.map(str::parse).transpose().ok());
+    match parsed.filter(|_| !too_many) {
+        Some((pattern, queue)) => Some(SubjectRule { pattern, queue }),
+        None => {
+            mistakes.note(&node.place, format!("subject {text:?} is not a valid subject"));
+            None
+        }
+    }
+}
+
+fn responses(entry: &Entry, mistakes: &mut Mistakes) -> Option<Responses> {
+    let mut responses = Responses { max: 1, expires: Duration::from_secs(120) };
+    let map = match &entry.node.value {
+        Value::Bool(allowed) => return allowed.then_some(responses),
+        _ => mistakes.map(entry)?,
+    };
+    for inner in &map.entries {
+        match inner.key.to_ascii_lowercase().as_str() {
+            // Less than none is any number, and none is the default.
+            "max" | "max_msgs" | "max_messages" | "max_responses" => match mistakes.integer(inner) {
+                Some(max) if max < 0 => responses.max = u32::MAX,
+                Some(0) | None => {}
+                Some(max) => responses.max = u32::try_from(max).unwrap_or(u32::MAX),
+            },
+            "expires" | "expiration" | "ttl" => match &inner.node.value {
+                Value::Integer(seconds) if *seconds < 0 => responses.expires = LONG,
+                Value::Text(text) if text.starts_with('-') => responses.expires = LONG,
+                _ => {
+                    if let Some(expires) = mistakes.duration(inner).filter(|expires| !expires.is_zero()) {
+                        responses.expires = expires;
+                    }
+                }
+            },
+            _ => mistakes.unknown(inner),
+        }
+    }
+    Some(responses)
+}

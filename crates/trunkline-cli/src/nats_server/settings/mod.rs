@@ -1,0 +1,261 @@
+//! What a server under the name `nats-server` is started with: the configuration file in nats-server's keys, and the flags,
+//! which win. `top` knows the keys of a file's top level, `auth` those about users, `read` the types of values.
+
+mod auth;
+mod read;
+mod top;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use trunkline::config::{Secret, User};
+use trunkline_server::{AuthOptions, Limits};
+
+use super::conf::{self, Place, Surroundings, SyntaxError};
+use super::flags::Flags;
+use read::Mistakes;
+
+/// Largest file that is read as a configuration.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// An address as it is given; -1 is any free port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listen {
+    /// A name or an address; `None` is the default of the one who listens.
+    pub(crate) host: Option<String>,
+    pub(crate) port: u16,
+}
+
+/// Everything that can be set.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) host: Option<String>,
+    /// 0 is any free one.
+    pub(crate) port: u16,
+    pub(crate) http: Option<Listen>,
+    pub(crate) name: Option<String>,
+    pub(crate) limits: Limits,
+    pub(crate) auth: AuthOptions,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) ports_file_dir: Option<PathBuf>,
+    pub(crate) log: LogSettings,
+    pub(crate) lame_duck: LameDuck,
+    /// The configuration file.
+    pub(crate) file: Option<ConfigFile>,
+    /// Keys and flags that change nothing here.
+    pub(crate) ignored: Vec<String>,
+}
+
+/// Where and what is logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogSettings {
+    /// `None` is stderr.
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) time: bool,
+    pub(crate) utc: bool,
+    pub(crate) debug: bool,
+    pub(crate) trace: bool,
+}
+
+/// How clients are asked to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LameDuck {
+    /// From the beginning to the end.
+    pub(crate) duration: Duration,
+    /// Until the first client is closed.
+    pub(crate) grace_period: Duration,
+}
+
+/// A configuration file that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConfigFile {
+    pub(crate) path: PathBuf,
+    /// Of its text, in hexadecimal.
+    pub(crate) sha256: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            host: None,
+            port: 4222,
+            http: None,
+            name: None,
+            limits: Limits::default(),
+            auth: AuthOptions::default(),
+            pid_file: None,
+            ports_file_dir: None,
+            log: LogSettings { file: None, time: true, utc: false, debug: false, trace: false },
+            lame_duck: LameDuck { duration: Duration::from_secs(120), grace_period: Duration::from_secs(10) },
+            file: None,
+            ignored: Vec::new(),
+        }
+    }
+}
+
+/// Settings that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    #[error("open {}: {}", path.display(), describe(source))]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{0}")]
+    Syntax(#[from] SyntaxError),
+    #[error("{}", lines(.0))]
+    Mistakes(Vec<Mistake>),
+    #[error("{0} is not a port")]
+    Port(i64),
+    #[error("{0}")]
+    Together(&'static str),
+}
+
+/// One thing that is wrong with the values of a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {text}")]
+pub(crate) struct Mistake {
+    pub(crate) place: Place,
+    pub(crate) text: String,
+}
+
+fn lines(mistakes: &[Mistake]) -> String {
+    mistakes.iter().map(|mistake| format!("{mistake}\n")).collect()
+}
+
+/// The text of the system for an error, as nats-server shows it.
+pub(crate) fn describe(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::AddrInUse => "address already in use".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+impl Settings {
+    /// What the file says, if there is one, and the flags.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the values, or the first thing that is wrong with the syntax.
+    pub(crate) fn load(flags: &Flags) -> Result<Self, SettingsError> {
+        let mut settings = match &flags.config {
+            Some(path) => Self::from_file(path)?,
+            None => Self::default(),
+        };
+        settings.apply(flags)?;
+        Ok(settings)
+    }
+
+    fn from_file(path: &Path) -> Result<Self, SettingsError> {
+        let unreadable = |source| SettingsError::Unreadable { path: path.to_owned(), source };
+        let text = read_file(path).map_err(unreadable)?;
+        let sha256 = hexadecimal(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref());
+        let mut settings = Self::from_text(&path.to_string_lossy(), &text, &Outside)?;
+        settings.file = Some(ConfigFile { path: path.to_owned(), sha256 });
+        Ok(settings)
+    }
+
+    /// What a text says; `name` is what places call it.
+    pub(super) fn from_text(
+        name: &str,
+        text: &str,
+        surroundings: &dyn Surroundings,
+    ) -> Result<Self, SettingsError> {
+        let map = conf::parse(name, text, surroundings)?;
+        let (mut settings, mut mistakes) = (Self::default(), Mistakes::default());
+        top::read(&map, &mut settings, &mut mistakes);
+        match mistakes.finish() {
+            mistakes if mistakes.is_empty() => Ok(settings),
+            mistakes => Err(SettingsError::Mistakes(mistakes)),
+        }
+    }
+
+    fn apply(&mut self, flags: &Flags) -> Result<(), SettingsError> {
+        let port = |given: i64| match given {
+            -1 => Ok(0),
+            _ => u16::try_from(given).map_err(|_| SettingsError::Port(given)),
+        };
+        self.host = flags.address.clone().or(self.host.take());
+        match flags.port {
+            // As on nats-server, 0 is what is not set.
+            None | Some(0) => {}
+            Some(given) => self.port = port(given)?,
+        }
+        match flags.http_port {
+            None | Some(0) => {}
+            Some(given) => {
+                let host = self.http.take().and_then(|http| http.host);
+                self.http = Some(Listen { host, port: port(given)? });
+            }
+        }
+        self.name = flags.name.clone().or(self.name.take());
+        self.pid_file = flags.pid_file.clone().or(self.pid_file.take());
+        self.ports_file_dir = flags.ports_file_dir.clone().or(self.ports_file_dir.take());
+        let log = &mut self.log;
+        log.file = flags.log_file.clone().or(log.file.take());
+        log.time = flags.log_time.unwrap_or(log.time);
+        log.utc = flags.log_time_utc.unwrap_or(log.utc);
+        log.debug = flags.debug.unwrap_or(log.debug);
+        log.trace = flags.trace.unwrap_or(log.trace);
+        self.ignored.extend(flags.ignored.iter().cloned());
+        self.apply_user(flags)
+    }
+
+    fn apply_user(&mut self, flags: &Flags) -> Result<(), SettingsError> {
+        if flags.user.is_some() && flags.token.is_some() {
+            return Err(SettingsError::Together("Cannot have a user/pass and token"));
+        }
+        if let Some(token) = &flags.token {
+            self.auth.token = Some(Secret::new(token.as_str()));
+        }
+        if let Some(user) = &flags.user {
+            let password = flags.password.as_deref().unwrap_or_default();
+            self.auth.users.retain(|other| other.user.as_deref() != Some(user));
+            self.auth.users.push(named_user(user, password));
+        }
+        Ok(())
+    }
+}
+
+/// A user with a name and a password, and no permissions of its own.
+fn named_user(user: &str, password: &str) -> User {
+    User {
+        user: Some(user.to_owned()),
+        password: Some(Secret::new(password)),
+        nkey: None,
+        admin: false,
+        permissions: None,
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads a file whole, unless it is no configuration at all.
+fn read_file(path: &Path) -> std::io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    match read as u64 > FILE_BYTES_MAX {
+        true => Err(std::io::Error::other(format!("the file has more than {FILE_BYTES_MAX} bytes"))),
+        false => Ok(text),
+    }
+}
+
+/// The files and the environment of this process.
+struct Outside;
+
+impl Surroundings for Outside {
+    fn include(&self, from: &str, name: &str) -> std::io::Result<(Arc<str>, String)> {
+        let directory = Path::new(from).parent().unwrap_or(Path::new(""));
+        let path = directory.join(name);
+        let text = read_file(&path).map_err(|error| {
+            std::io::Error::new(error.kind(), format!("open {}: {}", path.display(), describe(&error)))
+        })?;
+        Ok((path.to_string_lossy().into(), text))
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}

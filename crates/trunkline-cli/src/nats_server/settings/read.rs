@@ -1,0 +1,203 @@
+//! From a value of a file to a value of a type; what does not fit is noted as a mistake, and reading goes on.
+
+use std::time::Duration;
+
+use super::super::conf::{Entry, Map, Node, Place, Value};
+use super::{Listen, Mistake};
+
+/// Mistakes that are told at a time.
+const MISTAKES_MAX: usize = 64;
+
+/// What is wrong so far.
+#[derive(Debug, Default)]
+pub(super) struct Mistakes(Vec<Mistake>);
+
+impl Mistakes {
+    pub(super) fn note(&mut self, place: &Place, text: impl Into<String>) {
+        if self.0.len() < MISTAKES_MAX {
+            self.0.push(Mistake { place: place.clone(), text: text.into() });
+        }
+    }
+
+    pub(super) fn finish(self) -> Vec<Mistake> {
+        self.0
+    }
+
+    /// A key that nobody knows; one that a variable refers to may have any name.
+    pub(super) fn unknown(&mut self, entry: &Entry) {
+        if entry.is_variable {
+            return;
+        }
+        self.note(&entry.place, format!("unknown field {:?}", entry.key));
+    }
+
+    fn wrong_type(&mut self, entry: &Entry, wanted: &str) {
+        let kind = entry.node.value.kind();
+        self.note(&entry.place, format!("{} is a {kind}, and must be {wanted}", entry.key));
+    }
+
+    pub(super) fn text(&mut self, entry: &Entry) -> Option<String> {
+        match &entry.node.value {
+            Value::Text(text) => Some(text.clone()),
+            // A name or a password may be a number without quotes.
+            Value::Integer(number) => Some(number.to_string()),
+            _ => {
+                self.wrong_type(entry, "a string");
+                None
+            }
+        }
+    }
+
+    pub(super) fn bool(&mut self, entry: &Entry) -> Option<bool> {
+        match entry.node.value {
+            Value::Bool(value) => Some(value),
+            _ => {
+                self.wrong_type(entry, "true or false");
+                None
+            }
+        }
+    }
+
+    pub(super) fn integer(&mut self, entry: &Entry) -> Option<i64> {
+        match entry.node.value {
+            Value::Integer(number) => Some(number),
+            _ => {
+                self.wrong_type(entry, "an integer");
+                None
+            }
+        }
+    }
+
+    /// A number from `least` to `most`.
+    pub(super) fn within(&mut self, entry: &Entry, least: i64, most: i64) -> Option<usize> {
+        let number = self.integer(entry)?;
+        if !(least..=most).contains(&number) {
+            self.note(&entry.place, format!("{} is {number}, and must be from {least} to {most}", entry.key));
+            return None;
+        }
+        usize::try_from(number).ok()
+    }
+
+    pub(super) fn map<'a>(&mut self, entry: &'a Entry) -> Option<&'a Map> {
+        match &entry.node.value {
+            Value::Map(map) => Some(map),
+            _ => {
+                self.wrong_type(entry, "a map");
+                None
+            }
+        }
+    }
+
+    pub(super) fn list<'a>(&mut self, entry: &'a Entry) -> Option<&'a [Node]> {
+        match &entry.node.value {
+            Value::List(list) => Some(list),
+            _ => {
+                self.wrong_type(entry, "a list");
+                None
+            }
+        }
+    }
+
+    /// Text such as `2m` or `100ms`, or seconds as a number.
+    pub(super) fn duration(&mut self, entry: &Entry) -> Option<Duration> {
+        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
+        let duration = match &entry.node.value {
+            Value::Text(text) => duration(text),
+            Value::Integer(number) => u64::try_from(*number).ok().map(Duration::from_secs),
+            Value::Float(number) => seconds(*number),
+            _ => {
+                self.wrong_type(entry, "a duration");
+                return None;
+            }
+        };
+        if duration.is_none() {
+            let given = match &entry.node.value {
+                Value::Text(text) => format!("{text:?}"),
+                Value::Integer(number) => number.to_string(),
+                other => other.kind().to_owned(),
+            };
+            self.note(&entry.place, format!("error parsing {}: time: invalid duration {given}", entry.key));
+        }
+        duration
+    }
+
+    /// `HOST:PORT`, `PORT`, or a host alone where a port has been given otherwise; -1 is any free port.
+    pub(super) fn listen(&mut self, entry: &Entry) -> Option<Listen> {
+        let text = match &entry.node.value {
+            Value::Integer(number) => return Some(Listen { host: None, port: self.port(entry, *number)? }),
+            Value::Text(text) => text,
+            _ => {
+                self.wrong_type(entry, "a port, or HOST:PORT");
+                return None;
+            }
+        };
+        let Some((host, port)) = text.rsplit_once(':') else {
+            self.note(&entry.place, format!("could not parse address string {text:?}"));
+            return None;
+        };
+        let Ok(number) = port.parse() else {
+            self.note(&entry.place, format!("could not parse port {port:?}"));
+            return None;
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let host = (!host.is_empty()).then(|| host.to_owned());
+        Some(Listen { host, port: self.port(entry, number)? })
+    }
+
+    /// A port; -1 becomes 0, which is any free one.
+    pub(super) fn port(&mut self, entry: &Entry, number: i64) -> Option<u16> {
+        if number == -1 {
+            return Some(0);
+        }
+        let port = u16::try_from(number).ok();
+        if port.is_none() {
+            self.note(&entry.place, format!("{number} is not a port"));
+        }
+        port
+    }
+}
+
+/// A sequence of decimal numbers with units, in the manner of Go: `1h30m`, `1.5s`, `100ms`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut seconds = 0.0;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let (number, behind) = rest.split_at(rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?);
+        let end = behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len());
+        let (unit, behind) = behind.split_at(end);
+        let factor = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * factor;
+        rest = behind;
+    }
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_go() {
+        assert_eq!(duration("1h30m"), Some(Duration::from_secs(5400)));
+        assert_eq!(duration("1.5s"), Some(Duration::from_millis(1500)));
+        assert_eq!(duration("100ms"), Some(Duration::from_millis(100)));
+        assert_eq!(duration("0"), Some(Duration::ZERO));
+        for text in ["", "abc", "5", "5x", "-1s", "1.2.3s", "1e300h"] {
+            assert_eq!(duration(text), None, "{text}");
+        }
+    }
+}

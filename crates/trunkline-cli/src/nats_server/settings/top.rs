@@ -1,0 +1,230 @@
+//! The keys of a configuration file's top level.
+
+use std::time::Duration;
+
+use super::super::conf::{Entry, Map, Value};
+use super::read::Mistakes;
+use super::{Settings, auth};
+
+/// Keys of what this server does not have and does without: they say nothing that a client could rely on.
+const IGNORED: [&str; 21] = [
+    "client_advertise",
+    "connect_error_reports",
+    "disable_sublist_cache",
+    "log_size_limit",
+    "logfile_max_num",
+    "logfile_size_limit",
+    "max_closed_clients",
+    "max_traced_msg_len",
+    "no_auth_warning",
+    "no_sublist_cache",
+    "no_sys_acc",
+    "no_system",
+    "no_system_account",
+    "prof_port",
+    "reconnect_error_reports",
+    "server_metadata",
+    "server_tags",
+    "store_dir",
+    "system",
+    "system_account",
+    "trace_headers",
+];
+
+/// Keys that would make it another server than it is, and why it cannot be that.
+const REFUSED: [(&str, &str); 20] = [
+    ("cluster", NO_CLUSTER),
+    ("gateway", NO_CLUSTER),
+    ("mqtt", "it does not speak MQTT"),
+    ("operator", NO_JWT),
+    ("operators", NO_JWT),
+    ("roots", NO_JWT),
+    ("root", NO_JWT),
+    ("root_operators", NO_JWT),
+    ("root_operator", NO_JWT),
+    ("trusted", NO_JWT),
+    ("trusted_keys", NO_JWT),
+    ("resolver", NO_JWT),
+    ("resolver_preload", NO_JWT),
+    ("resolver_tls", NO_JWT),
+    ("tls", NO_TLS),
+    ("https", NO_TLS),
+    ("https_port", NO_TLS),
+    (
+        "websocket",
+        "WebSocket is not served under the name nats-server; see server.websocket of `trunkline up`",
+    ),
+    ("syslog", "it logs to stderr or to log_file"),
+    ("remote_syslog", "it logs to stderr or to log_file"),
+];
+
+const NO_CLUSTER: &str = "it does not cluster";
+const NO_JWT: &str = "it has no operators and JWTs, only users in this file";
+const NO_TLS: &str = "TLS is not served under the name nats-server; see server.tls of `trunkline up`";
+/// Largest `max_payload`.
+const PAYLOAD_MAX: i64 = 64 << 20;
+
+/// Reads the keys of the top level.
+pub(super) fn read(map: &Map, settings: &mut Settings, mistakes: &mut Mistakes) {
+    for entry in &map.entries {
+        let key = entry.key.to_ascii_lowercase();
+        let known = read_listening(&key, entry, settings, mistakes)
+            || read_log(&key, entry, settings, mistakes)
+            || read_limits(&key, entry, settings, mistakes)
+            || auth::read(&key, entry, &mut settings.auth, mistakes)
+            || read_absent(&key, entry, settings, mistakes);
+        if !known {
+            mistakes.unknown(entry);
+        }
+    }
+    auth::check(map, &settings.auth, mistakes);
+    let lame_duck = settings.lame_duck;
+    if let Some(node) = map.get("lame_duck_grace_period")
+        && lame_duck.grace_period >= lame_duck.duration
+    {
+        mistakes.note(
+            &node.place,
+            format!(
+                "lame duck grace period ({:?}) should be strictly lower than lame duck duration ({:?})",
+                lame_duck.grace_period, lame_duck.duration
+            ),
+        );
+    }
+}
+
+fn read_listening(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut Mistakes) -> bool {
+    match key {
+        "listen" => {
+            if let Some(listen) = mistakes.listen(entry) {
+                settings.host = listen.host.or(settings.host.take());
+                settings.port = listen.port;
+            }
+        }
+        "port" => {
+            if let Some(port) = mistakes.integer(entry).and_then(|number| mistakes.port(entry, number)) {
+                settings.port = port;
+            }
+        }
+        "host" | "net" => settings.host = mistakes.text(entry),
+        "http" | "http_port" | "monitor_port" => settings.http = mistakes.listen(entry),
+        "server_name" => settings.name = mistakes.text(entry),
+        "pid_file" | "pidfile" => settings.pid_file = mistakes.text(entry).map(Into::into),
+        "ports_file_dir" => settings.ports_file_dir = mistakes.text(entry).map(Into::into),
+        "lame_duck_duration" => {
+            if let Some(duration) = mistakes.duration(entry) {
+                settings.lame_duck.duration = duration;
+            }
+        }
+        "lame_duck_grace_period" => {
+            if let Some(period) = mistakes.duration(entry) {
+                settings.lame_duck.grace_period = period;
+            }
+        }
+        _ => return false,
+    }
+    true
+}
+
+fn read_log(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut Mistakes) -> bool {
+    let log = &mut settings.log;
+    match key {
+        "log_file" | "logfile" => log.file = mistakes.text(entry).map(Into::into),
+        "logtime" => log.time = mistakes.bool(entry).unwrap_or(log.time),
+        "logtime_utc" => log.utc = mistakes.bool(entry).unwrap_or(log.utc),
+        "debug" => log.debug = mistakes.bool(entry).unwrap_or(log.debug),
+        "trace" | "trace_verbose" => log.trace = mistakes.bool(entry).unwrap_or(log.trace),
+        _ => return false,
+    }
+    true
+}
+
+fn read_limits(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut Mistakes) -> bool {
+    let limits = &mut settings.limits;
+    let set = |limit: &mut usize, value: Option<usize>| {
+        if let Some(value) = value {
+            *limit = value;
+        }
+    };
+    match key {
+        "max_payload" => set(&mut limits.max_payload, mistakes.within(entry, 1, PAYLOAD_MAX)),
+        "max_control_line" => set(&mut limits.max_control_line, mistakes.within(entry, 256, 1 << 20)),
+        "max_pending" => set(&mut limits.max_pending, mistakes.within(entry, 1, i64::MAX)),
+        // -1 and 0 are no limit, or the default of one.
+        "max_connections" | "max_conn" => match mistakes.within(entry, -1, i64::MAX) {
+            Some(0) | None => {
+                if entry.node.value == Value::Integer(-1) {
+                    limits.max_connections = usize::MAX;
+                }
+            }
+            Some(count) => limits.max_connections = count,
+        },
+        "max_subscriptions" | "max_subs" => match mistakes.within(entry, -1, i64::MAX) {
+            Some(0) | None => limits.max_subscriptions = usize::MAX,
+            Some(count) => limits.max_subscriptions = count,
+        },
+        "ping_interval" => {
+            if let Some(interval) = mistakes.duration(entry).filter(|interval| !interval.is_zero()) {
+                limits.ping_interval = interval;
+            }
+        }
+        "ping_max" => {
+            if let Some(count) = mistakes.within(entry, 0, 1_000_000) {
+                limits.ping_max = u32::try_from(count).unwrap_or(u32::MAX);
+            }
+        }
+        "write_deadline" => {
+            if let Some(deadline) = mistakes.duration(entry).filter(|deadline| !deadline.is_zero()) {
+                limits.write_deadline = deadline.max(Duration::from_millis(1));
+            }
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Keys of what is not here.
+fn read_absent(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut Mistakes) -> bool {
+    let refuse = |mistakes: &mut Mistakes, reason: &str| {
+        mistakes.note(&entry.place, format!("{:?} is not supported by this server: {reason}", entry.key));
+    };
+    if IGNORED.contains(&key) {
+        settings.ignored.push(entry.key.clone());
+        return true;
+    }
+    match key {
+        "jetstream" => match &entry.node.value {
+            Value::Bool(false) => {}
+            Value::Text(text) if text.eq_ignore_ascii_case("disabled") => {}
+            _ => refuse(mistakes, "it has no JetStream"),
+        },
+        "leaf" | "leafnodes" => match &entry.node.value {
+            // A listener that nobody comes to is missed by nobody; connections that are asked for would be.
+            Value::Map(map) if map.get("remotes").is_none() => settings.ignored.push(entry.key.clone()),
+            _ => refuse(mistakes, "it does not connect to others as a leaf node"),
+        },
+        "allow_non_tls" => {
+            if mistakes.bool(entry) == Some(true) {
+                settings.ignored.push(entry.key.clone());
+            }
+        }
+        "no_header_support" => {
+            if mistakes.bool(entry) == Some(true) {
+                refuse(mistakes, "headers are always understood");
+            }
+        }
+        "http_base_path" => {
+            if mistakes.text(entry).is_some_and(|path| !path.trim_matches('/').is_empty()) {
+                refuse(mistakes, "monitoring is served at the root");
+            }
+        }
+        "mappings" | "maps" => refuse(mistakes, "it does not map subjects"),
+        "max_sub_tokens" | "max_subscription_tokens" => {
+            refuse(mistakes, "it does not limit the tokens of a subject")
+        }
+        _ => match REFUSED.iter().find(|(refused, _)| *refused == key) {
+            Some((_, reason)) => refuse(mistakes, reason),
+            None => return false,
+        },
+    }
+    true
+}

@@ -1,0 +1,152 @@
+//! Command lines and configuration files that end at once: both servers say the same, and end the same.
+
+use crate::command::start;
+
+use super::{Place, theirs};
+
+/// Exit code and stderr of both.
+fn both(place: &Place, arguments: &[&str]) -> [(i32, String); 2] {
+    [place.ours(), theirs()].map(|program| {
+        let ended = start(place.command(&program, arguments), b"").end();
+        (ended.code(), ended.stderr)
+    })
+}
+
+#[track_caller]
+fn check_same(place: &Place, arguments: &[&str]) {
+    let [ours, theirs] = both(place, arguments);
+    assert_eq!(ours, theirs, "{arguments:?}");
+}
+
+#[test]
+fn command_lines_end_as_those_of_nats_server() {
+    let place = Place::new();
+    for arguments in [
+        &["extra"][..],
+        &["-t"],
+        &["-c", "missing.conf"],
+        &["-t", "--config=missing.conf"],
+        &["--signal", "bogus=1"],
+        &["-sl", "quit=missing.pid"],
+        &["--signal=ldm=99999999"],
+    ] {
+        check_same(&place, arguments);
+    }
+}
+
+#[test]
+fn a_wrong_flag_is_told_as_by_nats_server_and_is_a_failure() {
+    let place = Place::new();
+    for arguments in [&["-p", "abc"][..], &["--bogus"], &["-p"], &["-D=maybe"]] {
+        let [(code, ours), (_, theirs)] = both(&place, arguments);
+        assert_eq!(ours.lines().next(), theirs.lines().next(), "{arguments:?}");
+        assert_eq!(code, 1, "{arguments:?}");
+    }
+}
+
+#[test]
+fn version_and_help_are_printed_on_stdout() {
+    let place = Place::new();
+    let version = |program| start(place.command(program, &["-v"]), b"").end().lines().join("\n");
+    let (ours, theirs) = (version(&place.ours()), version(&theirs()));
+    assert!(ours.starts_with(&theirs), "{ours:?} begins as {theirs:?}, for who compares versions");
+    let help = start(place.command(&place.ours(), &["--help"]), b"").end().lines();
+    assert!(help.iter().any(|line| line == "Usage: nats-server [options]"), "{help:?}");
+    let by_command = crate::command::run(&["nats-server", "-h"]).lines();
+    assert_eq!(by_command, help, "trunkline nats-server is the same");
+}
+
+#[test]
+fn files_with_mistakes_are_refused_in_the_words_of_nats_server() {
+    let place = Place::new();
+    place.write("inner.conf", "port: 4222\nbogus_inside: 1\n");
+    for content in [
+        "port: 4222\nbogus: 1\nother: 2\n",
+        "authorization { users: [ {user: a, password: b, bogus: 1} ] }\n",
+        "accounts { A { users: [{user: a, password: b}], bogus: 1 } }\n",
+        "port: 4222\nauthorization {\n user: a\n",
+        "port: $NO_SUCH_VARIABLE\n",
+        "a: $b\nb: 3\n",
+        "include \"missing.conf\"\n",
+        "port: 4222 4223\n",
+        "a { b: 1 x\n",
+        "port: \"abc\n",
+        "port: [1,2\n",
+        "listen: foo:bar\n",
+        "authorization { user: a, password: b, token: c }\n",
+        "authorization: {user: a, password: b, users: [{user: c, password: d}]}\n",
+        "authorization: {users: [{password: a}]}\n",
+        "\n\nmax_payload: 1MB\n   nonsense: {}\n",
+    ] {
+        place.write("t.conf", content);
+        let [(code, ours), (their_code, theirs)] = both(&place, &["-t", "-c", "t.conf"]);
+        assert_eq!((code, their_code), (1, 1), "{content}: {ours} / {theirs}");
+        // nats-server tells several mistakes in any order.
+        let sorted = |text: &str| {
+            let mut lines: Vec<_> =
+                text.trim_start_matches("nats-server: ").lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(&ours), sorted(&theirs), "{content}");
+    }
+}
+
+#[test]
+fn files_that_nats_server_takes_are_taken() {
+    let place = Place::new();
+    place.write("users.conf", "users = [{user: included, password: b}]\n");
+    for content in [
+        "port: 4222\n",
+        "port = 4222; host = 1.2.3.4\n",
+        "{\"port\": 4222, \"authorization\": {\"token\": \"x\"}}",
+        "port 4222\nhost 127.0.0.1 # here\n// there\n",
+        "listen: 127.0.0.1:-1\nhttp: \"127.0.0.1:-1\"\n",
+        "http_port: 8222\nmonitor_port: 8223\n",
+        "port: $TEST_PORT\n",
+        "PASS: s3cret\nauthorization { user: a, password: $PASS, timeout: 0.5 }\n",
+        "authorization { include \"users.conf\" }\n",
+        "authorization { include users.conf\n timeout: \"2s\" }\n",
+        "authorization: {users: [{user: a, password: $2a$11$Q9mWyhDMcPPvRHz4mEVzYuKDnJu8d3GEYsoyp2ISrmFfHVVQkcYDS}]}\n",
+        "authorization { users = [ {user: a, pass: b, permissions: {publish: foo, subscribe: {allow: [\"a.>\", \"b q\"], deny: c}, \
+         allow_responses: {max: 2, expires: \"1m\"}}}\n {user: c, password: d, permission: {pub: [x, y], allow_responses: true}} ] }\n",
+        "accounts: { A: { users: [{user: a, password: b}] }, B { users = [ {user: c, password: d} ] } }\nno_auth_user: a\n",
+        "max_payload: 64KB\nmax_control_line: 4kb\nmax_pending: 10MiB\nmax_connections: 10\nmax_subscriptions: 0\n",
+        "ping_interval: \"100ms\"\nping_max: 3\nwrite_deadline: \"2s\"\n",
+        "lame_duck_duration: \"1m\"\nlame_duck_grace_period: \"5s\"\n",
+        "debug: true\ntrace: off\nlogtime: yes\nlog_file: \"x.log\"\npid_file: \"x.pid\"\nports_file_dir: \"/tmp\"\n",
+        "server_name: bus\nserver_tags: [\"a\", \"b\"]\nleafnodes { listen: 127.0.0.1:7422 }\nno_sys_acc: true\n",
+        "client_advertise: \"a:1\"\nsystem_account: SYS\naccounts: { SYS: { users: [{user: s, password: s}] } }\n",
+    ] {
+        place.write("t.conf", content);
+        let [(code, ours), (their_code, theirs)] = both(&place, &["-t", "-c", "t.conf"]);
+        assert_eq!((code, their_code), (0, 0), "{content}: {ours} / {theirs}");
+        assert!(ours.starts_with("nats-server: configuration file t.conf is valid (sha256:"), "{ours}");
+    }
+}
+
+#[test]
+fn what_this_server_is_not_is_refused_with_the_key_and_its_place() {
+    let place = Place::new();
+    for (content, key) in [
+        ("cluster { port: -1 }", "cluster"),
+        ("gateway {}", "gateway"),
+        ("jetstream: true", "jetstream"),
+        ("mqtt { port: 1883 }", "mqtt"),
+        ("tls { cert_file: \"a\", key_file: \"b\" }", "tls"),
+        ("websocket { port: 8080 }", "websocket"),
+        ("operator: \"x\"", "operator"),
+        ("leafnodes { remotes: [{url: \"nats://a\"}] }", "leafnodes"),
+    ] {
+        place.write("t.conf", &format!("port: 4222\n{content}\n"));
+        let ended = start(place.command(&place.ours(), &["-t", "-c", "t.conf"]), b"").end();
+        assert_eq!(ended.code(), 1, "{content}");
+        let expected = format!("nats-server: t.conf:2:1: {key:?} is not supported by this server: ");
+        assert!(ended.stderr.starts_with(&expected), "{content}: {}", ended.stderr);
+    }
+    for flag in ["-js", "--tls", "--cluster=nats://a:1", "--routes=nats://a:1"] {
+        let ended = start(place.command(&place.ours(), &[flag]), b"").end();
+        assert_eq!(ended.code(), 1, "{flag}");
+        assert!(ended.stderr.contains("is not supported by this server: "), "{}", ended.stderr);
+    }
+}
