@@ -30,8 +30,8 @@ pub(super) async fn read_all(backend: &NatsBackend) -> Vec<(StreamOffset, Messag
 /// Whether another server took over the consumer between two deliveries of a message, and may have given it out so early.
 ///
 /// nats-server tells the others of a cluster not when it gave out a delivery but when its message was stored, and one that
-/// takes over counts `ack_wait` from there: seen with 2.15.1, where a message stored 2 s before it was delivered came again
-/// after 7.9 s of 10. Nothing but a renewal tells them the time. So two members may work on a message, and never before
+/// takes over counts `ack_wait` from there, as its source says (`deliverMsg` in `server/consumer.go`); with 2.15.1 a message
+/// came again after 7.9 s of 10. Nothing but a renewal tells them the time. So two members may work on a message, and never before
 /// `ack_wait` has passed since it was stored.
 fn taken_over_between(entries: &[Entry], offset: StreamOffset, former: u32, later: u32) -> bool {
     let given = |wanted: u32| {
