@@ -202,10 +202,11 @@ fn read_absent(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut
             Value::Map(map) if map.get("remotes").is_none() => settings.ignored.push(entry.key.clone()),
             _ => refuse(mistakes, "it does not connect to others as a leaf node"),
         },
-        "allow_non_tls" => match mistakes.bool(entry) {
-            Some(true) => settings.ignored.push(entry.key.clone()),
-            _ => {}
-        },
+        "allow_non_tls" => {
+            if mistakes.bool(entry) == Some(true) {
+                settings.ignored.push(entry.key.clone());
+            }
+        }
         "no_header_support" => {
             if mistakes.bool(entry) == Some(true) {
                 refuse(mistakes, "headers are always understood");
