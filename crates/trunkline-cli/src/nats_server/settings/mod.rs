@@ -259,3 +259,6 @@ impl Surroundings for Outside {
         std::env::var(name).ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

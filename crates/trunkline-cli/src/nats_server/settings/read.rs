@@ -32,8 +32,11 @@ impl Mistakes {
     }
 
     fn wrong_type(&mut self, entry: &Entry, wanted: &str) {
-        let kind = entry.node.value.kind();
-        self.note(&entry.place, format!("{} is a {kind}, and must be {wanted}", entry.key));
+        let kind = match entry.node.value.kind() {
+            "integer" => "an integer".to_owned(),
+            kind => format!("a {kind}"),
+        };
+        self.note(&entry.place, format!("{} is {kind}, and must be {wanted}", entry.key));
     }
 
     pub(super) fn text(&mut self, entry: &Entry) -> Option<String> {
