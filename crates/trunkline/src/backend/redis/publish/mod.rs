@@ -22,7 +22,6 @@ mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -31,7 +30,7 @@ use trunkline_core::Message;
 
 use super::entry;
 use super::shared::Shared;
-use crate::backend::{Fut, PublishError, PublishOptions, Publishing};
+use crate::backend::{PublishError, PublishOptions, Publishing};
 use queue::{Item, Order, Queue};
 pub(super) use writer::Writer;
 
@@ -65,7 +64,6 @@ impl Publisher {
             return Publishing::Ready(Err(link.not_connected()));
         }
         let (ticket, waiting) = ticket::ticket();
-        let is_ordered = options.unbroken_since.is_some();
         let item = Item {
             entry: entry::encode(&message),
             subject: message.subject,
@@ -77,18 +75,12 @@ impl Publisher {
             deadline: Instant::now() + timeout,
             ticket,
         };
-        let order = match self.queue.try_add(Order::Publish(item)) {
+        // It has its place from here on: what is published next stays behind it.
+        let Some(mut outside) = self.queue.add(Order::Publish(item)) else {
             // The writer keeps the time, too: nothing here needs a timer.
-            Ok(()) => return Publishing::Pending(Box::pin(waiting)),
-            Err(order) => order,
+            return Publishing::Pending(Box::pin(waiting));
         };
-        let (queue, noting, shared) = (self.queue.clone(), self.queue.clone(), self.shared.clone());
-        let mut adding: Fut<'static, ()> = Box::pin(async move { queue.add(order).await });
-        // Polled once so that it takes its place: what is published next stays behind it.
-        match adding.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(()) => return Publishing::Pending(Box::pin(waiting)),
-            Poll::Pending => {}
-        }
+        let shared = self.shared.clone();
         let deadline = {
             // The caller may be outside of the runtime; the timer must not be.
             let _runtime = self.runtime.enter();
@@ -97,12 +89,11 @@ impl Publisher {
         Publishing::Pending(Box::pin(async move {
             tokio::select! {
                 biased;
-                () = adding => {}
+                () = outside.inside() => {}
                 () = deadline => {
-                    if is_ordered {
-                        noting.note_break();
+                    if outside.withdraw() {
+                        return Err(not_left(&shared, timeout));
                     }
-                    return Err(not_left(&shared, timeout));
                 }
             }
             waiting.await
@@ -120,8 +111,10 @@ impl Publisher {
         let unknown = || PublishError::OutcomeUnknown { server: link.server.clone(), waited: wait };
         let (done, answer) = oneshot::channel();
         let flushing = async {
-            self.queue.add(Order::Flush(done)).await;
-            answer.await.map_err(|_| PublishError::Closed)?
+            let outside = self.queue.add(Order::Flush(done));
+            let answer = answer.await;
+            drop(outside);
+            answer.map_err(|_| PublishError::Closed)?
         };
         tokio::time::timeout(wait, flushing).await.unwrap_or_else(|_| Err(unknown()))
     }

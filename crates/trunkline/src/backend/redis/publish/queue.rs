@@ -1,11 +1,12 @@
 //! What waits to be sent, in order, between the publishers and the one task that sends it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 use trunkline_core::Subject;
 
 use super::ticket::Ticket;
@@ -41,8 +42,6 @@ pub(super) struct Queue {
     state: Mutex<State>,
     /// The queue has something, or enough for a batch.
     filled: Notify,
-    /// One permit for each order that may still be added.
-    room: Semaphore,
     /// How often a message had to be given back that others with the same number may stand behind. Counted before its
     /// publisher is told, by who takes messages or, of one that never got in, before those behind it did: so nothing is
     /// taken by an old number.
@@ -53,9 +52,62 @@ struct State {
     orders: VecDeque<Order>,
     /// No message in the queue has an earlier deadline.
     soonest: Option<Instant>,
-    /// Orders that were put in front without a permit: so many give none back when they are taken.
+    /// How many orders may still be added.
+    room: usize,
+    /// Orders that were put in front without taking room: so many give none back when they are taken.
     unpaid: usize,
+    /// Those for which there was no room, in order. Whoever takes an order lets the first of them in, so that nothing
+    /// that comes later stands before them, whenever their publishers are looked at again.
+    outside: VecDeque<Outsider>,
+    /// Tells who waits outside apart.
+    next: u64,
     closed: bool,
+}
+
+/// An order that waits for room.
+struct Outsider {
+    id: u64,
+    order: Order,
+    inside: oneshot::Sender<()>,
+}
+
+/// A place among those who wait for room, given up when dropped.
+pub(super) struct Outside {
+    queue: Arc<Queue>,
+    id: u64,
+    told: oneshot::Receiver<()>,
+}
+
+impl Outside {
+    /// Waits until the order has come in, or the queue is closed.
+    ///
+    /// # Cancel safety
+    /// May be called again.
+    pub(super) async fn inside(&mut self) {
+        let _ = (&mut self.told).await;
+    }
+
+    /// Gives the place up, and says whether the order was still there: it may have come in this moment. Where the order
+    /// must be kept, it is broken by that before anybody behind it comes in.
+    pub(super) fn withdraw(&self) -> bool {
+        let mut state = self.queue.state.lock();
+        let at = state.outside.iter().position(|outsider| outsider.id == self.id);
+        let outsider = at.and_then(|at| state.outside.remove(at));
+        if let Some(Outsider { order: Order::Publish(item), .. }) = &outsider
+            && item.unbroken_since.is_some()
+        {
+            self.queue.note_break();
+        }
+        // Dropped outside of the lock: it tells its publisher.
+        drop(state);
+        outsider.is_some()
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
 }
 
 impl State {
@@ -67,19 +119,37 @@ impl State {
         }
     }
 
-    /// How many permits so many orders give back.
-    fn paid(&mut self, orders: usize) -> usize {
+    /// So many orders were taken: gives their room to those who wait for it, who are to be told.
+    #[must_use = "to be told outside of the lock"]
+    fn give_back(&mut self, orders: usize) -> Vec<oneshot::Sender<()>> {
         let unpaid = self.unpaid.min(orders);
         self.unpaid -= unpaid;
-        orders - unpaid
+        self.room += orders - unpaid;
+        let mut let_in = Vec::new();
+        while self.room > 0
+            && let Some(outsider) = self.outside.pop_front()
+        {
+            self.room -= 1;
+            self.note(&outsider.order);
+            self.orders.push_back(outsider.order);
+            let_in.push(outsider.inside);
+        }
+        let_in
     }
 }
 
 impl Queue {
     pub(super) fn new(most: usize) -> Self {
-        let state = State { orders: VecDeque::new(), soonest: None, unpaid: 0, closed: false };
-        let room = Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS));
-        Self { state: Mutex::new(state), filled: Notify::new(), room, breaks: AtomicU64::new(0) }
+        let state = State {
+            orders: VecDeque::new(),
+            soonest: None,
+            room: most.max(1),
+            unpaid: 0,
+            outside: VecDeque::new(),
+            next: 0,
+            closed: false,
+        };
+        Self { state: Mutex::new(state), filled: Notify::new(), breaks: AtomicU64::new(0) }
     }
 
     pub(super) fn breaks(&self) -> u64 {
@@ -96,7 +166,7 @@ impl Queue {
         item.unbroken_since.is_some_and(|since| since != self.breaks())
     }
 
-    /// Adds an order, if there is room.
+    /// Adds an order, if there is room. One that a closed queue gets is dropped.
     ///
     /// # Errors
     /// The order, where there is none.
@@ -104,31 +174,19 @@ impl Queue {
         clippy::result_large_err,
         reason = "what has no room is handed back as it came, without a box for each message"
     )]
-    pub(super) fn try_add(&self, order: Order) -> Result<(), Order> {
-        match self.room.try_acquire() {
-            Ok(permit) => permit.forget(),
-            Err(_) => return Err(order),
-        }
-        self.push(order);
-        Ok(())
-    }
-
-    /// Waits for room and adds an order. Whoever waits longest is first.
-    pub(super) async fn add(&self, order: Order) {
-        if let Ok(permit) = self.room.acquire().await {
-            permit.forget();
-        }
-        self.push(order);
-    }
-
-    fn push(&self, order: Order) {
+    fn try_add(&self, order: Order) -> Result<(), Order> {
         let waiting = {
             let mut state = self.state.lock();
             if state.closed {
                 // Dropped outside of the lock: that tells its publisher.
                 drop(state);
-                return drop(order);
+                drop(order);
+                return Ok(());
             }
+            if state.room == 0 {
+                return Err(order);
+            }
+            state.room -= 1;
             state.note(&order);
             state.orders.push_back(order);
             state.orders.len()
@@ -136,6 +194,37 @@ impl Queue {
         // The writer looks at the whole queue each time; these are the lengths it may be waiting for.
         if waiting == 1 || waiting == ENOUGH {
             self.filled.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Adds an order, behind all that were added before, those that wait for room included. Without room it waits outside.
+    pub(super) fn add(self: &Arc<Self>, order: Order) -> Option<Outside> {
+        let mut order = order;
+        loop {
+            order = self.try_add(order).err()?;
+            let mut state = self.state.lock();
+            if state.closed || state.room > 0 {
+                continue;
+            }
+            let id = state.next;
+            state.next += 1;
+            let (inside, told) = oneshot::channel();
+            state.outside.push_back(Outsider { id, order, inside });
+            return Some(Outside { queue: self.clone(), id, told });
+        }
+    }
+
+    /// So many orders were taken.
+    fn taken(&self, mut state: MutexGuard<'_, State>, orders: usize) {
+        let let_in = state.give_back(orders);
+        drop(state);
+        if !let_in.is_empty() {
+            self.filled.notify_one();
+        }
+        for inside in let_in {
+            // Its publisher may have gone this moment: then the order goes its way, as any that is dropped inside.
+            let _ = inside.send(());
         }
     }
 
@@ -166,7 +255,7 @@ impl Queue {
         let mut state = self.state.lock();
         match state.orders.pop_front() {
             Some(Order::Flush(done)) => {
-                self.room.add_permits(state.paid(1));
+                self.taken(state, 1);
                 Some(done)
             }
             Some(other) => {
@@ -195,9 +284,7 @@ impl Queue {
                 None => break,
             }
         }
-        let paid = state.paid(items.len());
-        drop(state);
-        self.room.add_permits(paid);
+        self.taken(state, items.len());
         items
     }
 
@@ -235,21 +322,18 @@ impl Queue {
         }
         state.orders = kept;
         state.soonest = soonest;
-        let paid = state.paid(taken.len());
-        drop(state);
-        self.room.add_permits(paid);
+        self.taken(state, taken.len());
         taken
     }
 
     /// Refuses everything from now on, and drops what waits.
     pub(super) fn close(&self) {
-        let orders = {
+        let waiting = {
             let mut state = self.state.lock();
             state.closed = true;
-            std::mem::take(&mut state.orders)
+            (std::mem::take(&mut state.orders), std::mem::take(&mut state.outside))
         };
-        self.room.close();
-        drop(orders);
+        drop(waiting);
     }
 }
 
@@ -280,30 +364,68 @@ mod tests {
 
     #[test]
     fn a_full_queue_takes_more_once_something_was_taken() {
-        let queue = Queue::new(1);
-        assert!(queue.try_add(item("a", LONG).0).is_ok());
+        let queue = Arc::new(Queue::new(1));
+        assert!(queue.add(item("a", LONG).0).is_none());
         let (second, _waiting) = item("b", LONG);
-        let Err(second) = queue.try_add(second) else { panic!("there is no room") };
-        let mut adding = Box::pin(queue.add(second));
-        assert!((&mut adding).now_or_never().is_none());
+        let Some(mut outside) = queue.add(second) else { panic!("there is no room") };
+        assert!(outside.inside().now_or_never().is_none());
         assert_eq!(queue.take(10, 100).len(), 1);
-        assert!(adding.now_or_never().is_some());
+        assert!(outside.inside().now_or_never().is_some());
         assert_eq!(queue.len(), 1);
     }
 
     #[test]
+    fn who_waits_for_room_is_overtaken_by_nobody_even_when_not_looked_at() {
+        let queue = Arc::new(Queue::new(2));
+        let mut waiting = Vec::new();
+        let mut add = |subject: &str| {
+            let (order, ticket) = item(subject, LONG);
+            waiting.push(ticket);
+            queue.add(order)
+        };
+        let subjects =
+            |items: Vec<Item>| -> Vec<String> { items.iter().map(|item| item.subject.to_string()).collect() };
+        assert!(add("a").is_none() && add("b").is_none());
+        let mut outside: Vec<_> = ["c", "d", "e", "f"].map(|subject| add(subject).expect("no room")).into();
+        assert!(outside.remove(2).withdraw());
+        assert_eq!(subjects(queue.take(10, 1000)), ["a", "b"]);
+        outside.push(add("late").expect("there is room for those who wait only"));
+        assert!(!outside[0].withdraw(), "it has come in");
+        assert_eq!(subjects(queue.take(1, 1000)), ["c"]);
+        assert_eq!(subjects(queue.take(10, 1000)), ["d", "f"]);
+        assert_eq!(subjects(queue.take(10, 1000)), ["late"]);
+        assert!(outside.into_iter().all(|mut outside| outside.inside().now_or_never().is_some()));
+        assert!(add("g").is_none() && add("h").is_none());
+        assert!(add("i").is_some(), "as much room as there was");
+    }
+
+    #[test]
+    fn giving_up_outside_breaks_the_order_of_those_behind() {
+        let queue = Arc::new(Queue::new(1));
+        assert!(queue.add(item("a", LONG).0).is_none());
+        for (since, breaks) in [(None, 0), (Some(0), 1)] {
+            let (mut order, _waiting) = item("b", LONG);
+            if let Order::Publish(item) = &mut order {
+                item.unbroken_since = since;
+            }
+            drop(queue.add(order));
+            assert_eq!(queue.breaks(), breaks);
+        }
+    }
+
+    #[test]
     fn a_batch_ends_at_a_flush_and_at_its_bounds() {
-        let queue = Queue::new(10);
+        let queue = Arc::new(Queue::new(10));
         let waiting: Vec<_> = ["a", "b", "c"]
             .map(|subject| {
                 let (order, waiting) = item(subject, LONG);
-                assert!(queue.try_add(order).is_ok());
+                assert!(queue.add(order).is_none());
                 waiting
             })
             .into_iter()
             .collect();
         let (done, _flushed) = oneshot::channel();
-        assert!(queue.try_add(Order::Flush(done)).is_ok());
+        assert!(queue.add(Order::Flush(done)).is_none());
         assert_eq!(queue.take(10, 15).len(), 2, "the bytes of the first do not reach the bound");
         assert!(!queue.flush_is_first());
         assert_eq!(queue.take(10, 100).len(), 1);
@@ -313,9 +435,9 @@ mod tests {
 
     #[test]
     fn what_is_too_late_is_taken_out_and_the_rest_stays_in_order() {
-        let queue = Queue::new(10);
+        let queue = Arc::new(Queue::new(10));
         for (subject, timeout) in [("a", LONG), ("b", Duration::ZERO), ("c", LONG)] {
-            assert!(queue.try_add(item(subject, timeout).0).is_ok());
+            assert!(queue.add(item(subject, timeout).0).is_none());
         }
         let expired = queue.expired(Instant::now());
         assert_eq!(expired.iter().map(|item| item.subject.as_str()).collect::<Vec<_>>(), ["b"]);
@@ -325,12 +447,12 @@ mod tests {
 
     #[test]
     fn closing_tells_everybody() {
-        let queue = Queue::new(10);
+        let queue = Arc::new(Queue::new(10));
         let (order, before) = item("a", LONG);
-        assert!(queue.try_add(order).is_ok());
+        assert!(queue.add(order).is_none());
         queue.close();
         let (order, after) = item("b", LONG);
-        queue.add(order).now_or_never().expect("nothing to wait for");
+        assert!(queue.add(order).is_none(), "nothing to wait for");
         for waiting in [before, after] {
             assert_eq!(waiting.now_or_never(), Some(Err(PublishError::Closed)));
         }
