@@ -1,6 +1,11 @@
 //! Redis servers that a bus cannot use, each for another reason: what a fallback is for.
 
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::redis_server::RedisServer;
 
@@ -24,6 +29,46 @@ enum Kept {
     Nothing,
     Listener { _listener: TcpListener },
     Server { _server: RedisServer },
+    Stranger { _stranger: Stranger },
+}
+
+/// A server of something else: it answers whatever it is asked as a web server does. Ends when dropped.
+struct Stranger {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stranger {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                if stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                // Whoever has gone meanwhile needs no answer.
+                let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+                let _ = stream.read(&mut [0; 256]);
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+            }
+        });
+        Self { address, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Has it look.
+        let _ = TcpStream::connect(self.address);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// One for each reason.
@@ -40,6 +85,7 @@ pub fn unusable_redis() -> Vec<UnusableRedis> {
         server("--appendonly no --user reader on >s3cret ~* +ping +client +hello +select +get"),
         server("--appendonly no"),
     );
+    let stranger = Stranger::start();
     let at = |server: &RedisServer| format!("127.0.0.1:{}", server.port());
     let keep = |server| Kept::Server { _server: server };
     vec![
@@ -82,6 +128,14 @@ pub fn unusable_redis() -> Vec<UnusableRedis> {
             retryable: true,
             secret: None,
             _kept: keep(plain),
+        },
+        UnusableRedis {
+            name: "something else listens",
+            url: format!("redis://{}", stranger.address),
+            says: "something else",
+            retryable: true,
+            secret: None,
+            _kept: Kept::Stranger { _stranger: stranger },
         },
     ]
 }

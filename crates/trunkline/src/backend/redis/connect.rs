@@ -125,6 +125,9 @@ impl ConnectFailure {
         match error.code() {
             Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Self::Unauthorized(reason),
             _ if error.kind() == redis::ErrorKind::AuthenticationFailed => Self::Unauthorized(reason),
+            _ if error.kind() == redis::ErrorKind::Parse => Self::Failed(
+                "the answer is not that of a Redis server; does something else listen there?".to_owned(),
+            ),
             _ => Self::Failed(reason),
         }
     }
