@@ -14,7 +14,7 @@ use super::refusal;
 /// The last line is for what watches a topology: `role` with Sentinel, the others in a cluster. Sentinels have users of
 /// their own, who need `+sentinel|master +ping`. Database numbers other than 0 need `+select`.
 pub const ACL_RULES: &str = "\
-    +ping +client|id +client|unblock +eval +evalsha +multi +exec +wait \
+    +ping +client|id +client|reply +client|unblock +eval +evalsha +multi +exec +wait \
     +exists +del +rename +pexpire +time +memory|usage \
     +get +set +incrby \
     +hget +hgetall +hexists +hset +hdel +hkeys +hmget +hincrby \

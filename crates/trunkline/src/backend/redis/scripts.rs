@@ -4,11 +4,18 @@ use std::sync::LazyLock;
 
 use redis::Cmd;
 
-/// Functions that several scripts share.
+/// Functions that several scripts share. Each run of a script makes all that stand before it anew, so it gets no others
+/// than it calls.
 const PRELUDE: &str = include_str!("scripts/prelude.lua");
 
 /// Leads a transaction that appends messages; sent with its text, so it goes without the prelude.
 pub(super) const LEAD: &str = include_str!("scripts/lead.lua");
+
+/// Ends such a transaction where its commands are not answered one by one: all of it is there.
+pub(super) const PROOF: &str = include_str!("scripts/proof.lua");
+
+/// What became of such a transaction.
+pub(super) const TOLD: &str = include_str!("scripts/told.lua");
 
 /// Leads a transaction that acknowledges deliveries; likewise.
 pub(super) const LEAD_ACK: &str = include_str!("scripts/lead_ack.lua");
@@ -21,7 +28,7 @@ pub(super) struct Script {
 
 impl Script {
     fn new(source: &str) -> Self {
-        let source = format!("{PRELUDE}\n{source}");
+        let source = with_functions(PRELUDE, source);
         let hash = redis::Script::new(&source).get_hash().to_owned();
         Self { source, hash }
     }
@@ -47,6 +54,23 @@ impl Script {
         }
         full
     }
+}
+
+/// The script behind those functions of the prelude that it calls, or that these call.
+fn with_functions(prelude: &str, script: &str) -> String {
+    let mut wanted = script.to_owned();
+    // Functions call only those before them, so one pass from the end finds all.
+    let mut functions: Vec<&str> = prelude.split_inclusive("\nend\n").collect();
+    functions.reverse();
+    let mut called = Vec::new();
+    for function in functions {
+        let name = function.split("local function ").nth(1).and_then(|rest| rest.split('(').next());
+        if name.is_some_and(|name| wanted.contains(&format!("{name}("))) {
+            wanted.push_str(function);
+            called.push(function);
+        }
+    }
+    called.into_iter().rev().chain([script]).collect()
 }
 
 macro_rules! scripts {
@@ -106,4 +130,32 @@ scripts! {
     LISTED = "listed.lua";
     /// Renews the entries of responders and members of queue groups.
     HEARTBEAT = "heartbeat.lua";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_come_with_the_functions_they_call_and_no_others() {
+        let prelude = "-- One.\nlocal function one()\n  return 1\nend\n\nlocal function two()\n  return one() + 1\nend\n\nlocal function three()\n  return 3\nend\n";
+        let script = with_functions(prelude, "return two()\n");
+        assert_eq!(
+            script,
+            "-- One.\nlocal function one()\n  return 1\nend\n\nlocal function two()\n  return one() + 1\nend\nreturn two()\n"
+        );
+        assert_eq!(with_functions(prelude, "return 0\n"), "return 0\n");
+    }
+
+    #[test]
+    fn no_function_of_the_prelude_is_left_over() {
+        let all = [&*APPEND, &PUBLISH, &ANSWERED, &TIPS, &ROUTES, &CHANGE_ROUTES, &RAISE, &DROP, &DELETE, &STREAM]
+            .into_iter()
+            .chain([&*JOIN, &LOOK, &ACK, &SETTLE, &LEASE, &LEAVE, &CONSUMER, &REMOVE_CONSUMER, &GROUP_JOIN])
+            .chain([&*CLAIM, &GROUP_LEAVE, &GROUP_SWEEP, &LISTED, &HEARTBEAT]);
+        let all: String = all.map(|script| script.source.as_str()).collect();
+        for function in PRELUDE.split_inclusive("\nend\n") {
+            assert!(all.contains(function), "no script calls\n{function}");
+        }
+    }
 }

@@ -83,6 +83,7 @@ async fn everything(server: &RedisServer, user: &str) -> Result<(), Box<dyn std:
     member.settle(many).await?;
     member.leave().await?;
     assert!(streams(&backend).remove_consumer("work", "plain").await?);
+    burst(&backend, "nachos.skill.burst.event", 200).await?;
     let consumer = ConsumerConfig { start: Start::Beginning, keyed: true, ..ConsumerConfig::new("c") };
     let member = streams(&backend).join("work", consumer).await?;
     assert_eq!(member.lease(Duration::from_secs(5)).await?, Lease::Held { new: true });
@@ -118,6 +119,20 @@ async fn everything(server: &RedisServer, user: &str) -> Result<(), Box<dyn std:
     Ok(())
 }
 
+/// Publishes without awaiting; all are stored in order.
+async fn burst(backend: &RedisBackend, to: &str, count: usize) -> Result<(), PublishError> {
+    let publish = |_| backend.publish(Message::new(subject(to), "burst"), PublishOptions::default()).outcome();
+    // From where the stream stands then, a long batch can go by itself.
+    publish(0).await?;
+    let receipts = futures_util::future::try_join_all((0..count).map(publish)).await?;
+    let offsets = receipts.into_iter().map(|receipt| match receipt {
+        Receipt::Stored { offset, .. } => offset,
+        other => panic!("{other:?}"),
+    });
+    assert!(offsets.collect::<Vec<_>>().is_sorted_by(|earlier, later| earlier < later));
+    Ok(())
+}
+
 /// Whether the server has denied something to the user. Each has a name that is part of no other's.
 fn denied(server: &RedisServer, user: &str) -> bool {
     format!("{:?}", server.ask("ACL LOG 1000")).contains(user)
@@ -129,6 +144,15 @@ async fn user_with_the_rules_can_do_everything() {
     set_user(&server, "component", ACL_RULES);
     soon(everything(&server, "component")).await.unwrap();
     assert!(!denied(&server, "component"));
+}
+
+/// A server may answer every single command: that costs time and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_who_cannot_silence_the_server_stores_bursts_all_the_same() {
+    let server = RedisServer::start_volatile();
+    set_user(&server, "loud", &ACL_RULES.replace("+client|reply ", ""));
+    soon(everything(&server, "loud")).await.unwrap();
+    assert!(denied(&server, "loud"), "bursts were not sent as transactions");
 }
 
 /// Without any one of the rules something is denied: at the start, or where it is needed.

@@ -11,7 +11,7 @@ use redis::{Cmd, Pipeline, ServerError, Value};
 use super::super::entry::{EntryId, entry_id, list, number, push_id};
 use super::super::link::Failure;
 use super::super::routes::{Home, millis};
-use super::super::scripts::{APPEND, LEAD, PUBLISH, Script};
+use super::super::scripts::{APPEND, LEAD, PROOF, PUBLISH, Script, TOLD};
 use super::super::shared::Shared;
 use super::queue::Item;
 use super::standing::{Led, Limits, Way};
@@ -21,6 +21,8 @@ pub(super) struct Batch {
     pub(super) home: Arc<Home>,
     pub(super) items: Vec<Item>,
     pub(super) way: Way,
+    /// The server is to say nothing about the commands of a transaction, only whether it was carried out.
+    pub(super) quiet: bool,
 }
 
 /// What became of a batch.
@@ -68,7 +70,8 @@ pub(super) fn is_plain(home: &Home, items: &[Item]) -> bool {
 }
 
 impl Batch {
-    /// Adds the commands that append them, and says how many answers come: the last one tells.
+    /// Adds the commands that append them, and says how many answers come: the last one tells. Of a quiet batch they are
+    /// two, and the first one is OK.
     pub(super) fn add_to(&self, pipeline: &mut Pipeline, shared: &Shared, known: Known) -> usize {
         match &self.way {
             Way::Led(led) => self.add_transaction(pipeline, shared, &self.version(known), led),
@@ -159,17 +162,19 @@ impl Batch {
         command.arg(if asks(&self.home, item) { item.subject.as_str() } else { "" });
     }
 
+    /// Where a connection is quiet, an answer to each command would cost both sides as much as the message itself. What
+    /// became of the transaction lies beside the stream, and is asked for by itself.
     fn add_transaction(&self, pipeline: &mut Pipeline, shared: &Shared, version: &str, led: &Led) -> usize {
         let (home, before) = (&self.home, pipeline.len());
-        let name = |number: u64| match number {
-            0 => String::new(),
-            number => format!("{}:{number}", shared.process),
-        };
+        let name = |number: u64| if number == 0 { String::new() } else { number.to_string() };
+        let chain = home.of_consumer("chain", &shared.process);
+        if self.quiet {
+            pipeline.add_command(answering("OFF"));
+        }
         pipeline.add_command(redis::cmd("MULTI"));
         // With its text: were it unknown to the server, the commands behind it would go unchecked.
         let mut lead = redis::cmd("EVAL");
-        lead.arg(LEAD).arg(4).arg(&home.key).arg(home.version_key());
-        lead.arg(home.beside("added")).arg(home.beside("chain"));
+        lead.arg(LEAD).arg(4).arg(&home.key).arg(home.version_key()).arg(home.beside("added")).arg(&chain);
         lead.arg(version).arg(led.after.1).arg(self.items.len()).arg(led.after.0);
         lead.arg(self.items.first().map_or(&[][..], |item| &item.entry));
         lead.arg(name(led.name)).arg(name(led.follows));
@@ -181,6 +186,12 @@ impl Batch {
             command.arg("m").arg(&item.entry);
             pipeline.add_command(command);
         }
+        if self.quiet {
+            let mut proof = redis::cmd("EVAL");
+            proof.arg(PROOF).arg(2).arg(&home.key).arg(&chain).arg(name(led.name));
+            push_id(&mut proof, (led.after.0, led.after.1 + self.items.len() as u64));
+            pipeline.add_command(proof);
+        }
         if let Some(most) = home.limits.max_messages {
             let how = if home.limits.exact { "=" } else { "~" };
             let mut command = redis::cmd("XTRIM");
@@ -188,18 +199,33 @@ impl Batch {
             pipeline.add_command(command);
         }
         pipeline.add_command(redis::cmd("EXEC"));
-        pipeline.len() - before
+        if !self.quiet {
+            return pipeline.len() - before;
+        }
+        pipeline.add_command(answering("ON"));
+        let mut told = redis::cmd("EVAL");
+        told.arg(TOLD).arg(1).arg(&chain).arg(name(led.name));
+        pipeline.add_command(told);
+        2
     }
 
     /// Reads the last answer to its commands.
     pub(super) fn read(&self, answer: Value) -> Result<Stored, Broken> {
         let parts = match answer {
+            Value::ServerError(error) if self.quiet && error.code() == "BROKEN" => {
+                return Err(Broken::Unknown);
+            }
             Value::ServerError(error) => return Err(Broken::Refused(error)),
+            told if self.quiet => vec![told],
             answer => self.readable(list(answer))?,
         };
         let read = match &self.way {
             Way::Lean(_) => self.read_lean(&parts),
             Way::Full(_) => self.read_full(&parts),
+            Way::Led(led) if self.quiet => {
+                let clock = parts.first().map_or_else(|| Err(unexpected(&parts)), number);
+                clock.map(|clock| self.stored_in_a_row(led, clock))
+            }
             Way::Led(led) => match parts.first() {
                 Some(Value::ServerError(error)) => return Err(Broken::Refused(error.clone())),
                 Some(clock) => self.read_led(led, clock, &parts),
@@ -238,14 +264,24 @@ impl Batch {
         if parts.len() < self.items.len() || parts.iter().any(|part| matches!(part, Value::ServerError(_))) {
             return Err(unexpected(parts));
         }
-        let first = (led.after.0, led.after.1 + 1);
-        Ok(Stored { outcomes: self.in_a_row(first), clock: Some(number(clock)?) })
+        Ok(self.stored_in_a_row(led, number(clock)?))
+    }
+
+    fn stored_in_a_row(&self, led: &Led, clock: u64) -> Stored {
+        Stored { outcomes: self.in_a_row((led.after.0, led.after.1 + 1)), clock: Some(clock) }
     }
 
     fn in_a_row(&self, (ms, first): EntryId) -> Vec<Outcome> {
         let ids = (first..).take(self.items.len()).map(|number| (ms, number));
         ids.map(|id| Outcome { id, duplicate: false, nobody: false }).collect()
     }
+}
+
+/// Says whether the server is to answer what comes next: `ON` or `OFF`.
+pub(super) fn answering(whether: &str) -> Cmd {
+    let mut command = redis::cmd("CLIENT");
+    command.arg("REPLY").arg(whether);
+    command
 }
 
 fn unexpected(parts: &[Value]) -> Failure {

@@ -32,22 +32,27 @@ pub(super) fn send_to(
     soonest: Instant,
 ) -> Fut<'static, Answers> {
     let mut pipeline = redis::Pipeline::new();
+    let quiet = batches.iter().any(|batch| batch.quiet);
     let counts: Vec<usize> = batches.iter().map(|batch| batch.add_to(&mut pipeline, shared, known)).collect();
     let waits = shared.options.wait_replicas > 0;
     if waits {
         pipeline.add_command(waiting(shared, soonest));
     }
+    let expected = counts.iter().sum::<usize>() + usize::from(waits);
     let scripts: Vec<u8> = batches.iter().map(Batch::scripts).collect();
     let shared = shared.clone();
     Box::pin(async move {
         let answer = tokio::select! {
-            answer = current.connection.send_packed_commands(&pipeline, 0, pipeline.len()) => answer,
+            answer = current.connection.send_packed_commands(&pipeline, 0, expected) => answer,
             () = current.lost.cancelled() => Err(redis::RedisError::from((redis::ErrorKind::Io, "lost"))),
         };
         let link = &shared.link;
-        let Ok(mut values) = answer else {
+        // Were a quiet connection not quiet, the answers to come would be those to other commands.
+        let unheard =
+            |values: &Vec<Value>| quiet && values.iter().step_by(2).any(|value| *value != Value::Okay);
+        let Some(mut values) = answer.ok().filter(|values| !unheard(values)) else {
             link.suspect();
-            if waits {
+            if waits || quiet {
                 current.lost.cancel();
             }
             return counts.iter().map(|_| Answer { answer: Err(Broken::Unknown), replicas: None }).collect();

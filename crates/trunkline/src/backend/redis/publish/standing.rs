@@ -104,6 +104,14 @@ impl Standings {
         }
     }
 
+    /// Whether a batch may go as a transaction.
+    pub(super) fn may_lead(&self, home: &Home, plain: bool, messages: usize) -> bool {
+        let standing = self.streams.get(&home.key).filter(|standing| standing.newest.is_some());
+        standing.is_some_and(|standing| {
+            !self.scripts_only && standing.may_lead(home, plain, messages, Instant::now())
+        })
+    }
+
     /// The way of a batch that need not wait; it is under way from now on.
     pub(super) fn send(&mut self, home: &Home, plain: bool, messages: usize, bytes: usize) -> Way {
         self.take_way(home, (plain, !self.scripts_only), messages, bytes)

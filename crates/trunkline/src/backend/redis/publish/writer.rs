@@ -14,7 +14,8 @@ use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesOrdered;
 use hashbrown::HashMap;
-use tokio::time::{Interval, MissedTickBehavior};
+use redis::Value;
+use tokio::time::{Interval, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use trunkline_core::Subject;
 
@@ -22,7 +23,7 @@ use super::super::link::Current;
 use super::super::routes::{Home, Routes};
 use super::super::shared::Shared;
 use super::super::slots::Address;
-use super::batch::{Batch, Known, is_plain};
+use super::batch::{Batch, Known, answering, is_plain};
 use super::doubts::{Doubt, Doubts};
 use super::queue::{ENOUGH, Item, Order, Queue};
 use super::sending::{Answers, follow, not_sent, send_to};
@@ -65,6 +66,9 @@ pub(in crate::backend::redis) struct Writer {
     late: Interval,
     /// The connections for publishes that wait for replicas, since a server carries out nothing else on them meanwhile.
     own: HashMap<Address, Current, foldhash::fast::RandomState>,
+    /// The connections on which transactions are sent, which the server does not answer command by command; where there
+    /// is none, because the server does not have it so, the shared one.
+    quiet: HashMap<Address, Quiet, foldhash::fast::RandomState>,
 }
 
 /// What was sent together.
@@ -76,11 +80,19 @@ pub(super) struct Flight {
     sent_on: Vec<CancellationToken>,
 }
 
-/// Messages of one stream, and the connection to its server.
+/// Messages of one stream, and the connections to its server.
 struct Group {
     home: Arc<Home>,
     items: Vec<Item>,
     current: Option<Current>,
+    quiet: Option<Current>,
+}
+
+/// A connection for transactions.
+struct Quiet {
+    current: Current,
+    /// The server lets it be quiet.
+    is: bool,
 }
 
 type Answering = FuturesOrdered<Fut<'static, Answers>>;
@@ -105,6 +117,7 @@ impl Writer {
             standings: Standings::new(scripts_only),
             late,
             own: HashMap::default(),
+            quiet: HashMap::default(),
         }
     }
 
@@ -194,6 +207,11 @@ impl Writer {
         let mut groups = self.groups(&routes, items);
         for group in &mut groups {
             group.current = self.connection(&group.home.key).await;
+            let may_lead =
+                self.standings.may_lead(&group.home, is_plain(&group.home, &group.items), group.items.len());
+            if let (Some(current), true) = (&group.current, may_lead) {
+                group.quiet = self.quiet_beside(current).await;
+            }
         }
         let must_wait = |Group { home, items, .. }: &Group| {
             self.standings.must_wait(home, is_plain(home, items), items.len())
@@ -262,6 +280,30 @@ impl Writer {
         Some(own)
     }
 
+    /// The connection for transactions to the same server, where there can be one.
+    async fn quiet_beside(&mut self, shared: &Current) -> Option<Current> {
+        if self.shared.options.wait_replicas > 0 {
+            return None;
+        }
+        if let Some(known) =
+            self.quiet.get(&shared.address).filter(|known| !known.current.lost.is_cancelled())
+        {
+            return known.is.then(|| known.current.clone());
+        }
+        let mut quiet = Quiet { current: shared.clone(), is: false };
+        if let Ok(mut opened) = self.shared.link.open_beside(shared).await {
+            let speak = answering("ON");
+            let asked = opened.connection.send(&speak, false);
+            if let Ok(Ok(Value::Okay)) = timeout(self.shared.link.answer_timeout, asked).await {
+                quiet = Quiet { current: opened, is: true };
+            }
+        }
+        self.quiet.retain(|_, known| !known.current.lost.is_cancelled());
+        let found = quiet.is.then(|| quiet.current.clone());
+        self.quiet.insert(shared.address.clone(), quiet);
+        found
+    }
+
     /// Sends to each server what is stored there.
     fn send(&mut self, version: u64, groups: Vec<Group>, answering: &mut Answering) {
         let known = Known { version, confirmed: std::mem::take(&mut self.confirmed) };
@@ -269,19 +311,25 @@ impl Writer {
         let items = groups.iter().flat_map(|group| &group.items);
         let soonest = items.map(|item| item.deadline).min().unwrap_or_else(Instant::now);
         let mut servers: Vec<(Option<Current>, Vec<Batch>)> = Vec::new();
-        for Group { home, items, current } in groups {
+        for Group { home, items, current, quiet } in groups {
             let (plain, bytes) = (is_plain(&home, &items), items.iter().map(|item| item.entry.len()).sum());
             let way = match careful {
                 true => self.standings.send_by_script(&home, plain, items.len(), bytes),
                 false => self.standings.send(&home, plain, items.len(), bytes),
             };
-            let batch = Batch { home, items, way };
+            let quiet = quiet.filter(|_| matches!(way, Way::Led(_)));
+            let batch = Batch { home, items, way, quiet: quiet.is_some() };
+            let current = quiet.or(current);
             self.alone |= careful || self.may_be_refused(&batch, current.as_ref());
             // What must stay in order goes behind nothing that may be refused for a moment while this is taken.
             self.alone |= !matches!(batch.way, Way::Led(_))
                 && batch.items.iter().any(|item| item.unbroken_since.is_some());
             let address = |current: &Option<Current>| current.as_ref().map(|current| current.address.clone());
-            match servers.iter_mut().find(|(known, _)| address(known) == address(&current)) {
+            let is_same = |(known, batches): &&mut (Option<Current>, Vec<Batch>)| {
+                address(known) == address(&current)
+                    && batches.first().is_some_and(|first| first.quiet == batch.quiet)
+            };
+            match servers.iter_mut().find(is_same) {
                 Some((_, batches)) => batches.push(batch),
                 None => servers.push((current, vec![batch])),
             }
@@ -324,7 +372,7 @@ impl Writer {
                 None => {
                     let mut items = Vec::with_capacity(if latest == 0 { most } else { 1 });
                     items.push(item);
-                    groups.push(Group { home, items, current: None });
+                    groups.push(Group { home, items, current: None, quiet: None });
                 }
             }
         }
