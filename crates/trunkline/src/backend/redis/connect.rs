@@ -1,6 +1,5 @@
 //! One connection to one server: TCP, TLS where it is asked for, credentials, and a first answer.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::pushed::Pushed;
 use super::slots::Address;
 
 /// Longest time one attempt to connect may take.
@@ -25,8 +25,26 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(800);
 #[derive(Clone)]
 pub(super) struct Connection {
     commands: MultiplexedConnection,
-    /// Moves bytes between the socket and the commands; ends with the last clone.
-    _driver: Arc<AbortOnDropHandle<()>>,
+    driver: Arc<Driver>,
+}
+
+/// Moves bytes between the socket and the commands; ends with the last clone of the connection.
+struct Driver {
+    pushed: Arc<Pushed>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Driver {
+    /// Waits for the answer to what is sent, having the bytes leave at once.
+    async fn sending<T>(&self, sending: impl Future<Output = T>) -> T {
+        let mut sending = std::pin::pin!(sending);
+        let mut left = false;
+        std::future::poll_fn(|cx| match std::mem::replace(&mut left, true) {
+            false => self.pushed.push(|| sending.as_mut().poll(cx)),
+            true => sending.as_mut().poll(cx),
+        })
+        .await
+    }
 }
 
 /// What is sent in one go.
@@ -49,10 +67,10 @@ impl Connection {
     async fn transact(&mut self, pipeline: &redis::Pipeline, asking: bool) -> Result<Value, RedisError> {
         if asking {
             // What it says holds until EXEC.
-            self.send_packed_command(&redis::cmd("ASKING")).await?;
+            self.driver.sending(self.commands.send_packed_command(&redis::cmd("ASKING"))).await?;
         }
         // MULTI and EXEC have an answer, too.
-        let mut answers = self.send_packed_commands(pipeline, 0, pipeline.len() + 2).await?;
+        let mut answers = self.send_all(pipeline, pipeline.len() + 2).await?;
         match answers.pop() {
             Some(Value::ServerError(last)) => {
                 let first = answers.into_iter().find_map(|answer| match answer {
@@ -69,26 +87,21 @@ impl Connection {
     /// Sends a command and waits for the answer, after having said that it may be about a slot on its way there.
     pub(super) async fn send(&mut self, command: &Cmd, asking: bool) -> Result<Value, RedisError> {
         if !asking {
-            return self.send_packed_command(command).await;
+            return self.driver.sending(self.commands.send_packed_command(command)).await;
         }
         let mut both = redis::Pipeline::with_capacity(2);
         both.cmd("ASKING").add_command(command.clone());
-        let mut answers = self.send_packed_commands(&both, 0, 2).await?;
+        let mut answers = self.send_all(&both, 2).await?;
         answers.pop().ok_or_else(|| RedisError::from((redis::ErrorKind::UnexpectedReturnType, "no answer")))
     }
-}
 
-impl Deref for Connection {
-    type Target = MultiplexedConnection;
-
-    fn deref(&self) -> &MultiplexedConnection {
-        &self.commands
-    }
-}
-
-impl DerefMut for Connection {
-    fn deref_mut(&mut self) -> &mut MultiplexedConnection {
-        &mut self.commands
+    /// Sends commands and waits for so many answers, each of which may be a refusal.
+    pub(super) async fn send_all(
+        &mut self,
+        pipeline: &redis::Pipeline,
+        answers: usize,
+    ) -> Result<Vec<Value>, RedisError> {
+        self.driver.sending(self.commands.send_packed_commands(pipeline, 0, answers)).await
     }
 }
 
@@ -184,8 +197,9 @@ impl Connector {
         let failed = |error: RedisError| ConnectFailure::of(&error);
         let (commands, driver) =
             MultiplexedConnection::new_with_config(&self.login, socket, settings).await.map_err(failed)?;
-        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
-        let mut connection = Connection { commands, _driver: Arc::new(driver) };
+        let pushed = Pushed::new(driver);
+        let task = AbortOnDropHandle::new(tokio::spawn(pushed.task()));
+        let mut connection = Connection { commands, driver: Arc::new(Driver { pushed, _task: task }) };
         match connection.send(&redis::cmd("PING"), false).await {
             Ok(Value::ServerError(error)) => Err(ConnectFailure::of(&error.into())),
             Ok(Value::SimpleString(answer)) if answer == "PONG" => Ok(connection),

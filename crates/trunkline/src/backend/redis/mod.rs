@@ -42,6 +42,7 @@ mod member;
 mod options;
 mod presence;
 mod publish;
+mod pushed;
 mod reader;
 mod refusal;
 mod routes;
@@ -137,11 +138,11 @@ impl RedisBackend {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let (presence, unlisted) = Presence::new(&shared);
         let live = Live::new(&shared, &presence, &tasks, &stop);
-        let (publisher, writer) = Publisher::new(&shared);
+        let (publisher, writer) = Publisher::new(&shared, stop.clone());
         tasks.spawn(link.run(stop.clone()));
         tasks.spawn(presence.run(unlisted, stop.clone()));
         tasks.spawn(control::follow_routes(live.clone(), control));
-        tasks.spawn(writer.run(stop.clone()));
+        tasks.spawn(writer);
         Ok(Self {
             streams: RedisStreams(shared.clone()),
             shared,

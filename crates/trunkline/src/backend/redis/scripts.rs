@@ -149,10 +149,21 @@ mod tests {
 
     #[test]
     fn no_function_of_the_prelude_is_left_over() {
-        let all = [&*APPEND, &PUBLISH, &ANSWERED, &TIPS, &ROUTES, &CHANGE_ROUTES, &RAISE, &DROP, &DELETE, &STREAM]
-            .into_iter()
-            .chain([&*JOIN, &LOOK, &ACK, &SETTLE, &LEASE, &LEAVE, &CONSUMER, &REMOVE_CONSUMER, &GROUP_JOIN])
-            .chain([&*CLAIM, &GROUP_LEAVE, &GROUP_SWEEP, &LISTED, &HEARTBEAT]);
+        let all =
+            [&*APPEND, &PUBLISH, &ANSWERED, &TIPS, &ROUTES, &CHANGE_ROUTES, &RAISE, &DROP, &DELETE, &STREAM]
+                .into_iter()
+                .chain([
+                    &*JOIN,
+                    &LOOK,
+                    &ACK,
+                    &SETTLE,
+                    &LEASE,
+                    &LEAVE,
+                    &CONSUMER,
+                    &REMOVE_CONSUMER,
+                    &GROUP_JOIN,
+                ])
+                .chain([&*CLAIM, &GROUP_LEAVE, &GROUP_SWEEP, &LISTED, &HEARTBEAT]);
         let all: String = all.map(|script| script.source.as_str()).collect();
         for function in PRELUDE.split_inclusive("\nend\n") {
             assert!(all.contains(function), "no script calls\n{function}");

@@ -121,7 +121,8 @@ async fn everything(server: &RedisServer, user: &str) -> Result<(), Box<dyn std:
 
 /// Publishes without awaiting; all are stored in order.
 async fn burst(backend: &RedisBackend, to: &str, count: usize) -> Result<(), PublishError> {
-    let publish = |_| backend.publish(Message::new(subject(to), "burst"), PublishOptions::default()).outcome();
+    let publish =
+        |_| backend.publish(Message::new(subject(to), "burst"), PublishOptions::default()).outcome();
     // From where the stream stands then, a long batch can go by itself.
     publish(0).await?;
     let receipts = futures_util::future::try_join_all((0..count).map(publish)).await?;

@@ -26,28 +26,35 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use trunkline_core::Message;
 
 use super::entry;
+use super::pushed::Pushed;
 use super::shared::Shared;
 use crate::backend::{PublishError, PublishOptions, Publishing};
 use queue::{Item, Order, Queue};
-pub(super) use writer::Writer;
+use writer::Writer;
 
 /// The publishers' end of the queue.
 pub(super) struct Publisher {
     queue: Arc<Queue>,
     shared: Arc<Shared>,
+    writer: Arc<Pushed>,
     /// Where timers live, for callers outside of it.
     runtime: Handle,
 }
 
 impl Publisher {
-    /// The queue and the task that empties it, to be spawned.
-    pub(super) fn new(shared: &Arc<Shared>) -> (Self, Writer) {
+    /// The queue and the task that empties it until `stop`, to be spawned.
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        stop: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let queue = Arc::new(Queue::new(shared.options.max_pending));
-        let writer = Writer::new(queue.clone(), shared.clone());
-        (Self { queue, shared: shared.clone(), runtime: Handle::current() }, writer)
+        let writer = Pushed::new(Writer::new(queue.clone(), shared.clone()).run(stop));
+        let task = writer.task();
+        (Self { queue, shared: shared.clone(), writer, runtime: Handle::current() }, task)
     }
 
     pub(super) fn publish(&self, message: Message, options: PublishOptions, timeout: Duration) -> Publishing {
@@ -76,7 +83,15 @@ impl Publisher {
             ticket,
         };
         // It has its place from here on: what is published next stays behind it.
-        let Some(mut outside) = self.queue.add(Order::Publish(item)) else {
+        let add = || self.queue.add(Order::Publish(item));
+        let outside = match self.queue.is_idle() {
+            true => {
+                let _runtime = self.runtime.enter();
+                self.writer.push(add)
+            }
+            false => add(),
+        };
+        let Some(mut outside) = outside else {
             // The writer keeps the time, too: nothing here needs a timer.
             return Publishing::Pending(Box::pin(waiting));
         };

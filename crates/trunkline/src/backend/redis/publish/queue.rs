@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -13,7 +13,7 @@ use super::ticket::Ticket;
 use crate::backend::PublishError;
 
 /// So many waiting messages are worth a batch although others are under way.
-pub(super) const ENOUGH: usize = 128;
+pub(super) const ENOUGH: usize = 96;
 
 /// One message on its way.
 pub(super) struct Item {
@@ -42,6 +42,8 @@ pub(super) struct Queue {
     state: Mutex<State>,
     /// The queue has something, or enough for a batch.
     filled: Notify,
+    /// Nothing waits and nothing is under way: what is added is sent at once.
+    idle: AtomicBool,
     /// How often a message had to be given back that others with the same number may stand behind. Counted before its
     /// publisher is told, by who takes messages or, of one that never got in, before those behind it did: so nothing is
     /// taken by an old number.
@@ -149,7 +151,20 @@ impl Queue {
             next: 0,
             closed: false,
         };
-        Self { state: Mutex::new(state), filled: Notify::new(), breaks: AtomicU64::new(0) }
+        Self {
+            state: Mutex::new(state),
+            filled: Notify::new(),
+            idle: AtomicBool::new(false),
+            breaks: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.idle.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_idle(&self, idle: bool) {
+        self.idle.store(idle, Ordering::SeqCst);
     }
 
     pub(super) fn breaks(&self) -> u64 {
@@ -175,6 +190,7 @@ impl Queue {
         reason = "what has no room is handed back as it came, without a box for each message"
     )]
     fn try_add(&self, order: Order) -> Result<(), Order> {
+        let flush = matches!(order, Order::Flush(_));
         let waiting = {
             let mut state = self.state.lock();
             if state.closed {
@@ -191,8 +207,8 @@ impl Queue {
             state.orders.push_back(order);
             state.orders.len()
         };
-        // The writer looks at the whole queue each time; these are the lengths it may be waiting for.
-        if waiting == 1 || waiting == ENOUGH {
+        // The writer looks at the whole queue each time it has an answer; these are what it may be waiting for otherwise.
+        if waiting == ENOUGH || flush || waiting == 1 && self.is_idle() {
             self.filled.notify_one();
         }
         Ok(())

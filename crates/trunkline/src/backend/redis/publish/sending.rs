@@ -43,7 +43,7 @@ pub(super) fn send_to(
     let shared = shared.clone();
     Box::pin(async move {
         let answer = tokio::select! {
-            answer = current.connection.send_packed_commands(&pipeline, 0, expected) => answer,
+            answer = current.connection.send_all(&pipeline, expected) => answer,
             () = current.lost.cancelled() => Err(redis::RedisError::from((redis::ErrorKind::Io, "lost"))),
         };
         let link = &shared.link;

@@ -42,7 +42,7 @@ const LATE_INTERVAL: Duration = Duration::from_millis(10);
 const HOMES_MAX: usize = 1024;
 
 /// See the module's text.
-pub(in crate::backend::redis) struct Writer {
+pub(super) struct Writer {
     pub(super) queue: Arc<Queue>,
     pub(super) shared: Arc<Shared>,
     /// The messages of the batches under way, in the order of their answers.
@@ -122,7 +122,7 @@ impl Writer {
     }
 
     /// Sends what is queued, until `stop`.
-    pub(in crate::backend::redis) async fn run(mut self, stop: CancellationToken) {
+    pub(super) async fn run(mut self, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.send_all() => {}
@@ -141,6 +141,11 @@ impl Writer {
                 continue;
             }
             let idle = waiting == 0 && answering.is_empty();
+            self.queue.set_idle(idle);
+            // Whatever came before that was said has woken nobody.
+            if idle && self.queue.len() > 0 {
+                continue;
+            }
             let queue = self.queue.clone();
             tokio::select! {
                 biased;
@@ -360,6 +365,12 @@ impl Writer {
     fn groups(&mut self, routes: &Routes, items: Vec<Item>) -> Vec<Group> {
         let mut groups: Vec<Group> = Vec::new();
         let (mut latest, most) = (0, items.len());
+        if let Some((first, others)) = items.split_first() {
+            let home = self.home(routes, &first.subject);
+            if others.iter().all(|item| Arc::ptr_eq(&self.home(routes, &item.subject), &home)) {
+                return vec![Group { home, items, current: None, quiet: None }];
+            }
+        }
         for item in items {
             let home = self.home(routes, &item.subject);
             let is_same = |known: &Group| Arc::ptr_eq(&known.home, &home) || known.home.key == home.key;
