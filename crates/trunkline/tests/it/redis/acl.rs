@@ -1,5 +1,6 @@
 //! The rules that a user needs are enough, and none of them is too many.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use trunkline::backend::redis::{ACL_RULES, RedisBackend, RedisConnectError};
@@ -154,6 +155,51 @@ async fn user_who_cannot_silence_the_server_stores_bursts_all_the_same() {
     set_user(&server, "loud", &ACL_RULES.replace("+client|reply ", ""));
     soon(everything(&server, "loud")).await.unwrap();
     assert!(denied(&server, "loud"), "bursts were not sent as transactions");
+}
+
+/// The rule may be taken away in use. What the server says then is read as answers to other commands: nobody is told of
+/// an outcome that is not so, and the next batches are stored.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_who_may_not_silence_the_server_any_more_is_told_nothing_wrong() {
+    let server = RedisServer::start_volatile();
+    set_user(&server, "fading", ACL_RULES);
+    let mut options = options(&format!("redis://fading:pw@127.0.0.1:{}", server.port()));
+    options.prefix = "atlas_bus:fading".to_owned();
+    let backend = RedisBackend::connect(options).await.unwrap();
+    streams(&backend).ensure(StreamConfig::new("work", vec!["work.>".parse().unwrap()])).await.unwrap();
+    soon(burst(&backend, "work.x", 200)).await.unwrap();
+    server.ask("ACL SETUSER fading -client|reply");
+    let (mut stored, mut unknown) = (BTreeSet::new(), 0);
+    for round in 0..50 {
+        let publish = |number: usize| {
+            let message = Message::new(subject("work.x"), format!("{round}.{number}"));
+            backend.publish(message, PublishOptions::default()).outcome()
+        };
+        let outcomes = soon(futures_util::future::join_all((0..200).map(publish))).await;
+        let before = unknown;
+        for (number, outcome) in outcomes.into_iter().enumerate() {
+            match outcome {
+                Ok(Receipt::Stored { offset, .. }) => {
+                    assert!(stored.insert((offset, format!("{round}.{number}"))), "{offset} twice");
+                }
+                Err(PublishError::OutcomeUnknown { .. }) => unknown += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        if before > 0 && unknown == before {
+            break;
+        }
+    }
+    assert!(unknown > 0, "nothing was sent in silence");
+    let page = ReadRequest { from: Start::Beginning, filter: None, max: 100_000 };
+    let kept = soon(streams(&backend).read("work", page)).await.unwrap().messages;
+    let kept: BTreeSet<_> = kept
+        .into_iter()
+        .map(|stored| (stored.offset, String::from_utf8_lossy(&stored.message.payload).into_owned()))
+        .filter(|(_, payload)| payload != "burst")
+        .collect();
+    assert!(kept.is_superset(&stored), "told as stored, and is not");
+    assert!(kept.len() <= stored.len() + unknown, "told as not stored, and is");
 }
 
 /// Without any one of the rules something is denied: at the start, or where it is needed.
