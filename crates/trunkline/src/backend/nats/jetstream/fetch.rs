@@ -183,7 +183,8 @@ impl NatsMember {
         let max = request["batch"].as_u64().unwrap_or(1);
         let inbox = link.client.new_inbox();
         let answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
-        let mut incoming = Incoming::new(self, answers);
+        let until = Instant::now() + self.lease_time();
+        let mut incoming = Incoming::new(self, answers, until);
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.on_server, self.config.name);
         let denied = self.jetstream.api.denied(&subject, connection, time + PULL_GRACE);
         let outbound = OutboundMessage {
@@ -192,7 +193,6 @@ impl NatsMember {
             payload: request.to_string().into(),
             headers: None,
         };
-        let until = Instant::now() + self.lease_time();
         link.client.publish_message(outbound).await.map_err(|_| broken())?;
         let Some(answers) = &mut incoming.answers else { return Ok(End::Ended) };
         let taking = self.take_answers(answers, max, until, brought);

@@ -57,18 +57,23 @@ impl Drop for Brought<'_> {
         if deliveries.is_empty() || self.member.config.keyed {
             return;
         }
+        let mut until = Instant::now();
         let mut acks = Vec::with_capacity(deliveries.len());
         let mut held = self.member.held.lock();
         for delivery in deliveries {
             // What is not held any more was handed back by a member that leaves, or its lease is over.
             let Some(sequence) = delivery.offset.sequence() else { continue };
-            if held.get(&sequence).is_some_and(|held| held.attempt == delivery.attempt) {
-                acks.extend(held.remove(&sequence).map(|held| held.ack));
+            if held.get(&sequence).is_some_and(|held| held.attempt == delivery.attempt)
+                && let Some(held) = held.remove(&sequence)
+            {
+                // All of one request have one lease.
+                until = held.until;
+                acks.push(held.ack);
             }
         }
         drop(held);
         let jetstream = self.member.jetstream.clone();
-        let handing_back = async move { hand_back(&jetstream, acks).await };
+        let handing_back = async move { hand_back(&jetstream, acks, until).await };
         self.member.handing_back.spawn_on(handing_back, &self.member.jetstream.runtime);
     }
 }
@@ -79,11 +84,13 @@ pub(super) struct Incoming<'a> {
     member: &'a NatsMember,
     /// Taken when the request is over, or handed back.
     pub(super) answers: Option<Subscriber>,
+    /// Until when this member may settle what comes.
+    until: Instant,
 }
 
 impl<'a> Incoming<'a> {
-    pub(super) fn new(member: &'a NatsMember, answers: Subscriber) -> Self {
-        Self { member, answers: Some(answers) }
+    pub(super) fn new(member: &'a NatsMember, answers: Subscriber, until: Instant) -> Self {
+        Self { member, answers: Some(answers), until }
     }
 
     pub(super) fn over(mut self) {
@@ -97,7 +104,7 @@ impl Drop for Incoming<'_> {
         if self.member.config.keyed {
             return;
         }
-        let jetstream = self.member.jetstream.clone();
+        let (jetstream, until) = (self.member.jetstream.clone(), self.until);
         let handing_back = async move {
             let link = &jetstream.api.link;
             // Brings in what the server had sent: the library forgets a subscription with its UNSUB.
@@ -108,18 +115,21 @@ impl Drop for Incoming<'_> {
             while let Some(answer) = answers.next().await {
                 acks.extend(answer.reply.filter(|_| answer.status.is_none()));
             }
-            hand_back(&jetstream, acks).await;
+            hand_back(&jetstream, acks, until).await;
         };
         self.member.handing_back.spawn_on(handing_back, &self.member.jetstream.runtime);
     }
 }
 
 /// Gives deliveries back in their order, and waits until the server says that it has them. One that is lost comes again
-/// after `ack_wait`.
-async fn hand_back(jetstream: &JetStream, acks: Vec<async_nats::Subject>) {
-    let by = Instant::now() + jetstream.api.link.publish_timeout;
+/// after `ack_wait`. After `until` they may be somebody else's, and the server would take them away from there.
+async fn hand_back(jetstream: &JetStream, acks: Vec<async_nats::Subject>, until: Instant) {
+    let by = until.min(Instant::now() + jetstream.api.link.publish_timeout);
     let mut under_way = Vec::with_capacity(acks.len());
     for ack in acks {
+        if Instant::now() >= until {
+            break;
+        }
         under_way.push(jetstream.api.send(ack, None, Bytes::from_static(NAK), by).await);
     }
     for sent in under_way.into_iter().flatten() {
