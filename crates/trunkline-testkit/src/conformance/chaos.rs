@@ -1,5 +1,6 @@
 //! Random work by many hands, by seed; the history of it has to keep every rule.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use trunkline::{Message, Pattern, Subject};
 use super::Harness;
 use super::probe::{Listener, PATIENCE, consumer, ensure, flush, join, publish, soon, streams, try_publish};
 use crate::faulty::{FaultRates, FaultyBackend};
-use crate::history::{Answer, Event, Expectations, History, MessageId, Told, check};
+use crate::history::{Answer, Event, Expectations, History, MessageId, Told, Violation, check};
 use crate::seeds::seeds;
 
 /// Seeds tried when nobody says how many.
@@ -21,12 +22,18 @@ const SEEDS: u64 = 3;
 /// The lease of the random consumer: short, so that many are lost.
 const ACK_WAIT: Duration = Duration::from_millis(100);
 
-/// Fails with every violation, and the seed to replay it.
+/// Fails with every violation, what happened to the messages that are concerned, and the seed to replay it.
 pub(super) fn assert_kept(history: &History, expected: &Expectations, seed: u64) {
     let entries = history.entries();
     let violations = check(&entries, expected);
     if !violations.is_empty() {
-        let list: Vec<String> = violations.iter().take(20).map(ToString::to_string).collect();
+        let mut list: Vec<String> = violations.iter().take(20).map(ToString::to_string).collect();
+        let concerned: BTreeSet<_> = violations.iter().take(20).filter_map(Violation::offset).collect();
+        for offset in concerned {
+            list.push(format!("at {offset}:"));
+            let about = entries.iter().filter(|entry| entry.event.offset() == Some(offset));
+            list.extend(about.map(|entry| format!("  {:?} {:?}", entry.at, entry.event)));
+        }
         panic!(
             "seed {seed}: {} of {} events broken rules:\n{}",
             violations.len(),

@@ -178,6 +178,22 @@ pub enum Violation {
     SucceededYetDoomed(MessageId),
 }
 
+impl Violation {
+    /// The stored message whose deliveries broke the rule, if it is one of them.
+    pub fn offset(&self) -> Option<StreamOffset> {
+        match self {
+            Self::AttemptRepeated { offset, .. }
+            | Self::AttemptSkipped { offset, .. }
+            | Self::TwoLeases { offset, .. }
+            | Self::NakTooEarly { offset, .. }
+            | Self::SettledYetDelivered { offset, .. }
+            | Self::SettledTwice { offset, .. }
+            | Self::LateSettlement { offset, .. } => Some(*offset),
+            _ => None,
+        }
+    }
+}
+
 /// A published message.
 #[derive(Debug)]
 pub(super) struct Published {

@@ -184,6 +184,18 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The stored message that it is about, if it is about one.
+    pub fn offset(&self) -> Option<StreamOffset> {
+        match self {
+            Self::Delivered { offset, .. } | Self::Settling { offset, .. } | Self::Settled { offset, .. } => {
+                Some(*offset)
+            }
+            _ => None,
+        }
+    }
+}
+
 /// An event and when it happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

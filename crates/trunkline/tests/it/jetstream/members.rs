@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
 use trunkline::backend::nats::{NatsBackend, NatsOptions};
 use trunkline::backend::{
     Backend as _, ConsumerConfig, ConsumerInfo, Lease, Settle, Settled, Start, StreamConfig,
@@ -230,4 +231,76 @@ async fn consumers_tell_how_they_stand() {
     assert_eq!(info(&backend, "c").await.missed, 3);
     assert_eq!(info(&backend, "filtered").await.missed, 0, "it would not have been given them");
     publish(&backend, message("work.x", "last")).await.unwrap();
+}
+
+/// What a fetch had already taken in when it was given up goes to another member at once, and not after `ack_wait`, although
+/// the first one stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropped_fetch_gives_back_what_it_had_taken() {
+    let server = server();
+    let address = server.url().trim_start_matches("nats://").parse().unwrap();
+    let proxy = TcpProxy::start(address).await.unwrap();
+    let far = NatsBackend::connect(NatsOptions::new([format!("nats://{}", proxy.address())])).await.unwrap();
+    let near = connect(&server).await;
+    ensure(&near, "work", "work.>").await;
+    publish_many(&near, 1).await;
+    let (giving_up, other) = (join(&far, "work", LONG, false).await, join(&near, "work", LONG, false).await);
+    let kept = fetch_one(&*giving_up).await;
+    // Limits remove what nobody has read: a fetch that has taken what is behind asks how much that was.
+    let mut config = StreamConfig::new("work", vec!["work.>".parse().unwrap()]);
+    config.max_messages = Some(3);
+    soon(streams(&near).ensure(config)).await.unwrap();
+    publish_many(&near, 5).await;
+    let raw = async_nats::connect(server.url()).await.unwrap();
+    let mut asked = raw.subscribe("$JS.API.STREAM.INFO.atlas_bus_work").await.unwrap();
+    raw.flush().await.unwrap();
+    proxy.delay(Duration::from_millis(300));
+    tokio::select! {
+        biased;
+        asked = soon(asked.next()) => assert!(asked.is_some()),
+        fetched = giving_up.fetch(10, PATIENCE) => panic!("it has no answer yet: {fetched:?}"),
+    }
+    let mut numbers = Vec::new();
+    while numbers.len() < 3 {
+        let delivery = fetch_one(&*other).await;
+        numbers.push((delivery.offset.sequence().unwrap(), delivery.attempt));
+    }
+    assert_eq!(numbers, [(4, 2), (5, 2), (6, 2)]);
+    let done = soon(giving_up.settle(vec![(kept.token, Settle::Ack)])).await;
+    assert_eq!(done, Ok(vec![Settled::Done]), "what was returned before stays its own");
+    assert_eq!(info(&near, "c").await.pending, 3);
+}
+
+/// A member that had lost track of its deliveries when another one took over calls everything back once when it is the
+/// active one again, and not with the next renewal, too: by then handlers are at work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn member_that_lost_track_before_it_takes_over_calls_back_once() {
+    let server = server();
+    let backend = connect(&server).await;
+    ensure(&backend, "work", "work.>").await;
+    publish_many(&backend, 1).await;
+    let (one, other) = (join(&backend, "work", LONG, true).await, join(&backend, "work", LONG, true).await);
+    let ttl = Duration::from_secs(2);
+    assert_eq!(soon(one.lease(ttl)).await, Ok(Lease::Held { new: true }));
+    let first = fetch_one(&*one).await;
+    // A request that is given up may have had deliveries on their way: with the next fetch the member has lost track, and
+    // may not settle any more.
+    loop {
+        assert_eq!(soon(one.lease(ttl)).await, Ok(Lease::Held { new: false }));
+        let given_up = tokio::time::timeout(Duration::from_millis(50), one.fetch(1, PATIENCE)).await;
+        assert!(given_up.is_err(), "there is nothing more: {given_up:?}");
+        assert!(soon(one.fetch(1, Duration::ZERO)).await.unwrap().deliveries.is_empty());
+        let progress = soon(one.settle(vec![(first.token.clone(), Settle::Progress)])).await;
+        if progress == Ok(vec![Settled::LeaseLost]) {
+            break;
+        }
+        assert_eq!(progress, Ok(vec![Settled::Done]));
+    }
+    let taking_over = async { while other.lease(ttl).await != Ok(Lease::Held { new: true }) {} };
+    soon(taking_over).await;
+    soon(other.leave()).await.unwrap();
+    assert_eq!(soon(one.lease(PATIENCE)).await, Ok(Lease::Held { new: true }));
+    let again = fetch_one(&*one).await;
+    assert_eq!(soon(one.lease(PATIENCE)).await, Ok(Lease::Held { new: false }), "nothing was lost since");
+    assert_eq!(soon(one.settle(vec![(again.token, Settle::Ack)])).await, Ok(vec![Settled::Done]));
 }

@@ -4,6 +4,7 @@ mod conflicts;
 mod members;
 mod outbox;
 mod permissions;
+mod starts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

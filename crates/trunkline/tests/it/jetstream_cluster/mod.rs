@@ -2,10 +2,11 @@
 //! there and is delivered, whatever happens to the servers and between them.
 //!
 //! `campaign` strikes the cluster while `load` keeps it busy and `verdict` says whether every rule was kept; `core` is
-//! about what is not stored, `takeover` about order by key.
+//! about what is not stored, `takeover` about order by key, `election` about what goes on while nobody leads the cluster.
 
 mod campaign;
 mod core;
+mod election;
 mod load;
 mod members;
 mod takeover;

@@ -5,18 +5,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_nats::client::traits::Publisher as _;
 use async_nats::message::OutboundMessage;
 use async_nats::{StatusCode, Subscriber};
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::time::Instant;
 use trunkline_core::{StreamOffset, Subject};
 
+use super::ack_subject::AckSubject;
 use super::api::Failure;
+use super::given_up::{Brought, Incoming, UnderWay};
 use super::member::{Held, NatsMember};
 use super::names::nanos;
 use crate::backend::nats::message::Decoder;
@@ -34,109 +35,6 @@ const BATCH_MESSAGES: usize = 1024;
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Delay before a request that was refused is made again.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
-
-/// What an acknowledgement subject tells about a delivery.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct AckSubject {
-    attempt: u32,
-    pub(super) stream_seq: u64,
-    pub(super) consumer_seq: u64,
-    time: SystemTime,
-}
-
-impl AckSubject {
-    /// Reads `$JS.ACK.STREAM.CONSUMER.ATTEMPT.SSEQ.CSEQ.TIME.PENDING`, or the longer form with domain and account before
-    /// the stream.
-    pub(super) fn parse(subject: &str) -> Option<Self> {
-        let mut tokens = subject.strip_prefix("$JS.ACK.")?.split('.');
-        let skipped = match subject.bytes().filter(|&byte| byte == b'.').count() + 1 {
-            9 => 2,
-            11.. => 4,
-            _ => return None,
-        };
-        tokens.nth(skipped - 1)?;
-        let mut number = || tokens.next()?.parse::<u64>().ok();
-        Some(Self {
-            attempt: u32::try_from(number()?).unwrap_or(u32::MAX),
-            stream_seq: number()?,
-            consumer_seq: number()?,
-            time: UNIX_EPOCH + Duration::from_nanos(number()?),
-        })
-    }
-}
-
-/// What a request has brought so far.
-#[derive(Default)]
-struct Brought {
-    fetched: Fetched,
-    /// As much as was asked for.
-    full: bool,
-    /// A delivery of a keyed consumer does not follow the one before.
-    out_of_order: bool,
-}
-
-/// A request that is under way.
-struct UnderWay<'a> {
-    member: &'a NatsMember,
-    returned: bool,
-}
-
-/// Where the deliveries of a request come in.
-///
-/// Dropped before the request is over, it hands back what the server has sent by then, so that others get it at once
-/// and not after `ack_wait`. What the server sends until it reads the UNSUB nobody hears of.
-struct Incoming<'a> {
-    member: &'a NatsMember,
-    /// Taken when the request is over, or handed back.
-    answers: Option<Subscriber>,
-}
-
-impl Incoming<'_> {
-    fn over(mut self) {
-        self.answers.take();
-    }
-}
-
-impl Drop for Incoming<'_> {
-    fn drop(&mut self) {
-        let Some(mut answers) = self.answers.take() else { return };
-        // Of a keyed consumer everything is called back by who has the lease next.
-        if self.member.config.keyed {
-            return;
-        }
-        let jetstream = self.member.jetstream.clone();
-        let handing_back = async move {
-            let link = &jetstream.api.link;
-            let wait = link.publish_timeout;
-            // Brings in what the server had sent: the library forgets a subscription with its UNSUB.
-            if link.prove(wait).await.is_err() || answers.drain().await.is_err() {
-                return;
-            }
-            while let Some(answer) = answers.next().await {
-                if let (None, Some(ack)) = (answer.status, answer.reply) {
-                    // One that is lost comes again after `ack_wait`.
-                    let _ = jetstream.api.ask(ack, None, Bytes::from_static(b"-NAK"), wait).await;
-                }
-            }
-        };
-        self.member.handing_back.spawn_on(handing_back, &self.member.jetstream.runtime);
-    }
-}
-
-impl UnderWay<'_> {
-    fn returned(mut self) {
-        self.returned = true;
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        if !self.returned && self.member.config.keyed {
-            // What is at work may still be settled: a member that drains gives its fetch up, and lets handlers finish.
-            self.member.dropped_fetch.store(true, Ordering::SeqCst);
-        }
-    }
-}
 
 /// How a request ended.
 enum End {
@@ -177,15 +75,14 @@ impl NatsMember {
                     }
                 }
             }
-            let mut brought = Brought::default();
+            let mut brought = Brought::nothing(self);
             // A fetch that is dropped half way loses what was on its way.
-            let under_way = UnderWay { member: self, returned: false };
+            let under_way = UnderWay::new(self);
             let round = self.watch.lock().round;
             let ended = self.pull(max, time, contended, &mut brought).await;
             under_way.returned();
             contended = matches!(ended, Ok(End::Contended));
             let passed_over = self.config.keyed && self.has_passed_over(&brought, &ended, round);
-            let mut fetched = brought.fetched;
             if passed_over || !matches!(ended, Ok(End::Over | End::Contended)) {
                 self.lose_track();
             }
@@ -193,30 +90,30 @@ impl NatsMember {
                 // They came too late, or others before them got lost: all are called back together.
                 self.lose_track();
                 self.held.lock().clear();
-                fetched.deliveries.clear();
+                brought.clear();
             }
             match ended {
                 Ok(End::Over | End::Contended) => {}
                 // What has come by then is given out first.
-                _ if !fetched.deliveries.is_empty() => {}
+                _ if !brought.is_empty() => {}
                 Ok(End::Ended) => {
                     self.check_there().await?;
                     tokio::time::sleep(RETRY_DELAY).await;
                 }
                 Err(failure) => return Err(self.failed(failure)),
             }
-            fetched.missed = self.removed_by_limits().await;
-            if fetched.missed > 0 {
-                self.count_missed(fetched.missed).await;
+            let missed = self.removed_by_limits().await;
+            if missed > 0 {
+                self.count_missed(missed).await;
             }
-            if !fetched.deliveries.is_empty() || fetched.missed > 0 || Instant::now() >= deadline {
-                return Ok(fetched);
+            if !brought.is_empty() || missed > 0 || Instant::now() >= deadline {
+                return Ok(brought.returned(missed));
             }
         }
     }
 
     /// Whether something of a keyed consumer may have been passed over by what a request brought.
-    fn has_passed_over(&self, brought: &Brought, ended: &Result<End, Failure>, round: u64) -> bool {
+    fn has_passed_over(&self, brought: &Brought<'_>, ended: &Result<End, Failure>, round: u64) -> bool {
         let mut watch = self.watch.lock();
         // Asked before everything was called back, or while it was.
         watch.round != round
@@ -267,7 +164,7 @@ impl NatsMember {
         max: usize,
         time: Duration,
         contended: bool,
-        brought: &mut Brought,
+        brought: &mut Brought<'_>,
     ) -> Result<End, Failure> {
         let link = &self.jetstream.api.link;
         let broken = || Failure::NotConnected(link.events.reason());
@@ -286,7 +183,8 @@ impl NatsMember {
         let max = request["batch"].as_u64().unwrap_or(1);
         let inbox = link.client.new_inbox();
         let answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
-        let mut incoming = Incoming { member: self, answers: Some(answers) };
+        let until = Instant::now() + self.lease_time();
+        let mut incoming = Incoming::new(self, answers, until);
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.on_server, self.config.name);
         let denied = self.jetstream.api.denied(&subject, connection, time + PULL_GRACE);
         let outbound = OutboundMessage {
@@ -295,7 +193,6 @@ impl NatsMember {
             payload: request.to_string().into(),
             headers: None,
         };
-        let until = Instant::now() + self.lease_time();
         link.client.publish_message(outbound).await.map_err(|_| broken())?;
         let Some(answers) = &mut incoming.answers else { return Ok(End::Ended) };
         let taking = self.take_answers(answers, max, until, brought);
@@ -314,7 +211,7 @@ impl NatsMember {
         answers: &mut Subscriber,
         max: u64,
         until: Instant,
-        brought: &mut Brought,
+        brought: &mut Brought<'_>,
     ) -> Result<End, Failure> {
         let mut decoder = Decoder::default();
         let mut count = 0;
@@ -349,7 +246,7 @@ impl NatsMember {
         decoder: &mut Decoder,
         answer: async_nats::Message,
         until: Instant,
-        brought: &mut Brought,
+        brought: &mut Brought<'_>,
     ) {
         let about = |ack: async_nats::Subject| AckSubject::parse(&ack).map(|about| (ack, about));
         let Some((ack, about)) = answer.reply.and_then(about) else {
@@ -372,7 +269,7 @@ impl NatsMember {
         let ack_subject = Subject::new(ack.as_str()).ok();
         let held = Held { attempt: about.attempt, until, ack };
         self.held.lock().insert(about.stream_seq, held);
-        brought.fetched.deliveries.push(Delivery {
+        brought.push(Delivery {
             message: Arc::new(message),
             offset,
             time: about.time,
@@ -399,30 +296,6 @@ impl NatsMember {
             && about.stream_seq > frontier + 1
         {
             progress.gaps.push((frontier + 1, about.stream_seq));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ack_subjects_tell_about_the_delivery_in_both_forms() {
-        let expected = AckSubject {
-            attempt: 2,
-            stream_seq: 7,
-            consumer_seq: 9,
-            time: UNIX_EPOCH + Duration::from_nanos(1_795_344_761_830_089_140),
-        };
-        for text in [
-            "$JS.ACK.p_s.c.2.7.9.1795344761830089140.3",
-            "$JS.ACK._.hash.p_s.c.2.7.9.1795344761830089140.3.x",
-        ] {
-            assert_eq!(AckSubject::parse(text).as_ref(), Some(&expected), "{text}");
-        }
-        for text in ["", "$JS.ACK.p_s.c.2.7.9.1", "$JS.ACK.p_s.c.x.7.9.1.3", "a.b.c.d.2.7.9.1.3"] {
-            assert_eq!(AckSubject::parse(text), None, "{text}");
         }
     }
 }

@@ -18,9 +18,9 @@ use tokio_util::task::AbortOnDropHandle;
 use trunkline_core::{Pattern, StreamOffset};
 
 use super::JetStream;
+use super::ack_subject::AckSubject;
 use super::api::{Failure, codes};
 use super::consumers::State;
-use super::fetch::AckSubject;
 use super::names::{StartAt, nanos, print_time, start_at};
 use super::streams::{Found, named, names_of};
 use crate::backend::inbox::Inbox;

@@ -109,8 +109,10 @@ impl NatsMember {
     ) -> Result<Lease, Failure> {
         state.mine = Some(revision);
         state.seen = None;
-        // What was lost on its way is called back, too, or what stands behind it would overtake it.
-        let new = !state.taken_over || self.lost_track.swap(false, Ordering::SeqCst);
+        // What was lost on its way is called back, too, or what stands behind it would overtake it. Taking over does that, so
+        // it is known from then on in either case: remembered past it, it would have everything called back once more.
+        let lost_track = self.lost_track.swap(false, Ordering::SeqCst);
+        let new = lost_track || !state.taken_over;
         if new {
             state.taken_over = false;
             self.dropped_fetch.store(false, Ordering::SeqCst);

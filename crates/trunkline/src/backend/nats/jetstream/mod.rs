@@ -6,18 +6,21 @@
 //! | `names` | names and starts in JetStream's terms; patterns that no stream may have |
 //! | `streams`, `read` | streams; pages of them by direct get |
 //! | `routes`, `outgoing` | which subjects are stored; publishing with a confirmation |
-//! | `consumers`, `member`, `fetch` | durable consumers, their members, pull requests |
-//! | `lease`, `bucket` | the active member of a keyed consumer; what members share |
+//! | `consumers`, `member` | durable consumers, their members |
+//! | `fetch`, `ack_subject`, `given_up` | pull requests, what tells about a delivery, fetches that are dropped |
+//! | `lease`, `recall`, `bucket` | the active member of a keyed consumer; what members share |
 //! | `follow` | live subscriptions that start in the past |
 //!
 //! The API is spoken directly, on the client library's connection: which outcome is unknown, when a lease begins, and
 //! what a dropped future leaves behind is for the bus to know.
 
+mod ack_subject;
 mod api;
 mod bucket;
 mod consumers;
 mod fetch;
 mod follow;
+mod given_up;
 mod lease;
 mod member;
 mod names;

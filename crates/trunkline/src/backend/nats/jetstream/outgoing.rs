@@ -38,9 +38,13 @@ use crate::backend::{PublishError, Publishing, Receipt};
 const UNDER_WAY_MAX: usize = 4096;
 /// Delay between two attempts to learn which subjects are stored.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
-/// Longest wait of a message for the list of all streams. It comes within milliseconds, unless some stream of a cluster
-/// has no leader.
-const LIST_WAIT: Duration = Duration::from_secs(1);
+/// Longest wait of a message for what is asked about its subject. Answers come within milliseconds, unless nobody leads
+/// JetStream.
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
+/// So much later than for the list of all streams it is asked for one subject alone. The list comes late when some stream of
+/// a cluster has no leader, as one that somebody makes in this moment; that must not hold up those who have nothing to do
+/// with it.
+const LIST_HEAD_START: Duration = Duration::from_millis(20);
 /// Delay before the list is asked for again after it could not be had.
 const LIST_RETRY_DELAY: Duration = Duration::from_secs(2);
 
@@ -76,6 +80,13 @@ struct State {
     queue: VecDeque<Queued>,
     /// How many messages of each subject wait or are being sent by the task.
     busy: HashMap<Subject, usize, foldhash::fast::RandomState>,
+}
+
+impl State {
+    /// Whether JetStream gave no answer a moment ago.
+    fn is_mute(&self, now: Instant) -> bool {
+        self.mute_until.is_some_and(|until| now < until)
+    }
 }
 
 /// One publish.
@@ -193,9 +204,7 @@ impl Outgoing {
                         self.stale.notify_one();
                     }
                     match state.routes.route(&message.subject, now) {
-                        Route::Old { stored } if state.mute_until.is_some_and(|until| now < until) => {
-                            Route::Known { stored }
-                        }
+                        Route::Old { stored } if state.is_mute(now) => Route::Known { stored },
                         route => route,
                     }
                 }
@@ -472,25 +481,33 @@ impl Outgoing {
     async fn learn(&self, job: &Job) -> Result<bool, PublishError> {
         let subject = &job.message.subject;
         loop {
-            if let Some(stored) = self.state.lock().routes.learn(subject, job.since, Instant::now()) {
-                return Ok(stored);
-            }
-            let listless = self.state.lock().listless;
-            if !listless {
-                match tokio::time::timeout(LIST_WAIT, self.refresh()).await {
-                    Ok(Ok(())) => continue,
-                    Ok(Err(failure @ Failure::Denied { .. })) => {
-                        let reason = format!("nobody may tell whether a stream stores it: {failure}");
-                        return Err(PublishError::Denied { subject: subject.clone(), reason });
-                    }
-                    _ => self.state.lock().listless = true,
+            let now = Instant::now();
+            let listless = {
+                let mut state = self.state.lock();
+                if let Some(stored) = state.routes.learn(subject, job.since, now) {
+                    return Ok(stored);
                 }
-            }
-            let failure = match tokio::time::timeout(LIST_WAIT, self.ask_for(subject)).await {
-                Ok(Ok(stored)) => return Ok(stored),
+                // Others have asked in vain a moment ago, and waited for it.
+                if let (Route::Old { stored }, true) = (state.routes.route(subject, now), state.is_mute(now))
+                {
+                    return Ok(stored);
+                }
+                state.listless
+            };
+            let asking = async {
+                match listless {
+                    false => self.ask_for_all_or(subject).await,
+                    true => self.ask_for(subject).await.map(Some),
+                }
+            };
+            let failure = match tokio::time::timeout(ANSWER_WAIT, asking).await {
+                Ok(Ok(Some(stored))) => return Ok(stored),
+                Ok(Ok(None)) => continue,
                 Ok(Err(failure)) => failure,
                 Err(_) => {
-                    self.state.lock().mute_until = Some(Instant::now() + LIST_RETRY_DELAY);
+                    let mut state = self.state.lock();
+                    state.listless = true;
+                    state.mute_until = Some(Instant::now() + LIST_RETRY_DELAY);
                     Failure::NotConnected("JetStream gives no answer".to_owned())
                 }
             };
@@ -507,6 +524,31 @@ impl Outgoing {
                 return Err(self.not_sent(format!("nobody knows whether a stream stores it: {failure}")));
             }
             tokio::time::sleep(RETRY_DELAY).await;
+        }
+    }
+
+    /// Asks for all streams; where the list does not come at once, for the one subject, too. `None` when the list is there.
+    async fn ask_for_all_or(&self, subject: &Subject) -> Result<Option<bool>, Failure> {
+        let mut listing = pin!(self.refresh());
+        let mut asking = pin!(async {
+            tokio::time::sleep(LIST_HEAD_START).await;
+            self.ask_for(subject).await
+        });
+        tokio::select! {
+            biased;
+            listed = &mut listing => match listed {
+                Ok(()) => Ok(None),
+                Err(failure @ Failure::Denied { .. }) => Err(failure),
+                Err(_) => asking.await.map(Some),
+            },
+            asked = &mut asking => match asked {
+                Ok(stored) => {
+                    self.state.lock().listless = true;
+                    Ok(Some(stored))
+                }
+                // Who may see the list need not be allowed to ask for names.
+                Err(_) => listing.await.map(|()| None),
+            },
         }
     }
 

@@ -14,9 +14,9 @@ use async_nats::message::OutboundMessage;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::ack_subject::AckSubject;
 use super::api::{Failure, Refusal, codes};
 use super::consumers::State;
-use super::fetch::AckSubject;
 use super::lease::LeaseState;
 use super::member::NatsMember;
 
