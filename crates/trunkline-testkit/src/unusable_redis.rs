@@ -30,6 +30,29 @@ enum Kept {
     Listener { _listener: TcpListener },
     Server { _server: RedisServer },
     Stranger { _stranger: Stranger },
+    Unroutable { _unroutable: Unroutable },
+}
+
+/// An address to which packets go and from which none come back, as behind a firewall or a route to nowhere: a listener
+/// that accepts nobody and whose queue is full, so that the system drops what else asks for a connection.
+struct Unroutable {
+    address: SocketAddr,
+    _listener: TcpListener,
+    _waiting: Vec<TcpStream>,
+}
+
+impl Unroutable {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let mut waiting = Vec::new();
+        // Where there is room a connection on the same machine is made at once.
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            waiting.push(stream);
+            assert!(waiting.len() < 10_000, "the queue of {address} never fills");
+        }
+        Self { address, _listener: listener, _waiting: waiting }
+    }
 }
 
 /// A server of something else: it answers whatever it is asked as a web server does. Ends when dropped.
@@ -85,7 +108,7 @@ pub fn unusable_redis() -> Vec<UnusableRedis> {
         server("--appendonly no --user reader on >s3cret ~* +ping +client +hello +select +get"),
         server("--appendonly no"),
     );
-    let stranger = Stranger::start();
+    let (stranger, unroutable) = (Stranger::start(), Unroutable::start());
     let at = |server: &RedisServer| format!("127.0.0.1:{}", server.port());
     let keep = |server| Kept::Server { _server: server };
     vec![
@@ -104,6 +127,14 @@ pub fn unusable_redis() -> Vec<UnusableRedis> {
             retryable: true,
             secret: None,
             _kept: Kept::Listener { _listener: silent },
+        },
+        UnusableRedis {
+            name: "no way to it",
+            url: format!("redis://{}", unroutable.address),
+            says: "within",
+            retryable: true,
+            secret: None,
+            _kept: Kept::Unroutable { _unroutable: unroutable },
         },
         UnusableRedis {
             name: "wrong password",

@@ -112,8 +112,9 @@ pub(super) struct Link {
     pub(super) suspect: Notify,
     /// A server has refused a write because it is a replica. Where there is only one, it is to say when that is over.
     pub(super) demoted: AtomicBool,
-    /// Streams that a server refuses to give out although it is well, by key, and why. Held for one map operation.
-    refused_reads: Mutex<BTreeMap<String, String>>,
+    /// Readers that a server refuses their streams although it is well, by number, and why: several may read the same
+    /// stream. Held for one map operation.
+    refused_reads: Mutex<BTreeMap<u64, String>>,
     /// Until when those who answer requests may not have listed themselves again. Held to copy or replace it.
     settled_at: Mutex<Option<Instant>>,
     /// New work is refused.
@@ -218,16 +219,20 @@ impl Link {
         });
     }
 
-    /// Takes note of why the streams beside `key` cannot be read, or that they can be. Says whether that is news.
-    pub(super) fn note_refused_read(&self, key: &str, reason: Option<String>) -> bool {
+    /// Takes note of why a reader is refused its streams, or that it is not. Says whether that is news: not where another
+    /// one is refused for the same reason.
+    pub(super) fn note_refused_read(&self, reader: u64, reason: Option<String>) -> bool {
         let mut refused = self.refused_reads.lock();
-        let news = refused.get(key) != reason.as_ref();
-        match reason {
-            Some(reason) => refused.insert(key.to_owned(), reason),
-            None => refused.remove(key),
+        let before = match &reason {
+            Some(reason) => refused.insert(reader, reason.clone()),
+            None => refused.remove(&reader),
         };
+        let changed = before != reason;
+        let about = reason.or(before);
+        let news = changed
+            && !refused.iter().any(|(other, known)| *other != reader && Some(known) == about.as_ref());
         drop(refused);
-        if news {
+        if changed {
             // Whoever looks at the servers says in the status how all of it stands.
             self.suspect();
         }

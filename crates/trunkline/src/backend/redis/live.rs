@@ -18,6 +18,7 @@ use super::presence::Presence;
 use super::reader::Reader;
 use super::routes::Home;
 use super::shared::{Shared, Tip};
+use super::shares::{Joinable, Shares};
 use super::source::RedisSource;
 use super::streams::{StartAfter, start_after};
 use super::track::{Attachment, Taker, Track};
@@ -30,8 +31,8 @@ pub(super) struct Live {
     pub(super) presence: Arc<Presence>,
     /// The reader of the streams with one tag. Held to attach and detach; locks of readers and tracks are taken inside.
     readers: Mutex<HashMap<String, Arc<Reader>>>,
-    /// This process's share of each queue group, by stream and group. Held for one map operation.
-    groups: Mutex<HashMap<(String, String), Arc<Share>>>,
+    /// This process's share of each queue group.
+    shares: Shares<Share>,
     /// Held for one map operation, or to copy the list.
     subscriptions: Mutex<HashMap<u64, Arc<Subscription>>>,
     next_id: AtomicU64,
@@ -79,6 +80,12 @@ struct Share {
     source: OnceLock<Source>,
 }
 
+impl Joinable for Share {
+    fn is_joined(&self) -> bool {
+        self.source.get().is_some()
+    }
+}
+
 impl Live {
     pub(super) fn new(
         shared: &Arc<Shared>,
@@ -90,7 +97,7 @@ impl Live {
             shared: shared.clone(),
             presence: presence.clone(),
             readers: Mutex::default(),
-            groups: Mutex::default(),
+            shares: Shares::default(),
             subscriptions: Mutex::default(),
             next_id: AtomicU64::new(0),
             dropped: Arc::default(),
@@ -213,16 +220,11 @@ impl Live {
     ) -> Result<Source, Failure> {
         let key = (home.key.clone(), group_name(&subscription.pattern, queue));
         loop {
-            let joining = {
-                let make = || {
-                    let (pattern, dropped) = (&subscription.pattern, &self.dropped);
-                    let group =
-                        Group::new(&self.shared, &self.presence, dropped, home.clone(), pattern, queue);
-                    Arc::new(Share { group, source: OnceLock::new() })
-                };
-                let share = self.groups.lock().entry(key.clone()).or_insert_with(make).clone();
-                Joining { live: self, key: &key, share }
-            };
+            let joining = self.shares.join(&key, || {
+                let (pattern, dropped) = (&subscription.pattern, &self.dropped);
+                let group = Group::new(&self.shared, &self.presence, dropped, home.clone(), pattern, queue);
+                Share { group, source: OnceLock::new() }
+            });
             let share = &joining.share;
             let group = &share.group;
             let (start, index) = group.join().await?;
@@ -239,11 +241,8 @@ impl Live {
     }
 
     fn forget_group(&self, group: &Arc<Group>) {
-        let mut groups = self.groups.lock();
         let key = (group.home.key.clone(), group.name.clone());
-        if groups.get(&key).is_some_and(|known| Arc::ptr_eq(&known.group, group)) {
-            groups.remove(&key);
-        }
+        self.shares.forget(&key, |share| Arc::ptr_eq(&share.group, group));
     }
 
     /// Has a subscription read what is stored, by readers of its own that wait for it.
@@ -387,26 +386,6 @@ impl Live {
     /// All subscriptions there are.
     pub(super) fn subscriptions(&self) -> Vec<Arc<Subscription>> {
         self.subscriptions.lock().values().cloned().collect()
-    }
-}
-
-/// A share that is being joined. One that nobody has joined is forgotten with the last who tried.
-struct Joining<'a> {
-    live: &'a Live,
-    key: &'a (String, String),
-    share: Arc<Share>,
-}
-
-impl Drop for Joining<'_> {
-    fn drop(&mut self) {
-        let mut groups = self.live.groups.lock();
-        // The map has one, and this is the other: nobody else can come by it while the map is held.
-        if self.share.source.get().is_none()
-            && Arc::strong_count(&self.share) == 2
-            && groups.get(self.key).is_some_and(|share| Arc::ptr_eq(share, &self.share))
-        {
-            groups.remove(self.key);
-        }
     }
 }
 

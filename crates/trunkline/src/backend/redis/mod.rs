@@ -15,7 +15,7 @@
 //! | `publish` | batches of messages, and an outcome for each |
 //! | `live`, `source`, `control` | subscriptions, and the streams that they draw from |
 //! | `reader`, `track` | one blocking read for all streams that lie together, and who is given what it brings |
-//! | `groups`, `claims` | queue groups: which process has a message, and which member there |
+//! | `groups`, `shares`, `claims` | queue groups: which process has a message, and which member there |
 //! | `presence` | who answers requests, and is a member of a queue group, by heartbeat |
 //! | `streams`, `deleted`, `member` | streams, what was deleted from them, and durable consumers on them |
 //!
@@ -48,6 +48,7 @@ mod refusal;
 mod routes;
 mod scripts;
 mod shared;
+mod shares;
 mod slots;
 mod source;
 mod streams;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -35,6 +35,8 @@ const REFUSED_DELAY_MAX: Duration = Duration::from_secs(2);
 
 /// See the module's text.
 pub(super) struct Reader {
+    /// Tells it from others that read the same streams.
+    number: u64,
     link: Arc<Link>,
     /// Any key with the tag of its streams: says which server to read from.
     key: String,
@@ -50,8 +52,10 @@ pub(super) struct Reader {
 impl Reader {
     /// A reader of nothing yet. [`Reader::run`] is to be spawned.
     pub(super) fn new(link: &Arc<Link>, key: &str, stop: CancellationToken) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let key = key.to_owned();
         Arc::new(Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             link: link.clone(),
             key,
             tracks: Mutex::default(),
@@ -125,21 +129,21 @@ impl Reader {
             () = self.stop.cancelled() => {}
             () = reading => {}
         }
-        self.link.note_refused_read(&self.key, None);
+        self.link.note_refused_read(self.number, None);
     }
 
     /// The server is well and does not give these streams out: somebody else has put something in their place, or it is
     /// not allowed. Nothing but a person changes that, so it is said once, and in the status for as long as it lasts.
     fn tell_refused(&self, error: &ServerError) {
         let reason = format!("{} cannot be read: {error}", self.key);
-        if self.link.note_refused_read(&self.key, Some(reason)) {
+        if self.link.note_refused_read(self.number, Some(reason)) {
             tracing::warn!(key = self.key, %error, "subscriptions are given nothing: the server refuses the read");
         }
     }
 
     /// A read was answered.
     fn note_well(&self) {
-        if !self.is_well.swap(true, Ordering::SeqCst) && self.link.note_refused_read(&self.key, None) {
+        if !self.is_well.swap(true, Ordering::SeqCst) && self.link.note_refused_read(self.number, None) {
             tracing::info!(key = self.key, "subscriptions are given messages again");
         }
     }

@@ -234,14 +234,57 @@ async fn what_is_no_stream_is_told_and_not_asked_for_again_and_again() {
         |state| matches!(state, BackendState::Degraded { reason } if reason.contains("WRONGTYPE")),
     )
     .await;
-    let before = proxy.connections_accepted();
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let tries = proxy.connections_accepted() - before;
-    assert!((1..=10).contains(&tries), "{tries} tries in three seconds");
+    // Each try is a connection. The other connections of the bus, which were cut, too, may be among those counted here:
+    // five tries are left, between which the delay doubles from 50 ms on.
+    let (before, since) = (proxy.connections_accepted(), Instant::now());
+    soon(proxy.wait_for_accepted(before + 8)).await;
+    let took = since.elapsed();
+    assert!(took > Duration::from_millis(50 + 100 + 200 + 400), "eight tries in {took:?}");
     let _: i64 = run(&mut raw, "DEL atlas_bus:{family.tool}").await;
     wait_for(&reader, BackendState::is_ready).await;
     publish(&writer, "nachos.tool.x", "after").await.unwrap();
     assert_eq!(next(&mut *source).await, "after");
+}
+
+/// A replay that ends says nothing of the subscriptions that share a reader: as long as those are refused, the status
+/// tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replay_that_ends_does_not_call_well_what_others_are_refused() {
+    let server = RedisServer::start();
+    let proxy = proxy(&server).await;
+    let (reader, writer) = (connect_through(&proxy).await, connect(&server).await);
+    let mut shared = subscribe(&reader, "nachos.tool.x", SubscribeOptions::default()).await;
+    publish(&writer, "nachos.tool.x", "before").await.unwrap();
+    assert_eq!(next(&mut *shared).await, "before");
+    let mut replays = Vec::new();
+    for _ in 0..5 {
+        let past = SubscribeOptions { start: Some(Start::Beginning), ..SubscribeOptions::default() };
+        let mut replay = subscribe(&reader, "nachos.tool.x", past).await;
+        assert_eq!(next(&mut *replay).await, "before");
+        replays.push(replay);
+    }
+    let _: String = run(&mut raw(&server).await, "SET atlas_bus:{family.tool} nonsense").await;
+    proxy.cut_once();
+    let refused = |state: &BackendState| matches!(state, BackendState::Degraded { .. });
+    wait_for(&reader, refused).await;
+    // All of them are refused by now: each has tried twice at least since then.
+    let tries = proxy.connections_accepted() + 2 * (replays.len() + 1) + 3;
+    soon(proxy.wait_for_accepted(tries)).await;
+    let mut status = reader.status();
+    let watching = tokio::spawn(async move {
+        // What is refused is tried again, so without the mend a wrong word stands for a moment only.
+        status.wait_for(|status| !matches!(status.state, BackendState::Degraded { .. })).await.map(|_| ())
+    });
+    for replay in replays {
+        let before = proxy.connections_accepted();
+        drop(replay);
+        soon(proxy.wait_for_accepted(before + 1)).await;
+    }
+    assert!(!watching.is_finished(), "it was called well, with the subscription still refused");
+    let _: i64 = run(&mut raw(&server).await, "DEL atlas_bus:{family.tool}").await;
+    soon(watching).await.unwrap().expect("it is well at last");
+    publish(&writer, "nachos.tool.x", "after").await.unwrap();
+    assert_eq!(next(&mut *shared).await, "after");
 }
 
 /// What was pending and delayed before a crash of the server is so after it.

@@ -156,6 +156,55 @@ async fn a_claim_whose_answer_was_lost_is_given_to_who_made_it() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// The claim that makes a lost group anew, and whose answer is lost with the connection, is told again: what it brought
+/// goes to who made it and to nobody else, and that something may be missing is said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_claim_that_made_a_lost_group_anew_is_told_again() {
+    let server = RedisServer::start();
+    let proxy = proxy(&server).await;
+    let (cut_off, other) = (connect_through(&proxy).await, connect(&server).await);
+    let mut first = subscribe(&cut_off, "nachos.tool.x", queue("q")).await;
+    for round in 1..=3 {
+        // From here on the server knows the script, and nothing is left to claim.
+        publish(&other, "nachos.tool.x", "before").await.unwrap();
+        assert_eq!(next(&mut *first).await, "before");
+        let mut raw = raw(&server).await;
+        let lost: i64 = run(&mut raw, "DEL atlas_bus:{family.tool}:queues").await;
+        assert_eq!(lost, 1, "the group is lost");
+        proxy.lose_next("\r\nnachos.tool.x q\r\n", Lost::Answer);
+        publish(&other, "nachos.tool.x", "claimed").await.unwrap();
+        soon(proxy.wait_for_lost(round)).await;
+        // It is made again by now, by a claim of which nobody has heard; another process shares the work since.
+        let made: bool = run_words(&mut raw, &["HEXISTS", QUEUES, GROUP]).await;
+        assert!(made, "the claim was carried out");
+        let mut second = subscribe(&other, "nachos.tool.x", queue("q")).await;
+        for n in 0..3 {
+            publish(&other, "nachos.tool.x", n).await.unwrap();
+            assert_eq!(next(&mut *second).await, n.to_string());
+        }
+        proxy.cut_once();
+        assert_eq!(next(&mut *first).await, "gap ?");
+        assert_eq!(next(&mut *first).await, "claimed");
+        // The others have the rest: they end with nothing more, and leave the group to the first.
+        soon(second.stop()).await.unwrap();
+        assert_eq!(next(&mut *second).await, "end");
+    }
+    soon(first.stop()).await.unwrap();
+    assert_eq!(next(&mut *first).await, "end");
+}
+
+const QUEUES: &str = "atlas_bus:{family.tool}:queues";
+const GROUP: &str = "nachos.tool.x q";
+
+async fn run_words<T: redis::FromRedisValue>(
+    connection: &mut redis::aio::MultiplexedConnection,
+    words: &[&str],
+) -> T {
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]);
+    command.query_async(connection).await.expect("the server answers")
+}
+
 /// A group whose members were killed is forgotten in time, one that has members is not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn groups_whose_members_are_gone_are_forgotten() {

@@ -107,14 +107,19 @@ impl RedisMember {
         fence: u64,
         ids: &[EntryId],
     ) -> Result<Option<(u64, u64)>, ConsumeError> {
-        let answer = self
-            .run(&ACK, |command| {
-                command.arg(fence);
-                for id in ids {
-                    push_id(command, *id);
-                }
-            })
-            .await?;
+        self.refuse_when_closed()?;
+        // These are there as long as there is something to acknowledge, and no others are named: so a node to which the
+        // slot is on its way can carry it out.
+        let (key, consumer) = (&self.home.key, self.home.of_consumer("consumer", &self.config.name));
+        let keys = [key.as_str(), consumer.as_str()];
+        let keys = if self.shared.link.topology.redirects() { &keys[..] } else { &keys[..1] };
+        let acknowledging = self.shared.link.run_script(&ACK, keys, |command| {
+            command.arg(&self.config.name).arg(&self.name).arg(&self.identity).arg(fence);
+            for id in ids {
+                push_id(command, *id);
+            }
+        });
+        let answer = acknowledging.await.map_err(|failure| self.failed(failure))?;
         let parts = list(answer).map_err(|failure| self.failed(failure))?;
         let [now, acknowledged] = parts.as_slice() else {
             return Ok(None);

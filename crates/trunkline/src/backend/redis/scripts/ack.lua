@@ -1,5 +1,5 @@
 -- Acknowledges deliveries of which the member lost none: as long as nobody lost one, they are as they were handed out.
--- KEYS: stream. ARGV: consumer, member, identity of the consumer, how often deliveries were lost as the member knows, ids.
+-- KEYS: stream; in a cluster also the hash of the consumer. ARGV: consumer, member, identity of the consumer, how often deliveries were lost as the member knows, ids.
 -- Answers {} if the consumer is another, or {how often deliveries were lost by now, how many were acknowledged}; none is if
 -- that is not what the member knows.
 local stream, name = KEYS[1], ARGV[1]

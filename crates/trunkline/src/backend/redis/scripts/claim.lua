@@ -1,7 +1,8 @@
 -- Claims, for queue groups of live subscriptions, everything up to an id.
 -- Of a group the hash `queues` has its cursor as `CURSOR FORMER MEMBER MS`: up to where everything was given to somebody, and who moved
--- it from where (`- -`: nobody yet), and when. Of each member it has, under `GROUP MEMBER`, what it claimed last as `TO AFTER MS`: a
--- member that asks again, because an answer was lost, is told the same, whoever has claimed since.
+-- it from where (`- -`: nobody yet), and when. Of each member it has, under `GROUP MEMBER`, what it claimed last as `TO AFTER MS`, or
+-- as `TO LOST MS` where that claim made the group anew: a member that asks again, because an answer was lost, is told the same, whoever
+-- has claimed since.
 -- KEYS: stream; in a cluster also all others. ARGV: for each group: group, member, id, id of the first message that is wanted or ''.
 -- Answers for each {AFTER, id}: all after that id is the member's; {TAKEN, id}: others have all up to that id; {WAIT, ''}:
 -- it is another's turn; {LOST, ''}: there was no such group.

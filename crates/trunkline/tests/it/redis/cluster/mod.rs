@@ -3,6 +3,7 @@
 //! What a test does to a cluster blocks, and blocks nobody else: the future of the test has its thread for itself.
 
 mod failover;
+mod on_its_way;
 mod slots;
 
 use std::collections::BTreeSet;
