@@ -176,9 +176,11 @@ impl MsgTemplate {
 }
 
 /// Appends the answer to a request that nobody receives: an empty message with status 503 to the
-/// requester's subscription `sid`, which matches `reply_subject`.
-pub fn no_responders(out: &mut Vec<u8>, reply_subject: &[u8], sid: &[u8]) {
-    msg(out, reply_subject, sid, None, Some(b"NATS/1.0 503\r\n\r\n"), b"");
+/// requester's subscription `sid`, which matches `reply_subject`. As from nats-server since 2.12 it
+/// names the `subject` of the request.
+pub fn no_responders(out: &mut Vec<u8>, reply_subject: &[u8], sid: &[u8], subject: &[u8]) {
+    let header = [b"NATS/1.0 503\r\nNats-Subject: ", subject, b"\r\n\r\n"].concat();
+    msg(out, reply_subject, sid, None, Some(&header), b"");
 }
 
 /// Appends `INFO`.
@@ -284,8 +286,8 @@ mod tests {
         check(ping, b"PING\r\n");
         check(pong, b"PONG\r\n");
         check(
-            |out| no_responders(out, b"_INBOX.abc.1", b"3"),
-            b"HMSG _INBOX.abc.1 3 16 16\r\nNATS/1.0 503\r\n\r\n\r\n",
+            |out| no_responders(out, b"_INBOX.abc.1", b"3", b"a.b"),
+            b"HMSG _INBOX.abc.1 3 35 35\r\nNATS/1.0 503\r\nNats-Subject: a.b\r\n\r\n\r\n",
         );
     }
 }

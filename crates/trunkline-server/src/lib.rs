@@ -19,6 +19,8 @@ mod auth;
 mod bridge;
 mod client;
 mod connection;
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod http;
 mod lame_duck;

@@ -104,7 +104,6 @@ impl Outbox {
     }
 
     /// The outbox of a connection that is over.
-    #[cfg(test)]
     pub(crate) fn without_socket() -> Self {
         let state = State {
             socket: None,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use trunkline::backend::Receipt;
 use trunkline::backend::memory::{Delivered, Hub, Target};
 use trunkline::{Headers, Message, Pattern, Subject};
@@ -168,7 +169,7 @@ impl Session {
                 counted.messages += 1;
                 counted.bytes += (payload.len() + header.map_or(0, <[u8]>::len)) as u64;
                 let message = Outgoing { subject, reply, header, payload, at };
-                self.publish(&message, input, staging)?;
+                return self.publish(&message, input, staging);
             }
             ClientOp::Sub { subject, queue, sid } => self.subscribe(subject, queue, sid, staging)?,
             ClientOp::Unsub { sid, max } => self.unsubscribe(sid, max),
@@ -267,40 +268,47 @@ impl Session {
         sid: &[u8],
         staging: &mut Staging,
     ) -> Result<(), Stop> {
-        let pattern = Pattern::from_bytes(subject);
-        let queue = queue.map(|queue| std::str::from_utf8(queue).map(bytestring::ByteString::from));
-        let (Ok(pattern), Ok(queue)) = (pattern, queue.transpose()) else {
-            return self.refuse(ServerError::InvalidSubject, staging);
+        let wanted = wanted(subject, queue);
+        let may_subscribe = match &wanted {
+            Some((pattern, queue)) => self.may_subscribe(pattern, queue.as_deref()),
+            None => self.may_ask_for(subject, queue),
         };
-        if !self.may_subscribe(&pattern, queue.as_deref()) {
+        if !may_subscribe {
             self.server.count_denied_subscription();
             self.note_violation("subscribe", subject);
-            let queue = queue.as_ref().map(|queue| &queue.as_bytes()[..]);
             return self.refuse(ServerError::SubscribePermission { subject, queue }, staging);
         }
-        let subscription =
-            Arc::new(Subscription::new(self.client.clone(), sid, pattern.clone(), queue.clone()));
-        self.guard(&subscription);
-        {
+        let subscription = wanted.map(|(pattern, queue)| {
+            let subscription = Arc::new(Subscription::new(self.client.clone(), sid, pattern, queue));
+            self.guard(&subscription);
+            subscription
+        });
+        let subscription = {
             let mut table = self.client.table.lock();
-            // A name in use keeps its subscription, as on nats-server.
-            if table.contains_key(sid) {
-                return Ok(());
-            }
+            // The limit first, then the name, then the pattern: clients are told of the mistake of which nats-server tells.
             if table.len() >= self.server.limits.max_subscriptions {
                 drop(table);
                 return self.refuse(ServerError::MaxSubscriptions, staging);
             }
+            // A name in use keeps its subscription, as on nats-server.
+            if table.contains_key(sid) {
+                return Ok(());
+            }
+            let Some(subscription) = subscription else {
+                drop(table);
+                return self.refuse(ServerError::InvalidSubject, staging);
+            };
             table.insert(Sid::from_slice(sid), subscription.clone());
             self.client.subscriptions.store(table.len() as u64, Ordering::Relaxed);
-        }
+            subscription
+        };
         if let Some(bridge) = &mut self.bridge {
             bridge.subscribe(subscription);
             return Ok(());
         }
-        let role = queue.map_or(Role::Subscriber, Role::QueueMember);
+        let role = subscription.queue.clone().map_or(Role::Subscriber, Role::QueueMember);
         let target = Target::Session(subscription.clone());
-        let id = self.hub.router().insert(&pattern, role, target);
+        let id = self.hub.router().insert(&subscription.pattern, role, target);
         let _ = subscription.id.set(id);
         Ok(())
     }
@@ -343,7 +351,11 @@ impl Session {
         let router = self.hub.router();
         let (targets, allowed) = match self.access.permissions() {
             // A bridge routes nothing, and with nothing to decide there is nothing to look for.
-            None if self.bridge.is_some() => return self.hand_over(m, staging),
+            None if self.bridge.is_some() => {
+                self.hand_over(m, staging)?;
+                self.say_ok(staging);
+                return Ok(());
+            }
             None => (router.lookup(&mut self.cache, m.subject), true),
             Some(permissions) => {
                 router.lookup_judged(&mut self.cache, m.subject, || permissions.may_publish(m.subject))
@@ -353,7 +365,9 @@ impl Session {
             return self.deny(m, staging);
         }
         if self.bridge.is_some() {
-            return self.hand_over(m, staging);
+            self.hand_over(m, staging)?;
+            self.say_ok(staging);
+            return Ok(());
         }
         staging.looked_at(targets.subscribers.len() + targets.queues.len());
         let mut delivery = Delivery {
@@ -369,9 +383,16 @@ impl Session {
         if !(targets.stores.is_empty() && targets.taps.is_empty()) {
             match delivery.store(targets) {
                 Stored::Go => {}
-                Stored::Duplicate => return Ok(()),
+                Stored::Duplicate => {
+                    self.say_ok(staging);
+                    return Ok(());
+                }
                 Stored::Reserved => return self.deny(m, staging),
             }
+        }
+        // As on nats-server before the client's own subscriptions get the message.
+        if self.options.verbose {
+            encode::ok(staging.line(&self.client));
         }
         for target in &targets.subscribers {
             delivery.give(target, staging);
@@ -383,7 +404,7 @@ impl Session {
             && self.options.no_responders
             && let Some(reply) = m.reply
         {
-            self.answer_no_responders(reply, staging);
+            self.answer_no_responders(reply, m.subject, staging);
         }
         Ok(())
     }
@@ -413,14 +434,14 @@ impl Session {
 
     /// Tells the client itself, where it listens on `reply`, that nobody listens for its request: once, and beside the
     /// deliveries that a limit counts, as nats-server does.
-    fn answer_no_responders(&self, reply: &[u8], staging: &mut Staging) {
+    fn answer_no_responders(&self, reply: &[u8], subject: &[u8], staging: &mut Staging) {
         self.server.count_no_responders();
         let targets = self.hub.router().matches(reply);
         let own = |subscription: &&Subscription| {
             subscription.client.id == self.client.id && !subscription.has_ended()
         };
         if let Some(subscription) = targets.subscribers.iter().filter_map(subscription_of).find(own) {
-            encode::no_responders(staging.line(&self.client), reply, &subscription.sid);
+            encode::no_responders(staging.line(&self.client), reply, &subscription.sid, subject);
         }
     }
 }
@@ -439,6 +460,15 @@ enum Stop {
 struct Counted {
     messages: u64,
     bytes: u64,
+}
+
+/// The pattern and the queue group of a subscription; `None` where one of them is none.
+fn wanted(subject: &[u8], queue: Option<&[u8]>) -> Option<(Pattern, Option<ByteString>)> {
+    let queue = match queue {
+        Some(queue) => Some(ByteString::from(std::str::from_utf8(queue).ok()?)),
+        None => None,
+    };
+    Some((Pattern::from_bytes(subject).ok()?, queue))
 }
 
 fn subscription_of(target: &Target) -> Option<&Subscription> {

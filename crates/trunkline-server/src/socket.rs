@@ -17,6 +17,7 @@ use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
 pub(crate) use layer::{Goodbye, Layer, Progress};
+pub(crate) use web::unframe;
 
 /// Read buffer of a worker thread for what is to be decrypted or taken out of frames.
 const SEALED_BYTES: usize = 64 << 10;

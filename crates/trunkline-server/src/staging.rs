@@ -170,6 +170,23 @@ impl Staging {
         self.behind.take()
     }
 
+    /// Takes what is staged for each client instead of writing it, for what is fuzzed.
+    pub(crate) fn take(&mut self, input: &[u8]) -> Vec<(u64, Vec<u8>)> {
+        let taken = self.slots[..self.used].iter().map(|slot| {
+            let (mut bytes, mut from) = (Vec::new(), 0);
+            for (until, payload) in &slot.payloads {
+                bytes.extend_from_slice(&slot.lines[from..*until]);
+                bytes.extend_from_slice(&input[payload.clone()]);
+                from = *until;
+            }
+            bytes.extend_from_slice(&slot.lines[from..]);
+            (slot.id, bytes)
+        });
+        let taken = taken.collect();
+        *self = Self::default();
+        taken
+    }
+
     fn write_slot(&mut self, at: usize, input: &[u8]) {
         let slot = &mut self.slots[at];
         let total = slot.lines.len() + slot.payload_bytes;

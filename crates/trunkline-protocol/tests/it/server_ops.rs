@@ -104,12 +104,13 @@ fn client_lines_are_snapshots() {
 #[test]
 fn a_no_responders_answer_reads_as_status_503() {
     let mut out = Vec::new();
-    encode::no_responders(&mut out, b"_INBOX.1", b"4");
+    encode::no_responders(&mut out, b"_INBOX.1", b"4", b"a.b");
     let Ok(ServerParsed::Op(ServerOp::Msg { header: Some(header), payload, .. }, _)) =
         parse_server(&out, &LIMITS)
     else {
         panic!("{out:?}");
     };
     let lines = trunkline_protocol::header_lines(header).expect("a valid block");
-    assert_eq!((lines.status(), lines.count(), payload), (Some(503), 0, &b""[..]));
+    assert_eq!((lines.status(), payload), (Some(503), &b""[..]));
+    assert_eq!(lines.collect::<Vec<_>>(), [(&b"Nats-Subject"[..], &b"a.b"[..])]);
 }

@@ -50,10 +50,24 @@ impl Permissions {
 
     /// Whether a message may go to `subject`, answers to requests aside.
     pub(crate) fn may_publish(&self, subject: &[u8]) -> bool {
-        // A subject that is no text is in no pattern, so it is neither allowed nor denied by name.
-        let Ok(subject) = std::str::from_utf8(subject) else { return self.publish_allow.is_none() };
+        // A subject that is none is in no pattern, so it is neither allowed nor denied by name.
+        let Some(subject) = text_of(subject) else { return self.publish_allow.is_none() };
         self.publish_allow.as_ref().is_none_or(|allowed| allowed.matches(subject))
             && !self.publish_deny.matches(subject)
+    }
+
+    /// Whether a client is told of what is no pattern that it is none, and not that it may not have it. There is never such
+    /// a subscription; this decides as nats-server does, which looks at permissions first.
+    pub(crate) fn may_ask_for(&self, subject: &[u8], queue: Option<&[u8]>) -> bool {
+        let queue = queue.map(|queue| std::str::from_utf8(queue).unwrap_or_default());
+        let subject = text_of(subject);
+        let named = |pattern: &Pattern| subject.is_some_and(|subject| pattern.matches_str(subject));
+        let allowed = match &self.subscribe_allow {
+            None => true,
+            Some(rules) => decide(rules, queue, named).unwrap_or(false),
+        };
+        let mut denied = self.subscribe_deny.iter().filter(|rule| named(&rule.pattern));
+        allowed && !denied.any(|rule| is_meant(rule, queue))
     }
 
     /// Whether there may be a subscription of this pattern and group. A part of it may still be withheld.
@@ -76,6 +90,12 @@ impl Permissions {
         let withheld = PatternSet::new(denied.map(|rule| rule.pattern.clone()));
         (!withheld.is_empty()).then_some(withheld)
     }
+}
+
+/// A subject as text; `None` where it is not UTF-8 or has an empty token, which is in no pattern at all.
+fn text_of(subject: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(subject).ok()?;
+    (!text.split('.').any(str::is_empty)).then_some(text)
 }
 
 /// Whether a rule for queue groups is about this group; one for none is about every subscription.

@@ -228,6 +228,12 @@ impl Session {
         permissions.is_none_or(|permissions| permissions.may_subscribe(pattern, queue))
     }
 
+    /// Whether what is no pattern is called so, and not forbidden.
+    pub(super) fn may_ask_for(&self, subject: &[u8], queue: Option<&[u8]>) -> bool {
+        let permissions = self.access.permissions.as_ref();
+        permissions.is_none_or(|permissions| permissions.may_ask_for(subject, queue))
+    }
+
     /// Has a subscription look at what it delivers, as far as the permissions ask for it.
     pub(super) fn guard(&self, subscription: &Subscription) {
         let queue = subscription.queue.as_deref();

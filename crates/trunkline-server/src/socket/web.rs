@@ -160,6 +160,23 @@ fn read(web: &mut WebSocket<Pipe>, opened: &mut Vec<u8>, out: &mut Vec<u8>) -> i
     received
 }
 
+/// Reads a client's request and frames from the pieces in which they come, for what is fuzzed. Says whether it is over, and
+/// whether the request was answered by a WebSocket.
+pub(crate) fn unframe<'a>(
+    gate: Gate,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+    opened: &mut Vec<u8>,
+    answers: &mut Vec<u8>,
+) -> (bool, bool) {
+    let mut web = Web::new(gate);
+    for piece in pieces {
+        if !matches!(web.receive(piece, opened, answers), Ok(Received::Taken)) {
+            return (true, web.is_open());
+        }
+    }
+    (false, web.is_open())
+}
+
 fn broken(error: Error) -> io::Error {
     match error {
         Error::Io(error) => error,

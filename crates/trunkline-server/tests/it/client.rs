@@ -107,6 +107,12 @@ impl Raw {
         String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned()
     }
 
+    /// Everything up to a PONG, or until the server closes the connection.
+    pub(crate) async fn until_pong_or_closed(&mut self) -> String {
+        while !self.buffer.ends_with(b"PONG\r\n") && self.fill().await {}
+        String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned()
+    }
+
     /// Says that nothing more comes; what comes back can still be read.
     pub(crate) async fn finish_sending(&mut self) {
         within("shutdown", self.stream.shutdown()).await.expect("the connection stands");

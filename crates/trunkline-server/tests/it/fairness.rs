@@ -159,6 +159,9 @@ async fn nobody_listening_is_told_once_and_takes_no_place_of_a_limit() {
     assert_eq!(raw.flush().await.matches("NATS/1.0 503").count(), 1);
     raw.send("UNSUB 2b\r\nUNSUB 2c\r\nPUB nobody i.1 0\r\n\r\nPUB i.1 1\r\nx\r\n").await;
     let got = raw.flush().await;
-    assert_eq!(got, "HMSG i.1 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\nMSG i.1 1 1\r\nx\r\n");
+    assert_eq!(
+        got,
+        "HMSG i.1 1 38 38\r\nNATS/1.0 503\r\nNats-Subject: nobody\r\n\r\n\r\nMSG i.1 1 1\r\nx\r\n"
+    );
     fixture.bystander_is_fine().await;
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod bridge;
 mod client;
 mod compared;
+mod differential;
 mod fairness;
 mod fixture;
 mod http;

@@ -36,7 +36,8 @@ async fn accounts_see_nothing_of_each_other() {
     }
     // Whoever listens in another account is nobody.
     clients[3].send("UNSUB 1\r\nUNSUB 2\r\nSUB _INBOX.b 3\r\nPUB work _INBOX.b 0\r\n\r\n").await;
-    assert_eq!(clients[3].flush().await, "HMSG _INBOX.b 3 16 16\r\nNATS/1.0 503\r\n\r\n\r\n");
+    let nobody = "HMSG _INBOX.b 3 36 36\r\nNATS/1.0 503\r\nNats-Subject: work\r\n\r\n\r\n";
+    assert_eq!(clients[3].flush().await, nobody);
     // Dead letters are the bus's alone in every account.
     clients[3].send("PUB nachos.dead.a.b 0\r\n\r\n").await;
     let refused = "-ERR 'Permissions Violation for Publish to \"nachos.dead.a.b\"'\r\n";

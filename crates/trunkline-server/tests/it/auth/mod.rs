@@ -30,7 +30,7 @@ async fn server(yaml: &str) -> Server {
     server_with(|options| options.auth = auth(yaml)).await
 }
 
-async fn server_with(change: impl FnOnce(&mut ServerOptions)) -> Server {
+pub(crate) async fn server_with(change: impl FnOnce(&mut ServerOptions)) -> Server {
     Server::start(options(Arc::new(Hub::default()), change)).await.expect("free ports and valid users")
 }
 

@@ -1,0 +1,81 @@
+//! The same conversations, drawn at random, with nats-server and here: what every client sees is the same.
+//!
+//! Several connections with options of all kinds subscribe, unsubscribe, publish and send what is malformed, in writes of
+//! any size, step by step. Compared is everything that each of them is sent, in order; of queue groups, that exactly one
+//! member got the message. A seed that fails is printed together with the shortest conversation in which the servers
+//! still differ. Where they are meant to differ is written down in [`differences`], each with its reason and a proof.
+
+mod differences;
+mod play;
+mod script;
+mod seen;
+mod world;
+
+use trunkline_testkit::NatsServer;
+use trunkline_testkit::seeds::seeds;
+
+use self::play::play;
+use self::script::{Author, Script};
+use self::world::{ACCOUNTS, OPEN, PERMISSIONS, Pair, World};
+
+/// Plays a conversation on both servers.
+async fn difference(script: &Script, pair: &Pair) -> Option<String> {
+    let theirs = differences::known(play(script, pair.their_address()).await);
+    let ours = differences::known(play(script, pair.ours.nats_addr()).await);
+    ours.difference(&theirs)
+}
+
+/// Leaves out steps and operations as long as the servers still differ.
+async fn shortened(mut script: Script, pair: &Pair) -> Script {
+    let mut size = script.steps.len().div_ceil(2);
+    while size > 0 {
+        let mut at = 0;
+        while at < script.steps.len() {
+            let mut shorter = script.clone();
+            shorter.steps.drain(at..(at + size).min(script.steps.len()));
+            match difference(&shorter, pair).await {
+                Some(_) => script = shorter,
+                None => at += size,
+            }
+        }
+        size /= 2;
+    }
+    for step in 0..script.steps.len() {
+        let mut at = 0;
+        while at < script.steps[step].operations.len() {
+            let mut shorter = script.clone();
+            shorter.steps[step].operations.remove(at);
+            match difference(&shorter, pair).await {
+                Some(_) => script = shorter,
+                None => at += 1,
+            }
+        }
+    }
+    script
+}
+
+async fn check(world: &World, start: fn(&str) -> NatsServer, usual: u64) {
+    let pair = world.start(start).await;
+    for seed in seeds(usual) {
+        let script = Author::new(seed, world).script();
+        let Some(found) = difference(&script, &pair).await else { continue };
+        let script = shortened(script, &pair).await;
+        let found = difference(&script, &pair).await.unwrap_or(found);
+        panic!("seed {seed}\n{script}\n{found}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_see_what_they_would_see_on_nats_server() {
+    check(&OPEN, NatsServer::start_with_config, 150).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_with_permissions_see_what_they_would_see_on_nats_server() {
+    check(&PERMISSIONS, NatsServer::start_with_config, 150).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_of_accounts_see_what_they_would_see_on_nats_server() {
+    check(&ACCOUNTS, NatsServer::start_with_config, 60).await;
+}

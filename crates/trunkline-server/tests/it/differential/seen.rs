@@ -1,0 +1,186 @@
+//! What a client saw, in a form in which two servers can be compared.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use trunkline_protocol::Progress;
+use trunkline_protocol::client::{LIMITS, ServerOp, parse_server};
+
+/// One thing that a client was sent.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Item {
+    /// With the sid last, so that a message for several subscriptions of one client sorts by them alone.
+    Message {
+        subject: Vec<u8>,
+        reply: Option<Vec<u8>>,
+        header: Option<Vec<u8>>,
+        payload: Vec<u8>,
+        sid: Vec<u8>,
+    },
+    Ok,
+    Pong,
+    /// An INFO behind the first one: its content is each server's own.
+    Info,
+    Error(String),
+    /// What is not the protocol.
+    Garbage(Vec<u8>),
+    /// The server closed the connection.
+    Closed,
+    /// Nothing came any more although something should have.
+    Silence,
+}
+
+impl fmt::Debug for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |bytes: &[u8]| bytes[..bytes.len().min(40)].escape_ascii().to_string();
+        match self {
+            Self::Message { subject, reply, header, payload, sid } => {
+                write!(f, "MSG {} sid {}", shown(subject), shown(sid))?;
+                if let Some(reply) = reply {
+                    write!(f, " reply {}", shown(reply))?;
+                }
+                if let Some(header) = header {
+                    write!(f, " header {}", shown(header))?;
+                }
+                write!(f, " [{}] {}", payload.len(), shown(payload))
+            }
+            Self::Ok => f.write_str("+OK"),
+            Self::Pong => f.write_str("PONG"),
+            Self::Info => f.write_str("INFO"),
+            Self::Error(text) => write!(f, "-ERR {text}"),
+            Self::Garbage(bytes) => write!(f, "GARBAGE {}", shown(bytes)),
+            Self::Closed => f.write_str("CLOSED"),
+            Self::Silence => f.write_str("SILENCE"),
+        }
+    }
+}
+
+impl Item {
+    /// `None` for what says nothing of the conversation: a server asks whether its client lives when it pleases.
+    pub(crate) fn of(op: ServerOp<'_>) -> Option<Self> {
+        Some(match op {
+            ServerOp::Info(_) => Self::Info,
+            ServerOp::Ping => return None,
+            ServerOp::Pong => Self::Pong,
+            ServerOp::Ok => Self::Ok,
+            ServerOp::Err(text) => Self::Error(String::from_utf8_lossy(text).into_owned()),
+            ServerOp::Msg { subject, sid, reply, header, payload } => Self::Message {
+                subject: subject.to_vec(),
+                sid: sid.to_vec(),
+                reply: reply.map(<[u8]>::to_vec),
+                header: header.map(<[u8]>::to_vec),
+                payload: payload.to_vec(),
+            },
+        })
+    }
+
+    /// The message without the subscription it was for, if it is one.
+    fn content(&self) -> Option<(&[u8], &[u8], &[u8], &[u8])> {
+        let Self::Message { subject, reply, header, payload, .. } = self else { return None };
+        Some((subject, reply.as_deref().unwrap_or_default(), header.as_deref().unwrap_or_default(), payload))
+    }
+
+    /// The queue group that got it, if it is a message for a member of one.
+    fn queue(&self) -> Option<&[u8]> {
+        let Self::Message { sid, .. } = self else { return None };
+        sid.strip_prefix(b"Q")?.split(|byte| *byte == b'-').next()
+    }
+}
+
+/// Takes the whole operations at the start of `bytes` out of it.
+pub(crate) fn take(bytes: &mut Vec<u8>, items: &mut Vec<Item>) {
+    let mut done = 0;
+    loop {
+        match parse_server(&bytes[done..], &LIMITS) {
+            Ok(Progress::Op(op, taken)) => {
+                items.extend(Item::of(op));
+                done += taken;
+            }
+            Ok(Progress::Incomplete { .. }) => break,
+            Err(_) => {
+                items.push(Item::Garbage(bytes[done..].to_vec()));
+                done = bytes.len();
+                break;
+            }
+        }
+    }
+    bytes.drain(..done);
+}
+
+/// All that can be compared of a conversation.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// What each client saw, but for what it got as a member of a queue group.
+    pub(crate) clients: Vec<Vec<Item>>,
+    /// How many times a queue group got a message, by the group and the message without its subscription.
+    pub(crate) queues: BTreeMap<(String, Item), usize>,
+}
+
+impl Seen {
+    /// Which member of a queue group got a message is drawn; and in which order a message goes to several subscriptions
+    /// of one client is nowhere said.
+    pub(crate) fn new(transcripts: Vec<Vec<Item>>) -> Self {
+        let mut queues = BTreeMap::new();
+        let clients = transcripts.into_iter().map(|items| {
+            let mut kept: Vec<Item> = Vec::new();
+            for item in items {
+                match (item.queue().map(|queue| String::from_utf8_lossy(queue).into_owned()), item) {
+                    (Some(queue), Item::Message { subject, reply, header, payload, .. }) => {
+                        // Whether its header is shown is the member's matter.
+                        let message = Item::Message {
+                            subject,
+                            reply,
+                            header: header.and(None),
+                            payload,
+                            sid: Vec::new(),
+                        };
+                        *queues.entry((queue, message)).or_default() += 1;
+                    }
+                    (_, mut item) => {
+                        // To which of several subscriptions to the reply subject it is said that nobody listens is nowhere
+                        // said either.
+                        if let Item::Message { header: Some(header), sid, .. } = &mut item
+                            && header.starts_with(b"NATS/1.0 503\r\nNats-Subject: ")
+                        {
+                            sid.clear();
+                        }
+                        kept.push(item);
+                    }
+                }
+            }
+            for same in kept.chunk_by_mut(|a, b| a.content().is_some() && a.content() == b.content()) {
+                same.sort_unstable();
+            }
+            kept
+        });
+        Self { clients: clients.collect(), queues }
+    }
+
+    /// The first thing in which two conversations differ.
+    pub(crate) fn difference(&self, theirs: &Self) -> Option<String> {
+        for (n, (here, there)) in self.clients.iter().zip(&theirs.clients).enumerate() {
+            if here == there {
+                continue;
+            }
+            let at = here.iter().zip(there).take_while(|(a, b)| a == b).count();
+            let window =
+                |items: &[Item]| format!("{:?}", &items[at.min(items.len())..items.len().min(at + 4)]);
+            return Some(format!(
+                "client {n}, after {at} equal items ({:?}):\n  nats-server: {}\n  here:        {}",
+                &here[at.saturating_sub(3)..at],
+                window(there),
+                window(here)
+            ));
+        }
+        let differing =
+            |(key, count): &(&(String, Item), &usize), other: &Self| other.queues.get(*key) != Some(*count);
+        let here = self.queues.iter().find(|entry| differing(entry, theirs));
+        let there = theirs.queues.iter().find(|entry| differing(entry, self));
+        match (here, there) {
+            (None, None) => None,
+            (here, there) => {
+                Some(format!("queue groups:\n  nats-server: {there:?}\n  here:        {here:?}"))
+            }
+        }
+    }
+}
