@@ -17,6 +17,7 @@ use access::Access;
 
 use crate::bridge::front::{Front, Unpublishable};
 use crate::client::{Client, Sid, Subscription, Subscriptions};
+use crate::options::Limits;
 use crate::shared::{Closed, Shared};
 use crate::staging::{Outgoing, Staging};
 use crate::trace;
@@ -47,6 +48,8 @@ pub(crate) struct Session {
     /// Where the client's account meets.
     hub: Arc<Hub>,
     access: Access,
+    /// The bounds that it goes by, of the same time as `access`.
+    limits: Arc<Limits>,
     options: ConnectOptions,
     cache: MatchCache<Target>,
     /// On a bridge, where operations become orders; `None` in front of the hub of this process.
@@ -64,6 +67,7 @@ impl Session {
         let mut session = Self {
             hub: server.hub.clone(),
             access: Access::new(),
+            limits: server.limits(),
             server,
             client,
             options: ConnectOptions::default(),
@@ -78,11 +82,15 @@ impl Session {
 
     /// Acts on the whole operations at the start of `input`.
     pub(crate) fn feed(&mut self, input: &[u8], staging: &mut Staging) -> Fed {
-        let limits = self.server.protocol_limits;
+        let is_traced = trace::is_wanted();
+        let mut limits = self.protocol_limits();
         let mut fed = Fed { consumed: 0, need: 0, close: None, wait: false, more: false };
         let mut counted = Counted::default();
-        let is_traced = trace::is_wanted();
-        let mut outcome = if self.is_outdated() { self.reconsider(staging) } else { Ok(()) };
+        let mut outcome = Ok(());
+        if self.is_outdated() {
+            outcome = self.reconsider(staging);
+            limits = self.protocol_limits();
+        }
         loop {
             match outcome {
                 Ok(()) | Err(Stop::Refused) => {}
@@ -102,7 +110,7 @@ impl Session {
                 Ok(Parsed::Op(op, taken)) => {
                     fed.consumed += taken;
                     if is_traced {
-                        trace::received(&self.client, &op);
+                        trace::received(&self.client, &op, self.server.trace_payloads);
                     }
                     self.operate(op, input, staging, &mut counted)
                 }
@@ -128,6 +136,13 @@ impl Session {
             self.client.received.bytes.fetch_add(counted.bytes, Ordering::Relaxed);
         }
         fed
+    }
+
+    fn protocol_limits(&self) -> trunkline_protocol::Limits {
+        trunkline_protocol::Limits {
+            max_control_line: self.limits.max_control_line,
+            max_payload: self.limits.max_payload,
+        }
     }
 
     /// Hands over what a bridge is to do.
@@ -287,7 +302,7 @@ impl Session {
             if table.contains_key(sid) {
                 return Ok(());
             }
-            if table.len() >= self.server.limits.max_subscriptions {
+            if table.len() >= self.limits.max_subscriptions {
                 drop(table);
                 return self.refuse(ServerError::MaxSubscriptions, staging);
             }
