@@ -51,13 +51,13 @@ impl PortsFile {
     pub(crate) fn write(
         path: &Path,
         nats: Option<SocketAddr>,
-        http: Option<SocketAddr>,
+        http: Option<String>,
         websocket: Option<String>,
         admin_token: Option<&str>,
     ) -> Result<Self, PortsFileError> {
         let ports = Ports {
             nats: nats.map(|addr| format!("nats://{addr}")),
-            http: http.map(|addr| format!("http://{addr}")),
+            http,
             websocket,
             admin_token: admin_token.map(str::to_owned),
         };
@@ -95,7 +95,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ports.json");
         let nats = "127.0.0.1:41".parse().unwrap();
-        let http = "127.0.0.1:42".parse().unwrap();
+        let http = "http://127.0.0.1:42".to_owned();
         let file =
             PortsFile::write(&path, Some(nats), Some(http), Some("wss://127.0.0.1:43".to_owned()), Some("x"))
                 .unwrap();

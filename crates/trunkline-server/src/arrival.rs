@@ -17,7 +17,7 @@ use crate::client::{Client, Kind};
 use crate::outbox::Ending;
 use crate::shared::{Closed, Shared};
 use crate::socket::{Layer, Progress, Socket};
-use crate::tls::{Owner, Tls};
+use crate::tls::{ClientCertificates, Owner, Tls};
 use crate::websocket::Gate;
 
 /// The first byte of a TLS record that begins a handshake.
@@ -35,6 +35,8 @@ pub(crate) struct Secured {
     /// The handshake came before INFO.
     pub(crate) first: bool,
     pub(crate) owner: Option<Owner>,
+    /// Its owner is who the client is, whatever it says itself.
+    pub(crate) is_mapped: bool,
 }
 
 /// Why a client never came to have a session.
@@ -113,8 +115,8 @@ impl Arrival {
     async fn welcome(&self) -> Result<(), ArrivalError> {
         match &self.client.kind {
             Kind::WebSocket => self.welcome_web().await,
-            Kind::Nats => match &self.server.tls {
-                Some(tls) => self.welcome_tls(tls).await,
+            Kind::Nats => match self.server.tls.clients.get() {
+                Some(tls) => self.welcome_tls(&tls).await,
                 None => {
                     self.introduce();
                     Ok(())
@@ -125,12 +127,13 @@ impl Arrival {
 
     async fn welcome_web(&self) -> Result<(), ArrivalError> {
         let Some(web) = &self.server.web else { return Err(ArrivalError::Ended) };
-        let tls = self.server.tls.as_ref().filter(|_| web.secure);
-        let gate = Gate::new(web.origins.clone(), web.secure, self.server.limits.max_payload);
-        let within = web.options.handshake_timeout + tls.map_or(Duration::ZERO, |tls| tls.options.timeout);
-        self.cover(Layer::new(tls.map(|tls| tls.config()), Some(gate)))?;
+        let tls = self.server.tls.web.get();
+        let gate = Gate::new(web.origins.clone(), web.secure, self.server.limits().max_payload);
+        let within =
+            web.options.handshake_timeout + tls.as_ref().map_or(Duration::ZERO, |tls| tls.options.timeout);
+        self.cover(Layer::new(tls.as_ref().map(|tls| tls.config.clone()), Some(gate)))?;
         self.shake_hands(Instant::now() + within).await?;
-        self.keep_secured(true);
+        self.keep_secured(tls.as_deref(), true);
         self.introduce();
         Ok(())
     }
@@ -157,9 +160,9 @@ impl Arrival {
             Ok(Ok(_)) => return Err(ArrivalError::NotTls),
             Err(_) => return Err(ArrivalError::Timeout),
         }
-        self.cover(Layer::new(Some(tls.config()), None))?;
+        self.cover(Layer::new(Some(tls.config.clone()), None))?;
         self.shake_hands(deadline).await?;
-        self.keep_secured(first);
+        self.keep_secured(Some(tls), first);
         if first {
             self.introduce();
         }
@@ -215,7 +218,8 @@ impl Arrival {
         tokio::time::timeout_at(deadline, shaking).await.unwrap_or(Err(ArrivalError::Timeout))
     }
 
-    fn keep_secured(&self, first: bool) {
+    fn keep_secured(&self, tls: Option<&Tls>, first: bool) {
+        let is_mapped = tls.is_some_and(|tls| tls.options.clients == ClientCertificates::Mapped);
         let secured = self.socket.layer(|layer| {
             let tls = layer.tls()?;
             let certificate = tls.peer_certificates().and_then(|chain| chain.first());
@@ -227,6 +231,7 @@ impl Arrival {
                 cipher: format!("{:?}", tls.negotiated_cipher_suite()?.suite()).replace("TLS13_", "TLS_"),
                 first,
                 owner: certificate.and_then(Owner::of),
+                is_mapped,
             })
         });
         if let Some(secured) = secured.flatten() {

@@ -130,7 +130,7 @@ impl Connection {
 
     /// Brings the client to where INFO is on its way to it.
     async fn arrive(&self) -> Result<(), Closed> {
-        if self.server.tls.is_some() || self.client.kind != Kind::Nats {
+        if self.server.tls.clients.get().is_some() || self.client.kind != Kind::Nats {
             let arrival = Arrival::new(self.server.clone(), self.client.clone(), self.socket.clone());
             // On the heap: as part of the task's state it would cost every idle connection its size.
             return Box::pin(arrival.settle()).await;
@@ -182,7 +182,8 @@ impl Connection {
                         | Closed::Shutdown
                         | Closed::Backend
                         | Closed::Unauthorized
-                        | Closed::AuthTimeout),
+                        | Closed::AuthTimeout
+                        | Closed::TooMany),
                     ) = refused
                     {
                         socket.say_goodbye(goodbye(why));
@@ -439,9 +440,11 @@ fn goodbye(why: Closed) -> Goodbye {
         Closed::ByClient | Closed::ClientError => Goodbye::Normal,
         Closed::Shutdown => Goodbye::GoingAway,
         Closed::Protocol | Closed::Handshake => Goodbye::ProtocolError,
-        Closed::SlowConsumer | Closed::Stale | Closed::Unauthorized | Closed::AuthTimeout => {
-            Goodbye::NotAllowed
-        }
+        Closed::SlowConsumer
+        | Closed::Stale
+        | Closed::Unauthorized
+        | Closed::AuthTimeout
+        | Closed::TooMany => Goodbye::NotAllowed,
         Closed::Backend => Goodbye::ServerError,
     }
 }

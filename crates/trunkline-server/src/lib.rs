@@ -41,7 +41,7 @@ mod wire;
 
 pub use auth::{AuthError, AuthOptions, HashError, HashScheme, Reloaded, hash_password};
 pub use options::{AdminDefaults, Limits, ServerOptions};
-pub use reload::{AuthSource, ReloadError, SourceError};
+pub use reload::{AuthSource, ReloadError, ReloadOptions, SourceError};
 pub use server::{Server, StartError};
 pub use tls::{ClientCertificates, TlsError, TlsFileError, TlsOptions};
 pub use trace::PROTOCOL_TRACE;

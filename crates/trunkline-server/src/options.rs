@@ -26,8 +26,15 @@ pub struct ServerOptions {
     pub listen: SocketAddr,
     /// Where health, monitoring and metrics are served; `None` serves none. Default `127.0.0.1:8222`, key `server.http`.
     pub http: Option<SocketAddr>,
+    /// Whether HTTP is served over TLS, with the certificate of `tls`. Default no, key `server.tls.http`.
+    pub http_tls: bool,
     /// Name shown to clients; `None` is the server's id.
     pub name: Option<String>,
+    /// Version shown to clients, by which some of them decide what they may ask for. Default is the one of this crate.
+    pub version: String,
+    /// Whether traces of the protocol ([`PROTOCOL_TRACE`](crate::PROTOCOL_TRACE)) show headers and payloads of messages, as
+    /// nats-server's do. Default no.
+    pub trace_payloads: bool,
     /// Bounds.
     pub limits: Limits,
     /// Who may connect, and what they may do. Keys `server.auth`, `server.users`, `server.permissions` and
@@ -110,7 +117,10 @@ impl ServerOptions {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 4222)),
             http: Some(SocketAddr::from(([127, 0, 0, 1], 8222))),
+            http_tls: false,
             name: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trace_payloads: false,
             limits: Limits::default(),
             auth: AuthOptions::default(),
             auth_source: None,
@@ -150,6 +160,7 @@ impl ServerOptions {
         Ok(Self {
             listen: server.listen,
             http: server.http,
+            http_tls: server.tls.http,
             limits: Limits::from(&server.limits),
             auth: AuthOptions::from(server),
             tls: TlsOptions::from_config(&server.tls)?,

@@ -11,8 +11,9 @@ use trunkline::backend::{BackendKind, LiveEvent, LiveSource, SubscribeOptions};
 use trunkline_core::Role;
 
 use crate::auth::{AuthError, AuthOptions, Reloaded};
+use crate::options::Limits;
 use crate::shared::Shared;
-use crate::tls::TlsError;
+use crate::tls::{Plan, TlsError, TlsOptions};
 
 /// Where users and permissions are read from, again and again: a file, mostly. It may block.
 pub type AuthSource = Arc<dyn Fn() -> Result<AuthOptions, SourceError> + Send + Sync>;
@@ -41,6 +42,9 @@ pub enum ReloadError {
     /// Certificates or keys that cannot be used.
     #[error("the certificates cannot be put in force")]
     Tls(#[from] TlsError),
+    /// WebSocket or HTTP is served over TLS, and there would be no certificate for it any more.
+    #[error("WebSocket or HTTP is served over TLS, and would be without a certificate")]
+    WithoutTls,
     /// They cannot be put in force.
     #[error("the users of the server cannot be put in force")]
     Auth(#[from] AuthError),
@@ -56,6 +60,19 @@ pub enum ReloadError {
         /// The backend.
         backend: BackendKind,
     },
+}
+
+/// What a running server is to have instead of what it has.
+#[derive(Debug, Clone)]
+pub struct ReloadOptions {
+    /// Who may connect, and what they may do.
+    pub auth: AuthOptions,
+    /// Bounds.
+    pub limits: Limits,
+    /// TLS for NATS clients; a server that has none may get it, and the other way round.
+    pub tls: Option<TlsOptions>,
+    /// Certificates of the WebSocket listener's own. Whether that speaks TLS stays as it is.
+    pub websocket_tls: Option<TlsOptions>,
 }
 
 /// Replaces users and permissions, one after the other.
@@ -77,14 +94,18 @@ impl Reloader {
         self.source.is_some()
     }
 
-    pub(crate) fn put_in_force(&self, auth: &AuthOptions) -> Result<Reloaded, ReloadError> {
+    pub(crate) fn put_in_force(
+        &self,
+        auth: &AuthOptions,
+        limits: Option<Limits>,
+    ) -> Result<Reloaded, ReloadError> {
         if let Some(address) = self.exposed.filter(|_| !auth.is_required()) {
             return Err(ReloadError::Exposed { address });
         }
         if let Some(bridge) = self.shared.bridge.as_ref().filter(|_| !auth.accounts.is_empty()) {
             return Err(ReloadError::Accounts { backend: bridge.backend.capabilities().kind });
         }
-        Ok(self.shared.replace_auth(auth)?)
+        Ok(self.shared.replace(auth, limits)?)
     }
 
     pub(crate) async fn reload(&self) -> Result<Reloaded, ReloadError> {
@@ -92,15 +113,36 @@ impl Reloader {
         let source = self.source.clone().ok_or(ReloadError::NoSource)?;
         let read = tokio::task::spawn_blocking(move || source()).await;
         let auth = read.unwrap_or_else(|error| Err(error.into())).map_err(ReloadError::Source)?;
-        // Read first, so that all of it is put in force or nothing.
-        let shared = self.shared.clone();
-        let certificates = move || shared.tls.as_ref().map(|tls| tls.read_again()).transpose();
-        let certificates = tokio::task::spawn_blocking(certificates).await;
-        let certificates = certificates.map_err(|error| ReloadError::Source(error.into()))??;
-        let reloaded = self.put_in_force(&auth)?;
-        if let (Some(tls), Some(certificates)) = (&self.shared.tls, certificates) {
-            tls.put_in_force(certificates);
+        self.put_all_in_force(&auth, None, self.shared.tls.plan()).await
+    }
+
+    pub(crate) async fn reload_all(&self, options: ReloadOptions) -> Result<Reloaded, ReloadError> {
+        let _turn = self.turn.lock().await;
+        let ReloadOptions { auth, limits, tls, websocket_tls } = options;
+        let former = self.shared.tls.plan();
+        // A listener does not change what it speaks, as clients know it by a URL.
+        let web = former.web.and(websocket_tls.or_else(|| tls.clone()));
+        let http = former.http.and(tls.as_ref().map(TlsOptions::for_http));
+        let has =
+            (self.shared.web.as_ref().is_some_and(|web| web.secure), self.shared.tls.http.get().is_some());
+        if has != (web.is_some(), http.is_some()) {
+            return Err(ReloadError::WithoutTls);
         }
+        self.put_all_in_force(&auth, Some(limits), Plan { clients: tls, web, http }).await
+    }
+
+    /// Called with `turn` held.
+    async fn put_all_in_force(
+        &self,
+        auth: &AuthOptions,
+        limits: Option<Limits>,
+        plan: Plan,
+    ) -> Result<Reloaded, ReloadError> {
+        // Read first, so that all of it is put in force or nothing.
+        let read = tokio::task::spawn_blocking(move || plan.read()).await;
+        let slots = read.map_err(|error| ReloadError::Source(error.into()))??;
+        let reloaded = self.put_in_force(auth, limits)?;
+        self.shared.tls.replace(&slots);
         Ok(reloaded)
     }
 

@@ -23,11 +23,11 @@ use crate::http::{self, Api, Members, Monitor, Token};
 use crate::lame_duck;
 use crate::options::ServerOptions;
 use crate::outbox::{Ending, Outbox};
-use crate::reload::{RELOAD_SUBJECT, ReloadError, Reloader};
-use crate::shared::{Entry, Shared};
+use crate::reload::{RELOAD_SUBJECT, ReloadError, ReloadOptions, Reloader};
+use crate::shared::{Entry, Shared, Shown};
 use crate::socket::Socket;
-use crate::tls::{Tls, TlsError};
-use crate::websocket::{OriginError, Origins, WebListener};
+use crate::tls::{self, TlsError, TlsOptions};
+use crate::websocket::{OriginError, Origins, WebListener, WebSocketOptions};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -181,13 +181,16 @@ impl Server {
         let dead_letters = Pattern::new(format!("{}.dead.>", options.subject_root)).map_err(bad_root)?;
         let token = Token::new(options.admin_token.map(|token| token.expose().to_owned()))
             .map_err(|error| StartError::AdminToken { reason: error.to_string() })?;
-        let tls = options.tls.map(Tls::new).transpose()?;
-        let encrypted = tls.as_ref().is_some_and(|tls| !tls.options.allow_non_tls);
+        let plan = plan(options.tls.as_ref(), options.websocket.as_ref(), options.http_tls)?;
+        let read = plan.clone();
+        let tls = tokio::task::spawn_blocking(move || read.read()).await;
+        let tls = tls.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        let encrypted = plan.clients.as_ref().is_some_and(|tls| !tls.allow_non_tls);
         let rule =
             |encrypted| Exposure { auth: options.auth.is_required(), safe: encrypted || options.plaintext };
         let http = match options.http {
             Some(wanted) => {
-                let listener = bind(wanted, "server.http", rule(false))?;
+                let listener = bind(wanted, "server.http", rule(plan.http.is_some()))?;
                 let address = local_address(&listener, wanted, "server.http")?;
                 Some((listener, address))
             }
@@ -198,7 +201,7 @@ impl Server {
         let (web_listener, web) = match options.websocket {
             Some(options) => {
                 let setting = "server.websocket.listen";
-                let (secure, origins) = (tls.is_some() && !options.no_tls, Arc::new(Origins::new(&options)?));
+                let (secure, origins) = (plan.web.is_some(), Arc::new(Origins::new(&options)?));
                 let listener = bind(options.listen, setting, rule(secure))?;
                 let address = local_address(&listener, options.listen, setting)?;
                 (Some(listener), Some(WebListener { options, address, origins, secure }))
@@ -225,7 +228,7 @@ impl Server {
             (tls, web),
             dead_letters,
             options.limits.clone(),
-            options.name,
+            Shown { name: options.name, version: options.version, trace_payloads: options.trace_payloads },
             address,
         );
         let shared = Arc::new(shared);
@@ -233,31 +236,40 @@ impl Server {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let closed = stop.child_token();
         let unreachable = CancellationToken::new();
-        let accepting = accept(listener, Kind::Nats, shared.clone(), closed.clone(), tasks.clone());
+        let listeners = [(Some(listener), Kind::Nats), (web_listener, Kind::WebSocket)];
+        let accepting: Vec<_> = listeners
+            .into_iter()
+            .filter_map(|(listener, kind)| Some((listener?, kind)))
+            .map(|(listener, kind)| accept(listener, kind, shared.clone(), closed.clone(), tasks.clone()))
+            .map(|accepting| tasks.spawn(accepting))
+            .collect();
         let ended = unreachable.clone();
         tasks.spawn(async move {
-            accepting.await;
+            for listener in accepting {
+                // One that broke has let go of its address, too.
+                let _ = listener.await;
+            }
             ended.cancel();
         });
-        if let Some(listener) = web_listener {
-            tasks.spawn(accept(listener, Kind::WebSocket, shared.clone(), closed.clone(), tasks.clone()));
-        }
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
             let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
-            let bounds = http::Bounds::of(&shared.limits);
+            let limits = shared.limits();
+            let bounds = http::Bounds::of(&limits);
+            let secured = shared.clone();
+            let secure = move || secured.tls.http.get();
             let api = Arc::new(Api::new(
                 options.backend.unwrap_or(backend),
                 (token.clone(), shared.clone()),
                 options.subject_root,
-                shared.limits.max_payload,
+                limits.max_payload,
                 options.admin_defaults,
-                shared.limits.http_timeout,
+                limits.http_timeout,
             ));
             tasks.spawn(expire_members(api.members().clone(), stop.clone()));
             let app = http::router(monitor, api);
-            tasks.spawn(http::serve(listener, app, bounds, stop.clone(), tasks.clone()));
+            tasks.spawn(http::serve(listener, app, bounds, secure, stop.clone(), tasks.clone()));
             address
         });
         let web = shared.web.as_ref().map(|web| web.address);
@@ -301,6 +313,12 @@ impl Server {
         self.http
     }
 
+    /// As [`Server::http_addr`], with `http` or `https` before it.
+    pub fn http_url(&self) -> Option<String> {
+        let scheme = if self.shared.tls.http.get().is_some() { "https" } else { "http" };
+        Some(format!("{scheme}://{}", self.http?))
+    }
+
     /// The token of the admin API.
     pub fn admin_token(&self) -> &str {
         self.token.expose()
@@ -313,7 +331,20 @@ impl Server {
     /// # Errors
     /// [`ReloadError`]: nothing has changed then.
     pub fn reload(&self, auth: &AuthOptions) -> Result<Reloaded, ReloadError> {
-        self.reloader.put_in_force(auth)
+        self.reloader.put_in_force(auth, None)
+    }
+
+    /// As [`Server::reload`], with bounds and certificates beside users and permissions: all of it, or nothing. Certificates
+    /// count for connections that come, and so do [`Limits::max_pending`] and those of HTTP; the other bounds count for all
+    /// from their next operation on, and clients beyond [`Limits::max_connections`] are closed.
+    ///
+    /// # Errors
+    /// [`ReloadError`]: nothing has changed then.
+    ///
+    /// # Cancel safety
+    /// What has been begun may still be put in force.
+    pub async fn reload_all(&self, options: ReloadOptions) -> Result<Reloaded, ReloadError> {
+        self.reloader.reload_all(options).await
     }
 
     /// As [`Server::reload`], with what [`ServerOptions::auth_source`] says now.
@@ -361,6 +392,20 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
         self.shared.end_all(Ending::Now);
+    }
+}
+
+/// Which listener is to have which TLS.
+fn plan(
+    tls: Option<&TlsOptions>,
+    web: Option<&WebSocketOptions>,
+    http_tls: bool,
+) -> Result<tls::Plan, TlsError> {
+    let web = web.filter(|web| !web.no_tls).and_then(|web| web.tls.as_ref().or(tls));
+    let http = tls.filter(|_| http_tls).map(TlsOptions::for_http);
+    match http_tls && http.is_none() {
+        true => Err(TlsError::for_http()),
+        false => Ok(tls::Plan { clients: tls.cloned(), web: web.cloned(), http }),
     }
 }
 
@@ -434,7 +479,7 @@ fn welcome(
         return;
     }
     let socket = Arc::new(Socket::new(socket));
-    let outbox = Outbox::new(socket.clone(), shared.limits.max_pending);
+    let outbox = Outbox::new(socket.clone(), shared.limits().max_pending);
     let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new()));
     let nonce = shared.auth.nonce();
     let client = Arc::new(Client::new(shared.next_client_id(), (address, kind), outbox, nonce, orders));
@@ -467,15 +512,14 @@ async fn expire_members(members: Arc<Members>, stop: CancellationToken) {
 
 /// Owned by the server's tracker; ends by `stop`.
 async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
-    // Often enough for the shortest of the times it watches.
-    let shortest = shared.limits.ping_interval.min(shared.limits.write_deadline);
-    let period = (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
-    let mut tick = tokio::time::interval(period);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        // Often enough for the shortest of the times it watches, which a reload may change.
+        let limits = shared.limits();
+        let shortest = limits.ping_interval.min(limits.write_deadline);
+        let period = (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = tick.tick() => shared.look_after(),
+            () = tokio::time::sleep(period) => shared.look_after(),
         }
     }
 }

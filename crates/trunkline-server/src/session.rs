@@ -18,6 +18,7 @@ use access::Access;
 
 use crate::bridge::front::{Front, Unpublishable};
 use crate::client::{Client, Sid, Subscription, Subscriptions};
+use crate::options::Limits;
 use crate::shared::{Closed, Shared};
 use crate::staging::{Outgoing, Staging};
 use crate::trace;
@@ -48,6 +49,8 @@ pub(crate) struct Session {
     /// Where the client's account meets.
     hub: Arc<Hub>,
     access: Access,
+    /// The bounds that it goes by, of the same time as `access`.
+    limits: Arc<Limits>,
     options: ConnectOptions,
     cache: MatchCache<Target>,
     /// On a bridge, where operations become orders; `None` in front of the hub of this process.
@@ -65,6 +68,7 @@ impl Session {
         let mut session = Self {
             hub: server.hub.clone(),
             access: Access::new(),
+            limits: server.limits(),
             server,
             client,
             options: ConnectOptions::default(),
@@ -79,11 +83,15 @@ impl Session {
 
     /// Acts on the whole operations at the start of `input`.
     pub(crate) fn feed(&mut self, input: &[u8], staging: &mut Staging) -> Fed {
-        let limits = self.server.protocol_limits;
+        let is_traced = trace::is_wanted();
+        let mut limits = self.protocol_limits();
         let mut fed = Fed { consumed: 0, need: 0, close: None, wait: false, more: false };
         let mut counted = Counted::default();
-        let is_traced = trace::is_wanted();
-        let mut outcome = if self.is_outdated() { self.reconsider(staging) } else { Ok(()) };
+        let mut outcome = Ok(());
+        if self.is_outdated() {
+            outcome = self.reconsider(staging);
+            limits = self.protocol_limits();
+        }
         loop {
             match outcome {
                 Ok(()) | Err(Stop::Refused) => {}
@@ -103,7 +111,7 @@ impl Session {
                 Ok(Parsed::Op(op, taken)) => {
                     fed.consumed += taken;
                     if is_traced {
-                        trace::received(&self.client, &op);
+                        trace::received(&self.client, &op, self.server.trace_payloads);
                     }
                     self.operate(op, input, staging, &mut counted)
                 }
@@ -129,6 +137,13 @@ impl Session {
             self.client.received.bytes.fetch_add(counted.bytes, Ordering::Relaxed);
         }
         fed
+    }
+
+    fn protocol_limits(&self) -> trunkline_protocol::Limits {
+        trunkline_protocol::Limits {
+            max_control_line: self.limits.max_control_line,
+            max_payload: self.limits.max_payload,
+        }
     }
 
     /// Hands over what a bridge is to do.
@@ -286,7 +301,7 @@ impl Session {
         let subscription = {
             let mut table = self.client.table.lock();
             // The limit first, then the name, then the pattern: clients are told of the mistake of which nats-server tells.
-            if table.len() >= self.server.limits.max_subscriptions {
+            if table.len() >= self.limits.max_subscriptions {
                 drop(table);
                 return self.refuse(ServerError::MaxSubscriptions, staging);
             }

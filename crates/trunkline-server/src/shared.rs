@@ -8,11 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytestring::ByteString;
 use hashbrown::HashMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use trunkline::backend::memory::{Hub, SessionSink as _};
 use trunkline::{Message, Pattern};
-use trunkline_protocol::ServerInfo;
+use trunkline_protocol::{ServerError, ServerInfo};
 
 use crate::auth::{Account, Auth, AuthError, AuthOptions, Failure, Reloaded};
 use crate::bridge::Bridge;
@@ -20,7 +20,7 @@ use crate::bridge::orders::End;
 use crate::client::{Client, Kind, Subscription};
 use crate::options::Limits;
 use crate::outbox::Ending;
-use crate::tls::Tls;
+use crate::tls;
 use crate::view::{ClientView, Count, Departed};
 use crate::websocket::WebListener;
 
@@ -52,10 +52,12 @@ pub(crate) enum Closed {
     AuthTimeout,
     /// It did not get as far as a session: no TLS, or no WebSocket, or not in time.
     Handshake,
+    /// There are fewer clients to be than there were.
+    TooMany,
 }
 
 impl Closed {
-    pub(crate) const ALL: [Closed; 10] = [
+    pub(crate) const ALL: [Closed; 11] = [
         Closed::ByClient,
         Closed::Protocol,
         Closed::ClientError,
@@ -66,6 +68,7 @@ impl Closed {
         Closed::Unauthorized,
         Closed::AuthTimeout,
         Closed::Handshake,
+        Closed::TooMany,
     ];
 
     /// The value of the metric's label.
@@ -81,6 +84,7 @@ impl Closed {
             Self::Unauthorized => "unauthorized",
             Self::AuthTimeout => "auth_timeout",
             Self::Handshake => "handshake",
+            Self::TooMany => "max_connections",
         }
     }
 }
@@ -110,6 +114,14 @@ impl Totals {
     }
 }
 
+/// How a server shows itself, and what it shows.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) name: Option<String>,
+    pub(crate) version: String,
+    pub(crate) trace_payloads: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// What sessions are in front of; empty on a bridge.
@@ -120,14 +132,19 @@ pub(crate) struct Shared {
     pub(crate) auth: Auth,
     /// Subjects on which only the bus itself publishes. The hubs know them, too.
     reserved: Pattern,
-    /// TLS, for clients and for those of WebSocket.
-    pub(crate) tls: Option<Tls>,
+    /// TLS of all listeners.
+    pub(crate) tls: tls::Slots,
     /// Where WebSocket clients come.
     pub(crate) web: Option<WebListener>,
-    pub(crate) limits: Limits,
-    pub(crate) protocol_limits: trunkline_protocol::Limits,
+    /// Guards the pointer alone; taken when a client comes, once a second, and by sessions when a reload has come. Sessions
+    /// keep what they go by.
+    limits: RwLock<Arc<Limits>>,
     pub(crate) id: String,
     pub(crate) name: String,
+    /// What clients are told to be connected to.
+    pub(crate) version: String,
+    /// Whether traces show what is in messages.
+    pub(crate) trace_payloads: bool,
     pub(crate) address: SocketAddr,
     pub(crate) started: SystemTime,
     started_instant: Instant,
@@ -160,17 +177,13 @@ impl Shared {
     pub(crate) fn new(
         (hub, bridge): (Arc<Hub>, Option<Arc<Bridge>>),
         auth: Auth,
-        (tls, web): (Option<Tls>, Option<WebListener>),
+        (tls, web): (tls::Slots, Option<WebListener>),
         reserved: Pattern,
         limits: Limits,
-        name: Option<String>,
+        shown: Shown,
         address: SocketAddr,
     ) -> Self {
         let id = format!("T{}", uuid::Uuid::now_v7().simple()).to_uppercase();
-        let protocol_limits = trunkline_protocol::Limits {
-            max_control_line: limits.max_control_line,
-            max_payload: limits.max_payload,
-        };
         Self {
             hub,
             bridge,
@@ -178,10 +191,11 @@ impl Shared {
             tls,
             web,
             reserved,
-            limits,
-            protocol_limits,
-            name: name.unwrap_or_else(|| id.clone()),
+            limits: RwLock::new(Arc::new(limits)),
+            name: shown.name.unwrap_or_else(|| id.clone()),
             id,
+            version: shown.version,
+            trace_payloads: shown.trace_payloads,
             address,
             started: SystemTime::now(),
             started_instant: Instant::now(),
@@ -197,6 +211,11 @@ impl Shared {
             lame_duck: AtomicBool::new(false),
             emptied: Notify::new(),
         }
+    }
+
+    /// The bounds that are in force.
+    pub(crate) fn limits(&self) -> Arc<Limits> {
+        self.limits.read().clone()
     }
 
     pub(crate) fn uptime(&self) -> Duration {
@@ -218,7 +237,7 @@ impl Shared {
         if table.stopping {
             return Entry::Stopping;
         }
-        if table.clients.len() >= self.limits.max_connections {
+        if table.clients.len() >= self.limits().max_connections {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Entry::Full;
         }
@@ -318,9 +337,14 @@ impl Shared {
         Failure::ALL.into_iter().map(|why| self.auth.failures(why)).sum()
     }
 
-    /// Puts other users and permissions in force.
-    pub(crate) fn replace_auth(&self, auth: &AuthOptions) -> Result<Reloaded, AuthError> {
-        let users = self.auth.replace(auth)?;
+    /// Puts other users and permissions in force, and other bounds where there are any.
+    pub(crate) fn replace(&self, auth: &AuthOptions, limits: Option<Limits>) -> Result<Reloaded, AuthError> {
+        // Before the users: sessions look at both when these are of another generation, and never in between.
+        let former = self.limits();
+        if let Some(limits) = limits {
+            *self.limits.write() = Arc::new(limits);
+        }
+        let users = self.auth.replace(auth).inspect_err(|_| *self.limits.write() = former)?;
         // Each of them looks by itself; one that is idle has to be told.
         let clients = self.clients();
         clients.iter().for_each(|client| client.outbox.rouse());
@@ -329,7 +353,18 @@ impl Shared {
             connections = clients.len(),
             "users and permissions are in force as configured now"
         );
-        Ok(Reloaded { users, connections: clients.len() })
+        Ok(Reloaded { users, connections: clients.len(), closed: self.close_excess(clients) })
+    }
+
+    /// Closes clients, whichever, until there are as many as there may be. Returns how many.
+    fn close_excess(&self, mut clients: Vec<Arc<Client>>) -> usize {
+        let excess = clients.len().saturating_sub(self.limits().max_connections);
+        fastrand::shuffle(&mut clients);
+        for client in &clients[..excess] {
+            client.set_ending_reason(Closed::TooMany);
+            client.outbox.end_with(|out| ServerError::MaxConnections.write(out));
+        }
+        excess
     }
 
     pub(crate) fn count_no_responders(&self) {
@@ -389,19 +424,20 @@ impl Shared {
     /// INFO for one client.
     pub(crate) fn info(&self, client: &Client) -> ServerInfo {
         // On a WebSocket the handshake is over by now, and no other can come.
-        let tls = self.tls.as_ref().filter(|_| client.kind == Kind::Nats).map(|tls| &tls.options);
+        let tls = self.tls.clients.get().filter(|_| client.kind == Kind::Nats);
+        let tls = tls.as_ref().map(|tls| &tls.options);
         ServerInfo {
             tls_required: tls.is_some_and(|tls| !tls.allow_non_tls),
             tls_available: tls.is_some_and(|tls| tls.allow_non_tls),
             tls_verify: tls.is_some_and(|tls| tls.verifies()),
             server_id: self.id.clone(),
             server_name: self.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: self.version.clone(),
             proto: PROTOCOL,
             host: self.address.ip().to_string(),
             port: self.address.port(),
             headers: true,
-            max_payload: self.limits.max_payload,
+            max_payload: self.limits().max_payload,
             client_id: Some(client.id),
             client_ip: Some(client.address.ip().to_string()),
             auth_required: self.auth.timeout().is_some(),
@@ -414,14 +450,15 @@ impl Shared {
     /// Looks after every client once: PINGs those that are quiet, cuts off those that do not answer or do not read.
     pub(crate) fn look_after(&self) {
         let (now, now_ms) = (Instant::now(), self.now_ms());
-        let interval_ms = self.limits.ping_interval.as_millis() as u64;
+        let limits = self.limits();
+        let interval_ms = limits.ping_interval.as_millis() as u64;
         for client in self.clients() {
             // Its handshakes have deadlines of their own.
             if !client.is_settled() {
                 continue;
             }
             client.note_deliveries(now_ms);
-            if client.outbox.stuck_for(now).is_some_and(|stuck| stuck > self.limits.write_deadline) {
+            if client.outbox.stuck_for(now).is_some_and(|stuck| stuck > limits.write_deadline) {
                 tracing::warn!(client = client.id, address = %client.address, "slow consumer: reads nothing, cut off");
                 client.outbox.cut_off_slow();
                 continue;
@@ -429,10 +466,10 @@ impl Shared {
             if now_ms.saturating_sub(client.last_active_ms().max(client.pinged_ms())) < interval_ms {
                 continue;
             }
-            if !client.ping(self.limits.ping_max, now_ms) {
+            if !client.ping(limits.ping_max, now_ms) {
                 tracing::debug!(client = client.id, address = %client.address, "stale connection");
                 client.set_ending_reason(Closed::Stale);
-                client.outbox.end_with(|out| trunkline_protocol::ServerError::StaleConnection.write(out));
+                client.outbox.end_with(|out| ServerError::StaleConnection.write(out));
             }
         }
     }

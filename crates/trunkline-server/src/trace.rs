@@ -3,8 +3,6 @@
 //! It is asked for by the level `trace` of the target [`PROTOCOL_TRACE`]. Where nobody asks, a batch pays for one look at a
 //! flag.
 
-use std::borrow::Cow;
-
 use trunkline_protocol::ClientOp;
 
 use crate::client::Client;
@@ -18,12 +16,15 @@ pub(crate) fn is_wanted() -> bool {
     tracing::enabled!(target: PROTOCOL_TRACE, tracing::Level::TRACE)
 }
 
-/// Shows an operation, in nats-server's form. Secrets in it are not shown.
+/// Shows an operation, in nats-server's form. Secrets in it are not shown, and what is in messages only where `payloads` are
+/// asked for.
 #[cold]
-pub(crate) fn received(client: &Client, op: &ClientOp<'_>) {
+pub(crate) fn received(client: &Client, op: &ClientOp<'_>, payloads: bool) {
     let line = describe(op);
     tracing::trace!(target: PROTOCOL_TRACE, client = client.id, address = %client.address, "<<- [{line}]");
-    if let ClientOp::Pub { header, payload, .. } = op {
+    if let ClientOp::Pub { header, payload, .. } = op
+        && payloads
+    {
         let text = [header.unwrap_or_default(), payload].concat();
         let text = String::from_utf8_lossy(&text);
         tracing::trace!(target: PROTOCOL_TRACE, client = client.id, address = %client.address, "<<- MSG_PAYLOAD: [{text:?}]");
@@ -32,23 +33,24 @@ pub(crate) fn received(client: &Client, op: &ClientOp<'_>) {
 
 fn describe(op: &ClientOp<'_>) -> String {
     let text = |bytes| String::from_utf8_lossy(bytes);
-    let optional = |bytes: &Option<_>| bytes.map_or(Cow::Borrowed(""), text);
+    // What is not given leaves no gap.
+    let optional = |bytes: &Option<_>| bytes.map_or_else(String::new, |bytes| format!(" {}", text(bytes)));
     match op {
         ClientOp::Connect(json) => format!("CONNECT {}", without_secrets(json)),
         ClientOp::Ping => "PING".to_owned(),
         ClientOp::Pong => "PONG".to_owned(),
         ClientOp::Pub { subject, reply, header: None, payload } => {
-            format!("PUB {} {} {}", text(subject), optional(reply), payload.len())
+            format!("PUB {}{} {}", text(subject), optional(reply), payload.len())
         }
         ClientOp::Pub { subject, reply, header: Some(header), payload } => {
             let (headers, total) = (header.len(), header.len() + payload.len());
-            format!("HPUB {} {} {headers} {total}", text(subject), optional(reply))
+            format!("HPUB {}{} {headers} {total}", text(subject), optional(reply))
         }
         ClientOp::Sub { subject, queue, sid } => {
-            format!("SUB {} {} {}", text(subject), optional(queue), text(sid))
+            format!("SUB {}{} {}", text(subject), optional(queue), text(sid))
         }
         ClientOp::Unsub { sid, max } => {
-            format!("UNSUB {} {}", text(sid), max.map_or_else(String::new, |max| max.to_string()))
+            format!("UNSUB {}{}", text(sid), max.map_or_else(String::new, |max| format!(" {max}")))
         }
         ClientOp::Ok => "+OK".to_owned(),
         ClientOp::Err(error) => format!("-ERR {}", text(error)),
@@ -77,12 +79,12 @@ mod tests {
     #[test]
     fn operations_look_as_on_nats_server() {
         let check = |op: ClientOp<'_>, line: &str| assert_eq!(describe(&op), line);
-        check(ClientOp::Sub { subject: b"bar", queue: None, sid: b"1" }, "SUB bar  1");
+        check(ClientOp::Sub { subject: b"bar", queue: None, sid: b"1" }, "SUB bar 1");
         check(ClientOp::Sub { subject: b"q.*", queue: Some(b"w"), sid: b"2" }, "SUB q.* w 2");
-        check(ClientOp::Pub { subject: b"foo", reply: None, header: None, payload: b"x" }, "PUB foo  1");
+        check(ClientOp::Pub { subject: b"foo", reply: None, header: None, payload: b"x" }, "PUB foo 1");
         let header = Some(&b"NATS/1.0\r\na: b\r\n\r\n"[..]);
-        check(ClientOp::Pub { subject: b"bar", reply: None, header, payload: b"hello" }, "HPUB bar  18 23");
-        check(ClientOp::Unsub { sid: b"1", max: None }, "UNSUB 1 ");
+        check(ClientOp::Pub { subject: b"bar", reply: None, header, payload: b"hello" }, "HPUB bar 18 23");
+        check(ClientOp::Unsub { sid: b"1", max: None }, "UNSUB 1");
     }
 
     #[test]

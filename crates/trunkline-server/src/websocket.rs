@@ -7,6 +7,8 @@ use std::time::Duration;
 use trunkline::config::WebSocket as Config;
 use tungstenite::http::{HeaderMap, Uri, header};
 
+use crate::tls::TlsOptions;
+
 /// What clients gather in one frame beside two of the largest messages: the client of browsers sends at once what it has
 /// when the second comes.
 const FRAME_SLACK_BYTES: usize = 1 << 20;
@@ -19,11 +21,16 @@ pub struct WebSocketOptions {
     /// Whether it is without TLS even where there is TLS for other clients: behind a proxy that does TLS itself. Default no,
     /// key `server.websocket.no_tls`.
     pub no_tls: bool,
+    /// Certificates of its own; `None` are those of [`ServerOptions::tls`](crate::ServerOptions::tls). Without `no_tls`.
+    pub tls: Option<TlsOptions>,
     /// Whether pages of the host that the client connects to may connect. Default yes, key `server.websocket.same_origin`.
     pub same_origin: bool,
     /// Origins of other pages that may connect, such as `https://chat.example.org`; `*` are all. Default none, key
     /// `server.websocket.allowed_origins`.
     pub allowed_origins: Vec<String>,
+    /// Whether a page has to be both of the same origin and among those that are allowed, where both are asked for: the rule
+    /// of nats-server. Default no.
+    pub both_origins: bool,
     /// Longest time until a client has asked for a WebSocket. Default 2 s, key `server.websocket.handshake_timeout`.
     pub handshake_timeout: Duration,
 }
@@ -34,8 +41,10 @@ impl WebSocketOptions {
         Self {
             listen,
             no_tls: false,
+            tls: None,
             same_origin: true,
             allowed_origins: Vec::new(),
+            both_origins: false,
             handshake_timeout: Duration::from_secs(2),
         }
     }
@@ -46,8 +55,10 @@ impl WebSocketOptions {
         Some(Self {
             listen,
             no_tls: config.no_tls,
+            tls: None,
             same_origin: config.same_origin,
             allowed_origins: config.allowed_origins.clone(),
+            both_origins: false,
             handshake_timeout: config.handshake_timeout,
         })
     }
@@ -66,6 +77,8 @@ pub struct OriginError {
 pub(crate) struct Origins {
     same: bool,
     any: bool,
+    /// Both have to hold.
+    both: bool,
     allowed: Vec<Origin>,
 }
 
@@ -105,7 +118,8 @@ impl Origins {
             .map(|origin| Origin::parse(origin).ok_or_else(|| OriginError { origin: origin.clone() }))
             .collect::<Result<Vec<_>, _>>()?;
         let any = options.allowed_origins.iter().any(|origin| origin == "*");
-        Ok(Self { same: options.same_origin, any, allowed })
+        let both = options.both_origins && options.same_origin && !options.allowed_origins.is_empty();
+        Ok(Self { same: options.same_origin, any, both, allowed })
     }
 }
 
@@ -148,7 +162,8 @@ impl Gate {
     pub(crate) fn check(&self, headers: &HeaderMap) -> Result<(), Refused> {
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let Some(origin) = origins.next() else { return Ok(()) };
-        if self.origins.any {
+        let is_any = self.origins.any;
+        if is_any && !self.origins.both {
             return Ok(());
         }
         let origin = origin.to_str().ok().filter(|_| origins.next().is_none());
@@ -157,7 +172,10 @@ impl Gate {
             let host: Uri = headers.get(header::HOST)?.to_str().ok()?.parse().ok()?;
             Origin::at(self.secure, host.host()?, host.port_u16()).filter(|own| *own == origin)
         };
-        match self.origins.allowed.contains(&origin) || (self.origins.same && is_same().is_some()) {
+        let is_same = self.origins.same && is_same().is_some();
+        let is_allowed = is_any || self.origins.allowed.contains(&origin);
+        let may_connect = if self.origins.both { is_same && is_allowed } else { is_same || is_allowed };
+        match may_connect {
             true => Ok(()),
             false => Err(Refused),
         }

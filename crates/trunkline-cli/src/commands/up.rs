@@ -87,7 +87,7 @@ pub(crate) async fn run(loaded: Loaded, args: UpArgs, source: AuthSource) -> Res
     };
     let ports = match &args.ports_file {
         Some(path) => {
-            let (nats, http, websocket) = (running.nats_addr(), running.http_addr(), running.websocket_url());
+            let (nats, http, websocket) = (running.nats_addr(), running.http_url(), running.websocket_url());
             Some(PortsFile::write(path, nats, http, websocket, running.admin_token())?)
         }
         None => None,

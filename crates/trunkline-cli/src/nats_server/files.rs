@@ -1,17 +1,17 @@
 //! The files by which others find the server: the one with its process id, and the one with its ports.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-/// What is in the ports file; a server without monitoring has no list of it.
+/// What is in the ports file; what is not served has no list.
 #[derive(Debug, Serialize)]
 struct Ports {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    nats: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    monitoring: Vec<String>,
+    nats: [String; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    monitoring: Option<[String; 1]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    websocket: Option<[String; 1]>,
 }
 
 /// A file that goes with the server.
@@ -42,13 +42,12 @@ pub(crate) fn write_pid(path: &Path) -> std::io::Result<()> {
 pub(crate) fn write_ports(
     directory: &Path,
     program: &str,
-    nats: SocketAddr,
-    http: Option<SocketAddr>,
+    nats: String,
+    http: Option<String>,
+    websocket: Option<String>,
 ) -> std::io::Result<OwnFile> {
-    let ports = Ports {
-        nats: vec![format!("nats://{nats}")],
-        monitoring: http.iter().map(|http| format!("http://{http}")).collect(),
-    };
+    let one = |url: Option<String>| url.map(|url| [url]);
+    let ports = Ports { nats: [nats], monitoring: one(http), websocket: one(websocket) };
     let path = directory.join(format!("{program}_{}.ports", std::process::id()));
     let mut file = tempfile::Builder::new()
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
@@ -65,13 +64,13 @@ mod tests {
     #[test]
     fn the_ports_file_is_that_of_nats_server_and_goes_with_its_owner() {
         let directory = tempfile::tempdir().unwrap();
-        let nats = "127.0.0.1:41".parse().unwrap();
-        let file = write_ports(directory.path(), "nats-server", nats, Some("127.0.0.1:42".parse().unwrap()))
-            .unwrap();
+        let url = |url: &str| Some(url.to_owned());
+        let (nats, http, web) = ("nats://h:41".to_owned(), url("http://h:42"), url("ws://h:43"));
+        let file = write_ports(directory.path(), "nats-server", nats, http, web).unwrap();
         let path = directory.path().join(format!("nats-server_{}.ports", std::process::id()));
         assert_eq!(
             std::fs::read_to_string(&path).unwrap(),
-            "{\"nats\":[\"nats://127.0.0.1:41\"],\"monitoring\":[\"http://127.0.0.1:42\"]}"
+            r#"{"nats":["nats://h:41"],"monitoring":["http://h:42"],"websocket":["ws://h:43"]}"#
         );
         drop(file);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);

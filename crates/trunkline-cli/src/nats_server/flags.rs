@@ -22,10 +22,23 @@ pub(crate) struct Flags {
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
     pub(crate) token: Option<String>,
+    pub(crate) https_port: Option<i64>,
+    pub(crate) tls: TlsFlags,
     /// Only to test the configuration.
     pub(crate) test: bool,
     /// Flags that change nothing here, as given.
     pub(crate) ignored: Vec<String>,
+}
+
+/// What the command line says of TLS.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct TlsFlags {
+    pub(crate) on: Option<bool>,
+    /// Clients have to show a certificate.
+    pub(crate) verify: Option<bool>,
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
 }
 
 /// What is to be done.
@@ -79,7 +92,6 @@ enum Meaning {
 }
 
 const NO_CLUSTER: &str = "it does not cluster; use a NATS cluster, or backend redis on several hosts";
-const NO_TLS: &str = "TLS is not served under the name nats-server; see `trunkline up` and server.tls";
 const NO_JETSTREAM: &str = "it has no JetStream";
 const NO_SYSLOG: &str = "it logs to stderr or, with -l, to a file";
 
@@ -89,6 +101,12 @@ fn meaning(name: &str) -> Option<Meaning> {
         "a" | "addr" | "net" => Text(|flags, text| flags.address = Some(text)),
         "p" | "port" => Number(|flags, port| flags.port = Some(port)),
         "m" | "http_port" => Number(|flags, port| flags.http_port = Some(port)),
+        "ms" | "https_port" => Number(|flags, port| flags.https_port = Some(port)),
+        "tls" => Switch(|flags, on| flags.tls.on = Some(on)),
+        "tlsverify" => Switch(|flags, on| flags.tls.verify = Some(on)),
+        "tlscert" => File(|flags, path| flags.tls.cert = Some(path)),
+        "tlskey" => File(|flags, path| flags.tls.key = Some(path)),
+        "tlscacert" => File(|flags, path| flags.tls.ca = Some(path)),
         "n" | "name" | "server_name" => Text(|flags, text| flags.name = Some(text)),
         "c" | "config" => File(|flags, path| flags.config = Some(path)),
         "P" | "pid" => File(|flags, path| flags.pid_file = Some(path)),
@@ -112,10 +130,6 @@ fn meaning(name: &str) -> Option<Meaning> {
             Ignored
         }
         "js" | "jetstream" => Refused { has_value: false, reason: NO_JETSTREAM },
-        "tls" | "tlsverify" => Refused { has_value: false, reason: NO_TLS },
-        "tlscert" | "tlskey" | "tlscacert" | "ms" | "https_port" => {
-            Refused { has_value: true, reason: NO_TLS }
-        }
         "s" | "syslog" => Refused { has_value: false, reason: NO_SYSLOG },
         "r" | "remote_syslog" => Refused { has_value: true, reason: NO_SYSLOG },
         "no_advertise" => Refused { has_value: false, reason: NO_CLUSTER },

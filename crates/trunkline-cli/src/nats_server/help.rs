@@ -18,6 +18,8 @@ Server Options:
                                      nats-server -P /run/nats-server.pid
     -m, --http_port <port>           Use port for http monitoring; -1 is any free one
                                      nats-server -m 8222
+    -ms,--https_port <port>          Use port for https monitoring; -1 is any free one
+                                     nats-server -ms 8443 --tlscert server.pem --tlskey key.pem
     -c, --config <file>              Configuration file
                                      nats-server -c nats-server.conf
     -t                               Test configuration and exit
@@ -49,18 +51,48 @@ Authorization Options:
         --auth <token>               Authorization token required for connections
                                      nats-server --auth secret
 
+TLS Options:
+        --tls                        Enable TLS, do not verify clients (default: false)
+        --tlscert <file>             Server certificate file
+        --tlskey <file>              Private key for server certificate
+                                     nats-server --tls --tlscert server.pem --tlskey key.pem
+        --tlsverify                  Enable TLS, verify client certificates; needs --tlscacert
+        --tlscacert <file>           Client certificate CA for verification
+                                     nats-server --tlsverify --tlscert server.pem --tlskey key.pem --tlscacert ca.pem
+
 Common Options:
     -h, --help                       Show this message
                                      nats-server -h
+        --help_tls                   TLS help
     -v, --version                    Show version
                                      nats-server -v
 
 Taken and without effect: -sd, --store_dir, --client_advertise, --log_size_limit, --max_traced_msg_len, --profile.
-Not served, and refused: JetStream, TLS, clusters, syslog.
+Not served, and refused: JetStream, clusters, syslog.
 ";
 
 /// What `--help_tls` prints.
 pub(crate) const HELP_TLS: &str = "
-TLS is not served under the name nats-server, and flags and keys that ask for it are refused.
-Between machines, use a network that is to be trusted, or a proxy that ends TLS on this machine.
+TLS with a certificate that is signed by an authority, all files in PEM:
+
+    nats-server --tls --tlscert server.pem --tlskey key.pem
+
+The same, and clients have to show a certificate that an authority in ca.pem has signed:
+
+    nats-server --tlsverify --tlscert server.pem --tlskey key.pem --tlscacert ca.pem
+
+In the configuration file, with all that can be said of it:
+
+    tls {
+      cert_file: server.pem
+      key_file: key.pem
+      ca_file: ca.pem            # authorities of clients' certificates
+      verify: true               # clients have to show one
+      verify_and_map: true       # and it says which user a client is
+      timeout: 2                 # seconds for a handshake
+      handshake_first: auto      # or true, false, \"300ms\": before the server's first line
+      min_version: \"1.2\"
+    }
+
+The files are read again by `nats-server --signal reload`.
 ";

@@ -27,11 +27,20 @@ enum Output {
     File { path: PathBuf, file: File },
 }
 
+impl Output {
+    fn open(file: Option<&Path>) -> io::Result<Self> {
+        Ok(match file {
+            None => Self::Stderr,
+            Some(path) => Self::File { path: path.to_owned(), file: append_to(path)? },
+        })
+    }
+}
+
 /// The log; one a process.
 pub(crate) struct Log {
     pid: u32,
-    time: bool,
-    utc: bool,
+    time: AtomicBool,
+    utc: AtomicBool,
     debug: AtomicBool,
     trace: AtomicBool,
     /// Guards the file, and keeps lines whole. Held while one line is written.
@@ -44,14 +53,11 @@ impl Log {
     /// # Errors
     /// The file cannot be opened.
     pub(crate) fn open(settings: &LogSettings) -> io::Result<Arc<Self>> {
-        let output = match &settings.file {
-            None => Output::Stderr,
-            Some(path) => Output::File { path: path.clone(), file: append_to(path)? },
-        };
+        let output = Output::open(settings.file.as_deref())?;
         Ok(Arc::new(Self {
             pid: std::process::id(),
-            time: settings.time,
-            utc: settings.utc,
+            time: settings.time.into(),
+            utc: settings.utc.into(),
             debug: settings.debug.into(),
             trace: settings.trace.into(),
             output: Mutex::new(output),
@@ -67,14 +73,28 @@ impl Log {
         let _ = tracing_subscriber::registry().with(events).try_init();
     }
 
-    /// Changes what is told.
-    pub(crate) fn set_levels(&self, debug: bool, trace: bool) {
-        self.debug.store(debug, Ordering::Relaxed);
-        self.trace.store(trace, Ordering::Relaxed);
+    /// Changes what is told, and where.
+    ///
+    /// # Errors
+    /// The file cannot be opened; lines go where they went before, and everything else is as it should be.
+    pub(crate) fn change(&self, settings: &LogSettings) -> io::Result<()> {
+        self.time.store(settings.time, Ordering::Relaxed);
+        self.utc.store(settings.utc, Ordering::Relaxed);
+        self.debug.store(settings.debug, Ordering::Relaxed);
+        self.trace.store(settings.trace, Ordering::Relaxed);
         if let Some(levels) = self.levels.get() {
             // Nothing but the answer to who wants what has changed, and that is asked again after it.
             let _ = levels.modify(|_| {});
         }
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let former = match &*output {
+            Output::Stderr => None,
+            Output::File { path, .. } => Some(path),
+        };
+        if former != settings.file.as_ref() {
+            *output = Output::open(settings.file.as_deref())?;
+        }
+        Ok(())
     }
 
     /// Opens the file again, which somebody may have moved away.
@@ -107,8 +127,12 @@ impl Log {
 
     fn line(&self, level: &str, text: &str) {
         let mut line = format!("[{}] ", self.pid);
-        if self.time {
-            let now = if self.utc { Zoned::now().with_time_zone(TimeZone::UTC) } else { Zoned::now() };
+        if self.time.load(Ordering::Relaxed) {
+            let now = if self.utc.load(Ordering::Relaxed) {
+                Zoned::now().with_time_zone(TimeZone::UTC)
+            } else {
+                Zoned::now()
+            };
             let _ = write!(line, "{} ", now.strftime("%Y/%m/%d %H:%M:%S%.6f"));
         }
         // What clients sent may be in it: a line stays a line.

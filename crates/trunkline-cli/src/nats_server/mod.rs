@@ -4,7 +4,7 @@
 //! - [`flags`], [`help`]: the command line.
 //! - [`conf`]: the syntax of configuration files; [`settings`]: what their keys mean.
 //! - [`log`], [`files`], [`signal`]: what others see of the process.
-//! - [`serve`]: from start to stop.
+//! - [`serve`]: from start to stop; [`reload`]: what changes in between.
 //!
 //! What the server does for its clients is `trunkline_server`'s; nothing here knows the protocol.
 
@@ -13,6 +13,7 @@ mod files;
 mod flags;
 mod help;
 mod log;
+mod reload;
 mod serve;
 mod settings;
 mod signal;
@@ -27,7 +28,7 @@ use settings::Settings;
 
 /// The name it goes by.
 pub(crate) const PROGRAM: &str = "nats-server";
-/// The nats-server whose behaviour towards clients this one has; scripts ask for it.
+/// The nats-server whose behaviour towards clients this one has. Scripts ask for it, and INFO and `/varz` say the same.
 const COMPATIBLE_WITH: &str = "2.15.1";
 
 /// The arguments behind the name, if the command line calls for a nats-server: by the program's own name, or as
@@ -60,10 +61,8 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
         Ok(Request::Help) => return print(help::HELP),
         Ok(Request::HelpTls) => return print(help::HELP_TLS),
         Ok(Request::Version) => {
-            return print(&format!(
-                "{PROGRAM}: v{COMPATIBLE_WITH} (trunkline {})\n",
-                env!("CARGO_PKG_VERSION")
-            ));
+            // To the letter: there are scripts that take everything behind the `v` for the version.
+            return print(&format!("{PROGRAM}: v{COMPATIBLE_WITH}\n"));
         }
         Ok(Request::Signal(request)) => {
             return match signal::send(&request) {

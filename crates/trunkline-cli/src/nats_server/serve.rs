@@ -1,6 +1,5 @@
 //! The running server: from its settings to its end, and what signals make of it.
 
-use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,12 +8,14 @@ use std::time::Duration;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use trunkline::backend::memory::{Hub, HubOptions};
-use trunkline_server::{Server, ServerOptions, StartError};
+use trunkline::config::HandshakeFirst;
+use trunkline_server::{Server, ServerOptions, StartError, WebSocketOptions};
 
 use super::files::{self, OwnFile};
 use super::flags::Flags;
 use super::log::Log;
-use super::settings::{LogSettings, Settings, describe};
+use super::reload::reload;
+use super::settings::{Listen, Settings, WebSocket, describe};
 use super::{COMPATIBLE_WITH, PROGRAM};
 
 /// How long a stop may take: what waits for clients is sent until then, and dropped after it.
@@ -22,13 +23,15 @@ const STOP_WITHIN: Duration = Duration::from_secs(3);
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
-enum ServeError {
+pub(super) enum ServeError {
     #[error("Error listening on port: {address}, \"{cause}\"")]
     Listen { address: String, cause: String },
     #[error("{0}; {hint}", hint = .0.hint())]
     Start(StartError),
     #[error("could not write {what} {path}: {cause}")]
     File { what: &'static str, path: String, cause: String },
+    #[error("Can't start monitoring: {0}")]
+    Monitoring(String),
     #[error("cannot listen to signals: {0}")]
     Signals(std::io::Error),
 }
@@ -69,7 +72,8 @@ pub(super) fn run(flags: &Flags, settings: Settings) -> ExitCode {
 async fn serve(flags: &Flags, settings: Settings, log: &Arc<Log>) -> Result<(), ServeError> {
     let mut signals = Signals::listen().map_err(ServeError::Signals)?;
     log.info("Starting nats-server");
-    log.info(&format!("  Version:  {COMPATIBLE_WITH} (trunkline {})", env!("CARGO_PKG_VERSION")));
+    log.info(&format!("  Version:  {COMPATIBLE_WITH}"));
+    log.info(&format!("  Trunkline: {}", env!("CARGO_PKG_VERSION")));
     let mut options = options(&settings)?;
     if let Some(file) = &settings.file {
         log.info(&format!("Using configuration file: {} (sha256:{})", file.path.display(), file.sha256));
@@ -78,7 +82,7 @@ async fn serve(flags: &Flags, settings: Settings, log: &Arc<Log>) -> Result<(), 
         log.warn(&format!("{ignored} is taken and changes nothing on this server"));
     }
     options.plaintext = true;
-    let (listen, http) = (options.listen, options.http);
+    let exposed = exposed(&options);
     let server = Server::start(options).await.map_err(|error| match error {
         StartError::Bind { address, source, .. } => {
             let cause = format!("listen tcp {address}: bind: {}", describe(&source));
@@ -86,22 +90,15 @@ async fn serve(flags: &Flags, settings: Settings, log: &Arc<Log>) -> Result<(), 
         }
         error => ServeError::Start(error),
     })?;
-    if !listen.ip().is_loopback() || http.is_some_and(|http| !http.ip().is_loopback()) {
+    if exposed {
         log.warn("Passwords and messages travel in plain text between machines");
     }
     log.info(&format!("  Name:     {}", server.name()));
     log.info(&format!("  ID:       {}", server.id()));
-    let ports = write_files(&settings, &server)?;
-    if let Some(http) = server.http_addr() {
-        let host = settings.http.as_ref().and_then(|http| http.host.as_ref()).or(settings.host.as_ref());
-        log.info(&format!("Starting http monitor on {}", shown(host, http)));
-    }
-    log.info(&format!(
-        "Listening for client connections on {}",
-        shown(settings.host.as_ref(), server.nats_addr())
-    ));
+    let mut ports = write_files(&settings, &server)?;
+    tell_addresses(&settings, &server, log);
     log.info("Server is ready");
-    attend(flags, settings, log, &server, &mut signals).await;
+    attend(flags, settings, log, &server, &mut signals, &mut ports).await;
     log.info("Initiating Shutdown...");
     // The file goes first: who reads it from now on shall not find a server that refuses connections.
     drop(ports);
@@ -115,20 +112,97 @@ async fn serve(flags: &Flags, settings: Settings, log: &Arc<Log>) -> Result<(), 
 }
 
 fn options(settings: &Settings) -> Result<ServerOptions, ServeError> {
+    let monitoring = match (&settings.http, &settings.https) {
+        (Some(http), Some(https)) => {
+            let both = format!("can't specify both HTTP ({}) and HTTPs ({}) ports", http.port, https.port);
+            return Err(ServeError::Monitoring(both));
+        }
+        (None, Some(_)) if settings.tls.is_none() => {
+            return Err(ServeError::Monitoring("TLS cert and key required for HTTPS".to_owned()));
+        }
+        (http, https) => http.as_ref().or(https.as_ref()),
+    };
+    let at = |listen: &Listen| resolve(listen.host.as_deref().or(settings.host.as_deref()), listen.port);
     let hub = Hub::new(HubOptions { max_payload: settings.limits.max_payload, ..HubOptions::default() });
     let listen = resolve(settings.host.as_deref(), settings.port)?;
-    let http = settings.http.as_ref().map(|http| {
-        let host = http.host.as_deref().or(settings.host.as_deref());
-        resolve(host, http.port)
-    });
+    let websocket = match &settings.websocket {
+        Some(web) => Some(websocket(web, at(&web.listen)?, settings.auth.is_required())),
+        None => None,
+    };
     Ok(ServerOptions {
         listen,
-        http: http.transpose()?,
+        http: monitoring.map(at).transpose()?,
+        http_tls: settings.https.is_some(),
         name: settings.name.clone(),
+        version: COMPATIBLE_WITH.to_owned(),
+        trace_payloads: true,
+        tls: settings.tls.clone(),
+        websocket,
         limits: settings.limits.clone(),
         auth: settings.auth.clone(),
         ..ServerOptions::new(Arc::new(hub))
     })
+}
+
+/// The listener for clients over WebSocket. Where the file says nothing of origins, nats-server lets any page connect; here
+/// any may that knows a password, and where nobody is asked for one, those of the listener itself: a browser on this machine
+/// would carry any page of the web to an address that is only for this machine.
+fn websocket(web: &WebSocket, listen: SocketAddr, asks: bool) -> WebSocketOptions {
+    let (same_origin, allowed_origins) = match (web.asks_for_origin(), asks) {
+        (true, _) => (web.same_origin, web.allowed_origins.clone()),
+        (false, true) => (false, vec!["*".to_owned()]),
+        (false, false) => (true, Vec::new()),
+    };
+    WebSocketOptions {
+        no_tls: web.tls.is_none(),
+        tls: web.tls.clone(),
+        same_origin,
+        allowed_origins,
+        both_origins: true,
+        handshake_timeout: web.handshake_timeout,
+        ..WebSocketOptions::at(listen)
+    }
+}
+
+/// Whether other machines may send passwords or messages in plain text.
+fn exposed(options: &ServerOptions) -> bool {
+    let is_safe = options.tls.as_ref().is_some_and(|tls| !tls.allow_non_tls);
+    let http = options.http.filter(|_| !options.http_tls);
+    let web = options.websocket.as_ref().filter(|web| web.no_tls).map(|web| web.listen);
+    let nats = Some(options.listen).filter(|_| !is_safe);
+    [nats, http, web].into_iter().flatten().any(|address| !address.ip().is_loopback())
+}
+
+/// Says where the server listens, in the lines that scripts wait for.
+fn tell_addresses(settings: &Settings, server: &Server, log: &Log) {
+    let own = |listen: Option<&Listen>| {
+        listen.and_then(|listen| listen.host.clone()).or_else(|| settings.host.clone())
+    };
+    if let Some(http) = server.http_addr() {
+        let listen = settings.http.as_ref().or(settings.https.as_ref());
+        let scheme = if settings.https.is_some() { "https" } else { "http" };
+        log.info(&format!("Starting {scheme} monitor on {}", shown(own(listen).as_ref(), http)));
+    }
+    if let (Some(web), Some(address)) = (&settings.websocket, server.websocket_addr()) {
+        let address = shown(own(Some(&web.listen)).as_ref(), address);
+        let scheme = if web.tls.is_some() { "wss" } else { "ws" };
+        log.info(&format!("Listening for websocket clients on {scheme}://{address}"));
+        if web.tls.is_none() {
+            log.warn("Websocket not configured with TLS. DO NOT USE IN PRODUCTION!");
+        }
+        if !web.asks_for_origin() && !settings.auth.is_required() {
+            log.info("Web pages may connect from the address of the websocket alone, see websocket.allowed_origins");
+        }
+    }
+    let nats = shown(settings.host.as_ref(), server.nats_addr());
+    log.info(&format!("Listening for client connections on {nats}"));
+    if let Some(tls) = &settings.tls {
+        let how = if tls.allow_non_tls { "available" } else { "required" };
+        log.info(&format!("TLS {how} for client connections"));
+        if tls.handshake_first == HandshakeFirst::Always {
+            log.warn("Clients that are not using \"TLS Handshake First\" option will fail to connect");
+        }
+    }
 }
 
 /// The address of a host. Where none is given it is this machine alone, and not all its networks as on nats-server: to be
@@ -163,8 +237,16 @@ fn write_files(settings: &Settings, server: &Server) -> Result<Option<OwnFile>, 
             cause: describe(&error),
         })?;
     }
+    write_ports(settings, server)
+}
+
+/// Writes where the server listens to the directory for it, if there is one.
+pub(super) fn write_ports(settings: &Settings, server: &Server) -> Result<Option<OwnFile>, ServeError> {
     let Some(directory) = &settings.ports_file_dir else { return Ok(None) };
-    let written = files::write_ports(directory, PROGRAM, server.nats_addr(), server.http_addr());
+    // As on nats-server: clients may come without TLS where the scheme does not say so.
+    let is_secure = settings.tls.as_ref().is_some_and(|tls| !tls.allow_non_tls);
+    let nats = format!("{}://{}", if is_secure { "tls" } else { "nats" }, server.nats_addr());
+    let written = files::write_ports(directory, PROGRAM, nats, server.http_url(), server.websocket_url());
     written.map(Some).map_err(|error| ServeError::File {
         what: "the ports file in",
         path: directory.display().to_string(),
@@ -179,15 +261,20 @@ async fn attend(
     log: &Arc<Log>,
     server: &Server,
     signals: &mut Signals,
+    ports: &mut Option<OwnFile>,
 ) {
     loop {
         let what = signals.next().await;
         log.info(&format!("Trapped {:?} signal", what.as_str()));
         match what {
             Asked::Interrupt | Asked::Terminate => return,
-            Asked::Reload => match reload(flags, &settings, log, server) {
+            Asked::Reload => match reload(flags, &settings, log, server, ports).await {
                 Ok(new) => settings = new,
-                Err(error) => log.error(&format!("Failed to reload server configuration: {error}")),
+                Err(error) => {
+                    // Lists of mistakes end with a line break.
+                    let text = format!("Failed to reload server configuration: {error}");
+                    log.error(text.trim_end());
+                }
             },
             Asked::Reopen => match log.reopen() {
                 Ok(()) => log.info("File log re-opened"),
@@ -204,63 +291,6 @@ async fn attend(
             }
         }
     }
-}
-
-/// Puts what the configuration file says now in force, as far as a running server can change.
-fn reload(flags: &Flags, old: &Settings, log: &Log, server: &Server) -> Result<Settings, Box<dyn Error>> {
-    if flags.config.is_none() {
-        return Err("can only reload config when a file is provided using -c or --config".into());
-    }
-    let new = Settings::load(flags)?;
-    if let Some(key) = fixed(old, &new) {
-        return Err(format!("config reload not supported for {key}").into());
-    }
-    let auth_changed = new.auth != old.auth;
-    server.reload(&new.auth).map_err(|error| crate::failure::chain(&error))?;
-    log.set_levels(new.log.debug, new.log.trace);
-    for (changed, what) in [
-        (auth_changed, "authorization users"),
-        (new.log.debug != old.log.debug, "debug"),
-        (new.log.trace != old.log.trace, "trace"),
-        (new.lame_duck.duration != old.lame_duck.duration, "lame_duck_duration"),
-        (new.lame_duck.grace_period != old.lame_duck.grace_period, "lame_duck_grace_period"),
-    ] {
-        if changed {
-            log.info(&format!("Reloaded: {what}"));
-        }
-    }
-    let sha256 = new.file.as_ref().map_or("", |file| &file.sha256);
-    log.info(&format!("Reloaded server configuration (sha256:{sha256})"));
-    Ok(new)
-}
-
-/// The first key that has changed and that only a new server can have.
-fn fixed(old: &Settings, new: &Settings) -> Option<&'static str> {
-    let (was, is) = (&old.limits, &new.limits);
-    let (old_log, new_log) = (fixed_log(&old.log), fixed_log(&new.log));
-    let changes = [
-        (old.host != new.host, "host"),
-        (old.port != new.port, "port"),
-        (old.http != new.http, "http"),
-        (old.name != new.name, "server_name"),
-        (old.pid_file != new.pid_file, "pid_file"),
-        (old.ports_file_dir != new.ports_file_dir, "ports_file_dir"),
-        (old_log != new_log, "log_file and logtime"),
-        (was.max_payload != is.max_payload, "max_payload"),
-        (was.max_control_line != is.max_control_line, "max_control_line"),
-        (was.max_connections != is.max_connections, "max_connections"),
-        (was.max_subscriptions != is.max_subscriptions, "max_subscriptions"),
-        (was.max_pending != is.max_pending, "max_pending"),
-        (was.ping_interval != is.ping_interval, "ping_interval"),
-        (was.ping_max != is.ping_max, "ping_max"),
-        (was.write_deadline != is.write_deadline, "write_deadline"),
-    ];
-    changes.into_iter().find(|(changed, _)| *changed).map(|(_, key)| key)
-}
-
-/// What of the log stays as it was at the start.
-fn fixed_log(log: &LogSettings) -> LogSettings {
-    LogSettings { debug: false, trace: false, ..log.clone() }
 }
 
 /// What a signal asks for.

@@ -235,7 +235,9 @@ impl Directory {
         if !self.is_required() {
             return self.without_credentials();
         }
-        if let (Some(certified), Some(secured)) = (&self.certified, secured) {
+        if let (Some(certified), Some(secured)) =
+            (&self.certified, secured.filter(|secured| secured.is_mapped))
+        {
             let owner = secured.owner.iter();
             let mut names = owner.flat_map(|owner| owner.names.iter().chain(&owner.subject));
             let found = names.find_map(|name| certified.get(name.as_str()));

@@ -99,6 +99,8 @@ pub struct Reloaded {
     pub users: usize,
     /// Connections that consider anew what they are allowed.
     pub connections: usize,
+    /// Connections that were closed because there may be fewer now.
+    pub closed: usize,
 }
 
 /// Everything about authentication that the connections of a server share.

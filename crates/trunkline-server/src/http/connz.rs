@@ -348,5 +348,6 @@ fn reason(why: Closed) -> &'static str {
         Closed::Unauthorized => "Authentication Failure",
         Closed::AuthTimeout => "Authentication Timeout",
         Closed::Handshake => "TLS Handshake Failure",
+        Closed::TooMany => "Maximum Connections Exceeded",
     }
 }

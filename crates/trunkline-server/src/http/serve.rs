@@ -18,10 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::options::Limits;
+use crate::tls::Tls;
 
 /// Most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -48,11 +50,12 @@ impl Bounds {
     }
 }
 
-/// Serves `app`. Owned by the server's tracker, as is every connection; ends by `stop`.
+/// Serves `app`, over TLS if `secure` gives some. Owned by the server's tracker, as is every connection; ends by `stop`.
 pub(crate) async fn serve(
     listener: TcpListener,
     app: Router,
     bounds: Bounds,
+    secure: impl Fn() -> Option<Arc<Tls>> + Send + 'static,
     stop: CancellationToken,
     tasks: TaskTracker,
 ) {
@@ -65,7 +68,11 @@ pub(crate) async fn serve(
         match accepted {
             Ok((socket, peer, slot)) => {
                 let socket = Impatient { socket, patience: bounds.patience, stalled: None };
-                tasks.spawn(connection(socket, peer, app.clone(), stop.clone(), slot));
+                let (app, stop) = (app.clone(), stop.clone());
+                match secure() {
+                    None => tasks.spawn(connection(socket, (peer, bounds.patience), app, stop, slot)),
+                    Some(tls) => tasks.spawn(secured(tls, socket, (peer, bounds.patience), app, stop, slot)),
+                };
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an HTTP connection");
@@ -84,15 +91,35 @@ async fn accept(
     Ok((socket, Peer(peer.ip()), slot))
 }
 
-/// Serves one connection; `_slot` is free again when it is over.
-async fn connection(
+/// Does the handshake, then serves the connection.
+async fn secured(
+    tls: Arc<Tls>,
     socket: Impatient,
-    peer: Peer,
+    peer: (Peer, Duration),
+    app: Router,
+    stop: CancellationToken,
+    slot: OwnedSemaphorePermit,
+) {
+    let handshake = TlsAcceptor::from(tls.config.clone()).accept(socket);
+    let handshake = tokio::time::timeout(tls.options.timeout, handshake);
+    let shaken = tokio::select! {
+        () = stop.cancelled() => return,
+        shaken = handshake => shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+    };
+    match shaken {
+        Ok(stream) => connection(stream, peer, app, stop, slot).await,
+        Err(error) => tracing::debug!(%error, "an HTTP client did not get through the TLS handshake"),
+    }
+}
+
+/// Serves one connection; `_slot` is free again when it is over.
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    socket: S,
+    (peer, patience): (Peer, Duration),
     app: Router,
     stop: CancellationToken,
     _slot: OwnedSemaphorePermit,
 ) {
-    let patience = socket.patience;
     let app = TowerToHyperService::new(app);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);

@@ -21,7 +21,7 @@ const PROTOCOL: u64 = 1;
 struct Varz<'a> {
     server_id: &'a str,
     server_name: &'a str,
-    version: &'static str,
+    version: &'a str,
     proto: u64,
     host: String,
     port: u16,
@@ -149,13 +149,15 @@ pub(super) async fn varz(State(monitor): State<Arc<Monitor>>) -> Response {
 
 fn answer(monitor: &Monitor, workers: usize) -> Response {
     let shared = &monitor.shared;
-    let (limits, tls) = (&shared.limits, shared.tls.as_ref().map(|tls| &tls.options));
+    let (limits, tls) = (shared.limits(), shared.tls.clients.get());
+    let tls = tls.as_ref().map(|tls| &tls.options);
+    let is_secure = shared.tls.http.get().is_some();
     let (totals, usage) = (shared.totals(), Usage::now());
     let (slow, stale) = (shared.closed(Closed::SlowConsumer), shared.closed(Closed::Stale));
     json(&Varz {
         server_id: &shared.id,
         server_name: &shared.name,
-        version: env!("CARGO_PKG_VERSION"),
+        version: &shared.version,
         proto: PROTOCOL,
         host: shared.address.ip().to_string(),
         port: shared.address.port(),
@@ -170,9 +172,9 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         ping_interval: limits.ping_interval.as_nanos() as u64,
         ping_max: limits.ping_max,
         http_host: monitor.address.ip().to_string(),
-        http_port: monitor.address.port(),
+        http_port: if is_secure { 0 } else { monitor.address.port() },
         http_base_path: "",
-        https_port: 0,
+        https_port: if is_secure { monitor.address.port() } else { 0 },
         max_control_line: limits.max_control_line,
         max_payload: limits.max_payload,
         max_pending: limits.max_pending,

@@ -61,6 +61,7 @@ impl Session {
     /// Lets the client in where nobody is asked who they are.
     pub(super) fn open(&mut self) {
         self.access.generation = self.server.auth.generation();
+        self.limits = self.server.limits();
         if !self.server.auth.is_configured()
             && let Some(identity) = self.server.auth.anonymous()
         {
@@ -101,6 +102,7 @@ impl Session {
     ) -> Result<(), Stop> {
         // Read first: what is replaced in between is considered again.
         self.access.generation = self.server.auth.generation();
+        self.limits = self.server.limits();
         let auth = &self.server.auth;
         match auth.check(
             &options,
@@ -148,6 +150,7 @@ impl Session {
     /// Considers anew whether the client may be here, and what it may do.
     pub(super) fn reconsider(&mut self, staging: &mut Staging) -> Result<(), Stop> {
         self.access.generation = self.server.auth.generation();
+        self.limits = self.server.limits();
         if !self.access.admitted {
             return Ok(());
         }

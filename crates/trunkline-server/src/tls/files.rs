@@ -9,7 +9,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use trunkline::config::TlsVersion;
 
-use super::{CA, CERT, KEY, TlsError, TlsFileError, TlsOptions, certificate};
+use super::{CA, CERT, KEY, TlsError, TlsFileError, TlsOptions, VERIFY, certificate};
 
 const CERTIFICATES: &str = "at least one certificate";
 
@@ -31,9 +31,11 @@ pub(super) fn load(options: &TlsOptions) -> Result<Arc<ServerConfig>, TlsError> 
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)
         .map_err(together)?;
-    let builder = match options.ca_file.as_deref().filter(|_| options.verifies()) {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
+    let builder = match (options.verifies(), options.ca_file.as_deref()) {
+        (false, _) => builder.with_no_client_auth(),
+        // Without authorities to go by, anybody could be anybody.
+        (true, None) => return Err(TlsError::Incomplete { given: VERIFY, missing: CA }),
+        (true, Some(path)) => {
             let roots = Arc::new(authorities(path)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
             let not_authority = |error: rustls::server::VerifierBuilderError| TlsError::File {

@@ -18,6 +18,7 @@ pub(crate) use certificate::{Owner, canonical_subject};
 const CERT: &str = "server.tls.cert_file";
 const KEY: &str = "server.tls.key_file";
 const CA: &str = "server.tls.ca_file";
+const VERIFY: &str = "server.tls.verify";
 
 /// Certificates of a server, and which it wants to see. All files are PEM. Section `server.tls`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +108,11 @@ pub enum TlsFileError {
 }
 
 impl TlsError {
+    /// HTTP is to be served with a certificate that nobody has named.
+    pub(crate) fn for_http() -> Self {
+        Self::Incomplete { given: "server.tls.http", missing: CERT }
+    }
+
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::File { setting, .. } => format!(
@@ -152,7 +158,7 @@ impl TlsOptions {
         };
         let (clients, given) = match (config.verify_and_map, config.verify) {
             (true, _) => (ClientCertificates::Mapped, "server.tls.verify_and_map"),
-            (false, true) => (ClientCertificates::Required, "server.tls.verify"),
+            (false, true) => (ClientCertificates::Required, VERIFY),
             (false, false) => (ClientCertificates::Ignored, ""),
         };
         if clients != ClientCertificates::Ignored && config.ca_file.is_none() {
@@ -170,39 +176,98 @@ impl TlsOptions {
         }))
     }
 
+    /// Reads the files and tells whether a server could start with them. May block.
+    ///
+    /// # Errors
+    /// What [`Server::start`](crate::Server::start) would say.
+    pub fn check(&self) -> Result<(), TlsError> {
+        files::load(self).map(drop)
+    }
+
     /// Whether every client has to show a certificate.
     pub(crate) fn verifies(&self) -> bool {
         self.clients != ClientCertificates::Ignored
     }
+
+    /// The same certificate for HTTP, whose clients prove who they are by other means.
+    pub(crate) fn for_http(&self) -> Self {
+        Self { clients: ClientCertificates::Ignored, ..self.clone() }
+    }
 }
 
-/// TLS in force.
+/// What the handshakes that begin now go by. Never changed: a reload puts another in its place, and connections that are there
+/// stay as they are.
 #[derive(Debug)]
 pub(crate) struct Tls {
     pub(crate) options: TlsOptions,
-    /// Guards the pointer alone; taken when a client comes, and when the files are read again.
-    config: RwLock<Arc<ServerConfig>>,
+    pub(crate) config: Arc<ServerConfig>,
 }
 
 impl Tls {
-    /// Reads the files.
-    pub(crate) fn new(options: TlsOptions) -> Result<Self, TlsError> {
-        let config = RwLock::new(files::load(&options)?);
-        Ok(Self { options, config })
+    /// Reads the files. May block.
+    pub(crate) fn new(options: TlsOptions) -> Result<Arc<Self>, TlsError> {
+        let config = files::load(&options)?;
+        Ok(Arc::new(Self { options, config }))
+    }
+}
+
+/// Which TLS each listener is to have.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Plan {
+    pub(crate) clients: Option<TlsOptions>,
+    pub(crate) web: Option<TlsOptions>,
+    pub(crate) http: Option<TlsOptions>,
+}
+
+impl Plan {
+    /// Reads the files, those of the same options once. May block.
+    pub(crate) fn read(&self) -> Result<Slots, TlsError> {
+        let read = |options: &Option<TlsOptions>| options.clone().map(Tls::new).transpose();
+        let clients = read(&self.clients)?;
+        let web = match self.web == self.clients {
+            true => clients.clone(),
+            false => read(&self.web)?,
+        };
+        Ok(Slots { clients: Slot::new(clients), web: Slot::new(web), http: Slot::new(read(&self.http)?) })
+    }
+}
+
+/// The TLS of each listener, as it is now.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    pub(crate) clients: Slot,
+    pub(crate) web: Slot,
+    pub(crate) http: Slot,
+}
+
+impl Slots {
+    /// What it would take to have the same again.
+    pub(crate) fn plan(&self) -> Plan {
+        let options = |slot: &Slot| slot.get().map(|tls| tls.options.clone());
+        Plan { clients: options(&self.clients), web: options(&self.web), http: options(&self.http) }
     }
 
-    /// What the handshakes that begin now go by.
-    pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        self.config.read().clone()
+    /// Puts what was read in force.
+    pub(crate) fn replace(&self, read: &Slots) {
+        for (own, new) in [(&self.clients, &read.clients), (&self.web, &read.web), (&self.http, &read.http)] {
+            *own.tls.write() = new.get();
+        }
+    }
+}
+
+/// The TLS of one listener, or that it has none.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    /// Guards the pointer alone; taken when a client comes, by monitoring, and when the files are read again.
+    tls: RwLock<Option<Arc<Tls>>>,
+}
+
+impl Slot {
+    fn new(tls: Option<Arc<Tls>>) -> Self {
+        Self { tls: RwLock::new(tls) }
     }
 
-    /// Reads the files again; what they say counts from [`Tls::put_in_force`] on.
-    pub(crate) fn read_again(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        files::load(&self.options)
-    }
-
-    /// Connections that are there stay as they are.
-    pub(crate) fn put_in_force(&self, config: Arc<ServerConfig>) {
-        *self.config.write() = config;
+    pub(crate) fn get(&self) -> Option<Arc<Tls>> {
+        self.tls.read().clone()
     }
 }

@@ -212,6 +212,7 @@ impl Check<'_> {
             _ if tls.verify_and_map && !tls.is_on() => {
                 Some(("server.tls.verify_and_map", "needs server.tls.cert_file"))
             }
+            _ if tls.http && !tls.is_on() => Some(("server.tls.http", "needs server.tls.cert_file")),
             // The two ask the client for opposite things: to begin at once, and to say nothing.
             _ if tls.allow_non_tls && tls.handshake_first == HandshakeFirst::Always => {
                 Some(("server.tls.allow_non_tls", "excludes server.tls.handshake_first: true"))

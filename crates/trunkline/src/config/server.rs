@@ -139,6 +139,8 @@ settings! {
         pub handshake_first: HandshakeFirst => default("false"), range("1ms", "10s");
         /// Longest handshake.
         pub timeout: Duration => default("2s"), range("100ms", "1m");
+        /// Whether `server.http` is served over TLS, too: `https://`, with the same certificate. Nobody is asked for theirs.
+        pub http: bool => default("false");
     }
 }
 

@@ -23,10 +23,7 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
         Some(websocket) => format!("{url}\n  websocket {websocket}"),
         None => url.clone(),
     };
-    let http = match running.http_addr() {
-        Some(address) => format!("http://{address}"),
-        None => "not served".to_owned(),
-    };
+    let http = running.http_url().unwrap_or_else(|| "not served".to_owned());
     let is_configured = loaded.config.server.auth.admin_token.is_some();
     let token = match running.admin_token() {
         // Its owner knows it, and a log may be read by others.

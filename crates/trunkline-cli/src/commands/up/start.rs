@@ -62,6 +62,11 @@ impl Running {
         self.server.as_ref().and_then(Server::http_addr)
     }
 
+    /// As [`Running::http_addr`], with `http` or `https` before it.
+    pub(crate) fn http_url(&self) -> Option<String> {
+        self.server.as_ref().and_then(Server::http_url)
+    }
+
     /// Where NATS clients connect over WebSocket.
     pub(crate) fn websocket_url(&self) -> Option<String> {
         self.server.as_ref().and_then(Server::websocket_url)

@@ -161,10 +161,7 @@ fn user(node: &Node, mistakes: &mut Mistakes) -> Option<User> {
     match (&user.user, &user.nkey) {
         (Some(_), Some(_)) => mistakes.note(&node.place, "User entry with both a user and an nkey"),
         (None, None) => mistakes.note(&node.place, "User entry requires a user"),
-        (Some(_), None) => {
-            user.password.get_or_insert_with(|| Secret::new(""));
-            return Some(user);
-        }
+        (Some(_), None) => return Some(user),
         (None, Some(_)) if user.password.is_some() => {
             mistakes.note(&node.place, "Nkey users do not use usernames or passwords");
         }

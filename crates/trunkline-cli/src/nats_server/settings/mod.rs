@@ -1,20 +1,25 @@
 //! What a server under the name `nats-server` is started with: the configuration file in nats-server's keys, and the flags,
-//! which win. `top` knows the keys of a file's top level, `auth` those about users, `read` the types of values.
+//! which win. `top` knows the keys of a file's top level, `auth` those about users, `tls` and `websocket` those of their sections,
+//! `read` the types of values.
 
 mod auth;
 mod read;
+mod tls;
 mod top;
+mod websocket;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline::config::{Secret, User};
-use trunkline_server::{AuthOptions, Limits};
+use trunkline::config::{HandshakeFirst, Secret, User};
+use trunkline_server::{AuthOptions, ClientCertificates, Limits, TlsOptions};
 
 use super::conf::{self, Place, Surroundings, SyntaxError};
 use super::flags::Flags;
 use read::Mistakes;
+pub(crate) use read::shown as shown_duration;
+pub(crate) use websocket::WebSocket;
 
 /// Largest file that is read as a configuration.
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -34,9 +39,17 @@ pub(crate) struct Settings {
     /// 0 is any free one.
     pub(crate) port: u16,
     pub(crate) http: Option<Listen>,
+    /// In the place of `http`, over TLS.
+    pub(crate) https: Option<Listen>,
+    pub(crate) tls: Option<TlsOptions>,
+    /// Whether clients without TLS are served where there is TLS.
+    pub(crate) allow_non_tls: bool,
+    pub(crate) websocket: Option<WebSocket>,
     pub(crate) name: Option<String>,
     pub(crate) limits: Limits,
     pub(crate) auth: AuthOptions,
+    /// Whether it is the file that says how long a client may take to say who it is.
+    says_auth_timeout: bool,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) ports_file_dir: Option<PathBuf>,
     pub(crate) log: LogSettings,
@@ -81,9 +94,14 @@ impl Default for Settings {
             host: None,
             port: 4222,
             http: None,
+            https: None,
+            tls: None,
+            allow_non_tls: false,
+            websocket: None,
             name: None,
             limits: Limits::default(),
             auth: AuthOptions::default(),
+            says_auth_timeout: false,
             pid_file: None,
             ports_file_dir: None,
             log: LogSettings { file: None, time: true, utc: false, debug: false, trace: false },
@@ -107,6 +125,10 @@ pub(crate) enum SettingsError {
     Port(i64),
     #[error("{0}")]
     Together(&'static str),
+    #[error("{0}")]
+    Tls(String),
+    #[error("max_payload ({payload}) cannot be higher than max_pending ({pending})")]
+    Payload { payload: usize, pending: usize },
 }
 
 /// One thing that is wrong with the values of a file.
@@ -142,6 +164,7 @@ impl Settings {
             None => Self::default(),
         };
         settings.apply(flags)?;
+        settings.finish()?;
         Ok(settings)
     }
 
@@ -187,6 +210,14 @@ impl Settings {
                 self.http = Some(Listen { host, port: port(given)? });
             }
         }
+        match flags.https_port {
+            None | Some(0) => {}
+            Some(given) => {
+                let host = self.https.take().and_then(|https| https.host);
+                self.https = Some(Listen { host, port: port(given)? });
+            }
+        }
+        tls::apply(flags, &mut self.tls)?;
         self.name = flags.name.clone().or(self.name.take());
         self.pid_file = flags.pid_file.clone().or(self.pid_file.take());
         self.ports_file_dir = flags.ports_file_dir.clone().or(self.ports_file_dir.take());
@@ -198,6 +229,32 @@ impl Settings {
         log.trace = flags.trace.unwrap_or(log.trace);
         self.ignored.extend(flags.ignored.iter().cloned());
         self.apply_user(flags)
+    }
+
+    /// What one setting means for another, as nats-server has it.
+    fn finish(&mut self) -> Result<(), SettingsError> {
+        let (payload, pending) = (self.limits.max_payload, self.limits.max_pending);
+        if payload > pending {
+            return Err(SettingsError::Payload { payload, pending });
+        }
+        if let Some(tls) = &mut self.tls {
+            // Who has to begin with the handshake cannot do without it.
+            tls.allow_non_tls = self.allow_non_tls && tls.handshake_first != HandshakeFirst::Always;
+            if !self.says_auth_timeout {
+                self.auth.timeout = tls.timeout + Duration::from_secs(1);
+            }
+        }
+        let web = self.websocket.as_ref().and_then(|web| web.tls.as_ref());
+        let mapped = |tls: &TlsOptions| tls.clients == ClientCertificates::Mapped;
+        self.auth.by_certificate = self.tls.iter().chain(web).any(mapped);
+        if !self.auth.by_certificate {
+            // Such a user has an empty password.
+            let users = self.auth.users.iter_mut().chain(self.auth.accounts.values_mut().flatten());
+            for user in users.filter(|user| user.user.is_some()) {
+                user.password.get_or_insert_with(|| Secret::new(""));
+            }
+        }
+        Ok(())
     }
 
     fn apply_user(&mut self, flags: &Flags) -> Result<(), SettingsError> {

@@ -101,6 +101,27 @@ impl Mistakes {
         }
     }
 
+    /// A list of texts, or one.
+    pub(super) fn texts(&mut self, entry: &Entry) -> Option<Vec<String>> {
+        let nodes = match &entry.node.value {
+            Value::Text(text) => return Some(vec![text.clone()]),
+            Value::List(nodes) => nodes,
+            _ => {
+                self.wrong_type(entry, "a list of strings");
+                return None;
+            }
+        };
+        let text = |node: &Node| match &node.value {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        };
+        let texts: Option<Vec<String>> = nodes.iter().map(text).collect();
+        if texts.is_none() {
+            self.note(&entry.place, format!("{} has something in it that is no string", entry.key));
+        }
+        texts
+    }
+
     /// Text such as `2m` or `100ms`, or seconds as a number.
     pub(super) fn duration(&mut self, entry: &Entry) -> Option<Duration> {
         let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
@@ -161,7 +182,7 @@ impl Mistakes {
 }
 
 /// A sequence of decimal numbers with units, in the manner of Go: `1h30m`, `1.5s`, `100ms`.
-fn duration(text: &str) -> Option<Duration> {
+pub(super) fn duration(text: &str) -> Option<Duration> {
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     if rest == "0" {
         return Some(Duration::ZERO);
@@ -189,9 +210,51 @@ fn duration(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
+/// A duration in the manner of Go: `1h0m0s`, `2m0s`, `1.5s`, `100ms`.
+pub(crate) fn shown(duration: Duration) -> String {
+    let (seconds, nanos) = (duration.as_secs(), duration.subsec_nanos());
+    // Whole and fraction of a number in units of `unit` nanoseconds, without zeros at its end.
+    let decimal = |whole: u64, rest: u64, digits: usize| match rest {
+        0 => whole.to_string(),
+        _ => format!("{whole}.{rest:0digits$}").trim_end_matches('0').to_owned(),
+    };
+    if seconds == 0 {
+        let nanos = u64::from(nanos);
+        return match nanos {
+            0 => "0s".to_owned(),
+            1..1_000 => format!("{nanos}ns"),
+            1_000..1_000_000 => format!("{}µs", decimal(nanos / 1_000, nanos % 1_000, 3)),
+            _ => format!("{}ms", decimal(nanos / 1_000_000, nanos % 1_000_000, 6)),
+        };
+    }
+    let rest = format!("{}s", decimal(seconds % 60, u64::from(nanos), 9));
+    match (seconds / 3600, seconds / 60 % 60) {
+        (0, 0) => rest,
+        (0, minutes) => format!("{minutes}m{rest}"),
+        (hours, minutes) => format!("{hours}h{minutes}m{rest}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        for (millis, text) in [
+            (0, "0s"),
+            (100, "100ms"),
+            (1_500, "1.5s"),
+            (5_000, "5s"),
+            (120_000, "2m0s"),
+            (3_600_000, "1h0m0s"),
+            (90_250, "1m30.25s"),
+        ] {
+            assert_eq!(shown(Duration::from_millis(millis)), text);
+        }
+        assert_eq!(shown(Duration::from_nanos(1_500)), "1.5µs");
+        assert_eq!(shown(Duration::from_nanos(2_000_100)), "2.0001ms");
+    }
 
     #[test]
     fn durations_are_those_of_go() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::conf::{Entry, Map, Value};
 use super::read::Mistakes;
-use super::{Settings, auth};
+use super::{Settings, auth, tls, websocket};
 
 /// Keys of what this server does not have and does without: they say nothing that a client could rely on.
 const IGNORED: [&str; 21] = [
@@ -32,7 +32,7 @@ const IGNORED: [&str; 21] = [
 ];
 
 /// Keys that would make it another server than it is, and why it cannot be that.
-const REFUSED: [(&str, &str); 20] = [
+const REFUSED: [(&str, &str); 16] = [
     ("cluster", NO_CLUSTER),
     ("gateway", NO_CLUSTER),
     ("mqtt", "it does not speak MQTT"),
@@ -47,20 +47,12 @@ const REFUSED: [(&str, &str); 20] = [
     ("resolver", NO_JWT),
     ("resolver_preload", NO_JWT),
     ("resolver_tls", NO_JWT),
-    ("tls", NO_TLS),
-    ("https", NO_TLS),
-    ("https_port", NO_TLS),
-    (
-        "websocket",
-        "WebSocket is not served under the name nats-server; see server.websocket of `trunkline up`",
-    ),
     ("syslog", "it logs to stderr or to log_file"),
     ("remote_syslog", "it logs to stderr or to log_file"),
 ];
 
 const NO_CLUSTER: &str = "it does not cluster";
 const NO_JWT: &str = "it has no operators and JWTs, only users in this file";
-const NO_TLS: &str = "TLS is not served under the name nats-server; see server.tls of `trunkline up`";
 /// Largest `max_payload`.
 const PAYLOAD_MAX: i64 = 64 << 20;
 
@@ -68,7 +60,7 @@ const PAYLOAD_MAX: i64 = 64 << 20;
 pub(super) fn read(map: &Map, settings: &mut Settings, mistakes: &mut Mistakes) {
     for entry in &map.entries {
         let key = entry.key.to_ascii_lowercase();
-        let known = read_listening(&key, entry, settings, mistakes)
+        let known = read_listening(&key, entry, map, settings, mistakes)
             || read_log(&key, entry, settings, mistakes)
             || read_limits(&key, entry, settings, mistakes)
             || auth::read(&key, entry, &mut settings.auth, mistakes)
@@ -77,6 +69,13 @@ pub(super) fn read(map: &Map, settings: &mut Settings, mistakes: &mut Mistakes) 
             mistakes.unknown(entry);
         }
     }
+    settings.says_auth_timeout = map
+        .get("authorization")
+        .and_then(|node| match &node.value {
+            Value::Map(section) => section.get("timeout"),
+            _ => None,
+        })
+        .is_some();
     auth::check(map, &settings.auth, mistakes);
     let lame_duck = settings.lame_duck;
     if let Some(node) = map.get("lame_duck_grace_period")
@@ -92,7 +91,13 @@ pub(super) fn read(map: &Map, settings: &mut Settings, mistakes: &mut Mistakes) 
     }
 }
 
-fn read_listening(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut Mistakes) -> bool {
+fn read_listening(
+    key: &str,
+    entry: &Entry,
+    map: &Map,
+    settings: &mut Settings,
+    mistakes: &mut Mistakes,
+) -> bool {
     match key {
         "listen" => {
             if let Some(listen) = mistakes.listen(entry) {
@@ -107,6 +112,10 @@ fn read_listening(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &
         }
         "host" | "net" => settings.host = mistakes.text(entry),
         "http" | "http_port" | "monitor_port" => settings.http = mistakes.listen(entry),
+        "https" | "https_port" => settings.https = mistakes.listen(entry),
+        "tls" => settings.tls = tls::read(entry, &mut settings.ignored, mistakes),
+        "allow_non_tls" => settings.allow_non_tls = mistakes.bool(entry).unwrap_or(settings.allow_non_tls),
+        "websocket" | "ws" => websocket::read(entry, map, settings, mistakes),
         "server_name" => settings.name = mistakes.text(entry),
         "pid_file" | "pidfile" => settings.pid_file = mistakes.text(entry).map(Into::into),
         "ports_file_dir" => settings.ports_file_dir = mistakes.text(entry).map(Into::into),
@@ -202,11 +211,6 @@ fn read_absent(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut
             Value::Map(map) if map.get("remotes").is_none() => settings.ignored.push(entry.key.clone()),
             _ => refuse(mistakes, "it does not connect to others as a leaf node"),
         },
-        "allow_non_tls" => {
-            if mistakes.bool(entry) == Some(true) {
-                settings.ignored.push(entry.key.clone());
-            }
-        }
         "no_header_support" => {
             if mistakes.bool(entry) == Some(true) {
                 refuse(mistakes, "headers are always understood");

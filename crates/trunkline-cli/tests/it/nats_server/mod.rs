@@ -4,7 +4,9 @@
 mod clients;
 mod command_line;
 mod lame_duck;
+mod reload;
 mod running;
+mod tls;
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};

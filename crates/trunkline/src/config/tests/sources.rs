@@ -170,7 +170,10 @@ fn sample(path: &str) -> &'static str {
         "server.permissions.allow_responses.max" => "3",
         "server.tls" => "{timeout: 7s}",
         "server.tls.cert_file" | "server.tls.key_file" | "server.tls.ca_file" => "some.pem",
-        "server.tls.verify" | "server.tls.verify_and_map" | "server.tls.allow_non_tls" => "true",
+        "server.tls.verify"
+        | "server.tls.verify_and_map"
+        | "server.tls.allow_non_tls"
+        | "server.tls.http" => "true",
         "server.tls.min_version" => "1.3",
         "server.tls.handshake_first" => "300ms",
         "server.limits" => "{ping_max: 5}",
@@ -213,7 +216,7 @@ fn every_key_is_read_from_its_variables_and_as_a_flag() {
             "server.tls.cert_file" => &[("server.tls.key_file", "x", "-")],
             "server.tls.key_file" => &[("server.tls.cert_file", "x", "-")],
             "server.websocket.no_tls" => &[("server.websocket.listen", "127.0.0.2:0", "-")],
-            "server.tls.verify" | "server.tls.verify_and_map" => {
+            "server.tls.verify" | "server.tls.verify_and_map" | "server.tls.http" => {
                 &[("server.tls", "{cert_file: c, key_file: k, ca_file: a}", "-")]
             }
             _ => &[],
