@@ -2,6 +2,7 @@
 //! `trunkline up`.
 
 mod auth;
+mod behaviours;
 mod bench;
 mod bridge;
 mod clients_node;
