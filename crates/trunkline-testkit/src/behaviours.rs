@@ -107,7 +107,7 @@ fn c_program() -> &'static Path {
         search.push(library);
         let mut compiler = Command::new("cc");
         compiler
-            .args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"])
+            .args(["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"])
             .arg("-I")
             .arg(prefix.join("include"))
             .args(&files)

@@ -20,6 +20,7 @@ macro_rules! behaviours {
         behaviours! { @program nats_py BehaviourProgram::NatsPy, $($name)* }
         behaviours! { @program nats_js BehaviourProgram::NatsJs, $($name)* }
         behaviours! { @program transport_node BehaviourProgram::TransportNode, $($name)* }
+        behaviours! { @program c BehaviourProgram::C, $($name)* }
 
     };
     (@program $module:ident $program:expr, $($name:ident)*) => {
