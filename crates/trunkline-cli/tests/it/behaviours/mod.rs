@@ -2,6 +2,7 @@
 //! off. Each behaviour is seen with each client on the real nats-server and on our binary under that name, with the same
 //! configuration file and the same assertions; what the two runs reported is compared on top.
 
+mod rust_client;
 mod scene;
 mod site;
 mod tampering;
@@ -22,6 +23,17 @@ macro_rules! behaviours {
         behaviours! { @program transport_node BehaviourProgram::TransportNode, $($name)* }
         behaviours! { @program c BehaviourProgram::C, $($name)* }
 
+        mod rust {
+            $(
+                #[test]
+                fn $name() {
+                    super::compare(|which| {
+                        let scene = super::Scene::start(which, stringify!($name), super::Site::make());
+                        super::rust_client::run(scene, super::rust_client::$name)
+                    });
+                }
+            )*
+        }
     };
     (@program $module:ident $program:expr, $($name:ident)*) => {
         mod $module {
@@ -91,7 +103,11 @@ fn check(program: BehaviourProgram, name: &str) {
 
 /// Runs on the real server first: what does not hold there is a mistake of the test.
 fn compare(mut run: impl FnMut(Which) -> Vec<Value>) {
-    let theirs = run(Which::Theirs);
-    let ours = run(Which::Ours);
+    let mut run_on = |which: Which| {
+        println!("on {}:", which.name());
+        run(which)
+    };
+    let theirs = run_on(Which::Theirs);
+    let ours = run_on(Which::Ours);
     assert_eq!(ours, theirs, "what the client reported on our server, and on nats-server");
 }
