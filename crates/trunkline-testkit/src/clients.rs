@@ -6,7 +6,7 @@
 //! test, such as `ready-for-restart`.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
@@ -97,7 +97,7 @@ fn node_with(flag: Option<&str>, client: &str) -> Command {
 
 /// A file below `clients/` of this crate.
 pub(crate) fn script(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(path)
+    environment::clients().join(path)
 }
 
 /// Runs one scenario of one client against a server, restarting the server where the scenario asks

@@ -94,6 +94,11 @@ pub fn redis_server(version: RedisVersion) -> PathBuf {
     }
 }
 
+/// The directory of the files that clients of this crate consist of, such as `browser` or `python`.
+pub fn clients() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
+}
+
 fn locate(variable: &str, installed_as: &str, what: &str) -> PathBuf {
     let path = match env::var_os(variable) {
         Some(path) => PathBuf::from(path),

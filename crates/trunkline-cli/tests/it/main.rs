@@ -5,6 +5,7 @@ mod auth;
 mod behaviours;
 mod bench;
 mod bridge;
+mod browser;
 mod clients_node;
 mod clients_python;
 mod command;
