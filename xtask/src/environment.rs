@@ -48,6 +48,32 @@ pub(crate) fn nats_2_9_server() -> PathBuf {
 /// Names a nats-server of version 2.9 to the tests.
 pub(crate) const NATS_2_9_VARIABLE: &str = "TRUNKLINE_TEST_NATS_2_9";
 
+/// The directory of the C client that Debian 12 has.
+pub(crate) fn nats_c() -> PathBuf {
+    test_environment().join("nats-c")
+}
+
+/// The directory that has `include` and `lib` of the C client: one that the environment names, or else the one that is
+/// installed.
+pub(crate) fn nats_c_prefix() -> PathBuf {
+    match env::var_os(NATS_C_VARIABLE) {
+        Some(named) => named.into(),
+        None => nats_c().join("usr"),
+    }
+}
+
+/// What makes the installed C client whole. Where the environment names another, that one's layout is its own affair.
+pub(crate) fn nats_c_files() -> Vec<PathBuf> {
+    let header = nats_c_prefix().join("include/nats/nats.h");
+    match env::var_os(NATS_C_VARIABLE) {
+        Some(_) => vec![header],
+        None => vec![header, nats_c_prefix().join(format!("lib/{}-linux-gnu/libnats.so", env::consts::ARCH))],
+    }
+}
+
+/// Names the directory of a C client to the tests.
+pub(crate) const NATS_C_VARIABLE: &str = "TRUNKLINE_TEST_NATS_C";
+
 /// The directory of the versions of Redis beside the system's own.
 pub(crate) fn redis_servers() -> PathBuf {
     test_environment().join("redis")
@@ -71,6 +97,7 @@ pub(crate) fn test_variables() -> impl Iterator<Item = (&'static str, PathBuf)> 
         ("TRUNKLINE_TEST_NODE_PATH", node_path()),
         ("TRUNKLINE_TEST_NATS_SERVER", venv().join("bin/nats-server")),
         (NATS_2_9_VARIABLE, nats_2_9_server()),
+        (NATS_C_VARIABLE, nats_c_prefix()),
     ];
     programs.into_iter().chain(test_redis_servers())
 }

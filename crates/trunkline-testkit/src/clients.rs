@@ -6,7 +6,7 @@
 //! test, such as `ready-for-restart`.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
@@ -95,8 +95,9 @@ fn node_with(flag: Option<&str>, client: &str) -> Command {
     command
 }
 
-fn script(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(path)
+/// A file below `clients/` of this crate.
+pub(crate) fn script(path: &str) -> PathBuf {
+    environment::clients().join(path)
 }
 
 /// Runs one scenario of one client against a server, restarting the server where the scenario asks
@@ -195,6 +196,15 @@ impl ScenarioRun {
         ScenarioRun::launch(command, library, scenario, url)
     }
 
+    /// Starts another program that speaks as the scripts do; the command has its arguments already. `what` is how messages
+    /// call it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_program(command: Command, scenario: &str, what: String) -> ScenarioRun {
+        ScenarioRun::spawn(command, scenario, what)
+    }
+
     /// Starts the script against a server in front of a backend of its own, see [`check_scenario_on_bridge`].
     ///
     /// # Panics
@@ -206,8 +216,12 @@ impl ScenarioRun {
     }
 
     fn launch(mut command: Command, library: ClientLibrary, scenario: &str, url: &str) -> ScenarioRun {
+        command.args([url, scenario]);
+        ScenarioRun::spawn(command, scenario, format!("{scenario} with {library:?}"))
+    }
+
+    fn spawn(mut command: Command, scenario: &str, what: String) -> ScenarioRun {
         let mut child = command
-            .args([url, scenario])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -221,7 +235,7 @@ impl ScenarioRun {
         forward_lines(stdout, sender.clone(), Line::Stdout);
         forward_lines(stderr, sender, Line::Stderr);
         ScenarioRun {
-            what: format!("{scenario} with {library:?}"),
+            what,
             scenario: scenario.to_owned(),
             child,
             lines,
@@ -240,6 +254,27 @@ impl ScenarioRun {
                 Some(Line::Stdout(line)) if line == expected => return,
                 Some(_) => {}
                 None => self.fail(&format!("ended without the line {expected:?}")),
+            }
+        }
+    }
+
+    /// The process of the script.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the next cue of the script, past its events. `None` once it has said that its scenario holds, or has closed
+    /// its output.
+    ///
+    /// # Panics
+    /// When its time is up before.
+    pub fn next_cue(&mut self) -> Option<String> {
+        let ok = format!("ok {}", self.scenario);
+        loop {
+            match self.next_line()? {
+                Line::Stdout(line) if line == ok => return None,
+                Line::Stdout(line) if !line.starts_with('{') => return Some(line),
+                _ => {}
             }
         }
     }

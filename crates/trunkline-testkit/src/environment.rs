@@ -15,6 +15,8 @@ pub const NODE_PATH_VARIABLE: &str = "TRUNKLINE_TEST_NODE_PATH";
 pub const NATS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_NATS_SERVER";
 /// Names a `nats-server` of version 2.9.
 pub const NATS_2_9_VARIABLE: &str = "TRUNKLINE_TEST_NATS_2_9";
+/// Names the directory that has `include` and `lib` of the C client for NATS.
+pub const NATS_C_VARIABLE: &str = "TRUNKLINE_TEST_NATS_C";
 /// Names the `redis-server` program of the system.
 pub const REDIS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_SERVER";
 /// Names a `redis-server` of version 6.0.
@@ -61,6 +63,14 @@ pub fn nats_server_2_9() -> PathBuf {
     locate(NATS_2_9_VARIABLE, "nats-debian/usr/sbin/nats-server", "the nats-server of Debian 12")
 }
 
+/// The directory that has `include` and `lib` of the C client for NATS.
+///
+/// # Panics
+/// When there is none; the message says which variable or command provides it.
+pub fn nats_c() -> PathBuf {
+    locate(NATS_C_VARIABLE, "nats-c/usr", "the C client for NATS")
+}
+
 /// The server of this version: the system's own, or where `setup` puts the others.
 ///
 /// # Panics
@@ -82,6 +92,11 @@ pub fn redis_server(version: RedisVersion) -> PathBuf {
             installed(VALKEY_VARIABLE, &path)
         }
     }
+}
+
+/// The directory of the files that clients of this crate consist of, such as `browser` or `python`.
+pub fn clients() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
 fn locate(variable: &str, installed_as: &str, what: &str) -> PathBuf {

@@ -5,6 +5,7 @@
 //! returning an error: the caller is a test, and its reader wants the log of the server, not a
 //! value to match on. No protocol and no delivery logic lives here.
 
+pub mod behaviours;
 pub mod certificates;
 pub mod clients;
 pub mod conformance;
@@ -24,6 +25,7 @@ pub mod servers;
 pub mod tcp_proxy;
 pub mod unusable_redis;
 
+pub use behaviours::BehaviourProgram;
 pub use certificates::Authority;
 pub use clients::{ClientLibrary, ScenarioRun};
 pub use conversation::check_conversations;

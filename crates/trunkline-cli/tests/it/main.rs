@@ -2,8 +2,10 @@
 //! `trunkline up`.
 
 mod auth;
+mod behaviours;
 mod bench;
 mod bridge;
+mod browser;
 mod clients_node;
 mod clients_python;
 mod command;

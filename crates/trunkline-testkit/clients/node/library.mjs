@@ -22,7 +22,10 @@ const classic = (module) => ({
   requestManyUntil: {
     count: (maxMessages) => ({ strategy: module.RequestStrategy.Count, maxMessages }),
     sentinel: () => ({ strategy: module.RequestStrategy.SentinelMsg }),
+    stall: (stall) => ({ strategy: module.RequestStrategy.JitterTimer, stall, jitter: stall }),
   },
+  services: (connection) => connection.services,
+  tellsSlowConsumers: false,
   isNoResponders: (error) => error.code === module.ErrorCode.NoResponders,
   isTimeout: (error) => error.code === module.ErrorCode.Timeout,
   isMaxPayload: (error) => error.code === module.ErrorCode.MaxPayloadExceeded,
@@ -38,7 +41,10 @@ const successor = (module) => ({
   requestManyUntil: {
     count: (maxMessages) => ({ strategy: "count", maxMessages }),
     sentinel: () => ({ strategy: "sentinel" }),
+    stall: (stall) => ({ strategy: "stall", stall }),
   },
+  services: (connection) => new (require("@nats-io/services").Svcm)(connection),
+  tellsSlowConsumers: true,
   isNoResponders: (error) =>
     error instanceof module.NoRespondersError || (error instanceof module.RequestError && error.isNoResponders()),
   isTimeout: (error) => error instanceof module.TimeoutError,

@@ -41,7 +41,7 @@ async def raises(expected, awaitable, what):
         result = await within(awaitable, what)
     except expected as error:
         return error
-    raise AssertionError(f"{what}: expected {expected.__name__}, got {result!r}")
+    raise AssertionError(f"{what}: expected {expected}, got {result!r}")
 
 
 async def flush(connection):
@@ -149,14 +149,14 @@ class Bus:
 
         await within(handled(), "the clients to hand over what they received")
 
-    async def until(self, holds, what):
+    async def until(self, holds, what, seconds=PATIENCE_SECONDS):
         """Waits for something that messages on their way bring about."""
 
         async def looking():
             while not holds():
                 await asyncio.sleep(0.005)
 
-        await within(looking(), what)
+        await within(looking(), what, seconds)
 
     async def raw(self):
         """A bare socket that has read INFO and sent CONNECT."""
