@@ -10,9 +10,10 @@ use crate::client::{Client, Kind};
 use crate::options::Limits;
 use crate::outbox::Outbox;
 use crate::session::Session;
-use crate::shared::Shared;
+use crate::shared::{Shared, Shown};
 use crate::socket;
 use crate::staging::Staging;
+use crate::tls::Slots;
 use crate::websocket::{Gate, Origins, WebSocketOptions};
 
 /// Clients of one server, as far as their sessions go.
@@ -42,7 +43,16 @@ impl Sessions {
         let reserved: trunkline::Pattern = "nachos.dead.>".parse().expect("a pattern");
         let auth = Auth::new(auth, hub.clone(), reserved.clone())?;
         let address = SocketAddr::from(([127, 0, 0, 1], 4222));
-        let shared = Shared::new((hub.clone(), None), auth, (None, None), reserved, limits, None, address);
+        let shown = Shown { name: None, version: "0.0.0".to_owned(), trace_payloads: false };
+        let shared = Shared::new(
+            (hub.clone(), None),
+            auth,
+            (Slots::default(), None),
+            reserved,
+            limits,
+            shown,
+            address,
+        );
         let shared = Arc::new(shared);
         let peers = (1..=count).map(|id| {
             let outbox = Outbox::without_socket();
@@ -74,7 +84,7 @@ impl Sessions {
             peer.partial.extend_from_slice(&input[fed.consumed..]);
             if fed.need > 0 {
                 assert!(fed.need > peer.partial.len(), "more than there is");
-                let limits = &self.shared.limits;
+                let limits = self.shared.limits();
                 // A line, a message, and the ends of both.
                 let most = limits.max_control_line + limits.max_payload + 16;
                 assert!(fed.need <= most, "{} bytes are waited for, {most} are allowed", fed.need);
