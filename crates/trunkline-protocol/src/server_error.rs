@@ -71,6 +71,9 @@ pub enum ServerError<'a> {
     /// it was reached.
     #[error("Slow Consumer")]
     SlowConsumer,
+    /// The server has no memory for the rest of what the client is sending.
+    #[error("Insufficient Memory")]
+    InsufficientMemory,
     /// The server wants TLS and the client did not start it.
     #[error("Secure Connection - TLS Required")]
     TlsRequired,
@@ -102,6 +105,7 @@ impl ServerError<'_> {
             | Self::MaxConnections
             | Self::StaleConnection
             | Self::SlowConsumer
+            | Self::InsufficientMemory
             | Self::TlsRequired
             | Self::NoRespondersRequiresHeaders
             | Self::HeadersNotSupported
@@ -196,6 +200,7 @@ mod tests {
         check(MaxSubscriptions, "maximum subscriptions exceeded", false);
         check(StaleConnection, "Stale Connection", true);
         check(SlowConsumer, "Slow Consumer", true);
+        check(InsufficientMemory, "Insufficient Memory", true);
         check(TlsRequired, "Secure Connection - TLS Required", true);
         check(NoRespondersRequiresHeaders, "no responders requires headers support", true);
         check(HeadersNotSupported, "message headers not supported", true);

@@ -208,7 +208,11 @@ impl Arrival {
     async fn shake_hands(&self, deadline: Instant) -> Result<(), ArrivalError> {
         let shaking = async {
             loop {
-                match self.socket.try_shake_hands()? {
+                // Signing takes a processor for a while: a storm of handshakes is to wait for itself and for nobody else.
+                let turn = self.server.handshakes.acquire().await.map_err(io::Error::other)?;
+                let progress = self.socket.try_shake_hands()?;
+                drop(turn);
+                match progress {
                     Progress::Done => return Ok(()),
                     Progress::Receive => self.socket.readable().await?,
                     Progress::Send => self.socket.writable().await?,

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use trunkline::backend::memory::{Delivered, Hub, SessionSink};
+use trunkline::memory::{Charge, Holding, MemoryBudget};
 use trunkline::{Message, Pattern};
 use trunkline_core::SubscriptionId;
 use trunkline_protocol::{ConnectOptions, encode};
@@ -75,6 +76,12 @@ pub(crate) struct Client {
     pub(crate) started: SystemTime,
     /// What it is to sign, where nkeys are in use.
     pub(crate) nonce: Option<Box<str>>,
+    /// Bytes of an operation that is not whole, which it has sent and its connection keeps.
+    pub(crate) partial_bytes: AtomicUsize,
+    /// What its subscriptions are charged to.
+    memory: Arc<MemoryBudget>,
+    /// For what it takes by being there; set when it is let in.
+    charge: OnceLock<Charge>,
     /// Its encryption, once the handshake is over.
     secured: OnceLock<Box<Secured>>,
     /// Handshakes are over, and INFO was sent: from now on it may be sent lines of the protocol.
@@ -117,11 +124,15 @@ impl Client {
         outbox: Outbox,
         nonce: Option<Box<str>>,
         orders: Option<Arc<Orders>>,
+        memory: Arc<MemoryBudget>,
     ) -> Self {
         Self {
             id,
             address,
             kind,
+            partial_bytes: AtomicUsize::new(0),
+            memory,
+            charge: OnceLock::new(),
             outbox,
             received: Traffic::default(),
             sent: Traffic::default(),
@@ -146,6 +157,17 @@ impl Client {
             ending_reason: OnceLock::new(),
             origin: OnceLock::new(),
         }
+    }
+
+    pub(crate) fn set_charge(&self, charge: Charge) {
+        let _ = self.charge.set(charge);
+    }
+
+    /// Has somebody cut off, this client or a slower one, if the process has no memory for what was written to it. To be
+    /// called after writing, with nothing locked.
+    #[inline]
+    pub(crate) fn keep_memory(&self) {
+        self.memory.keep();
     }
 
     pub(crate) fn set_secured(&self, secured: Secured) {
@@ -292,6 +314,7 @@ impl Client {
     pub(crate) fn forget_ended(&self, subscription: &Subscription) {
         if let (Some(id), Some(hub)) = (subscription.id.get(), self.hub.get()) {
             hub.router().remove(&subscription.pattern, *id);
+            hub.charge_routes();
         }
         let mut table = self.table.lock();
         // The client may have unsubscribed it meanwhile, and have given its name to another.
@@ -315,6 +338,8 @@ pub(crate) struct Subscription {
     /// Ends itself after so many deliveries; 0 is never.
     max: AtomicU64,
     ended: AtomicBool,
+    /// What it was charged with when it was made.
+    charged_bytes: u32,
     /// Whether there is a guard: deliveries to the others cost no lock.
     guarded: AtomicBool,
     /// Guards the pointer alone.
@@ -332,11 +357,14 @@ pub(crate) struct Guard {
 
 impl Subscription {
     pub(crate) fn new(client: Arc<Client>, sid: &[u8], pattern: Pattern, queue: Option<ByteString>) -> Self {
+        let charged_bytes = Self::held_bytes(sid, &pattern, queue.as_deref());
+        client.memory.enter(Holding::Subscriptions, 0, charged_bytes as usize);
         Self {
             client,
             sid: Sid::from_slice(sid),
             pattern,
             queue,
+            charged_bytes,
             id: OnceLock::new(),
             delivered: AtomicU64::new(0),
             max: AtomicU64::new(0),
@@ -344,6 +372,15 @@ impl Subscription {
             guarded: AtomicBool::new(false),
             guard: RwLock::default(),
         }
+    }
+
+    /// About how many bytes of memory a subscription takes, its places in tables included, and the routing table's nodes
+    /// left out.
+    pub(crate) fn held_bytes(sid: &[u8], pattern: &Pattern, queue: Option<&str>) -> u32 {
+        const ITSELF: usize = size_of::<Subscription>() + 2 * size_of::<usize>();
+        const IN_TABLE: usize = 2 * (size_of::<Sid>() + size_of::<usize>());
+        let texts = 2 * sid.len() + pattern.as_str().len() + queue.map_or(0, str::len);
+        u32::try_from(ITSELF + IN_TABLE + texts).unwrap_or(u32::MAX)
     }
 
     /// Puts other permissions in force.
@@ -419,6 +456,13 @@ impl Subscription {
     }
 }
 
+impl Drop for Subscription {
+    /// Not before: whoever has published on its subjects may remember it for a while.
+    fn drop(&mut self) {
+        self.client.memory.enter(Holding::Subscriptions, self.charged_bytes as usize, 0);
+    }
+}
+
 impl SessionSink for Subscription {
     fn deliver(&self, message: &Arc<Message>) -> Delivered {
         let reply = message.reply.as_ref().map(|reply| reply.as_bytes());
@@ -446,6 +490,7 @@ impl SessionSink for Subscription {
                 let bytes = message.payload.len() + header.map_or(0, <[u8]>::len);
                 self.client.sent.messages.fetch_add(1, Ordering::Relaxed);
                 self.client.sent.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                self.client.keep_memory();
                 Delivered::Done
             }
         }
@@ -470,7 +515,14 @@ mod tests {
         const ROUNDS: usize = 20_000;
         let hub = Arc::new(Hub::default());
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let client = Arc::new(Client::new(1, (address, Kind::Nats), Outbox::without_socket(), None, None));
+        let client = Arc::new(Client::new(
+            1,
+            (address, Kind::Nats),
+            Outbox::without_socket(),
+            None,
+            None,
+            Arc::default(),
+        ));
         assert!(client.hub.set(hub.clone()).is_ok());
         let pattern: Pattern = "inbox".parse().unwrap();
         let subscriptions: Vec<_> = (0..ROUNDS)

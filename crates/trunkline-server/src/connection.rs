@@ -4,11 +4,13 @@ use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BufMut;
 use tokio::io::{Interest, Ready};
 use tokio::task::JoinHandle;
+use trunkline::memory::{Charge, Holding};
 
 use crate::arrival::Arrival;
 use crate::auth::{Failure, Identity};
@@ -28,6 +30,9 @@ const READ_BYTES: usize = 256 << 10;
 const CARRIED_BYTES: usize = 32 << 10;
 /// Longest pause of a publisher whose reader does not keep up, once a batch.
 const PAUSE_MAX: Duration = Duration::from_millis(10);
+/// A client is not read for so long when the process has no memory, and so often in a row.
+const HOLD: Duration = Duration::from_millis(1);
+const HELD_MAX: u32 = 10;
 /// A connection that has read so much since it last let others run does so now: a client that sends without pause never
 /// leaves its socket empty, and its task would never wait for anything.
 const TURN_BYTES: usize = 1 << 20;
@@ -61,6 +66,10 @@ pub(crate) struct Connection {
     say_who_by: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Bytes read, or offered to the socket, since others could run.
     turn_bytes: usize,
+    /// For `partial`, and for what the session remembers.
+    charge: Charge,
+    /// How often it was not read in a row, as there was no memory.
+    held: u32,
 }
 
 /// Who the client is, or why it is nobody, once that is known. On the heap, as few connections wait for it, and briefly.
@@ -72,6 +81,8 @@ enum Read {
     Batch { behind: Option<Arc<Client>> },
     /// Nothing to read now.
     Empty,
+    /// Nothing was read, as the process has no memory for it.
+    Held,
     /// The connection is over.
     Close(Closed),
 }
@@ -79,6 +90,7 @@ enum Read {
 impl Connection {
     pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>, socket: Arc<Socket>) -> Self {
         let session = Session::new(server.clone(), client.clone());
+        let charge = Charge::new(&server.memory, Holding::Input);
         Self {
             server,
             client,
@@ -90,6 +102,8 @@ impl Connection {
             verifying: None,
             say_who_by: None,
             turn_bytes: 0,
+            charge,
+            held: 0,
         }
     }
 
@@ -123,6 +137,9 @@ impl Connection {
             }
         }
         self.socket.say_goodbye(goodbye(why));
+        if let Some(slow) = self.client.outbox.slow().filter(|_| why == Closed::SlowConsumer) {
+            self.server.count_slow(&self.client, slow);
+        }
         self.server.leave(&self.client, view, why);
         self.client.outbox.close();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
@@ -151,11 +168,20 @@ impl Connection {
     /// Ends the subscriptions, as soon as the connection is to end and not when it has: whoever publishes meanwhile would
     /// take this client for somebody who listens. Adds how many there were.
     async fn leave_routing(&mut self, subscriptions: &mut u64) {
-        let ended = self.session.end_all();
+        let mut ended = self.session.take_all();
         *subscriptions += ended.len() as u64;
         for some in ended.chunks(LEAVING_AT_ONCE) {
-            self.session.forget_all(some);
+            some.iter().for_each(|subscription| subscription.end());
             if some.len() == LEAVING_AT_ONCE {
+                tokio::task::yield_now().await;
+            }
+        }
+        while !ended.is_empty() {
+            let rest = ended.len().saturating_sub(LEAVING_AT_ONCE);
+            self.session.forget_all(&ended[rest..]);
+            // What they held is given back step by step, too: a million at once would take a tenth of a second.
+            ended.truncate(rest);
+            if rest > 0 {
                 tokio::task::yield_now().await;
             }
         }
@@ -216,6 +242,10 @@ impl Connection {
             let ready = tokio::select! {
                 biased;
                 () = outbox.woken() => {
+                    if self.server.memory.is_exceeded() {
+                        self.session.forget_answers();
+                        self.charge_input();
+                    }
                     writing = self.write();
                     continue;
                 }
@@ -246,6 +276,7 @@ impl Connection {
             if !deaf && (ready.is_readable() || ready.is_read_closed()) {
                 match self.read() {
                     Read::Empty => writing |= self.socket.is_covered() && outbox.note_unsent(),
+                    Read::Held => writing |= self.hold().await,
                     Read::Batch { behind: None } => writing |= self.wait_for_room().await,
                     Read::Batch { behind: Some(reader) } => writing |= self.pause_for(&reader).await,
                     // One that only stopped sending may still read what waits for it.
@@ -309,7 +340,7 @@ impl Connection {
     }
 
     fn why_ended(&self) -> Closed {
-        match self.client.outbox.was_slow() {
+        match self.client.outbox.slow().is_some() {
             true => Closed::SlowConsumer,
             false => self.client.ending_reason().unwrap_or(Closed::ByClient),
         }
@@ -352,20 +383,64 @@ impl Connection {
         }
     }
 
+    /// Gives those who were cut off for want of memory the time to give back what they held. Says whether something waits.
+    async fn hold(&mut self) -> bool {
+        let client = self.client.clone();
+        self.held += 1;
+        tokio::select! {
+            () = client.outbox.woken() => {}
+            () = tokio::time::sleep(HOLD) => {}
+        }
+        self.write()
+    }
+
     fn read(&mut self) -> Read {
-        match self.need > CARRIED_BYTES {
+        // Only for a while: what uses up the memory may be what nobody here can do anything about.
+        if self.server.memory.is_exceeded() && self.held < HELD_MAX {
+            self.server.memory.keep();
+            if self.server.memory.is_exceeded() {
+                return Read::Held;
+            }
+        }
+        self.held = 0;
+        let read = match self.need > CARRIED_BYTES {
             _ if self.more => self.go_on(),
             true => self.read_large(),
             false => self.read_shared(),
+        };
+        self.charge_input();
+        // After each batch, and with no buffer in use: it may be this client that has to go.
+        self.server.memory.keep();
+        read
+    }
+
+    /// Charges what is kept until the next batch. A connection in a steady state has the same buffers after each.
+    #[inline]
+    fn charge_input(&mut self) {
+        let partial = self.partial.capacity() + self.socket.held_bytes();
+        if self.client.partial_bytes.load(Ordering::Relaxed) != partial {
+            self.client.partial_bytes.store(partial, Ordering::Relaxed);
         }
+        // A large one was moved to where it is: the allocator still has what it took before.
+        let moved = if partial > CARRIED_BYTES { partial } else { 0 };
+        self.charge.set(partial + moved + self.session.held_bytes());
     }
 
     /// Has more of what was read acted on.
     fn go_on(&mut self) -> Read {
         let input = std::mem::take(&mut self.partial);
         let (fed, behind) = self.feed(&input);
-        self.partial.extend_from_slice(&input[fed.consumed..]);
+        self.carry(input, fed.consumed);
         self.after(fed, behind)
+    }
+
+    /// Keeps what is left of a buffer of this connection's own, in its place: a new one for each turn, of another size each
+    /// time, would take many times its memory.
+    fn carry(&mut self, mut buffer: Vec<u8>, consumed: usize) {
+        buffer.drain(..consumed);
+        if !(buffer.is_empty() && buffer.capacity() > CARRIED_BYTES) {
+            self.partial = buffer;
+        }
     }
 
     /// Reads into the thread's buffer, behind the start of an operation if there is one.
@@ -394,7 +469,9 @@ impl Connection {
     /// Reads the rest of a large operation, and not a byte more, into a buffer that grows with what has come.
     fn read_large(&mut self) -> Read {
         let missing = self.need - self.partial.len();
-        self.partial.reserve(missing.min(self.partial.len().max(READ_BYTES)));
+        // In two steps: what was only announced takes little, and what has come is moved once.
+        let step = if self.partial.len() < READ_BYTES { READ_BYTES } else { missing };
+        self.partial.reserve_exact(missing.min(step));
         let limit = missing.min(self.partial.capacity() - self.partial.len());
         let mut target = (&mut self.partial).limit(limit);
         match self.socket.try_read_buf(&mut target) {
@@ -408,13 +485,14 @@ impl Connection {
         }
         let input = std::mem::take(&mut self.partial);
         let (fed, behind) = self.feed(&input);
-        self.partial.extend_from_slice(&input[fed.consumed..]);
+        self.carry(input, fed.consumed);
         self.after(fed, behind)
     }
 
     /// Has the input acted on and everything staged by it written.
     fn feed(&mut self, input: &[u8]) -> (Fed, Option<Arc<Client>>) {
         STAGING.with_borrow_mut(|staging| {
+            staging.begin(self.server.staging);
             let fed = self.session.feed(input, staging);
             let behind = staging.flush(self.client.id, input);
             (fed, behind)
@@ -445,7 +523,7 @@ fn goodbye(why: Closed) -> Goodbye {
         | Closed::Unauthorized
         | Closed::AuthTimeout
         | Closed::TooMany => Goodbye::NotAllowed,
-        Closed::Backend => Goodbye::ServerError,
+        Closed::Backend | Closed::Memory => Goodbye::ServerError,
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use trunkline::backend::memory::Hub;
+use trunkline::memory::MemoryBudget;
 
 use crate::auth::{Auth, AuthError, AuthOptions};
 use crate::client::{Client, Kind};
@@ -44,8 +45,9 @@ impl Sessions {
         let auth = Auth::new(auth, hub.clone(), reserved.clone())?;
         let address = SocketAddr::from(([127, 0, 0, 1], 4222));
         let shown = Shown { name: None, version: "0.0.0".to_owned(), trace_payloads: false };
+        let memory = Arc::<MemoryBudget>::default();
         let shared = Shared::new(
-            (hub.clone(), None),
+            (hub.clone(), None, memory.clone()),
             auth,
             (Slots::default(), None),
             reserved,
@@ -56,7 +58,8 @@ impl Sessions {
         let shared = Arc::new(shared);
         let peers = (1..=count).map(|id| {
             let outbox = Outbox::without_socket();
-            let client = Arc::new(Client::new(id, (address, Kind::Nats), outbox, None, None));
+            let client = Client::new(id, (address, Kind::Nats), outbox, None, None, memory.clone());
+            let client = Arc::new(client);
             Peer {
                 session: Session::new(shared.clone(), client.clone()),
                 client,

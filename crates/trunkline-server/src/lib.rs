@@ -24,6 +24,7 @@ pub mod fuzzing;
 mod health;
 mod http;
 mod lame_duck;
+mod memory;
 mod options;
 mod outbox;
 mod process;

@@ -9,6 +9,7 @@ use trunkline::Front;
 use trunkline::backend::Backend;
 use trunkline::backend::memory::Hub;
 use trunkline::config::{Config, Secret, Server as ServerConfig};
+use trunkline::memory::MemoryBudget;
 use trunkline::redelivery::RetryPolicy;
 use trunkline::status::BackendStatus;
 use trunkline::{BusOptions, Start, Telemetry};
@@ -52,6 +53,9 @@ pub struct ServerOptions {
     pub plaintext: bool,
     /// The bus it is a front of.
     pub front: Front,
+    /// What everything that clients make this process keep is charged to, and bounded by; `None` is that of the backend. Key
+    /// `runtime.resources.memory`.
+    pub memory: Option<Arc<MemoryBudget>>,
     /// On a bridge, the longest time from what a client asks for to its outcome; past it the client is cut off. Default
     /// 5 s, key `messaging.publish_timeout`.
     pub publish_timeout: Duration,
@@ -128,6 +132,7 @@ impl ServerOptions {
             websocket: None,
             plaintext: false,
             front,
+            memory: None,
             publish_timeout: Duration::from_secs(5),
             subject_root: "nachos".to_owned(),
             backend_status: None,

@@ -4,25 +4,25 @@
 //! socket does not take is kept, and the connection's own task writes it when the socket has room. One write a batch
 //! and no hand-over between tasks is what makes the server fast.
 
+mod waiting;
+
 use std::io::{ErrorKind, IoSlice};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use trunkline::memory::{Charge, Holding, MemoryBudget};
 
 use crate::socket::Socket;
+use waiting::Waiting;
 
 /// Past it a publisher is paused, so that a fast one does not fill memory before a slow reader could say a word.
 pub(crate) const HIGH_WATER_BYTES: usize = 1 << 20;
 /// Most slices the kernel takes in one call (`IOV_MAX`).
 const SLICES_MAX: usize = 1024;
-/// Bytes offered to the socket at a time while the lock is held.
-const CHUNK_BYTES: usize = 256 << 10;
-/// Most chunks written at a time: what waits for a reader that is as fast as its publishers never ends.
-const CHUNKS_MAX: usize = 16;
-/// Buffers larger than this are given back once they are empty.
-const KEPT_BYTES: usize = 16 << 10;
+/// Most writes at a time, of 256 KiB each: what waits for a reader that is as fast as its publishers never ends.
+const WRITES_MAX: usize = 16;
 
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,38 @@ pub(crate) enum Ending {
     Now,
 }
 
+/// Which bound a client has reached that does not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SlowBy {
+    /// `server.limits.max_pending`.
+    Pending,
+    /// `server.limits.write_deadline`.
+    Deadline,
+    /// `runtime.resources.memory`: all buffers together have what they may, and most waits for this client.
+    Memory,
+}
+
+impl SlowBy {
+    pub(crate) const ALL: [SlowBy; 3] = [SlowBy::Pending, SlowBy::Deadline, SlowBy::Memory];
+
+    /// The value of the metric's label.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "max_pending",
+            Self::Deadline => "write_deadline",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// How a client was found that does not read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slow {
+    pub(crate) by: SlowBy,
+    /// Bytes that waited for it.
+    pub(crate) pending: usize,
+}
+
 #[derive(Debug)]
 pub(crate) struct Outbox {
     /// Guards what waits, and with it who may write: only who holds it touches the socket's sending side. It is held
@@ -61,27 +93,28 @@ struct State {
     /// `None` once the connection is over: routing caches may remember a subscription, and with it this outbox, for as
     /// long as nobody publishes, and the socket must not stay open with them.
     socket: Option<Arc<Socket>>,
-    waiting: Vec<u8>,
-    /// How much of `waiting` is written already.
-    head: usize,
+    waiting: Waiting,
+    /// For what `waiting` takes. It changes when chunks come and go, and not with every message.
+    charge: Charge,
     /// Bytes that the socket has taken and TCP has not, as there is TLS or WebSocket between them.
     unsent: usize,
     ending: Ending,
     /// It was cut off because it did not read.
-    slow: bool,
+    slow: Option<Slow>,
     /// Since when the socket has taken nothing of what waits.
     stuck_since: Option<Instant>,
 }
 
 impl State {
     fn pending(&self) -> usize {
-        self.waiting.len() - self.head + self.unsent
+        self.waiting.len() + self.unsent
     }
 
     fn end(&mut self, ending: Ending) {
         if ending == Ending::Now {
-            self.waiting = Vec::new();
-            (self.head, self.unsent) = (0, 0);
+            self.waiting.clear();
+            self.unsent = 0;
+            self.charge.set(0);
         }
         if self.ending != Ending::Now {
             self.ending = ending;
@@ -90,14 +123,14 @@ impl State {
 }
 
 impl Outbox {
-    pub(crate) fn new(socket: Arc<Socket>, pending_max: usize) -> Self {
+    pub(crate) fn new(socket: Arc<Socket>, pending_max: usize, memory: &Arc<MemoryBudget>) -> Self {
         let state = State {
             socket: Some(socket),
-            waiting: Vec::new(),
-            head: 0,
+            waiting: Waiting::default(),
+            charge: Charge::new(memory, Holding::Output),
             unsent: 0,
             ending: Ending::No,
-            slow: false,
+            slow: None,
             stuck_since: None,
         };
         Self { state: Mutex::new(state), wake: Notify::new(), drained: Notify::new(), pending_max }
@@ -107,11 +140,11 @@ impl Outbox {
     pub(crate) fn without_socket() -> Self {
         let state = State {
             socket: None,
-            waiting: Vec::new(),
-            head: 0,
+            waiting: Waiting::default(),
+            charge: Charge::new(&Arc::default(), Holding::Output),
             unsent: 0,
             ending: Ending::Now,
-            slow: false,
+            slow: None,
             stuck_since: None,
         };
         Self { state: Mutex::new(state), wake: Notify::new(), drained: Notify::new(), pending_max: 0 }
@@ -163,7 +196,7 @@ impl Outbox {
             return Written::Closed;
         }
         let idle = state.pending() == 0;
-        encode(&mut state.waiting);
+        state.waiting.put(encode);
         self.check_bound(&mut state, idle)
     }
 
@@ -171,24 +204,21 @@ impl Outbox {
         &self,
         state: &mut State,
         slices: &[IoSlice<'_>],
-        mut skip: usize,
+        skip: usize,
         rest: usize,
         idle: bool,
     ) -> Written {
-        state.waiting.reserve(rest);
-        for slice in slices {
-            let skipped = skip.min(slice.len());
-            skip -= skipped;
-            state.waiting.extend_from_slice(&slice[skipped..]);
-        }
+        state.waiting.extend(slices, skip, rest);
         self.check_bound(state, idle)
     }
 
     /// Wakes the task if something waits for the first time, and cuts the client off past the bound.
     fn check_bound(&self, state: &mut State, was_idle: bool) -> Written {
         let pending = state.pending();
+        let allocated = state.waiting.allocated() + state.unsent;
+        state.charge.set(allocated);
         if pending > self.pending_max {
-            state.slow = true;
+            state.slow = Some(Slow { by: SlowBy::Pending, pending });
             state.end(Ending::Now);
             self.wake.notify_one();
             return Written::Closed;
@@ -202,34 +232,29 @@ impl Outbox {
 
     /// Writes what waits as far as the socket takes it, up to 4 MiB; `true` when nothing waits any more.
     pub(crate) fn flush(&self) -> bool {
-        for _ in 0..CHUNKS_MAX {
+        for _ in 0..WRITES_MAX {
             let mut state = self.state.lock();
             if state.pending() == 0 {
                 self.emptied(&mut state);
                 return true;
             }
             let Some(socket) = &state.socket else { return true };
-            let end = state.waiting.len().min(state.head + CHUNK_BYTES);
-            let written = match state.head < end {
-                true => socket.try_write(&state.waiting[state.head..end]),
-                false => socket.try_flush().map(|_| 0),
+            let written = match state.waiting.len() {
+                0 => socket.try_flush().map(|_| 0),
+                _ => socket.try_write_vectored(&state.waiting.first()),
             };
             let unsent = socket.unsent();
             match written {
                 Ok(n) => {
                     let before = state.pending();
-                    state.head += n;
+                    state.waiting.sent(n);
                     state.unsent = unsent;
+                    let allocated = state.waiting.allocated() + unsent;
+                    state.charge.set(allocated);
                     state.stuck_since = Some(Instant::now());
                     let low = HIGH_WATER_BYTES / 2;
                     if before > low && state.pending() <= low {
                         self.drained.notify_waiters();
-                    }
-                    // What is written goes before it is most of the buffer; moving it each time would be quadratic.
-                    if state.head > state.waiting.len() / 2 && state.head > CHUNK_BYTES {
-                        let head = state.head;
-                        state.waiting.drain(..head);
-                        state.head = 0;
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -249,12 +274,7 @@ impl Outbox {
     }
 
     fn emptied(&self, state: &mut State) {
-        state.head = 0;
         state.stuck_since = None;
-        match state.waiting.capacity() > KEPT_BYTES {
-            true => state.waiting = Vec::new(),
-            false => state.waiting.clear(),
-        }
         self.drained.notify_waiters();
     }
 
@@ -288,12 +308,18 @@ impl Outbox {
         }
     }
 
-    pub(crate) fn was_slow(&self) -> bool {
+    /// Set where the client was cut off because it did not read.
+    pub(crate) fn slow(&self) -> Option<Slow> {
         self.state.lock().slow
     }
 
     pub(crate) fn pending(&self) -> usize {
         self.state.lock().pending()
+    }
+
+    /// Bytes of memory that are charged for what waits.
+    pub(crate) fn held(&self) -> usize {
+        self.state.lock().charge.bytes()
     }
 
     /// For how long the socket has taken nothing of what waits.
@@ -302,8 +328,14 @@ impl Outbox {
     }
 
     /// Cuts the client off because it does not read.
-    pub(crate) fn cut_off_slow(&self) {
-        self.state.lock().slow = true;
+    pub(crate) fn cut_off_slow(&self, by: SlowBy) {
+        {
+            let mut state = self.state.lock();
+            if state.ending == Ending::Now {
+                return;
+            }
+            state.slow = Some(Slow { by, pending: state.pending() });
+        }
         self.end(Ending::Now);
     }
 

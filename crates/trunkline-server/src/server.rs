@@ -1,7 +1,7 @@
 //! Starting, accepting, looking after connections, stopping.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trunkline::backend::memory::MemoryBackend;
 use trunkline::backend::{Backend, BackendKind};
+use trunkline::memory::Relief;
 use trunkline::{Front, Pattern, Subject};
 use trunkline_core::SubjectError;
 use trunkline_protocol::ServerError;
@@ -21,6 +22,7 @@ use crate::connection::Connection;
 use crate::health::{HEALTH_TYPE, Health};
 use crate::http::{self, Api, Members, Monitor, Token};
 use crate::lame_duck;
+use crate::memory;
 use crate::options::ServerOptions;
 use crate::outbox::{Ending, Outbox};
 use crate::reload::{RELOAD_SUBJECT, ReloadError, ReloadOptions, Reloader};
@@ -221,9 +223,10 @@ impl Server {
             return Err(StartError::Accounts { backend: bridge.backend.capabilities().kind });
         }
         let auth = Auth::new(&options.auth, hub.clone(), dead_letters.clone())?;
+        let budget = options.memory.or_else(|| backend.memory()).unwrap_or_default();
         let status = options.backend_status.or_else(|| bridge.as_ref().map(|bridge| bridge.backend.status()));
         let shared = Shared::new(
-            (hub, bridge),
+            (hub, bridge, budget),
             auth,
             (tls, web),
             dead_letters,
@@ -232,6 +235,8 @@ impl Server {
             address,
         );
         let shared = Arc::new(shared);
+        let relief: Weak<dyn Relief> = Arc::downgrade(&(shared.clone() as Arc<dyn Relief>));
+        shared.memory.set_relief(relief);
         let health = Arc::new(Health::new(shared.clone(), backend.clone(), status));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let closed = stop.child_token();
@@ -252,13 +257,13 @@ impl Server {
             ended.cancel();
         });
         tasks.spawn(look_after(shared.clone(), stop.clone()));
+        tasks.spawn(memory::keep(shared.clone(), stop.clone()));
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
             let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
-            let limits = shared.limits();
-            let bounds = http::Bounds::of(&limits);
             let secured = shared.clone();
             let secure = move || secured.tls.http.get();
+            let (bounds, limits) = (http::Bounds::of(&shared), shared.limits());
             let api = Arc::new(Api::new(
                 options.backend.unwrap_or(backend),
                 (token.clone(), shared.clone()),
@@ -479,10 +484,12 @@ fn welcome(
         return;
     }
     let socket = Arc::new(Socket::new(socket));
-    let outbox = Outbox::new(socket.clone(), shared.limits().max_pending);
-    let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new()));
+    let outbox = Outbox::new(socket.clone(), shared.limits().max_pending, &shared.memory);
+    let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new(&shared.memory)));
     let nonce = shared.auth.nonce();
-    let client = Arc::new(Client::new(shared.next_client_id(), (address, kind), outbox, nonce, orders));
+    let memory = shared.memory.clone();
+    let client = Client::new(shared.next_client_id(), (address, kind), outbox, nonce, orders, memory);
+    let client = Arc::new(client);
     client.touch(shared.now_ms());
     match shared.enter(&client) {
         Entry::Served => {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use trunkline::backend::Receipt;
 use trunkline::backend::memory::{Delivered, Hub, Target};
+use trunkline::memory::Holding;
 use trunkline::{Headers, Message, Pattern, Subject};
 use trunkline_core::{MatchCache, MatchSet, Role, StreamOffset};
 use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ServerError, encode, parse};
@@ -153,11 +154,12 @@ impl Session {
         }
     }
 
-    /// Ends every subscription. What it returns is still to be taken out of the routing table, by [`Session::forget_all`].
-    pub(crate) fn end_all(&mut self) -> Vec<Arc<Subscription>> {
+    /// Lets go of every subscription. What it returns is still to be ended, and to be taken out of the routing table, by
+    /// [`Session::forget_all`].
+    pub(crate) fn take_all(&mut self) -> Vec<Arc<Subscription>> {
         let subscriptions: Subscriptions = std::mem::take(&mut *self.client.table.lock());
         self.client.subscriptions.store(0, Ordering::Relaxed);
-        subscriptions.into_values().inspect(|subscription| subscription.end()).collect()
+        subscriptions.into_values().collect()
     }
 
     /// Takes subscriptions that were ended out of the routing table.
@@ -167,6 +169,18 @@ impl Session {
                 self.hub.router().remove(&subscription.pattern, *id);
             }
         }
+        self.hub.charge_routes();
+    }
+
+    /// About how many bytes it takes from batch to batch.
+    #[inline]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.cache.held_bytes()
+    }
+
+    /// Forgets what only makes it faster.
+    pub(crate) fn forget_answers(&mut self) {
+        self.cache.clear();
     }
 
     #[inline]
@@ -186,8 +200,14 @@ impl Session {
                 let message = Outgoing { subject, reply, header, payload, at };
                 return self.publish(&message, input, staging);
             }
-            ClientOp::Sub { subject, queue, sid } => self.subscribe(subject, queue, sid, staging)?,
-            ClientOp::Unsub { sid, max } => self.unsubscribe(sid, max),
+            ClientOp::Sub { subject, queue, sid } => {
+                staging.subscribed();
+                self.subscribe(subject, queue, sid, staging)?;
+            }
+            ClientOp::Unsub { sid, max } => {
+                staging.subscribed();
+                self.unsubscribe(sid, max);
+            }
             ClientOp::Ping => {
                 encode::pong(self.line(staging));
                 self.introduce(staging);
@@ -298,12 +318,15 @@ impl Session {
             self.guard(&subscription);
             subscription
         });
+        if let Err(error) = self.server.memory.check(Holding::Subscriptions, 0) {
+            return self.refuse_subscription(&error, staging);
+        }
         let subscription = {
             let mut table = self.client.table.lock();
             // The limit first, then the name, then the pattern: clients are told of the mistake of which nats-server tells.
             if table.len() >= self.limits.max_subscriptions {
                 drop(table);
-                return self.refuse(ServerError::MaxSubscriptions, staging);
+                return self.refuse_subscription(&TooMany(self.limits.max_subscriptions), staging);
             }
             // A name in use keeps its subscription, as on nats-server.
             if table.contains_key(sid) {
@@ -325,7 +348,22 @@ impl Session {
         let target = Target::Session(subscription.clone());
         let id = self.hub.router().insert(&subscription.pattern, role, target);
         let _ = subscription.id.set(id);
+        self.hub.charge_routes();
         Ok(())
+    }
+
+    #[cold]
+    fn refuse_subscription(
+        &mut self,
+        why: &dyn std::error::Error,
+        staging: &mut Staging,
+    ) -> Result<(), Stop> {
+        // Whoever asks for a million too many is not to fill the log with them.
+        let before = self.server.count_refused_subscription();
+        if (before + 1).is_power_of_two() {
+            tracing::warn!(client = self.client.id, address = %self.client.address, error = %why, "a subscription is refused");
+        }
+        self.refuse(ServerError::MaxSubscriptions, staging)
     }
 
     /// Unknown names are tolerated: clients unsubscribe from what ended by itself.
@@ -351,6 +389,7 @@ impl Session {
             subscription.end();
             if let Some(id) = subscription.id.get() {
                 self.hub.router().remove(&subscription.pattern, *id);
+                self.hub.charge_routes();
             }
         }
     }
@@ -470,6 +509,11 @@ enum Stop {
     /// It is not known yet whether it will be: a password is to be checked.
     Wait,
 }
+
+/// The client has as many subscriptions as it may.
+#[derive(Debug, thiserror::Error)]
+#[error("the client has {0} subscriptions already, which is the limit (server.limits.max_subscriptions)")]
+struct TooMany(usize);
 
 #[derive(Default)]
 struct Counted {

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use bytestring::ByteString;
 use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use trunkline::backend::memory::{Hub, SessionSink as _};
+use trunkline::memory::{Charge, Holding, MemoryBudget};
 use trunkline::{Message, Pattern};
 use trunkline_protocol::{ServerError, ServerInfo};
 
@@ -18,8 +19,9 @@ use crate::auth::{Account, Auth, AuthError, AuthOptions, Failure, Reloaded};
 use crate::bridge::Bridge;
 use crate::bridge::orders::End;
 use crate::client::{Client, Kind, Subscription};
+use crate::memory::StagingBounds;
 use crate::options::Limits;
-use crate::outbox::Ending;
+use crate::outbox::{Ending, Slow, SlowBy};
 use crate::tls;
 use crate::view::{ClientView, Count, Departed};
 use crate::websocket::WebListener;
@@ -28,6 +30,11 @@ use crate::websocket::WebListener;
 const PROTOCOL: i64 = 1;
 /// Connections that ended and are still shown by monitoring; the oldest goes first.
 const DEPARTED_KEPT: usize = 1024;
+/// What an idle connection takes, as measured; its tables, tasks and timers, and a small buffer.
+const CONNECTION_BYTES: usize = 6 << 10;
+/// What WebSocket and TLS add to that.
+const WEBSOCKET_BYTES: usize = 8 << 10;
+const TLS_BYTES: usize = 24 << 10;
 
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,6 +61,8 @@ pub(crate) enum Closed {
     Handshake,
     /// There are fewer clients to be than there were.
     TooMany,
+    /// The process had no memory for the rest of what it was sending.
+    Memory,
 }
 
 impl Closed {
@@ -69,6 +78,7 @@ impl Closed {
         Closed::AuthTimeout,
         Closed::Handshake,
         Closed::TooMany,
+        Closed::Memory,
     ];
 
     /// The value of the metric's label.
@@ -85,6 +95,7 @@ impl Closed {
             Self::AuthTimeout => "auth_timeout",
             Self::Handshake => "handshake",
             Self::TooMany => "max_connections",
+            Self::Memory => "memory",
         }
     }
 }
@@ -158,6 +169,20 @@ pub(crate) struct Shared {
     no_responders: AtomicU64,
     stalled: AtomicU64,
     closed: [AtomicU64; Closed::ALL.len()],
+    /// Clients cut off because they did not read, by the bound that they had reached.
+    slow: [AtomicU64; SlowBy::ALL.len()],
+    refused_subscriptions: AtomicU64,
+    /// HTTP connections that had to make room for others.
+    pub(crate) http_evicted: Arc<AtomicU64>,
+    /// One permit for each thread that may work on a handshake at a time: half of them, so that the others go on serving.
+    pub(crate) handshakes: Semaphore,
+    /// What everything that clients make this process keep is charged to.
+    pub(crate) memory: Arc<MemoryBudget>,
+    /// Bounds of what a worker thread stages, by the memory there is.
+    pub(crate) staging: StagingBounds,
+    /// Held by whoever cuts clients off for want of memory, so that two do not do it for the same want; and until when that
+    /// would be of no use. Taken before the table and the outboxes.
+    pub(crate) relieving: Mutex<Instant>,
     /// Clients are asked to leave.
     lame_duck: AtomicBool,
     /// Wakes who waits for the last client to leave.
@@ -173,9 +198,14 @@ struct Table {
     stopping: bool,
 }
 
+/// Threads of the runtime that this is called on; one where there is none.
+fn workers() -> usize {
+    tokio::runtime::Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers())
+}
+
 impl Shared {
     pub(crate) fn new(
-        (hub, bridge): (Arc<Hub>, Option<Arc<Bridge>>),
+        (hub, bridge, memory): (Arc<Hub>, Option<Arc<Bridge>>, Arc<MemoryBudget>),
         auth: Auth,
         (tls, web): (tls::Slots, Option<WebListener>),
         reserved: Pattern,
@@ -208,6 +238,13 @@ impl Shared {
             no_responders: AtomicU64::new(0),
             stalled: AtomicU64::new(0),
             closed: Default::default(),
+            slow: Default::default(),
+            refused_subscriptions: AtomicU64::new(0),
+            http_evicted: Arc::default(),
+            handshakes: Semaphore::new((workers() / 2).max(1)),
+            staging: StagingBounds::of(&memory),
+            memory,
+            relieving: Mutex::new(Instant::now()),
             lame_duck: AtomicBool::new(false),
             emptied: Notify::new(),
         }
@@ -233,6 +270,16 @@ impl Shared {
 
     /// Enters a client, unless there are as many as there may be, or the server stops.
     pub(crate) fn enter(&self, client: &Arc<Client>) -> Entry {
+        let bytes = self.connection_bytes(client.kind);
+        let charge = match self.memory.check(Holding::Connections, bytes) {
+            Ok(()) => Charge::of(&self.memory, Holding::Connections, bytes),
+            Err(error) => {
+                if self.refused.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
+                    tracing::warn!(address = %client.address, %error, "a connection is refused");
+                }
+                return Entry::Full;
+            }
+        };
         let mut table = self.table.lock();
         if table.stopping {
             return Entry::Stopping;
@@ -242,8 +289,19 @@ impl Shared {
             return Entry::Full;
         }
         self.accepted.fetch_add(1, Ordering::Relaxed);
+        client.set_charge(charge);
         table.clients.insert(client.id, client.clone());
         Entry::Served
+    }
+
+    /// What a connection takes at least, whatever it does.
+    fn connection_bytes(&self, kind: Kind) -> usize {
+        let secure = match kind {
+            Kind::Nats => self.tls.is_some(),
+            Kind::WebSocket => self.web.as_ref().is_some_and(|web| web.secure),
+        };
+        let web = usize::from(kind == Kind::WebSocket);
+        CONNECTION_BYTES + web * WEBSOCKET_BYTES + usize::from(secure) * TLS_BYTES
     }
 
     /// A client leaves; `view` is what it was before its session closed.
@@ -367,6 +425,33 @@ impl Shared {
         excess
     }
 
+    /// A client was cut off because it did not read.
+    pub(crate) fn count_slow(&self, client: &Client, slow: Slow) {
+        self.slow[slow.by as usize].fetch_add(1, Ordering::Relaxed);
+        let (limit, pending_bytes) = (slow.by.as_str(), slow.pending);
+        tracing::warn!(client = client.id, address = %client.address, limit, pending_bytes, "slow consumer: cut off");
+    }
+
+    /// Clients cut off because they did not read, by the bound that they had reached.
+    pub(crate) fn slow(&self, by: SlowBy) -> u64 {
+        self.slow[by as usize].load(Ordering::Relaxed)
+    }
+
+    /// Returns how many there were before.
+    pub(crate) fn count_refused_subscription(&self) -> u64 {
+        self.refused_subscriptions.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Subscriptions beyond the most that a client may have, or that there is memory for.
+    pub(crate) fn refused_subscriptions(&self) -> u64 {
+        self.refused_subscriptions.load(Ordering::Relaxed)
+    }
+
+    /// Charges what the routing tables take.
+    pub(crate) fn charge_routes(&self) {
+        self.auth.accounts().iter().for_each(|account| account.hub.charge_routes());
+    }
+
     pub(crate) fn count_no_responders(&self) {
         self.no_responders.fetch_add(1, Ordering::Relaxed);
     }
@@ -459,8 +544,7 @@ impl Shared {
             }
             client.note_deliveries(now_ms);
             if client.outbox.stuck_for(now).is_some_and(|stuck| stuck > limits.write_deadline) {
-                tracing::warn!(client = client.id, address = %client.address, "slow consumer: reads nothing, cut off");
-                client.outbox.cut_off_slow();
+                client.outbox.cut_off_slow(SlowBy::Deadline);
                 continue;
             }
             if now_ms.saturating_sub(client.last_active_ms().max(client.pinged_ms())) < interval_ms {

@@ -116,6 +116,12 @@ impl Socket {
         self.layer.get().map_or(0, |layer| layer.lock().sealed().len())
     }
 
+    /// Bytes of memory that the layer keeps of what came and is not a whole frame, or was not read yet.
+    #[inline]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.layer.get().map_or(0, |layer| layer.lock().held_bytes())
+    }
+
     /// Sends such bytes; says how many. None at all is [`ErrorKind::WouldBlock`].
     pub(crate) fn try_flush(&self) -> io::Result<usize> {
         self.layer.get().map_or(Ok(0), |layer| self.drain(&mut layer.lock()))

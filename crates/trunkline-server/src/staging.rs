@@ -11,20 +11,19 @@ use smallvec::SmallVec;
 use trunkline_protocol::encode;
 
 use crate::client::Client;
+use crate::memory::StagingBounds;
 use crate::outbox::{HIGH_WATER_BYTES, Written};
 
 /// Payloads from this size on are not copied.
 const VECTORED_BYTES: usize = 4 << 10;
-/// A destination with more than this is written before the batch is over.
-const SLOT_BYTES_MAX: usize = 1 << 20;
-/// Most work of one turn, in bytes: what is to be written, and [`LOOK_BYTES`] for each target that was looked at. It
-/// bounds what is staged for all destinations together, which with a fan-out to thousands would be thousands of times
-/// the batch, and the time that other connections of the worker thread wait, to some 10 ms.
-const TURN_BYTES_MAX: usize = 16 << 20;
 /// A target costs about as much as so many bytes, whether it gets something or not.
 const LOOK_BYTES: usize = 64;
-/// Slots whose buffer grew beyond this give it back.
-const KEPT_BYTES: usize = 512 << 10;
+/// What it costs to make or to end a subscription, in the same measure: some microseconds, and those who publish meanwhile
+/// have to look again.
+const SUBSCRIPTION_BYTES: usize = 32 << 10;
+/// Whoever sends no more than this to a reader in one turn is not why the reader is behind, and is not paused for it: one
+/// that listens to everything and reads nothing must not slow down everybody.
+const INNOCENT_BYTES: usize = 16 << 10;
 /// Up to so many destinations a scan finds the slot faster than a map.
 const SCANNED_SLOTS: usize = 8;
 
@@ -36,8 +35,16 @@ pub(crate) struct Staging {
     /// The slot after the one used last: a subject's receivers come in the same order every time.
     hint: usize,
     index: HashMap<u64, usize, foldhash::fast::RandomState>,
-    /// Work since the last flush, in bytes.
+    /// Work since the last flush, in bytes: what is to be written, and [`LOOK_BYTES`] for each target that was looked at.
     load: usize,
+    /// Most work of one turn: 16 MiB, or less where the process has little memory. It bounds what is staged for all
+    /// destinations together, which with a fan-out to thousands would be thousands of times the batch, and the time that
+    /// other connections of the worker thread wait, to some 10 ms.
+    turn_bytes: usize,
+    /// A destination with more than this is written before the batch is over.
+    slot_bytes: usize,
+    /// Slots whose buffer grew beyond this give it back.
+    kept_bytes: usize,
     /// Destinations that do not keep up, found when writing.
     behind: Option<Arc<Client>>,
 }
@@ -77,10 +84,23 @@ impl Staging {
         self.load += targets * LOOK_BYTES;
     }
 
+    /// Counts a subscription that was made or ended.
+    #[inline]
+    pub(crate) fn subscribed(&mut self) {
+        self.load += SUBSCRIPTION_BYTES;
+    }
+
+    /// Begins a turn.
+    #[inline]
+    pub(crate) fn begin(&mut self, bounds: StagingBounds) {
+        let StagingBounds { turn_bytes, slot_bytes, kept_bytes } = bounds;
+        (self.turn_bytes, self.slot_bytes, self.kept_bytes) = (turn_bytes, slot_bytes, kept_bytes);
+    }
+
     /// Whether it is time to write what is staged, and to let others have their turn.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.load > TURN_BYTES_MAX
+        self.load > self.turn_bytes
     }
 
     /// Stages a message for a subscription `sid` of `client`. `input` is the read buffer.
@@ -102,7 +122,7 @@ impl Staging {
             slot.payload_bytes += m.payload.len();
             slot.lines.extend_from_slice(b"\r\n");
         }
-        if slot.lines.len() + slot.payload_bytes > SLOT_BYTES_MAX {
+        if slot.lines.len() + slot.payload_bytes > self.slot_bytes {
             self.write_slot(at, input);
         }
     }
@@ -157,7 +177,7 @@ impl Staging {
         }
         for slot in &mut self.slots[..self.used] {
             slot.client = None;
-            if slot.lines.capacity() > KEPT_BYTES {
+            if slot.lines.capacity() > self.kept_bytes {
                 slot.lines = Vec::new();
             }
         }
@@ -206,7 +226,9 @@ impl Staging {
             client.sent.messages.fetch_add(slot.messages, Ordering::Relaxed);
             client.sent.bytes.fetch_add(slot.message_bytes, Ordering::Relaxed);
         }
-        if matches!(written, Written::Pending(pending) if pending > HIGH_WATER_BYTES) {
+        if total > INNOCENT_BYTES
+            && matches!(written, Written::Pending(pending) if pending > HIGH_WATER_BYTES)
+        {
             self.behind = Some(client.clone());
         }
         slot.lines.clear();

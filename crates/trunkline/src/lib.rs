@@ -39,6 +39,7 @@ pub mod backend;
 pub mod bus;
 pub mod config;
 pub mod envelope;
+pub mod memory;
 pub mod status;
 pub mod telemetry;
 pub mod topics;
@@ -60,6 +61,7 @@ pub use bus::stream::{Replay, Replayed, StreamHandle};
 pub use bus::subscribe::{Event, Subscription};
 pub use bus::{Bus, BusOptions, BusStatus};
 pub use envelope::{DecodeError, Envelope, Payload, Trace};
+pub use memory::{MemoryBudget, MemoryExhausted};
 pub use telemetry::{Counters, Telemetry};
 pub use topics::{Topic, Topics};
 pub use trunkline_core::{

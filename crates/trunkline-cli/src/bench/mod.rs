@@ -4,7 +4,7 @@
 //! comparison with what must come. A run with a lost, doubled or reordered message is an error and no number. The parts:
 //! `plan` (what to measure), `matrix` (in which order), `load`, `request` and `idle` (one run each, over `connection`),
 //! `inproc` (the same without a socket), `redis` and `nats` (the backends beside plain calls of their client libraries, on
-//! what `beside` has for both), `server` and `process` (what the server costs), `stats`, `report` and `table`.
+//! what `beside` has for both), `hostile` (what one client does to the others), `server` and `process` (what the server costs), `stats`, `report` and `table`.
 
 mod batch;
 mod beside;
@@ -15,6 +15,7 @@ mod endpoint;
 mod error;
 mod frames;
 mod halt;
+mod hostile;
 mod idle;
 mod inproc;
 mod load;
@@ -148,6 +149,7 @@ pub(crate) struct BenchArgs {
 enum BackendBench {
     Redis(redis::RedisArgs),
     Nats(nats::NatsArgs),
+    Hostile(hostile::HostileArgs),
 }
 
 /// Runs the benchmark and prints its result on stdout. SIGINT and SIGTERM end it early, and with it all servers it started.
@@ -164,6 +166,9 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), BenchError> {
         }
         Some(BackendBench::Nats(args)) => {
             Box::new(move |interrupted| nats::measure_and_print(&args, interrupted))
+        }
+        Some(BackendBench::Hostile(args)) => {
+            Box::new(move |interrupted| hostile::measure_and_print(&args, interrupted))
         }
         None => {
             let plan = Plan::new(&args)?;

@@ -22,7 +22,7 @@ use crate::output;
 use crate::settings::{self, GlobalArgs};
 
 /// What of a server's `/varz` is worth a line, where it is there.
-const FACTS: [(&str, &str); 14] = [
+const FACTS: [(&str, &str); 19] = [
     ("server_id", "server id"),
     ("server_name", "name"),
     ("version", "version"),
@@ -36,7 +36,12 @@ const FACTS: [(&str, &str); 14] = [
     ("denied_msgs", "messages denied"),
     ("denied_subscriptions", "subscriptions denied"),
     ("auth_failures", "failed log-ins"),
+    ("refused_connections", "connections refused"),
+    ("refused_subscriptions", "subscriptions refused"),
     ("mem", "memory, bytes"),
+    ("memory_used", "of it in buffers"),
+    ("memory_limit", "most in buffers"),
+    ("memory_exceeded", "short of memory, times"),
 ];
 
 /// Tell whether a running bus is ready

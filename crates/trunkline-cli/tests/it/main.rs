@@ -4,6 +4,7 @@
 mod auth;
 mod behaviours;
 mod bench;
+mod bench_hostile;
 mod bridge;
 mod browser;
 mod clients_node;
@@ -15,6 +16,7 @@ mod demo;
 mod envelope;
 mod errors;
 mod fallback;
+mod hostile;
 mod jetstream;
 mod messages;
 mod nats_access;

@@ -12,6 +12,15 @@ const PRIVATE_ENTRIES_MAX: usize = 1024;
 /// would otherwise be kept as millions of places, by everybody who ever published there. A single answer that leads to
 /// more is taken from the shared cache each time, which is nothing beside delivering to so many.
 const PRIVATE_TARGETS_MAX: usize = 16 << 10;
+/// Most bytes of the subjects that a publisher keeps answers for: 1024 of ordinary ones. Subjects of thousands of bytes,
+/// on each of many connections, would otherwise take megabytes apiece.
+const PRIVATE_SUBJECTS_BYTES_MAX: usize = 64 << 10;
+/// The same for a shard of the shared cache.
+const SHARED_SUBJECTS_BYTES_MAX: usize = 256 << 10;
+/// What an answer takes beside its subject and its targets: its place in the table and the set, which may be shared.
+const ANSWER_BYTES: usize = 192;
+/// What a target takes in an answer.
+const TARGET_BYTES: usize = 24;
 /// Most answers a shard of the shared cache keeps.
 const SHARED_ENTRIES_MAX: usize = 1024;
 /// Most targets that the answers of a shard lead to, together; one answer with more is kept alone.
@@ -44,13 +53,15 @@ pub struct MatchCache<T> {
     slots: HashTable<Slot<T>>,
     /// How many targets all answers lead to, together.
     targets: usize,
+    /// Bytes of all subjects together.
+    subjects_bytes: usize,
     /// Lookups answered here since the start; the owner adds them to its statistics.
     pub hits: u64,
 }
 
 impl<T> Default for MatchCache<T> {
     fn default() -> Self {
-        Self { slots: HashTable::new(), targets: 0, hits: 0 }
+        Self { slots: HashTable::new(), targets: 0, subjects_bytes: 0, hits: 0 }
     }
 }
 
@@ -82,10 +93,12 @@ impl<T: Clone> MatchCache<T> {
     fn slot(&mut self, subject: &[u8], router: &Router<T>) -> &mut Slot<T> {
         let hash = hash_of(subject);
         let slots = &mut self.slots;
-        let full = slots.len() >= PRIVATE_ENTRIES_MAX || self.targets > PRIVATE_TARGETS_MAX;
+        let full = slots.len() >= PRIVATE_ENTRIES_MAX
+            || self.targets > PRIVATE_TARGETS_MAX
+            || self.subjects_bytes > PRIVATE_SUBJECTS_BYTES_MAX;
         if full && slots.find(hash, |slot| *slot.subject == *subject).is_none() {
             slots.clear();
-            self.targets = 0;
+            (self.targets, self.subjects_bytes) = (0, 0);
         }
         match slots.entry(hash, |slot| *slot.subject == *subject, |slot| slot.hash) {
             hashbrown::hash_table::Entry::Occupied(found) => {
@@ -102,6 +115,7 @@ impl<T: Clone> MatchCache<T> {
             hashbrown::hash_table::Entry::Vacant(vacant) => {
                 let answer = router.shared_lookup(subject);
                 self.targets += answer.set.targets();
+                self.subjects_bytes += subject.len();
                 vacant.insert(Slot { hash, subject: subject.into(), answer, verdict: None }).into_mut()
             }
         }
@@ -110,7 +124,13 @@ impl<T: Clone> MatchCache<T> {
     /// Forgets every answer, and with them the targets they hold.
     pub fn clear(&mut self) {
         self.slots = HashTable::new();
-        self.targets = 0;
+        (self.targets, self.subjects_bytes) = (0, 0);
+    }
+
+    /// About how many bytes of memory it takes.
+    #[inline]
+    pub fn held_bytes(&self) -> usize {
+        self.slots.capacity() * ANSWER_BYTES + self.subjects_bytes + self.targets * TARGET_BYTES
     }
 
     /// Forgets every answer if they lead to more targets than are worth keeping. To be called before a pause: between
@@ -132,11 +152,13 @@ pub(super) struct Shared<T> {
     slots: HashTable<Slot<T>>,
     /// How many targets all answers lead to, together.
     targets: usize,
+    /// Bytes of all subjects together.
+    subjects_bytes: usize,
 }
 
 impl<T> Shared<T> {
     pub(super) fn new() -> Self {
-        Self { slots: HashTable::new(), targets: 0 }
+        Self { slots: HashTable::new(), targets: 0, subjects_bytes: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -164,12 +186,17 @@ impl<T> Shared<T> {
         let targets = answer.set.targets();
         if let Ok(old) = self.slots.find_entry(hash, |slot| *slot.subject == *subject) {
             self.targets -= old.remove().0.answer.set.targets();
+            self.subjects_bytes -= subject.len();
         }
-        if self.slots.len() >= SHARED_ENTRIES_MAX || self.targets + targets > SHARED_TARGETS_MAX {
+        if self.slots.len() >= SHARED_ENTRIES_MAX
+            || self.targets + targets > SHARED_TARGETS_MAX
+            || self.subjects_bytes > SHARED_SUBJECTS_BYTES_MAX
+        {
             self.slots.clear();
-            self.targets = 0;
+            (self.targets, self.subjects_bytes) = (0, 0);
         }
         self.targets += targets;
+        self.subjects_bytes += subject.len();
         let slot = Slot { hash, subject: subject.into(), answer, verdict: None };
         self.slots.insert_unique(hash, slot, |slot| slot.hash);
     }

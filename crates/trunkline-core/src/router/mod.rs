@@ -10,7 +10,7 @@ mod trie;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytestring::ByteString;
 use foldhash::fast::FixedState;
@@ -181,6 +181,8 @@ pub struct Router<T> {
     /// Answers shared by all publishers; each shard's lock guards one small map.
     shared: Box<[Mutex<Shared<T>>]>,
     next_id: AtomicU64,
+    /// As the trie has it; written inside the write lock, so that reading it takes none.
+    held_bytes: AtomicUsize,
     removes: AtomicU64,
     matches: AtomicU64,
     shared_hits: AtomicU64,
@@ -201,6 +203,7 @@ impl<T: Clone> Router<T> {
             wildcard_generation: AtomicU64::new(0),
             shared: (0..SHARDS).map(|_| Mutex::new(Shared::new())).collect(),
             next_id: AtomicU64::new(1),
+            held_bytes: AtomicUsize::new(0),
             removes: AtomicU64::new(0),
             matches: AtomicU64::new(0),
             shared_hits: AtomicU64::new(0),
@@ -212,6 +215,7 @@ impl<T: Clone> Router<T> {
         let id = SubscriptionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let mut table = self.table.write();
         table.insert(pattern, Entry { id, role, target });
+        self.held_bytes.store(table.held_bytes(), Ordering::Relaxed);
         self.bump(pattern);
         id
     }
@@ -222,6 +226,7 @@ impl<T: Clone> Router<T> {
         let removed = {
             let mut table = self.table.write();
             let removed = table.remove(pattern, id);
+            self.held_bytes.store(table.held_bytes(), Ordering::Relaxed);
             if removed.is_some() {
                 self.bump(pattern);
             }
@@ -255,6 +260,11 @@ impl<T: Clone> Router<T> {
     /// The targets of `subject`, through the shared cache.
     pub fn matches(&self, subject: &[u8]) -> Arc<MatchSet<T>> {
         self.shared_lookup(subject).set
+    }
+
+    /// About how many bytes of memory the table takes, without its targets. Takes no lock.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes.load(Ordering::Relaxed)
     }
 
     /// Counters for monitoring.

@@ -209,3 +209,50 @@ fn a_verdict_is_asked_for_once_and_stays_when_the_table_changes() {
     assert_eq!(router.lookup(&mut cache, b"a.d").subscribers.len(), 1);
     assert_eq!(look(&mut cache, "a.d", false), (1, false, 4));
 }
+
+#[test]
+fn the_memory_of_the_table_goes_with_what_is_in_it() {
+    let router = Router::new();
+    assert_eq!(router.held_bytes(), 0);
+    let patterns: Vec<Pattern> = (0..1000)
+        .map(|n| match n % 4 {
+            0 => pattern(&format!("a.{n}.b")),
+            1 => pattern(&format!("a.*.{n}")),
+            2 => pattern(&format!("a.{}.>", n / 100)),
+            _ => pattern("a.b"),
+        })
+        .collect();
+    let ids: Vec<_> = patterns.iter().map(|p| router.insert(p, Role::Subscriber, 1_u32)).collect();
+    let full = router.held_bytes();
+    assert!(full > 300_000, "{full}");
+    let deep = pattern(&format!("deep{}", ".x".repeat(200)));
+    let id = router.insert(&deep, Role::Subscriber, 1);
+    assert!(router.held_bytes() > full + 100_000, "each of its tokens has a map of its own");
+    assert!(router.remove(&deep, id));
+    assert_eq!(router.held_bytes(), full);
+    for (pattern, id) in patterns.iter().zip(ids) {
+        assert!(router.remove(pattern, id));
+    }
+    assert_eq!(router.held_bytes(), 0);
+}
+
+#[test]
+fn a_publisher_of_long_subjects_keeps_few_of_them() {
+    let router: Router<u32> = Router::new();
+    let mut cache = MatchCache::default();
+    let start = "s".repeat(4000);
+    for n in 0..2000 {
+        router.lookup(&mut cache, format!("{start}{n}").as_bytes());
+        assert!(cache.held_bytes() < 150_000, "{} after {n}", cache.held_bytes());
+    }
+    for n in 0..500 {
+        router.lookup(&mut cache, format!("short.{n}").as_bytes());
+    }
+    let hits = cache.hits;
+    for n in 0..500 {
+        router.lookup(&mut cache, format!("short.{n}").as_bytes());
+    }
+    assert_eq!(cache.hits - hits, 500, "ordinary ones are kept");
+    cache.clear();
+    assert_eq!(cache.held_bytes(), 0);
+}

@@ -8,6 +8,12 @@ use crate::subject::Pattern;
 
 /// Up to so many entries of one pattern are searched one by one.
 const SEARCHED_ENTRIES: usize = 64;
+/// What a map of tokens takes with its first, and what each further token takes: nodes are kept in the map itself, of
+/// which on average a quarter is empty.
+const FIRST_TOKEN_BYTES: usize = 640;
+const TOKEN_BYTES: usize = 224;
+/// What an entry takes, in its list and in the index of a long one.
+const ENTRY_BYTES: usize = 128;
 
 pub(super) struct Entry<T> {
     pub(super) id: SubscriptionId,
@@ -20,6 +26,8 @@ pub(super) struct Trie<T> {
     len: usize,
     /// Of `len`, those that listen.
     listeners: usize,
+    /// About how many bytes of memory the nodes take.
+    nodes_bytes: usize,
 }
 
 struct Node<T> {
@@ -65,6 +73,10 @@ impl<T> Entries<T> {
         if let Some(index) = &mut self.index {
             index.insert(entry.id, at);
         }
+        if at == 0 {
+            // Most patterns have one entry, and a list that grows by itself begins with room for four.
+            self.list.reserve_exact(1);
+        }
         self.list.push(entry);
         if at == SEARCHED_ENTRIES {
             let places = self.list.iter().enumerate().map(|(at, entry)| (entry.id, at));
@@ -95,11 +107,16 @@ impl<T> Entries<T> {
 
 impl<T> Trie<T> {
     pub(super) const fn new() -> Self {
-        Self { root: Node::new(), len: 0, listeners: 0 }
+        Self { root: Node::new(), len: 0, listeners: 0, nodes_bytes: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// About how many bytes of memory it takes: what has to be kept within bounds is right to a few tens of percent.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.nodes_bytes + self.len * ENTRY_BYTES
     }
 
     /// Subscribers and members of queue groups.
@@ -114,10 +131,14 @@ impl<T> Trie<T> {
         for token in pattern.tokens() {
             node = match token {
                 ">" => return node.tail.push(entry),
-                "*" => node.star.get_or_insert_with(|| Box::new(Node::new())),
+                "*" => node.star.get_or_insert_with(|| {
+                    self.nodes_bytes += TOKEN_BYTES;
+                    Box::new(Node::new())
+                }),
                 literal => {
                     let children = node.literal.get_or_insert_with(Default::default);
                     if !children.contains_key(literal) {
+                        self.nodes_bytes += token_bytes(children.len(), literal);
                         children.insert(literal.into(), Node::new());
                     }
                     children.get_mut(literal).expect("inserted above when missing")
@@ -128,7 +149,9 @@ impl<T> Trie<T> {
     }
 
     pub(super) fn remove(&mut self, pattern: &Pattern, id: SubscriptionId) -> Option<Entry<T>> {
-        let removed = remove_below(&mut self.root, &mut pattern.tokens(), id);
+        let mut freed = 0;
+        let removed = remove_below(&mut self.root, &mut pattern.tokens(), id, &mut freed);
+        self.nodes_bytes -= freed;
         if let Some(entry) = &removed {
             self.len -= 1;
             self.listeners -= usize::from(entry.role.listens());
@@ -167,18 +190,26 @@ fn walk<'t, T>(node: &'t Node<T>, rest: Option<&str>, found: &mut impl FnMut(&'t
     }
 }
 
+/// What a token takes in a map that has so many others.
+fn token_bytes(others: usize, token: &str) -> usize {
+    token.len() + if others == 0 { FIRST_TOKEN_BYTES } else { TOKEN_BYTES }
+}
+
+/// Adds the memory of nodes that are gone to `freed`.
 fn remove_below<'a, T>(
     node: &mut Node<T>,
     tokens: &mut impl Iterator<Item = &'a str>,
     id: SubscriptionId,
+    freed: &mut usize,
 ) -> Option<Entry<T>> {
     match tokens.next() {
         None => node.here.take(id),
         Some(">") => node.tail.take(id),
         Some("*") => {
             let star = node.star.as_mut()?;
-            let removed = remove_below(star, tokens, id);
+            let removed = remove_below(star, tokens, id, freed);
             if star.is_empty() {
+                *freed += TOKEN_BYTES;
                 node.star = None;
             }
             removed
@@ -186,11 +217,14 @@ fn remove_below<'a, T>(
         Some(literal) => {
             let children = node.literal.as_mut()?;
             let child = children.get_mut(literal)?;
-            let removed = remove_below(child, tokens, id);
+            let removed = remove_below(child, tokens, id, freed);
             if child.is_empty() {
                 children.remove(literal);
+                *freed += token_bytes(children.len(), literal);
                 if children.is_empty() {
                     node.literal = None;
+                } else if children.capacity() > SEARCHED_ENTRIES && children.len() < children.capacity() / 4 {
+                    children.shrink_to(children.len() * 2);
                 }
             }
             removed

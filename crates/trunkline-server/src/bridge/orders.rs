@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use trunkline::Message;
+use trunkline::memory::{Charge, Holding, MemoryBudget};
 
 use crate::client::Subscription;
 
@@ -14,6 +15,10 @@ use crate::client::Subscription;
 /// reading may go beyond it.
 const ORDERS_MAX: usize = 8192;
 const BYTES_MAX: usize = 8 << 20;
+/// The same while all buffers of the process together have more than they may.
+const SHORT_BYTES_MAX: usize = 64 << 10;
+/// In what steps the bytes are charged.
+const STEP_BYTES: usize = 256 << 10;
 
 /// One thing to do for a client.
 pub(crate) enum Order {
@@ -69,6 +74,8 @@ struct Queue {
     /// Orders that are here or under way, and their bytes.
     count: usize,
     bytes: usize,
+    /// For those bytes, in steps: what does not pile up is never charged.
+    charge: Charge,
     end: End,
 }
 
@@ -81,8 +88,9 @@ impl std::fmt::Debug for Orders {
 }
 
 impl Orders {
-    pub(crate) fn new() -> Self {
-        let queue = Queue { orders: VecDeque::new(), count: 0, bytes: 0, end: End::No };
+    pub(crate) fn new(memory: &Arc<MemoryBudget>) -> Self {
+        let charge = Charge::new(memory, Holding::Bridge);
+        let queue = Queue { orders: VecDeque::new(), count: 0, bytes: 0, charge, end: End::No };
         Self {
             queue: Mutex::new(queue),
             changed: Notify::new(),
@@ -101,6 +109,7 @@ impl Orders {
             queue.count += batch.len();
             queue.bytes += batch.iter().map(Order::size_bytes).sum::<usize>();
             queue.orders.extend(batch.drain(..));
+            queue.charge_bytes();
         }
         self.changed.notify_one();
     }
@@ -122,6 +131,7 @@ impl Orders {
             let was_low = queue.is_low();
             queue.count -= count;
             queue.bytes -= bytes;
+            queue.charge_bytes();
             !was_low && queue.is_low()
         };
         if has_room {
@@ -149,7 +159,9 @@ impl Orders {
 
     pub(crate) fn is_full(&self) -> bool {
         let queue = self.queue.lock();
-        queue.end == End::No && (queue.count > ORDERS_MAX || queue.bytes > BYTES_MAX)
+        // Where memory is short nobody is ahead of the backend by more than a little.
+        let bytes_max = if queue.charge.budget().is_exceeded() { SHORT_BYTES_MAX } else { BYTES_MAX };
+        queue.end == End::No && (queue.count > ORDERS_MAX || queue.bytes > bytes_max)
     }
 
     /// Waits until half of the room is free, or the lane ends.
@@ -178,6 +190,10 @@ impl Orders {
 }
 
 impl Queue {
+    fn charge_bytes(&mut self) {
+        self.charge.set(self.bytes / STEP_BYTES * STEP_BYTES);
+    }
+
     fn is_low(&self) -> bool {
         self.count <= ORDERS_MAX / 2 && self.bytes <= BYTES_MAX / 2
     }

@@ -238,6 +238,7 @@ impl Batch {
         }
         slices.push(IoSlice::new(&self.lines[from..]));
         let written = client.outbox.write(&slices, total);
+        client.keep_memory();
         if written != Written::Closed {
             client.sent.messages.fetch_add(self.messages, Ordering::Relaxed);
             client.sent.bytes.fetch_add(self.message_bytes, Ordering::Relaxed);

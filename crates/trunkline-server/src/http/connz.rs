@@ -349,5 +349,6 @@ fn reason(why: Closed) -> &'static str {
         Closed::AuthTimeout => "Authentication Timeout",
         Closed::Handshake => "TLS Handshake Failure",
         Closed::TooMany => "Maximum Connections Exceeded",
+        Closed::Memory => "Memory Limit",
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fmt::Error;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -16,11 +17,13 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use trunkline::backend::memory::HubStats;
 use trunkline::backend::{ConsumerInfo, StreamInfo, Streams};
+use trunkline::memory::Holding;
 use trunkline::status::{BackendState, BackendStatus};
 
 use super::{Monitor, aside, internal};
 use crate::auth::Failure;
 use crate::bridge::Bridge;
+use crate::outbox::SlowBy;
 use crate::process::Usage;
 use crate::shared::{Closed, Shared, Totals};
 
@@ -147,11 +150,40 @@ impl Snapshot {
             MetricType::Gauge,
             BACKEND_STATES.map(|known| ([("backend", backend), ("state", known)], u64::from(known == state))),
         )?;
+        self.encode_memory(page)?;
         let degraded = matches!(self.backend.state, BackendState::Degraded { .. });
         page.gauge(
             "trunkline_backend_degraded",
             "1 while the server runs on the fallback",
             f64::from(u8::from(degraded)),
+        )
+    }
+
+    /// What buffers hold, and what they may.
+    fn encode_memory(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        let memory = &self.shared.memory;
+        page.gauge("trunkline_memory_used_bytes", "Memory of all buffers together", memory.used() as f64)?;
+        page.family(
+            "trunkline_memory_held_bytes",
+            "Memory of buffers, by what it is held for",
+            MetricType::Gauge,
+            Holding::ALL.map(|what| ([("holding", what.as_str())], memory.held(what) as u64)),
+        )?;
+        if let (Some(configured), Some(limit)) = (memory.configured(), memory.limit()) {
+            let help = "Most memory of the process (runtime.resources.memory)";
+            page.gauge("trunkline_memory_configured_bytes", help, configured as f64)?;
+            let help = "Most memory of all buffers together: what the process leaves for them";
+            page.gauge("trunkline_memory_limit_bytes", help, limit as f64)?;
+        }
+        page.counter(
+            "trunkline_memory_exceeded",
+            "How often somebody had to give way, or was refused, for want of memory",
+            memory.exceeded(),
+        )?;
+        page.counter(
+            "trunkline_stream_discarded_messages",
+            "Messages that streams gave up for want of memory, before their own limits would have removed them",
+            self.hub.discarded,
         )
     }
 
@@ -173,6 +205,22 @@ impl Snapshot {
         )?;
         let slow = shared.closed(Closed::SlowConsumer);
         page.counter("trunkline_slow_consumers", "Clients cut off because they did not read", slow)?;
+        page.family(
+            "trunkline_slow_consumers_cut_off",
+            "Clients cut off because they did not read, by the limit that they had reached",
+            MetricType::Counter,
+            SlowBy::ALL.map(|by| ([("limit", by.as_str())], shared.slow(by))),
+        )?;
+        page.counter(
+            "trunkline_server_refused_subscriptions",
+            "Subscriptions beyond the most that a client may have, or that there is memory for",
+            shared.refused_subscriptions(),
+        )?;
+        page.counter(
+            "trunkline_http_connections_evicted",
+            "HTTP connections that waited longest and had to make room for others",
+            shared.http_evicted.load(Ordering::Relaxed),
+        )?;
         let stalled = shared.stalled();
         page.counter(
             "trunkline_publisher_pauses",

@@ -6,6 +6,7 @@
 mod api;
 mod connz;
 mod durations;
+mod guests;
 mod host;
 mod metrics;
 mod params;

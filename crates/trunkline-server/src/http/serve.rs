@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::options::Limits;
+use super::guests::{Guest, Guests};
+use crate::shared::Shared;
 use crate::tls::Tls;
 
 /// Most bytes of a request's head.
@@ -37,16 +39,23 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// How many clients there may be, and how patient they are waited for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Bounds {
     connections: usize,
     /// For a request's head, idle time included, and for an answer to be taken.
     patience: Duration,
+    /// Counts who had to make room for others.
+    evicted: Arc<AtomicU64>,
 }
 
 impl Bounds {
-    pub(crate) fn of(limits: &Limits) -> Self {
-        Self { connections: limits.http_connections.max(1), patience: limits.http_timeout }
+    pub(crate) fn of(shared: &Shared) -> Self {
+        let limits = shared.limits();
+        Self {
+            connections: limits.http_connections.max(1),
+            patience: limits.http_timeout,
+            evicted: shared.http_evicted.clone(),
+        }
     }
 }
 
@@ -60,18 +69,22 @@ pub(crate) async fn serve(
     tasks: TaskTracker,
 ) {
     let slots = Arc::new(Semaphore::new(bounds.connections));
+    let guests = Guests::new(bounds.evicted.clone());
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &slots, &guests) => accepted,
         };
         match accepted {
             Ok((socket, peer, slot)) => {
                 let socket = Impatient { socket, patience: bounds.patience, stalled: None };
+                let guest = Arc::new(guests.welcome());
                 let (app, stop) = (app.clone(), stop.clone());
                 match secure() {
-                    None => tasks.spawn(connection(socket, (peer, bounds.patience), app, stop, slot)),
-                    Some(tls) => tasks.spawn(secured(tls, socket, (peer, bounds.patience), app, stop, slot)),
+                    None => tasks.spawn(connection(socket, (peer, bounds.patience, guest), app, stop, slot)),
+                    Some(tls) => {
+                        tasks.spawn(secured(tls, socket, (peer, bounds.patience, guest), app, stop, slot))
+                    }
                 };
             }
             Err(error) => {
@@ -85,9 +98,14 @@ pub(crate) async fn serve(
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
+    guests: &Guests,
 ) -> io::Result<(TcpStream, Peer, OwnedSemaphorePermit)> {
-    let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (socket, peer) = listener.accept().await?;
+    if slots.available_permits() == 0 {
+        // Nobody may be there to go; then this one waits for a place that becomes free.
+        guests.send_one_away();
+    }
+    let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
     Ok((socket, Peer(peer.ip()), slot))
 }
 
@@ -95,7 +113,7 @@ async fn accept(
 async fn secured(
     tls: Arc<Tls>,
     socket: Impatient,
-    peer: (Peer, Duration),
+    peer: (Peer, Duration, Arc<Guest>),
     app: Router,
     stop: CancellationToken,
     slot: OwnedSemaphorePermit,
@@ -104,6 +122,7 @@ async fn secured(
     let handshake = tokio::time::timeout(tls.options.timeout, handshake);
     let shaken = tokio::select! {
         () = stop.cancelled() => return,
+        () = peer.2.sent_away() => return tracing::debug!("an HTTP connection had to make room for another"),
         shaken = handshake => shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
     };
     match shaken {
@@ -115,15 +134,22 @@ async fn secured(
 /// Serves one connection; `_slot` is free again when it is over.
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     socket: S,
-    (peer, patience): (Peer, Duration),
+    (peer, patience, guest): (Peer, Duration, Arc<Guest>),
     app: Router,
     stop: CancellationToken,
     _slot: OwnedSemaphorePermit,
 ) {
     let app = TowerToHyperService::new(app);
+    let served = guest.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        app.call(request)
+        served.is_served();
+        let (answer, served) = (app.call(request), served.clone());
+        async move {
+            let answer = answer.await;
+            served.rest();
+            answer
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -133,6 +159,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let mut serving = pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
+        () = guest.sent_away() => return tracing::debug!("an HTTP connection had to make room for another"),
         () = stop.cancelled() => {
             serving.as_mut().graceful_shutdown();
             match tokio::time::timeout(STOP_WITHIN, serving).await {

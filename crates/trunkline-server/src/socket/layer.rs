@@ -80,6 +80,11 @@ impl Layer {
         }
     }
 
+    /// Bytes that came and were not read.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.opened.waiting().len() + self.web.as_ref().map_or(0, Web::held_bytes)
+    }
+
     pub(super) fn opened(&self) -> &[u8] {
         self.opened.waiting()
     }

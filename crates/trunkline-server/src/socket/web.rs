@@ -30,11 +30,12 @@ pub(super) enum Received {
 #[derive(Debug)]
 pub(super) enum Web {
     /// It is still to be asked for.
-    Asking {
-        gate: Gate,
-        request: Vec<u8>,
+    Asking { gate: Gate, request: Vec<u8> },
+    Open {
+        web: Box<WebSocket<Pipe>>,
+        /// At least as many bytes as came since the last frame was whole.
+        unfinished: usize,
     },
-    Open(Box<WebSocket<Pipe>>),
 }
 
 impl Web {
@@ -43,7 +44,16 @@ impl Web {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        matches!(self, Self::Open(_))
+        matches!(self, Self::Open { .. })
+    }
+
+    /// About how many bytes of a frame, or of a message in several, were received and not given out yet.
+    pub(super) fn held_bytes(&self) -> usize {
+        match self {
+            Self::Asking { request, .. } => request.len(),
+            // A buffer that grows has room for as much again.
+            Self::Open { unfinished, .. } => 2 * unfinished,
+        }
     }
 
     /// Takes what came: appends what frames carry to `opened`, and what the other side is to be told to `out`.
@@ -57,9 +67,13 @@ impl Web {
         out: &mut Vec<u8>,
     ) -> io::Result<Received> {
         match self {
-            Self::Open(web) => {
+            Self::Open { web, unfinished } => {
                 web.get_mut().incoming.put().extend_from_slice(input);
-                read(web, opened, out)
+                let before = opened.len();
+                let received = read(web, opened, out);
+                // A frame may begin anywhere in what has just come.
+                *unfinished = if opened.len() > before { input.len() } else { *unfinished + input.len() };
+                received
             }
             Self::Asking { gate, request } => {
                 request.extend_from_slice(input);
@@ -68,7 +82,7 @@ impl Web {
                 let mut web = WebSocket::from_raw_socket(Pipe::default(), Role::Server, Some(config));
                 web.get_mut().incoming.put().extend_from_slice(&request[rest..]);
                 let received = read(&mut web, opened, out);
-                *self = Self::Open(Box::new(web));
+                *self = Self::Open { web: Box::new(web), unfinished: 0 };
                 received
             }
         }
@@ -76,7 +90,7 @@ impl Web {
 
     /// Appends a frame with these bytes to `out`.
     pub(super) fn send(&mut self, bytes: Vec<u8>, out: &mut Vec<u8>) -> io::Result<()> {
-        let Self::Open(web) = self else { return Err(ErrorKind::NotConnected.into()) };
+        let Self::Open { web, .. } = self else { return Err(ErrorKind::NotConnected.into()) };
         let sent = web.send(Message::Binary(bytes.into())).map_err(broken);
         web.get_mut().outgoing.move_to(out);
         sent
@@ -84,7 +98,7 @@ impl Web {
 
     /// Appends a close frame to `out`, unless there has been one.
     pub(super) fn close(&mut self, why: Goodbye, out: &mut Vec<u8>) {
-        let Self::Open(web) = self else { return };
+        let Self::Open { web, .. } = self else { return };
         let (code, reason) = match why {
             Goodbye::Normal => (CloseCode::Normal, ""),
             Goodbye::GoingAway => (CloseCode::Away, "the server stops"),

@@ -1,6 +1,7 @@
 //! What waits for the reader of one subscription: bounded, and exact about what it could not keep.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
@@ -8,6 +9,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::live::{Gap, LiveEvent};
+use crate::memory::{Charge, Holding, MemoryBudget};
+
+/// What may wait in an inbox without being charged, and the steps in which more is: one that is read touches the account of
+/// the process never.
+const STEP_BYTES: usize = 64 << 10;
+/// What a message takes beside what it is counted with.
+const MESSAGE_BYTES: usize = 128;
 
 /// Messages and gaps between the task that receives them and the reader.
 pub(super) struct Inbox {
@@ -19,10 +27,12 @@ pub(super) struct Inbox {
     taken: Notify,
 }
 
-#[derive(Default)]
 struct State {
     events: VecDeque<LiveEvent>,
     messages: usize,
+    /// Of those messages.
+    bytes: usize,
+    charge: Charge,
     /// Messages dropped since the last event in `events`: reported before whatever comes next.
     dropped: u64,
     /// A connection was away, or the client library dropped messages, since the last event in `events`.
@@ -32,8 +42,24 @@ struct State {
 }
 
 impl Inbox {
+    /// Without a bound of the messages' bytes.
     pub(super) fn new(max_messages: usize) -> Self {
-        Self { max_messages: max_messages.max(1), state: Mutex::default(), taken: Notify::new() }
+        Self::within(max_messages, &Arc::default())
+    }
+
+    /// For so many messages, and beyond the first 64 KiB only as long as the process has memory for them.
+    pub(super) fn within(max_messages: usize, memory: &Arc<MemoryBudget>) -> Self {
+        let state = State {
+            events: VecDeque::new(),
+            messages: 0,
+            bytes: 0,
+            charge: Charge::new(memory, Holding::Inboxes),
+            dropped: 0,
+            unknown: false,
+            closed: false,
+            reader: None,
+        };
+        Self { max_messages: max_messages.max(1), state: Mutex::new(state), taken: Notify::new() }
     }
 
     /// Moves a batch in; what there is no room for is dropped and counted, before any reader can see the gap.
@@ -44,11 +70,12 @@ impl Inbox {
                 match event {
                     LiveEvent::Gap(Gap { missed: None }) => state.unknown = true,
                     LiveEvent::Gap(Gap { missed: Some(missed) }) => state.dropped += missed,
-                    LiveEvent::Message { .. } if state.messages >= self.max_messages => {
-                        state.dropped += 1;
-                        dropped.fetch_add(1, Ordering::Relaxed);
-                    }
                     message @ LiveEvent::Message { .. } => {
+                        if state.messages >= self.max_messages || !state.takes(&message) {
+                            state.dropped += 1;
+                            dropped.fetch_add(1, Ordering::Relaxed);
+                            continue;
+                        }
                         state.settle_gaps();
                         state.events.push_back(message);
                         state.messages += 1;
@@ -70,7 +97,7 @@ impl Inbox {
     pub(super) fn offer(&self, message: LiveEvent) -> Result<(), LiveEvent> {
         let waker = {
             let mut state = self.state.lock();
-            if state.closed || state.messages >= self.max_messages {
+            if state.closed || state.messages >= self.max_messages || !state.takes(&message) {
                 return Err(message);
             }
             state.settle_gaps();
@@ -157,13 +184,41 @@ impl Inbox {
         let messages =
             out[before..].iter().filter(|event| matches!(event, LiveEvent::Message { .. })).count();
         state.messages -= messages;
+        state.bytes -= out[before..].iter().map(size_of_event).sum::<usize>();
+        state.give_back();
         drop(state);
         self.taken.notify_waiters();
         Poll::Ready(count)
     }
 }
 
+fn size_of_event(event: &LiveEvent) -> usize {
+    match event {
+        LiveEvent::Message { message, .. } => message.size_bytes() + MESSAGE_BYTES,
+        LiveEvent::Gap(_) => 0,
+    }
+}
+
 impl State {
+    /// Counts the bytes of a message that is to be queued; `false` when the process has no memory for it.
+    fn takes(&mut self, message: &LiveEvent) -> bool {
+        let bytes = self.bytes + size_of_event(message);
+        if bytes > self.charge.bytes() + STEP_BYTES {
+            if self.charge.budget().is_exceeded() {
+                return false;
+            }
+            self.charge.set(bytes.next_multiple_of(STEP_BYTES));
+        }
+        self.bytes = bytes;
+        true
+    }
+
+    fn give_back(&mut self) {
+        if self.charge.bytes() > self.bytes + 2 * STEP_BYTES {
+            self.charge.set(self.bytes / STEP_BYTES * STEP_BYTES);
+        }
+    }
+
     /// Puts what is missing at the end of the queue.
     fn settle_gaps(&mut self) {
         if self.dropped > 0 {
@@ -178,8 +233,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use trunkline_core::{Message, Subject};
 
     use super::*;
@@ -232,6 +285,24 @@ mod tests {
         inbox.push_unknown_gap();
         assert_eq!(take(&inbox, 2), "0, 1");
         assert_eq!(take(&inbox, 10), "gap 1, gap ?");
+    }
+
+    #[test]
+    fn what_there_is_no_memory_for_becomes_a_gap() {
+        let memory = Arc::new(MemoryBudget::new(8 << 20));
+        let inbox = Inbox::within(1000, &memory);
+        let large = || {
+            let message = Message::new(Subject::new("a").unwrap(), vec![b'x'; 1 << 20]);
+            LiveEvent::Message { message: Arc::new(message), offset: None }
+        };
+        let dropped = AtomicU64::new(0);
+        inbox.push(&mut (0..6).map(|_| large()).collect(), &dropped);
+        assert_eq!(dropped.into_inner(), 2, "beyond the limit of 4 MiB nothing is taken");
+        assert!(inbox.offer(large()).is_err() && memory.is_exceeded());
+        assert!(take(&inbox, 10).ends_with("x, gap 2"));
+        assert!(memory.used() <= 2 * STEP_BYTES, "{}", memory.used());
+        drop(inbox);
+        assert_eq!(memory.used(), 0);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod stream;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -27,6 +28,7 @@ pub use stream::{
     Settled, Start, StoredMessage, StreamConfig, StreamInfo, Streams,
 };
 
+use crate::memory::MemoryBudget;
 use crate::status::BackendStatus;
 
 /// A boxed future of a trait method.
@@ -88,6 +90,11 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// *Redis*: counted by the task that sends. *NATS*: `None`.
     fn breaks(&self) -> Option<u64> {
+        None
+    }
+
+    /// What its buffers are charged to, where a server in front of it is to share the account; `None` where nobody keeps one.
+    fn memory(&self) -> Option<Arc<MemoryBudget>> {
         None
     }
 

@@ -13,6 +13,7 @@ use crate::backend::nats::{NatsAuth, NatsBackend, NatsConnectError, NatsOptions}
 use crate::backend::redis::{RedisBackend, RedisConnectError, RedisOptions};
 use crate::backend::{Backend, BackendKind, Capabilities, Start, StreamConfig, StreamError, Unsupported};
 use crate::config::{self, Config, Fallback, InitialStreamId, Messaging, RedisTopology};
+use crate::memory::MemoryBudget;
 use crate::topics::Topics;
 
 /// Why a bus could not be had as configured.
@@ -194,6 +195,7 @@ impl Bus {
             #[cfg(feature = "redis")]
             BackendKind::Redis => {
                 let mut wanted = RedisOptions::from(config);
+                wanted.memory = Arc::new(MemoryBudget::from_setting(config.runtime.resources.memory));
                 if front {
                     // What clients may send is the server's to check.
                     wanted.max_payload = wanted.max_payload.saturating_add(OWN_HEADER_BYTES);
@@ -267,11 +269,6 @@ fn without_effect(config: &Config) -> Vec<(&'static str, &'static str)> {
             copies && backend != BackendKind::Nats,
             "messaging.streams[].replicas",
             "only JetStream keeps copies",
-        ),
-        (
-            config.runtime.resources.memory.is_some(),
-            "runtime.resources.memory",
-            "this build bounds each buffer by itself (messaging.max_pending, server.limits), not all of them together",
         ),
     ];
     all.into_iter().filter(|(set, ..)| *set).map(|(_, key, reason)| (key, reason)).collect()
@@ -380,6 +377,7 @@ impl From<&Config> for HubOptions {
             max_payload: saturating(config.server.limits.max_payload),
             max_pending: saturating(config.messaging.max_pending),
             dedupe_window: config.messaging.dedupe_window,
+            memory: Arc::new(MemoryBudget::from_setting(config.runtime.resources.memory)),
             ..Self::default()
         }
     }
@@ -621,12 +619,7 @@ mod tests {
             named(&format!(
                 "{{messaging: {{outbox: on, stream_prefix: mine, {streams}}}, runtime: {{resources: {{memory: 1GB}}}}}}"
             )),
-            [
-                "messaging.outbox",
-                "messaging.stream_prefix",
-                "messaging.streams[].replicas",
-                "runtime.resources.memory"
-            ]
+            ["messaging.outbox", "messaging.stream_prefix", "messaging.streams[].replicas"]
         );
     }
 }

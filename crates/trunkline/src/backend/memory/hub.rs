@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use trunkline_core::{Headers, MatchSet, Message, Pattern, Role, Router, StreamOffset, Subject};
@@ -10,6 +10,7 @@ use trunkline_core::{Headers, MatchSet, Message, Pattern, Role, Router, StreamOf
 use super::inbox::Inbox;
 use super::streams::{StreamHandle, StreamTable};
 use crate::backend::{BackendKind, PublishError, PublishOptions, Receipt, Unsupported};
+use crate::memory::{Holding, MemoryBudget};
 
 /// Bounds of a hub.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct HubOptions {
     pub dedupe_window: Duration,
     /// Most bytes of a stream whose configuration sets no `max_bytes`: memory is finite. Default 256 MiB.
     pub stream_bytes_max: u64,
+    /// What everything in memory is charged to, and bounded by. Default without a limit, key `runtime.resources.memory`.
+    pub memory: Arc<MemoryBudget>,
 }
 
 impl Default for HubOptions {
@@ -31,6 +34,7 @@ impl Default for HubOptions {
             max_pending: 65_536,
             dedupe_window: Duration::from_secs(120),
             stream_bytes_max: 256 << 20,
+            memory: Arc::default(),
         }
     }
 }
@@ -79,6 +83,8 @@ pub struct HubStats {
     pub dropped: u64,
     /// Requests that nobody listened for.
     pub no_responders: u64,
+    /// Messages that streams gave up for want of memory, before their own limits would have removed them.
+    pub discarded: u64,
 }
 
 /// One bus in memory. Components of the process reach it through [`MemoryBackend`](super::MemoryBackend), clients of the
@@ -93,6 +99,9 @@ pub struct Hub {
     delivered: AtomicU64,
     dropped: AtomicU64,
     no_responders: AtomicU64,
+    discarded: AtomicU64,
+    /// What the account has of the routing table.
+    routes_bytes: AtomicUsize,
 }
 
 impl std::fmt::Debug for Hub {
@@ -120,6 +129,8 @@ impl Hub {
             delivered: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             no_responders: AtomicU64::new(0),
+            discarded: AtomicU64::new(0),
+            routes_bytes: AtomicUsize::new(0),
         }
     }
 
@@ -131,6 +142,19 @@ impl Hub {
     /// Its bounds.
     pub fn options(&self) -> &HubOptions {
         &self.options
+    }
+
+    /// What everything in memory is charged to.
+    pub fn memory(&self) -> &Arc<MemoryBudget> {
+        &self.options.memory
+    }
+
+    /// Charges what the routing table takes now. To be called by whoever changes it much; two at a time may leave the
+    /// account behind by one change, until the next.
+    pub fn charge_routes(&self) {
+        let now = self.router.held_bytes();
+        let before = self.routes_bytes.swap(now, Ordering::Relaxed);
+        self.options.memory.enter(Holding::Subscriptions, before, now);
     }
 
     /// Name of this hub, one token, unique for all practical purposes.
@@ -152,6 +176,7 @@ impl Hub {
             delivered: get(&self.delivered),
             dropped: get(&self.dropped),
             no_responders: get(&self.no_responders),
+            discarded: get(&self.discarded),
         }
     }
 
@@ -213,7 +238,25 @@ impl Hub {
                 receipt = stored;
             }
         }
+        let memory = &self.options.memory;
+        if !targets.stores.is_empty() && memory.held(Holding::Streams) > memory.share(Holding::Streams) {
+            self.discard_oldest();
+        }
         receipt
+    }
+
+    /// All streams together have more than their share of the memory: limits win over unread messages, here as anywhere.
+    /// The largest stream gives way, so that none pays for another.
+    #[cold]
+    fn discard_oldest(&self) {
+        let discarded = self.streams.give_way(&self.options.memory);
+        if self.discarded.fetch_add(discarded, Ordering::Relaxed) == 0 && discarded > 0 {
+            tracing::warn!(
+                limit = self.options.memory.configured(),
+                "streams have used up their share of runtime.resources.memory: from now on the oldest messages of the \
+                 largest stream go, and consumers count what they miss; further ones are counted and not logged"
+            );
+        }
     }
 
     /// Gives a message to everybody who listens and to every tap.
@@ -258,6 +301,13 @@ impl Hub {
         let answer = Message { subject: reply.clone(), reply: None, headers, payload: bytes::Bytes::new() };
         let targets = self.router.matches(reply.as_bytes());
         self.deliver(&targets, &Arc::new(answer), None);
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        let before = self.routes_bytes.swap(0, Ordering::Relaxed);
+        self.options.memory.enter(Holding::Subscriptions, before, 0);
     }
 }
 

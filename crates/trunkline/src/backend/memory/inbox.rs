@@ -9,9 +9,16 @@ use trunkline_core::{Message, StreamOffset};
 
 use super::hub::Delivered;
 use crate::backend::{Gap, LiveEvent};
+use crate::memory::{Charge, Holding, MemoryBudget};
 
-/// Messages that wait for their reader: at most `max`, past it they are dropped, counted, and reported to the reader as
-/// a gap at the place where they are missing.
+/// What may wait in an inbox without being charged, and the steps in which more is: so an inbox that is read touches the
+/// account of the process never, and one that is not, once in so many bytes.
+const STEP_BYTES: usize = 64 << 10;
+/// What a message takes beside what it is counted with.
+const MESSAGE_BYTES: usize = 128;
+
+/// Messages that wait for their reader: at most `max`, and beyond the first 64 KiB only as long as the process has memory
+/// for them. Past either they are dropped, counted, and reported to the reader as a gap at the place where they are missing.
 #[derive(Debug)]
 pub struct Inbox {
     /// Guards the queue; held for a push or a batch pop, never while waking.
@@ -19,9 +26,12 @@ pub struct Inbox {
     max: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     events: VecDeque<LiveEvent>,
+    /// Of the messages in `events`.
+    bytes: usize,
+    charge: Charge,
     /// Dropped since the last event was queued; becomes a gap before the next one.
     dropped: u64,
     closed: bool,
@@ -29,9 +39,22 @@ struct State {
 }
 
 impl Inbox {
-    /// An inbox for `max` messages, at least 1.
+    /// An inbox for `max` messages, at least 1, without a bound of their bytes.
     pub fn new(max: usize) -> Self {
-        Self { state: Mutex::default(), max: max.max(1) }
+        Self::within(max, &Arc::default())
+    }
+
+    /// An inbox for `max` messages, at least 1, as far as there is memory for them.
+    pub fn within(max: usize, memory: &Arc<MemoryBudget>) -> Self {
+        let state = State {
+            events: VecDeque::new(),
+            bytes: 0,
+            charge: Charge::new(memory, Holding::Inboxes),
+            dropped: 0,
+            closed: false,
+            reader: None,
+        };
+        Self { state: Mutex::new(state), max: max.max(1) }
     }
 
     /// Queues a message, or counts it as dropped.
@@ -50,12 +73,14 @@ impl Inbox {
             if state.closed {
                 return Delivered::Gone;
             }
+            let size = size_of_message(&message);
             // A gap takes a place too, so that the bound holds whatever happens.
-            if state.events.len() + usize::from(state.dropped > 0) >= self.max {
+            if state.events.len() + usize::from(state.dropped > 0) >= self.max || !state.has_memory(size) {
                 state.dropped += u64::from(count);
                 return Delivered::Full;
             }
             state.queue_gap();
+            state.bytes += size;
             state.events.push_back(LiveEvent::Message { message, offset });
             state.reader.take()
         };
@@ -92,12 +117,45 @@ impl Inbox {
             }
             return Poll::Pending;
         }
+        let before = out.len();
         out.extend(state.events.drain(..n));
+        let taken = |event: &LiveEvent| match event {
+            LiveEvent::Message { message, .. } => size_of_message(message),
+            LiveEvent::Gap(_) => 0,
+        };
+        state.bytes -= out[before..].iter().map(taken).sum::<usize>();
+        state.give_back();
         Poll::Ready(n)
     }
 }
 
+fn size_of_message(message: &Message) -> usize {
+    message.size_bytes() + MESSAGE_BYTES
+}
+
 impl State {
+    /// Charges what `more` bytes take beyond what is charged; `false` when the process has no memory for them.
+    fn has_memory(&mut self, more: usize) -> bool {
+        let (wanted, charged) = (self.bytes + more, self.charge.bytes());
+        if wanted <= charged + STEP_BYTES {
+            return true;
+        }
+        if self.charge.budget().is_exceeded() {
+            return false;
+        }
+        self.charge.set(wanted.next_multiple_of(STEP_BYTES));
+        true
+    }
+
+    fn give_back(&mut self) {
+        if self.charge.bytes() > self.bytes + 2 * STEP_BYTES {
+            self.charge.set(self.bytes / STEP_BYTES * STEP_BYTES);
+            if self.events.is_empty() {
+                self.events = VecDeque::new();
+            }
+        }
+    }
+
     fn queue_gap(&mut self) {
         if self.dropped > 0 {
             let missed = Some(std::mem::take(&mut self.dropped));
@@ -146,6 +204,24 @@ mod tests {
         inbox.push(message(1), None);
         assert_eq!(read(&inbox, 10), ["0"]);
         assert_eq!(read(&inbox, 10), ["gap Some(1)"]);
+    }
+
+    #[test]
+    fn what_there_is_no_memory_for_becomes_a_gap_and_what_is_read_is_given_back() {
+        let memory = Arc::new(MemoryBudget::new(8 << 20));
+        let (inbox, small) = (Inbox::within(1000, &memory), Inbox::within(1000, &memory));
+        let large = Arc::new(Message::new(Subject::new("a").unwrap(), vec![0; 1 << 20]));
+        let outcomes: Vec<_> = (0..6).map(|_| inbox.push(large.clone(), None)).collect();
+        // The one that goes beyond the limit of 4 MiB is taken; from then on none is.
+        assert_eq!(outcomes.iter().filter(|outcome| **outcome == Delivered::Done).count(), 4, "{outcomes:?}");
+        assert!(memory.is_exceeded() && memory.held(Holding::Inboxes) == memory.used());
+        assert_eq!(small.push(message(1), None), Delivered::Done, "a little is always taken");
+        assert_eq!(read(&inbox, 4).len(), 4);
+        assert!(memory.used() <= 2 * STEP_BYTES, "{}", memory.used());
+        assert_eq!(inbox.push(message(7), None), Delivered::Done);
+        assert_eq!(read(&inbox, 10), ["gap Some(2)", "7"]);
+        drop((inbox, small));
+        assert_eq!(memory.used(), 0);
     }
 
     #[test]

@@ -20,14 +20,16 @@ pub(super) struct Subscribed {
 
 impl Subscribed {
     pub(super) fn start(hub: Arc<Hub>, pattern: Pattern, role: Role, max_pending: usize) -> Self {
-        let inbox = Arc::new(Inbox::new(max_pending));
+        let inbox = Arc::new(Inbox::within(max_pending, hub.memory()));
         let id = hub.router().insert(&pattern, role, Target::Inbox(inbox.clone()));
+        hub.charge_routes();
         Self { hub, pattern, inbox, id: Some(id) }
     }
 
     fn end(&mut self) {
         if let Some(id) = self.id.take() {
             self.hub.router().remove(&self.pattern, id);
+            self.hub.charge_routes();
             self.inbox.close();
         }
     }

@@ -9,8 +9,13 @@ use trunkline_core::{Message, Pattern, StreamOffset};
 
 use crate::backend::{ReadPage, ReadRequest, Start, StoredMessage, StreamConfig, StreamError};
 
-/// Most deduplication ids remembered at a time, however long the window.
+/// Most deduplication ids remembered at a time, however long the window, and most of their bytes: clients make them up.
 const DEDUPE_IDS_MAX: usize = 100_000;
+const DEDUPE_BYTES_MAX: usize = 8 << 20;
+/// What a deduplication id takes beside its bytes, which are there twice.
+const DEDUPE_ID_BYTES: usize = 96;
+/// What a message takes beside the bytes that it is counted with.
+const MESSAGE_BYTES: usize = 224;
 
 /// Messages of one stream. A value without clock or lock: who holds it says what time it is.
 #[derive(Debug)]
@@ -26,6 +31,8 @@ pub(super) struct Log {
     newest_time: SystemTime,
     dedupe: HashMap<String, u64>,
     dedupe_age: VecDeque<(Instant, String)>,
+    /// Of the ids in `dedupe`.
+    dedupe_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -49,6 +56,7 @@ impl Log {
             newest_time: SystemTime::UNIX_EPOCH,
             dedupe: HashMap::new(),
             dedupe_age: VecDeque::new(),
+            dedupe_bytes: 0,
         }
     }
 
@@ -80,6 +88,32 @@ impl Log {
         self.bytes
     }
 
+    /// About how many bytes of memory it takes.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.bytes as usize + self.entries.len() * MESSAGE_BYTES + self.held_by_ids()
+    }
+
+    fn held_by_ids(&self) -> usize {
+        2 * self.dedupe_bytes + self.dedupe.len() * DEDUPE_ID_BYTES
+    }
+
+    /// Removes the oldest messages until so many bytes of memory are free, or none is left. Deduplication ids go first, where
+    /// they take more than a quarter: messages are not to go for the sake of names that clients make as long as they like.
+    pub(super) fn free(&mut self, bytes: usize) -> Removed {
+        let wanted = self.held_bytes().saturating_sub(bytes);
+        while self.held_bytes() > wanted && self.held_by_ids() > wanted / 4 {
+            if !self.forget_oldest_id() {
+                break;
+            }
+        }
+        let mut removed = Vec::new();
+        while self.messages > 0 && self.held_bytes() > wanted {
+            removed.extend(self.take(self.first));
+            self.trim();
+        }
+        removed
+    }
+
     pub(super) fn get(&self, sequence: u64) -> Option<StoredMessage> {
         let stored = self.entries.get(sequence.checked_sub(self.first)? as usize)?;
         Some(StoredMessage {
@@ -92,14 +126,21 @@ impl Log {
     /// The earlier sequence of a deduplication id, if it was seen within the window.
     pub(super) fn seen(&mut self, id: &str, window: Duration, now: Instant) -> Option<u64> {
         while let Some((at, _)) = self.dedupe_age.front() {
-            if now.duration_since(*at) < window && self.dedupe_age.len() < DEDUPE_IDS_MAX {
+            let fits =
+                self.dedupe_age.len() < DEDUPE_IDS_MAX && self.dedupe_bytes + id.len() <= DEDUPE_BYTES_MAX;
+            if now.duration_since(*at) < window && fits {
                 break;
             }
-            if let Some((_, old)) = self.dedupe_age.pop_front() {
-                self.dedupe.remove(&old);
-            }
+            self.forget_oldest_id();
         }
         self.dedupe.get(id).copied()
+    }
+
+    fn forget_oldest_id(&mut self) -> bool {
+        let Some((_, old)) = self.dedupe_age.pop_front() else { return false };
+        self.dedupe_bytes -= old.len();
+        self.dedupe.remove(&old);
+        true
     }
 
     /// Stores a message and applies the limits.
@@ -116,6 +157,7 @@ impl Log {
         self.messages += 1;
         let sequence = self.last();
         if let Some(id) = dedupe_id {
+            self.dedupe_bytes += id.len();
             self.dedupe.insert(id.to_owned(), sequence);
             self.dedupe_age.push_back((now, id.to_owned()));
         }
@@ -307,6 +349,25 @@ mod tests {
         assert_eq!(numbers(log.delete([4, 5, 6])), [4, 5, 6]);
         assert_eq!((log.first(), log.last(), log.messages(), log.bytes()), (7, 6, 0, 0));
         assert_eq!(put(&mut log, "a.b", 7), (7, 0));
+    }
+
+    #[test]
+    fn memory_is_freed_from_the_oldest_messages_and_from_long_ids_before_them() {
+        let mut log = log(|_| {});
+        for at in 1..=100 {
+            put(&mut log, "a.b", at);
+        }
+        let held = log.held_bytes();
+        assert_eq!(log.free(held / 10).len(), 10);
+        assert!(log.held_bytes() <= held - held / 10 && log.first() == 11);
+        let message = Arc::new(Message::new(Subject::new("a.b").unwrap(), ""));
+        for n in 0..10 {
+            let id = format!("{n}{}", "x".repeat(10_000));
+            log.append(&message, Some(&id), SystemTime::UNIX_EPOCH, Instant::now());
+        }
+        assert_eq!(log.free(150_000).len(), 0, "the ids were more than that");
+        assert!(log.seen(&format!("9{}", "x".repeat(10_000)), SEC(10), Instant::now()).is_some());
+        assert_eq!(log.free(usize::MAX).len(), 100, "and everything goes if it has to");
     }
 
     #[test]

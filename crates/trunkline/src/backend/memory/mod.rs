@@ -29,6 +29,7 @@ use super::{
     Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
     PublishOptions, Publishing, Start, Streams, SubscribeError, SubscribeOptions, Unsupported,
 };
+use crate::memory::MemoryBudget;
 use crate::status::{BackendState, BackendStatus};
 
 /// One connection to a [`Hub`] in this process.
@@ -116,6 +117,10 @@ impl Backend for MemoryBackend {
 
     fn publish(&self, m: Message, o: PublishOptions) -> Publishing {
         Publishing::Ready(self.publish_now(m, &o))
+    }
+
+    fn memory(&self) -> Option<Arc<MemoryBudget>> {
+        Some(self.hub.memory().clone())
     }
 
     fn flush(&self) -> Fut<'_, Result<(), PublishError>> {

@@ -19,6 +19,7 @@ use crate::backend::{
     ReadPage, ReadRequest, Receipt, Start, StreamConfig, StreamError, StreamInfo, Streams, SubscribeError,
     Unsupported,
 };
+use crate::memory::{Charge, Holding, MemoryBudget};
 
 /// Longest name of a stream or consumer, in bytes.
 const NAME_BYTES_MAX: usize = 64;
@@ -49,6 +50,8 @@ struct Stream {
 
 pub(super) struct State {
     pub(super) log: Log,
+    /// For what the log takes.
+    charge: Charge,
     consumers: BTreeMap<String, Consumer>,
     next_member: MemberId,
     /// Readers and members that wait for something to read.
@@ -56,7 +59,32 @@ pub(super) struct State {
     removed: bool,
 }
 
+impl StreamTable {
+    /// Removes the oldest messages of the largest streams until all of them have a little less than their share of the
+    /// memory: a little, so that not every message that is stored from then on has to look again. Returns how many.
+    pub(super) fn give_way(&self, memory: &MemoryBudget) -> u64 {
+        let wanted = memory.share(Holding::Streams) / 16 * 15;
+        let handles: Vec<_> = self.streams.lock().values().map(|known| known.handle.clone()).collect();
+        let mut discarded = 0;
+        loop {
+            let excess = memory.held(Holding::Streams).saturating_sub(wanted);
+            let sizes = handles.iter().map(|handle| (handle.0.state.lock().charge.bytes(), handle));
+            let Some((_, largest)) = sizes.max_by_key(|(bytes, _)| *bytes) else { return discarded };
+            let removed = if excess > 0 { largest.free(excess) } else { 0 };
+            discarded += removed;
+            if removed == 0 {
+                return discarded;
+            }
+        }
+    }
+}
+
 impl State {
+    fn charge_log(&mut self) {
+        let held = self.log.held_bytes();
+        self.charge.set(held);
+    }
+
     fn note_removed(&mut self, removed: &Removed) {
         if !removed.is_empty() {
             self.consumers.values_mut().for_each(|consumer| consumer.forget(removed));
@@ -99,6 +127,7 @@ impl StreamHandle {
             None => {
                 let (sequence, removed) = state.log.append(message, dedupe_id, SystemTime::now(), now);
                 state.note_removed(&removed);
+                state.charge_log();
                 (sequence, false, state.waiting.take())
             }
         };
@@ -108,11 +137,21 @@ impl StreamHandle {
         Some(Receipt::Stored { stream: self.0.name.clone(), offset, duplicate })
     }
 
+    /// Removes the oldest messages until so many bytes are free; returns how many went.
+    fn free(&self, bytes: usize) -> u64 {
+        self.change(|state| {
+            let removed = state.log.free(bytes);
+            state.note_removed(&removed);
+            removed.len() as u64
+        })
+    }
+
     /// The state, with what has become too old removed from it.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.0.state.lock();
         let removed = state.log.apply_limits(SystemTime::now());
         state.note_removed(&removed);
+        state.charge_log();
         state
     }
 
@@ -120,6 +159,7 @@ impl StreamHandle {
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state);
+        state.charge_log();
         let wakers = state.waiting.take();
         drop(state);
         wake_all(wakers);
@@ -240,6 +280,7 @@ impl Hub {
                 dedupe_window: self.options().dedupe_window,
                 state: Mutex::new(State {
                     log: Log::new(config.clone()),
+                    charge: Charge::new(self.memory(), Holding::Streams),
                     consumers: BTreeMap::new(),
                     next_member: 0,
                     waiting: Wakers::default(),

@@ -127,7 +127,10 @@ impl Live {
         }
         let subscription = Arc::new(Subscription {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
-            inbox: Arc::new(Inbox::new(options.max_pending.unwrap_or(self.shared.options.max_pending))),
+            inbox: Arc::new(Inbox::within(
+                options.max_pending.unwrap_or(self.shared.options.max_pending),
+                &self.shared.options.memory,
+            )),
             queue: options.queue.map(|queue| queue.to_string()),
             pattern,
             sources: Mutex::default(),

@@ -74,6 +74,7 @@ use crate::backend::{
     Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
     PublishOptions, Publishing, Streams, SubscribeError, SubscribeOptions, Unsupported,
 };
+use crate::memory::MemoryBudget;
 use crate::status::BackendStatus;
 use link::Link;
 use live::Live;
@@ -231,6 +232,10 @@ impl Backend for RedisBackend {
 
     fn breaks(&self) -> Option<u64> {
         Some(self.publisher.breaks())
+    }
+
+    fn memory(&self) -> Option<Arc<MemoryBudget>> {
+        Some(self.shared.options.memory.clone())
     }
 
     fn flush(&self) -> Fut<'_, Result<(), PublishError>> {

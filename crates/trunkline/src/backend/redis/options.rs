@@ -1,10 +1,12 @@
 //! How to connect to Redis, and why that may fail.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::tls::{RedisTls, RedisTlsError};
 use crate::config::{RedisTopology, RedisUrl, Secret};
+use crate::memory::MemoryBudget;
 
 /// How to connect to Redis.
 #[derive(Clone)]
@@ -37,6 +39,9 @@ pub struct RedisOptions {
     pub max_pending: usize,
     /// Largest headers and payload together, in bytes. Default 1 MiB, key `server.limits.max_payload`.
     pub max_payload: usize,
+    /// What waits for subscriptions is charged to it, and bounded by it. Default without a limit, key
+    /// `runtime.resources.memory`.
+    pub memory: Arc<MemoryBudget>,
 }
 
 impl RedisOptions {
@@ -54,6 +59,7 @@ impl RedisOptions {
             wait_replicas: 0,
             max_pending: 65_536,
             max_payload: 1 << 20,
+            memory: Arc::default(),
         }
     }
 
