@@ -201,8 +201,10 @@ impl Bus {
 
     /// How the bus is now.
     pub fn status(&self) -> BusStatus {
+        // Copied first: while it is looked at it is locked, and who holds the lock of the outbox may wait for that.
+        let backend = self.inner.backend.status().borrow().clone();
         BusStatus {
-            backend: self.inner.backend.status().borrow().clone(),
+            backend,
             draining: self.inner.draining.is_cancelled(),
             counters: self.inner.telemetry.counters(),
             outbox: self.inner.outbox.as_ref().map(|outbox| outbox.status()),

@@ -257,7 +257,7 @@ async fn replay_that_ends_does_not_call_well_what_others_are_refused() {
     publish(&writer, "nachos.tool.x", "before").await.unwrap();
     assert_eq!(next(&mut *shared).await, "before");
     let mut replays = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..2 {
         let past = SubscribeOptions { start: Some(Start::Beginning), ..SubscribeOptions::default() };
         let mut replay = subscribe(&reader, "nachos.tool.x", past).await;
         assert_eq!(next(&mut *replay).await, "before");
@@ -267,19 +267,27 @@ async fn replay_that_ends_does_not_call_well_what_others_are_refused() {
     proxy.cut_once();
     let refused = |state: &BackendState| matches!(state, BackendState::Degraded { .. });
     wait_for(&reader, refused).await;
-    // All of them are refused by now: each has tried twice at least since then.
-    let tries = proxy.connections_accepted() + 2 * (replays.len() + 1) + 3;
-    soon(proxy.wait_for_accepted(tries)).await;
+    // All of them are refused, and try again at the same moments, with ever longer pauses: what one of them says wrongly
+    // in a pause is not put right at once.
+    let mut readers = replays.len() + 1;
+    let mut seen = proxy.connections_accepted() + 5 * readers;
+    soon(proxy.wait_for_accepted(seen)).await;
     let mut status = reader.status();
     let watching = tokio::spawn(async move {
-        // What is refused is tried again, so without the mend a wrong word stands for a moment only.
+        // What is refused is tried again: a wrong word would stand for a moment only.
         status.wait_for(|status| !matches!(status.state, BackendState::Degraded { .. })).await.map(|_| ())
     });
     for replay in replays {
-        let before = proxy.connections_accepted();
+        // In the pause after the next tries, when their answers have come.
+        seen = proxy.connections_accepted() + readers;
+        soon(proxy.wait_for_accepted(seen)).await;
+        for _ in 0..50 {
+            publish(&writer, "nachos.skill.x", "meanwhile").await.unwrap();
+        }
         drop(replay);
-        soon(proxy.wait_for_accepted(before + 1)).await;
+        readers -= 1;
     }
+    soon(proxy.wait_for_accepted(proxy.connections_accepted() + readers)).await;
     assert!(!watching.is_finished(), "it was called well, with the subscription still refused");
     let _: i64 = run(&mut raw(&server).await, "DEL atlas_bus:{family.tool}").await;
     soon(watching).await.unwrap().expect("it is well at last");

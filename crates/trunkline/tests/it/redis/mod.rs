@@ -5,6 +5,7 @@ mod cluster;
 mod faults;
 mod keys;
 mod outbox;
+mod outbox_refused;
 mod publishing;
 mod queues;
 mod sentinel;

@@ -15,7 +15,7 @@ use super::{connect, connect_through, ensure, proxy, soon, streams, wait_for, wa
 use trunkline::backend::redis::RedisBackend;
 use trunkline::status::BackendState;
 
-fn bus(backend: RedisBackend) -> (Bus, Arc<RedisBackend>) {
+pub(super) fn bus(backend: RedisBackend) -> (Bus, Arc<RedisBackend>) {
     let backend = Arc::new(backend);
     let options = BusOptions {
         outbox: Some(OutboxOptions::default()),
