@@ -3,10 +3,12 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
+use futures_util::StreamExt as _;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use trunkline_testkit::{NatsServer, environment};
 
-use crate::command::{run, text};
+use crate::command::{PATIENCE, command, run, start, text};
 
 /// Runs it with few messages, and returns its document.
 #[track_caller]
@@ -74,6 +76,30 @@ fn bench_nats_leaves_no_stream_on_a_server_that_runs() {
     // Nobody has told whose process it is.
     assert!(report["results"][0]["server_cpu_us_per_message"].is_null(), "{report}");
     assert_eq!(streams(&server), 0);
+}
+
+/// Interrupted in the moment in which it has asked for a stream and has no answer yet.
+#[test]
+fn bench_nats_that_is_interrupted_leaves_no_stream() {
+    let server = NatsServer::start(["-js"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for asked in ["STREAM.CREATE.*", "CONSUMER.CREATE.*.c"] {
+        let scenario = if asked.starts_with("STREAM") { "js-publish" } else { "pull" };
+        let mut asked = runtime.block_on(async {
+            let client = async_nats::connect(server.url()).await.unwrap();
+            let asked = client.subscribe(format!("$JS.API.{asked}")).await.unwrap();
+            client.flush().await.unwrap();
+            asked
+        });
+        let few = ["--messages", "100k", "--runs", "1000", "--timeout", "60s", "--nats-url", server.url()];
+        let bench = start(command(&[&["bench", "nats", scenario][..], &few].concat()), b"");
+        let beginning = async { tokio::time::timeout(PATIENCE, asked.next()).await };
+        runtime.block_on(beginning).expect("it begins").unwrap();
+        bench.signal(Signal::SIGINT);
+        let ended = bench.end();
+        assert!(ended.code() == 1 && ended.stderr.contains("interrupted"), "{ended:?}");
+        assert_eq!(streams(&server), 0, "{scenario}: {}", ended.stderr);
+    }
 }
 
 #[test]

@@ -42,6 +42,22 @@ fn banner_tells_both_urls_the_backend_and_what_to_try() {
 }
 
 #[test]
+fn demo_that_the_banner_proposes_runs_beside_the_bus_and_on_it() {
+    let mut up = start(command(&[&["up"], &FREE[..]].concat()), b"");
+    let url = up.until_it_says("clients ").split_whitespace().nth(1).expect("a label and a URL").to_owned();
+    let proposed = up.until_it_says("up --demo").trim().to_owned();
+    let mut words = proposed.split_whitespace();
+    let (variable, joined) = words.next().and_then(|word| word.split_once('=')).expect("a variable");
+    assert_eq!((variable, joined, words.next()), ("TRUNKLINE_URL", &*url, Some("trunkline")));
+    let mut heard = start(command(&["sub", "--url", &url, "nachos.>", "--count", "1"]), b"");
+    heard.until_it_says("listening on");
+    let mut demo = command(&words.chain(["--demo-conversations", "1"]).collect::<Vec<_>>());
+    demo.env(variable, joined);
+    assert!(String::from_utf8_lossy(&start(demo, b"").end().ok()).contains("answered in"));
+    assert_eq!(heard.end().lines().len(), 1, "on the same bus");
+}
+
+#[test]
 fn ports_file_appears_whole_when_ready_and_goes_at_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ports.json");

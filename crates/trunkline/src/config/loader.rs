@@ -13,10 +13,15 @@ use super::error::{ConfigError, ConfigWarning};
 use super::messaging::Backend;
 use super::settings::{Place, Rule, Setting};
 use super::tree::{Node, Origin, Value};
+use super::urls::NatsUrl;
 use super::{Config, SHAPE, check, keys, toml, yaml};
 
 /// Largest file that is read. A configuration of this size would have some ten thousand keys.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Where the NATS servers are, and who the bus is to them.
+const NATS_URL: &str = "messaging.nats_url";
+const NATS_AUTH: &str = "messaging.nats_auth";
 
 /// Names looked for in the working directory, in this order.
 const FILE_NAMES: [&str; 3] = ["config.yaml", "config.yml", "config.toml"];
@@ -25,7 +30,8 @@ const FILE_NAMES: [&str; 3] = ["config.yaml", "config.yml", "config.toml"];
 ///
 /// Flags beat `TRUNKLINE_*` variables, which beat the file, which beats `REDIS_URL` and `NATS_URL`, which beat the
 /// defaults. `TRUNKLINE_URL` beats all of them for `messaging.backend` and the URL of that backend, flags included, so
-/// that a component started beside a running bus joins it. Sections are joined key by key; a list or map is taken from
+/// that a component started beside a running bus joins it. Credentials that the file has for NATS servers are left out where it
+/// names one on another host. Sections are joined key by key; a list or map is taken from
 /// one source as a whole.
 ///
 /// ```
@@ -149,6 +155,18 @@ impl Loader {
         tree.overlay(environment.layer(&SHAPE, &mut errors, &mut warnings), &SHAPE);
         tree.overlay(flags, &SHAPE);
         if let Some(url) = url {
+            let named = tree.find(NATS_URL).map(|node| node.value.clone());
+            let named = named.and_then(|value| match value {
+                Value::Text(url) => Some(url),
+                _ => None,
+            });
+            let named = named.or_else(|| environment.get("NATS_URL").map(str::to_owned));
+            if let Some(named) = named
+                && leads_elsewhere(&url, &named)
+                && let Some(origin) = tree.forget_from_file(NATS_AUTH)
+            {
+                warnings.push(ConfigWarning::CredentialsOfOthers { origin });
+            }
             tree.overlay(url, &SHAPE);
         }
         let backend = match tree.find("messaging.backend").map(|node| &node.value) {
@@ -247,6 +265,16 @@ impl fmt::Debug for Loaded {
             .field("file", &self.file)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether `TRUNKLINE_URL` names a NATS server on a host that the configuration does not name: the credentials in the file
+/// are not for that one.
+fn leads_elsewhere(url: &Node, named: &str) -> bool {
+    let Some(Node { value: Value::Text(url), .. }) = url.find(NATS_URL) else { return false };
+    // One that is no URL at all is a mistake that is reported elsewhere, and goes nowhere.
+    let (Ok(url), Ok(named)) = (NatsUrl::parse(url), NatsUrl::parse(named)) else { return false };
+    let known = |host| named.servers().iter().any(|server| server.host_str() == host);
+    !url.servers().iter().all(|server| known(server.host_str()))
 }
 
 fn read_file(path: &Path, shown: &Path, errors: &mut Vec<ConfigError>) -> Result<Option<Node>, ConfigError> {

@@ -152,6 +152,23 @@ impl Node {
         }
     }
 
+    /// Forgets a section of which the file has set some key, and returns where the first one of them was.
+    pub(crate) fn forget_from_file(&mut self, path: &str) -> Option<Origin> {
+        let (parents, last) = path.rsplit_once('.').unwrap_or(("", path));
+        let parent =
+            parents.split('.').filter(|segment| !segment.is_empty()).try_fold(self, |node, segment| {
+                let Value::Map(pairs) = &mut node.value else { return None };
+                pairs.iter_mut().find(|(name, _)| name.text == segment).map(|(_, node)| node)
+            })?;
+        let Value::Map(siblings) = &mut parent.value else { return None };
+        let at = siblings.iter().position(|(name, _)| name.text == last)?;
+        let Value::Map(keys) = &siblings[at].1.value else { return None };
+        let of_file = |origin: &Origin| matches!(origin, Origin::File { .. });
+        let origin = keys.iter().map(|(_, node)| &node.origin).find(|origin| of_file(origin))?.clone();
+        siblings.remove(at);
+        Some(origin)
+    }
+
     /// Lays `over` on top. Sections are joined key by key; everything else, lists and free maps included, is replaced as
     /// a whole, because half a list from one source and half from another is what nobody meant.
     pub(crate) fn overlay(&mut self, mut over: Node, shape: &Shape) {

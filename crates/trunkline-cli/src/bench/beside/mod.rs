@@ -9,6 +9,7 @@ mod stamp;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use tokio_util::task::TaskTracker;
 
 pub(super) use meter::{Meter, Metered};
 pub(super) use report::Report;
@@ -81,6 +82,7 @@ impl BesideArgs {
             in_flight: self.in_flight,
             batch: self.batch,
             halt,
+            deeds: TaskTracker::new(),
         }
     }
 }
@@ -95,12 +97,36 @@ pub(super) struct Load {
     pub(super) in_flight: usize,
     pub(super) batch: usize,
     pub(super) halt: Halt,
+    /// What may not be given up half way, see [`Load::whole`]. Each ends by itself within the timeouts of its client library;
+    /// [`Load::deeds_done`] waits for them.
+    deeds: TaskTracker,
 }
 
 impl Load {
     /// A prefix that nobody else uses.
     pub(super) fn random_prefix() -> String {
         format!("trunkline_bench_{:016x}", fastrand::u64(..))
+    }
+
+    /// Makes something on the server. A run that is interrupted meanwhile gives up waiting and not the deed: what was made
+    /// without anybody noticing would stay there.
+    ///
+    /// # Errors
+    /// That of the deed.
+    pub(super) async fn whole<T: Send + 'static>(
+        &self,
+        deed: impl Future<Output = Result<T, BenchError>> + Send + 'static,
+    ) -> Result<T, BenchError> {
+        self.deeds.spawn(deed).await.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(BenchError::Interrupted),
+        })
+    }
+
+    /// Waits until everything that was begun to be made is made.
+    pub(super) async fn deeds_done(&self) {
+        self.deeds.close();
+        self.deeds.wait().await;
     }
 }
 

@@ -137,14 +137,22 @@ async fn measure(
         let messages = if scenario == Scenario::Request { all / 10 } else { all };
         let load = Arc::new(args.common.load(server.url(), prefix, messages, halt()));
         // As a program's own tasks do, it runs beside those of the client library, on the threads that run them.
-        let running = AbortOnDropHandle::new(tokio::spawn(run(scenario, side, load.clone(), server.clone())));
-        let running = async {
-            running.await.unwrap_or_else(|error| match error.try_into_panic() {
+        let mut running =
+            AbortOnDropHandle::new(tokio::spawn(run(scenario, side, load.clone(), server.clone())));
+        let done = async {
+            (&mut running).await.unwrap_or_else(|error| match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => Err(BenchError::Interrupted),
             })
         };
-        let flow = unless_interrupted(&load.halt, running).await;
+        let flow = unless_interrupted(&load.halt, done).await;
+        // What an interrupted run still makes would come after the cleaning up.
+        if !running.is_finished() {
+            running.abort();
+            // It was interrupted, whatever it says.
+            let _ = running.await;
+        }
+        load.deeds_done().await;
         // One run must not leave the next one a fuller server.
         let removed = raw::remove_streams(server.url(), prefix).await;
         flow.and_then(|flow| removed.map(|()| flow))

@@ -116,16 +116,20 @@ pub(super) async fn request(load: &Arc<Load>, server: &Server) -> Result<Flow, B
 }
 
 /// A stream that keeps all the messages of the run.
-async fn create_stream(backend: &NatsBackend, subject: &Subject) -> Result<(), BenchError> {
+async fn create_stream(load: &Load, backend: &Arc<NatsBackend>, subject: &Subject) -> Result<(), BenchError> {
     let config = StreamConfig::new(STREAM, vec![Pattern::from(subject)]);
-    backend.streams().map_err(bus_failed)?.ensure(config).await.map(drop).map_err(bus_failed)
+    let backend = backend.clone();
+    load.whole(async move {
+        backend.streams().map_err(bus_failed)?.ensure(config).await.map(drop).map_err(bus_failed)
+    })
+    .await
 }
 
 /// `Bus::publish_message`, with so many confirmations outstanding.
 pub(super) async fn js_publish(load: &Arc<Load>, server: &Server) -> Result<Flow, BenchError> {
     let (backend, bus) = connect(load).await?;
     let (subject, payload) = (subject(load, "stored")?, payload(load));
-    create_stream(&backend, &subject).await?;
+    create_stream(load, &backend, &subject).await?;
     let meter = Meter::start(server).await?;
     publish_all(load, &bus, &subject, load.in_flight, |_| payload.clone()).await?;
     meter.stop(server, load.messages).await
@@ -156,9 +160,9 @@ async fn publish_all(
     Ok(())
 }
 
-async fn fill(load: &Load, backend: &NatsBackend, bus: &Bus, stamp: &Stamp) -> Result<(), BenchError> {
+async fn fill(load: &Load, backend: &Arc<NatsBackend>, bus: &Bus, stamp: &Stamp) -> Result<(), BenchError> {
     let subject = subject(load, "stored")?;
-    create_stream(backend, &subject).await?;
+    create_stream(load, backend, &subject).await?;
     publish_all(load, bus, &subject, FILL, |number| stamp.payload(number, load.payload_bytes)).await
 }
 
@@ -168,7 +172,12 @@ pub(super) async fn pull(load: &Arc<Load>, server: &Server) -> Result<Flow, Benc
     let stamp = Stamp::new();
     fill(load, &backend, &bus, &stamp).await?;
     let config = ConsumerConfig { start: Start::Beginning, ..ConsumerConfig::new("c") };
-    let member = backend.streams().map_err(bus_failed)?.join(STREAM, config).await.map_err(bus_failed)?;
+    // It makes what members share, too.
+    let joining = {
+        let backend = backend.clone();
+        async move { backend.streams().map_err(bus_failed)?.join(STREAM, config).await.map_err(bus_failed) }
+    };
+    let member = load.whole(joining).await?;
     let meter = Meter::start(server).await?;
     let (mut received, mut settled) = (0, 0);
     let mut done: Vec<(AckToken, Settle)> = Vec::new();
@@ -206,7 +215,7 @@ pub(super) async fn handle(load: &Arc<Load>, server: &Server) -> Result<Flow, Be
     let meter = Meter::start(server).await?;
     let (handled, all) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
     let messages = load.messages;
-    let consumer = bus
+    let starting = bus
         .stream(STREAM)
         .map_err(bus_failed)?
         .consumer("c")
@@ -222,9 +231,8 @@ pub(super) async fn handle(load: &Arc<Load>, server: &Server) -> Result<Flow, Be
                 }
                 async { Ok::<(), HandlerError>(()) }
             }
-        })
-        .await
-        .map_err(bus_failed)?;
+        });
+    let consumer = load.whole(async move { starting.await.map_err(bus_failed) }).await?;
     // All together may take longer than nothing may move.
     let finished = async {
         let mut before = None;

@@ -165,7 +165,10 @@ async fn create_stream(load: &Load, context: &Context, subject: &str) -> Result<
         allow_direct: true,
         ..Default::default()
     };
-    context.create_stream(config).await.map(drop).map_err(nats_failed("create a stream"))
+    let context = context.clone();
+    let creating =
+        async move { context.create_stream(config).await.map(drop).map_err(nats_failed("create a stream")) };
+    load.whole(creating).await
 }
 
 /// `Context::publish`, with so many confirmations outstanding.

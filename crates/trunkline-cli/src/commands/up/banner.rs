@@ -44,17 +44,21 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
     };
     let auth = AuthOptions::from(&loaded.config.server);
     let asks = running.nats_addr().is_some() && auth.is_required() && auth.no_auth_user.is_none();
+    let joined = match asks {
+        true => url.replacen("://", "://USER:PASSWORD@", 1),
+        false => url,
+    };
     // The flag is left out where clients find the bus without it.
-    let flag = match url.as_str() {
-        url if asks => format!(" --url {}", url.replacen("://", "://USER:PASSWORD@", 1)),
+    let flag = match joined.as_str() {
         "nats://127.0.0.1:4222" => String::new(),
         url => format!(" --url {url}"),
     };
     let root = &loaded.config.messaging.subject_root;
+    // A demo of its own would want the ports that this one has; joined to it, everybody sees its conversations.
     let next = match demo {
         true => format!("trunkline sub '{root}.>'{flag}"),
         false => format!(
-            "trunkline sub '{root}.>'{flag}\n            trunkline pub {root}.channel.web.inbound hello{flag}\n            trunkline up --demo"
+            "trunkline sub '{root}.>'{flag}\n            trunkline pub {root}.channel.web.inbound hello{flag}\n            TRUNKLINE_URL={joined} trunkline up --demo"
         ),
     };
     format!(

@@ -55,6 +55,49 @@ fn trunkline_url_sets_backend_and_url_over_everything() {
 }
 
 #[test]
+fn credentials_of_the_file_go_to_no_other_host() {
+    let at = |url: &str| format!("messaging: {{nats_url: '{url}', nats_auth: {{token: secret}}}}");
+    let file = at("nats://home:4222,nats://home-2");
+    let user = ("TRUNKLINE_NATS_AUTH_TOKEN", "of-the-environment");
+    let url = |url| ("TRUNKLINE_URL", url);
+    for (yaml, env, token) in [
+        // Where the file, or what beats it, says that they belong.
+        (&file, &[][..], Some("secret")),
+        (&file, &[url("nats://home")], Some("secret")),
+        (&file, &[url("tls://home-2:5222,nats://home")], Some("secret")),
+        (&file, &[url("nats://moved"), ("TRUNKLINE_NATS_URL", "nats://moved")], Some("secret")),
+        // Elsewhere.
+        (&file, &[url("nats://other")], None),
+        (&file, &[url("nats://home,nats://other")], None),
+        (&file, &[url("nats://u:p@other")], None),
+        (&file, &[url("nats://home"), ("TRUNKLINE_NATS_URL", "nats://moved")], None),
+        // Those of the environment are for the URL of the environment.
+        (&file, &[url("nats://other"), user], Some("of-the-environment")),
+        // Where nobody has named a server, they are for whichever one is named.
+        (&"messaging: {nats_auth: {token: secret}}".to_owned(), &[url("nats://other")], Some("secret")),
+        (
+            &"messaging: {nats_auth: {token: secret}}".to_owned(),
+            &[url("nats://other"), ("NATS_URL", "home")],
+            None,
+        ),
+    ] {
+        let loaded = load_all("config.yaml", yaml, env, &[]).expect("valid");
+        let found = loaded.config.messaging.nats_auth.token.as_ref().map(|token| token.expose());
+        assert_eq!(found, token, "{yaml} with {env:?}");
+        let told: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        let expected = "messaging.nats_auth is not used, TRUNKLINE_URL names another server";
+        assert_eq!(told.iter().any(|text| text.contains(expected)), token.is_none(), "{told:?}");
+        assert!(told.iter().all(|text| !text.contains("secret")), "{told:?}");
+    }
+    // Half of them from the file and half from elsewhere are of the file.
+    let yaml = "messaging: {nats_url: home, nats_auth: {username: bus}}";
+    let env = [url("nats://other"), ("TRUNKLINE_NATS_AUTH_PASSWORD", "secret")];
+    let loaded = load_all("config.yaml", yaml, &env, &[]).expect("valid");
+    let auth = &loaded.config.messaging.nats_auth;
+    assert!(auth.username.is_none() && auth.password.is_none());
+}
+
+#[test]
 fn a_well_known_url_is_a_mistake_only_where_it_is_needed() {
     let env = [("REDIS_URL", "http://u:pass@x")];
     let loaded = load_env(&env).expect("the in-memory backend needs no Redis");

@@ -35,6 +35,9 @@ pub(super) mod codes {
     pub(crate) const CONSUMER_ALREADY_EXISTS: u64 = 10148;
 }
 
+/// After this time a question that nobody has answered is asked again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// Whether a version that a server tells, such as `2.9.10`, is this one or a later one.
 pub(super) fn is_at_least(version: &str, wanted: (u64, u64, u64)) -> bool {
     // What follows the digits, as in `2.11.0-beta.1`, is passed over.
@@ -191,9 +194,30 @@ impl Api {
 
     /// Calls the API: JSON there and back.
     pub(super) async fn call(&self, what: &str, body: &impl Serialize) -> Result<Value, Failure> {
+        self.call_within(what, body, self.link.publish_timeout).await
+    }
+
+    /// Calls the API for what changes nothing there, and asks again when there is no answer: each server of a cluster leaves it
+    /// to the one that has to answer, and while something is made, removed or led by another one, that may be none of them.
+    pub(super) async fn look(&self, what: &str, body: &impl Serialize) -> Result<Value, Failure> {
+        let by = Instant::now() + self.link.publish_timeout;
+        loop {
+            let asked = Instant::now();
+            let wait = by.saturating_duration_since(asked).min(LOOK_AGAIN);
+            match self.call_within(what, body, wait).await {
+                // What fails sooner fails for another reason.
+                Err(Failure::NotConnected(_))
+                    if asked.elapsed() >= wait && Instant::now() < by && self.link.connection().is_some() => {
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn call_within(&self, what: &str, body: &impl Serialize, wait: Duration) -> Result<Value, Failure> {
         let payload = serde_json::to_vec(body).map_err(|error| Failure::unexpected("the request", error))?;
         let subject = format!("$JS.API.{what}");
-        let answer = self.ask(subject, None, payload.into(), self.link.publish_timeout).await?;
+        let answer = self.ask(subject, None, payload.into(), wait).await?;
         let mut answer: Value = serde_json::from_slice(&answer.payload)
             .map_err(|error| Failure::unexpected("the answer of JetStream", error))?;
         match answer.get_mut("error").map(Value::take) {

@@ -88,7 +88,7 @@ impl Bucket {
     }
 
     async fn add_copies(&self, name: &str, replicas: u64) -> Result<(), Failure> {
-        let mut answer = self.api.call(&format!("STREAM.INFO.{name}"), &json!({})).await?;
+        let mut answer = self.api.look(&format!("STREAM.INFO.{name}"), &json!({})).await?;
         let config = &mut answer["config"];
         if config["num_replicas"].as_u64().is_some_and(|copies| copies >= replicas) {
             return Ok(());
@@ -107,7 +107,7 @@ impl Bucket {
 
     async fn get(&self, subject: &str) -> Result<Option<Entry>, Failure> {
         let what = format!("STREAM.MSG.GET.KV_{}", self.leases);
-        let answer = match self.api.call(&what, &json!({ "last_by_subj": subject })).await {
+        let answer = match self.api.look(&what, &json!({ "last_by_subj": subject })).await {
             Ok(answer) => answer,
             Err(failure) if failure.is(&[codes::NO_MESSAGE_FOUND, codes::STREAM_NOT_FOUND]) => {
                 return Ok(None);
@@ -210,7 +210,7 @@ impl Bucket {
     pub(super) async fn members(&self, stream: &str, consumer: &str) -> Result<u64, Failure> {
         let filter = self.member_subject(stream, consumer, "*");
         let what = format!("STREAM.INFO.KV_{}", self.members);
-        match self.api.call(&what, &json!({ "subjects_filter": filter })).await {
+        match self.api.look(&what, &json!({ "subjects_filter": filter })).await {
             Ok(answer) => {
                 Ok(answer["state"]["subjects"].as_object().map_or(0, |subjects| subjects.len() as u64))
             }

@@ -149,7 +149,7 @@ fn show(filter: Option<&Pattern>, keyed: bool) -> String {
 impl JetStream {
     /// How a consumer stands on the server; `None` when it is not there.
     pub(super) async fn consumer_state(&self, on_server: &str, name: &str) -> Result<Option<State>, Failure> {
-        let answer = self.api.call(&format!("CONSUMER.INFO.{on_server}.{name}"), &json!({})).await;
+        let answer = self.api.look(&format!("CONSUMER.INFO.{on_server}.{name}"), &json!({})).await;
         match answer.and_then(State::read) {
             Ok(state) => Ok(Some(state)),
             Err(failure) if failure.is(&[codes::CONSUMER_NOT_FOUND]) => Ok(None),

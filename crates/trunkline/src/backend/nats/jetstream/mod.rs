@@ -5,7 +5,7 @@
 //! | `replies`, `api` | requests to the server over one inbox, and why they fail |
 //! | `names` | names and starts in JetStream's terms; patterns that no stream may have |
 //! | `streams`, `read` | streams; pages of them by direct get |
-//! | `routes`, `outgoing` | which subjects are stored; publishing with a confirmation |
+//! | `routes`, `outgoing` | which subjects are stored, and learning it; publishing with a confirmation |
 //! | `consumers`, `member` | durable consumers, their members |
 //! | `fetch`, `ack_subject`, `given_up` | pull requests, what tells about a delivery, fetches that are dropped |
 //! | `lease`, `recall`, `bucket` | the active member of a keyed consumer; what members share |

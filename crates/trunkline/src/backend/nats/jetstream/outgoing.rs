@@ -5,6 +5,8 @@
 //! goes into a queue that one task empties in order; whatever is published to the same subject goes behind it. Messages
 //! to inboxes are never stored and never wait for others.
 
+mod learn;
+
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,30 +26,20 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use trunkline_core::{Message, StreamOffset, Subject};
 
-use super::api::{Api, Failure, Refusal};
+use super::api::{Api, Refusal};
 use super::names::Names;
 use super::replies::{Awaited, NoReply};
-use super::routes::{Route, Routes};
-use super::streams;
+use super::routes::Route;
 use crate::backend::nats::link::Link;
 use crate::backend::nats::{message, publish, unsupported};
 use crate::backend::{PublishError, Publishing, Receipt};
+use learn::Known;
 
 /// Most stored messages whose confirmation is outstanding. JetStream itself refuses messages past 10000 that it has not
 /// got to yet, and counts those of all clients.
 const UNDER_WAY_MAX: usize = 4096;
-/// Delay between two attempts to learn which subjects are stored.
+/// Delay between two attempts, and how often what is overdue is looked for.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
-/// Longest wait of a message for what is asked about its subject. Answers come within milliseconds, unless nobody leads
-/// JetStream.
-const ANSWER_WAIT: Duration = Duration::from_secs(1);
-/// So much later than for the list of all streams it is asked for one subject alone. The list comes late when some stream of
-/// a cluster has no leader, as one that somebody makes in this moment; that must not hold up those who have nothing to do
-/// with it.
-const LIST_HEAD_START: Duration = Duration::from_millis(20);
-/// Delay before the list is asked for again after it could not be had.
-const LIST_RETRY_DELAY: Duration = Duration::from_secs(2);
-
 const DEDUPE: &str = "deduplication of a subject that no stream stores";
 
 /// See the module's text.
@@ -72,21 +64,10 @@ pub(super) struct Outgoing {
 
 #[derive(Default)]
 struct State {
-    routes: Routes,
-    /// The list of all streams could not be had the last time.
-    listless: bool,
-    /// Until when nobody is asked: JetStream does not answer, as while it elects who leads it.
-    mute_until: Option<Instant>,
+    known: Known,
     queue: VecDeque<Queued>,
     /// How many messages of each subject wait or are being sent by the task.
     busy: HashMap<Subject, usize, foldhash::fast::RandomState>,
-}
-
-impl State {
-    /// Whether JetStream gave no answer a moment ago.
-    fn is_mute(&self, now: Instant) -> bool {
-        self.mute_until.is_some_and(|until| now < until)
-    }
 }
 
 /// One publish.
@@ -153,11 +134,6 @@ impl Outgoing {
         &self.api.link
     }
 
-    /// This process has changed a stream.
-    pub(super) fn forget_routes(&self) {
-        self.state.lock().routes.forget();
-    }
-
     /// Waits until nothing is queued any more.
     pub(super) async fn emptied(&self) {
         let mut queued = self.queued.subscribe();
@@ -200,13 +176,10 @@ impl Outgoing {
             match state.busy.contains_key(&message.subject) {
                 true => Route::Unknown,
                 false => {
-                    if state.routes.is_stale(now) {
+                    if state.known.routes.is_stale(now) {
                         self.stale.notify_one();
                     }
-                    match state.routes.route(&message.subject, now) {
-                        Route::Old { stored } if state.is_mute(now) => Route::Known { stored },
-                        route => route,
-                    }
+                    state.known.route(&message.subject, now)
                 }
             }
         };
@@ -317,14 +290,14 @@ impl Outgoing {
             Err(why) => {
                 if why == NoReply::Silent {
                     // The stream may be gone, and others listen: then nobody ever confirms.
-                    self.state.lock().routes.forget_one(&job.message.subject);
+                    self.state.lock().known.routes.forget_one(&job.message.subject);
                 }
                 return Err(unknown());
             }
         };
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
             // The stream is gone, or nobody leads it, and nobody else has got the message.
-            self.state.lock().routes.forget_one(&job.message.subject);
+            self.state.lock().known.routes.forget_one(&job.message.subject);
             let job = Job { refused: Some(number), ..job };
             let step = self.enqueue(job.clone(), Instant::now())?;
             return Box::pin(self.follow(job, step)).await;
@@ -365,21 +338,6 @@ impl Outgoing {
         let left: Vec<Queued> = self.state.lock().queue.drain(..).collect();
         for queued in left {
             self.over(queued, Err(PublishError::Closed));
-        }
-    }
-
-    /// Fetches a new copy of the streams before the last one is too old, as long as anything is published.
-    async fn keep_routes_fresh(&self) {
-        loop {
-            self.stale.notified().await;
-            let stale = self.state.lock().routes.is_stale(Instant::now());
-            if !stale || self.link().connection().is_none() {
-                continue;
-            }
-            // What cannot be learned now is asked for by the publish that needs it.
-            if self.refresh().await.is_err() {
-                tokio::time::sleep(LIST_RETRY_DELAY).await;
-            }
         }
     }
 
@@ -475,102 +433,5 @@ impl Outgoing {
             }
             PublishErrorKind::Send => PublishError::Closed,
         }
-    }
-
-    /// Learns whether the subject is stored.
-    async fn learn(&self, job: &Job) -> Result<bool, PublishError> {
-        let subject = &job.message.subject;
-        loop {
-            let now = Instant::now();
-            let listless = {
-                let mut state = self.state.lock();
-                if let Some(stored) = state.routes.learn(subject, job.since, now) {
-                    return Ok(stored);
-                }
-                // Others have asked in vain a moment ago, and waited for it.
-                if let (Route::Old { stored }, true) = (state.routes.route(subject, now), state.is_mute(now))
-                {
-                    return Ok(stored);
-                }
-                state.listless
-            };
-            let asking = async {
-                match listless {
-                    false => self.ask_for_all_or(subject).await,
-                    true => self.ask_for(subject).await.map(Some),
-                }
-            };
-            let failure = match tokio::time::timeout(ANSWER_WAIT, asking).await {
-                Ok(Ok(Some(stored))) => return Ok(stored),
-                Ok(Ok(None)) => continue,
-                Ok(Err(failure)) => failure,
-                Err(_) => {
-                    let mut state = self.state.lock();
-                    state.listless = true;
-                    state.mute_until = Some(Instant::now() + LIST_RETRY_DELAY);
-                    Failure::NotConnected("JetStream gives no answer".to_owned())
-                }
-            };
-            // JetStream does not answer. Where a stream kept the subject, the missing confirmation says so; where none
-            // did, `Accepted` promises nothing that could be wrong.
-            if let Route::Old { stored } = self.state.lock().routes.route(subject, Instant::now()) {
-                return Ok(stored);
-            }
-            if let Failure::Denied { .. } = failure {
-                let reason = format!("nobody may tell whether a stream stores it: {failure}");
-                return Err(PublishError::Denied { subject: subject.clone(), reason });
-            }
-            if Instant::now() + RETRY_DELAY >= job.deadline {
-                return Err(self.not_sent(format!("nobody knows whether a stream stores it: {failure}")));
-            }
-            tokio::time::sleep(RETRY_DELAY).await;
-        }
-    }
-
-    /// Asks for all streams; where the list does not come at once, for the one subject, too. `None` when the list is there.
-    async fn ask_for_all_or(&self, subject: &Subject) -> Result<Option<bool>, Failure> {
-        let mut listing = pin!(self.refresh());
-        let mut asking = pin!(async {
-            tokio::time::sleep(LIST_HEAD_START).await;
-            self.ask_for(subject).await
-        });
-        tokio::select! {
-            biased;
-            listed = &mut listing => match listed {
-                Ok(()) => Ok(None),
-                Err(failure @ Failure::Denied { .. }) => Err(failure),
-                Err(_) => asking.await.map(Some),
-            },
-            asked = &mut asking => match asked {
-                Ok(stored) => {
-                    self.state.lock().listless = true;
-                    Ok(Some(stored))
-                }
-                // Who may see the list need not be allowed to ask for names.
-                Err(_) => listing.await.map(|()| None),
-            },
-        }
-    }
-
-    /// Asks for all streams, which decides for all subjects.
-    async fn refresh(&self) -> Result<(), Failure> {
-        let asked = Instant::now();
-        let all = streams::all(&self.api).await;
-        let mut state = self.state.lock();
-        state.listless = all.is_err();
-        let patterns = all?.into_iter().flat_map(|found| found.patterns).collect();
-        state.routes.replace(patterns, asked);
-        Ok(())
-    }
-
-    /// Asks for one subject.
-    async fn ask_for(&self, subject: &Subject) -> Result<bool, Failure> {
-        let asked = Instant::now();
-        let stored = !streams::names_of(&self.api, subject.as_str()).await?.is_empty();
-        let mut state = self.state.lock();
-        // A copy that has come meanwhile is older than this.
-        state.routes.note(subject, stored, asked);
-        state.routes.is_stale(Instant::now()).then(|| self.stale.notify_one());
-        Ok(stored)
     }
 }

@@ -214,7 +214,7 @@ impl JetStream {
         }
         let what = format!("STREAM.MSG.GET.{}", found.name);
         let filter = filter.map_or(">", Pattern::as_str);
-        let answer = match self.api.call(&what, &json!({ "seq": n, "next_by_subj": filter })).await {
+        let answer = match self.api.look(&what, &json!({ "seq": n, "next_by_subj": filter })).await {
             Ok(answer) => answer,
             Err(failure) if failure.is(&[codes::NO_MESSAGE_FOUND]) => return Ok(None),
             Err(failure) => return Err(failure),

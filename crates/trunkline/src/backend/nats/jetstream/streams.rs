@@ -123,7 +123,7 @@ pub(super) async fn all(api: &Api) -> Result<Vec<Found>, Failure> {
 /// Names on the server of the streams whose patterns overlap this one. The leader of a cluster knows them by itself, also
 /// those that nobody leads at the moment.
 pub(super) async fn names_of(api: &Api, pattern: &str) -> Result<Vec<String>, Failure> {
-    let answer = api.call("STREAM.NAMES", &json!({ "subject": pattern })).await?;
+    let answer = api.look("STREAM.NAMES", &json!({ "subject": pattern })).await?;
     let names = answer["streams"].as_array().into_iter().flatten();
     Ok(names.filter_map(|name| name.as_str().map(str::to_owned)).collect())
 }
@@ -132,7 +132,7 @@ pub(super) async fn names_of(api: &Api, pattern: &str) -> Result<Vec<String>, Fa
 async fn all_names(api: &Api) -> Result<Vec<String>, Failure> {
     let mut names: Vec<String> = Vec::new();
     for _ in 0..PAGES_MAX {
-        let answer = api.call("STREAM.NAMES", &json!({ "offset": names.len() })).await?;
+        let answer = api.look("STREAM.NAMES", &json!({ "offset": names.len() })).await?;
         let page = answer["streams"].as_array().map_or(&[][..], Vec::as_slice);
         names.extend(page.iter().filter_map(|name| name.as_str().map(str::to_owned)));
         if page.is_empty() || names.len() as u64 >= answer["total"].as_u64().unwrap_or(0) {
@@ -144,7 +144,7 @@ async fn all_names(api: &Api) -> Result<Vec<String>, Failure> {
 
 /// A stream by its name on the server; `None` when it is not there.
 pub(super) async fn named(api: &Api, on_server: &str) -> Result<Option<Found>, Failure> {
-    match api.call(&format!("STREAM.INFO.{on_server}"), &json!({})).await {
+    match api.look(&format!("STREAM.INFO.{on_server}"), &json!({})).await {
         Ok(mut answer) => Found::read(&mut answer).map(Some),
         Err(failure) if failure.is(&[codes::STREAM_NOT_FOUND]) => Ok(None),
         Err(failure) => Err(failure),
@@ -159,7 +159,7 @@ impl JetStream {
             return Err(StreamError::NoStream(name.to_owned()));
         }
         let what = format!("STREAM.INFO.{}", self.names.of_stream(name));
-        let found = match self.api.call(&what, &json!({})).await {
+        let found = match self.api.look(&what, &json!({})).await {
             Ok(mut answer) => Found::read(&mut answer),
             Err(failure) => Err(failure),
         };
