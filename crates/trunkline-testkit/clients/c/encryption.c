@@ -67,6 +67,19 @@ static void a_client_certificate_names_a_user(void) {
     CHECK(natsConnection_Connect(&nc, none) != NATS_OK);
 }
 
+static void a_secure_connection_comes_back(void) {
+    story story;
+    collector received;
+    natsOptions *opts = patient_options(&story);
+    OK(natsOptions_SetSecure(opts, true));
+    OK(natsOptions_LoadCATrustedCertificates(opts, variable("BEHAVIOUR_CA")));
+    OK(natsOptions_SetUserInfo(opts, "ann", "plain"));
+    natsConnection *nc = connect_with(opts);
+    collecting(nc, "still", NULL, &received);
+    say("restart-server");
+    is_back(nc, &story, &received);
+}
+
 const behaviour encryption_behaviours[] = {
     {"tls_is_required", tls_is_required},
     {"tls_is_optional", tls_is_optional},
@@ -74,5 +87,6 @@ const behaviour encryption_behaviours[] = {
     {"tls_comes_first_for_who_begins_with_it", tls_comes_first_for_who_begins_with_it},
     {"a_client_certificate_is_verified", a_client_certificate_is_verified},
     {"a_client_certificate_names_a_user", a_client_certificate_names_a_user},
+    {"a_secure_connection_comes_back", a_secure_connection_comes_back},
     {NULL, NULL},
 };

@@ -86,6 +86,8 @@ void collect(natsConnection *nc, natsMsg *message, collector *into);
 natsSubscription *collecting(natsConnection *nc, const char *subject, const char *queue, collector *into);
 int collected(collector *collector);
 void publish(natsConnection *nc, const char *subject, const char *payload);
+// The connection has come back, and what it subscribed to as `still` before still arrives.
+void is_back(natsConnection *nc, story *story, collector *received);
 // A message of the connection's own goes to the server and back.
 void works(natsConnection *nc, const char *subject);
 

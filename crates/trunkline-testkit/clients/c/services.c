@@ -1,9 +1,27 @@
-// Requests: without an answer, with several, and to services that can be discovered.
+// What is said at connecting, and requests: without an answer, with several, and to services that can be discovered.
 
 #include "harness.h"
 
 #include <stdio.h>
 #include <string.h>
+
+static void what_connect_asks_for_is_honoured(void) {
+    story first, second;
+    collector received;
+    natsOptions *opts = options(&first);
+    OK(natsOptions_SetName(opts, "silent"));
+    OK(natsOptions_SetNoEcho(opts, true));
+    OK(natsOptions_SetVerbose(opts, true));
+    OK(natsOptions_SetPedantic(opts, true));
+    natsConnection *silent = connect_with(opts), *other = connect_with(options(&second));
+    collecting(silent, "echo", NULL, &received);
+    publish(silent, "echo", "own");
+    OK(natsConnection_Flush(silent));
+    publish(other, "echo", "other");
+    UNTIL(collected(&received) == 1);
+    OK(natsConnection_Flush(silent));
+    CHECK(collected(&received) == 1 && strcmp(received.last, "other") == 0);
+}
 
 static void a_request_without_responders_fails_at_once(void) {
     story story;
@@ -99,6 +117,7 @@ static void services_are_discovered(void) {
 }
 
 const behaviour services_behaviours[] = {
+    {"what_connect_asks_for_is_honoured", what_connect_asks_for_is_honoured},
     {"a_request_without_responders_fails_at_once", a_request_without_responders_fails_at_once},
     {"a_request_has_many_replies", a_request_has_many_replies},
     {"services_are_discovered", services_are_discovered},

@@ -70,6 +70,7 @@ behaviours! {
     tls_comes_first_for_who_begins_with_it
     a_client_certificate_is_verified
     a_client_certificate_names_a_user
+    a_secure_connection_comes_back
     subscriptions_and_callbacks_live_through_a_restart
     a_drained_subscription_loses_nothing
     a_drained_connection_loses_nothing
@@ -83,6 +84,7 @@ behaviours! {
     too_large_a_payload_ends_the_connection
     one_connection_too_many_is_refused
     one_subscription_too_many_is_refused
+    what_connect_asks_for_is_honoured
     a_request_without_responders_fails_at_once
     a_request_has_many_replies
     services_are_discovered

@@ -101,6 +101,9 @@ impl Site {
                 let tls = self.tls(&format!("verify_and_map: true, {}", self.ca()));
                 format!("tls {tls}\nauthorization {{users: [{ANN_BY_CERTIFICATE}]}}\n")
             }
+            "a_secure_connection_comes_back" => {
+                format!("tls {}\nauthorization {{users: [{ANN}]}}\n", self.tls(""))
+            }
             "lame_duck_mode_is_told" => {
                 "lame_duck_duration: \"30s\"\nlame_duck_grace_period: \"200ms\"\n".to_owned()
             }
@@ -115,7 +118,7 @@ impl Site {
         }
     }
 
-    /// The same for `trunkline up`, where a behaviour is seen on that: TLS, which is not served under the other name.
+    /// The same for `trunkline up`, on which TLS is seen: the platform's configuration has keys of its own for it.
     pub(super) fn up_configuration(&self, behaviour: &str) -> Option<String> {
         let section = match behaviour {
             "tls_is_required" => self.tls(""),
@@ -126,6 +129,9 @@ impl Site {
             "a_client_certificate_names_a_user" => {
                 let tls = self.tls(&format!("verify_and_map: true, {}", self.ca()));
                 return Some(format!("server:\n  tls: {tls}\n  users: [{ANN_BY_CERTIFICATE}]\n"));
+            }
+            "a_secure_connection_comes_back" => {
+                return Some(format!("server:\n  tls: {}\n  users: [{ANN}]\n", self.tls("")));
             }
             _ => return None,
         };
@@ -141,6 +147,8 @@ impl Site {
         format!("ca_file: \"{}\"", self.authority.ca_file().display())
     }
 }
+
+const ANN: &str = "{user: ann, password: plain}";
 
 const ANN_BY_CERTIFICATE: &str =
     "{user: \"CN=ann\", permissions: {publish: \"open.>\", subscribe: \"open.>\"}}";

@@ -1,8 +1,9 @@
 // TLS, as far as a client sees it.
 
 import assert from "node:assert/strict";
-import { raises, report, text, bytes } from "../harness.mjs";
+import { bytes, raises, report, say } from "../harness.mjs";
 import { describe, works } from "./access.mjs";
+import { isBack, PATIENT, Story } from "./life.mjs";
 
 const { BEHAVIOUR_CA, BEHAVIOUR_STRANGE_CA, BEHAVIOUR_CERT, BEHAVIOUR_KEY, BEHAVIOUR_NOBODY_CERT, BEHAVIOUR_NOBODY_KEY } = process.env;
 const strange = { tls: { caFile: BEHAVIOUR_STRANGE_CA } };
@@ -72,5 +73,16 @@ export const behaviours = {
     const refused = (error) => /authorization/i.test(describe(error));
     await raises(refused, () => bus.connect(nobody), "a certificate that names nobody");
     await fails(bus, "no certificate", trusting());
+  },
+
+  async a_secure_connection_comes_back(bus) {
+    const connection = await bus.connect({ ...PATIENT, ...trusting(), user: "ann", pass: "plain" });
+    const story = new Story(connection);
+    const received = await bus.collect(connection, "still");
+    say("restart-server");
+    await isBack(bus, connection, story, received);
+    assert(connection.protocol.transport.isEncrypted());
+    report({ events: story.events });
+    bus.errors.length = 0;
   },
 };

@@ -117,7 +117,7 @@ export const behaviours = {
     connection.publish("still", bytes("here"));
     await received.waitFor(1);
     await bus.until(() => story.has("closed"), "the server to close the connection");
-    report({ events: story.events });
+    report({ events: story.events.sort() });
   },
 
   async shutdown_closes_the_connection(bus) {
@@ -126,7 +126,7 @@ export const behaviours = {
     await bus.collect(connection, "last");
     say("stop-server");
     await bus.until(() => story.has("closed"), "the connection to end");
-    report({ events: story.events });
+    report({ events: story.events.sort() });
   },
 
   async a_silent_client_is_cut_off(bus) {

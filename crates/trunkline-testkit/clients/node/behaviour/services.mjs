@@ -1,4 +1,4 @@
-// Requests: without an answer, with several, and to services that can be discovered.
+// What is said at connecting, and requests: without an answer, with several, and to services that can be discovered.
 
 import assert from "node:assert/strict";
 import { bytes, raises, report, text, timed, within } from "../harness.mjs";
@@ -10,6 +10,19 @@ const all = async (iterator) => {
 };
 
 export const behaviours = {
+  async what_connect_asks_for_is_honoured(bus) {
+    const silent = await bus.connect({ name: "silent", noEcho: true, verbose: true, pedantic: true });
+    const other = await bus.connect({ name: "other" });
+    const received = await bus.collect(silent, "echo");
+    silent.publish("echo", bytes("own"));
+    await silent.flush();
+    other.publish("echo", bytes("other"));
+    await received.waitFor(1);
+    await silent.flush();
+    report({ texts: received.texts });
+    assert.deepEqual(received.texts, ["other"]);
+  },
+
   async a_request_without_responders_fails_at_once(bus) {
     const connection = await bus.connect();
     for (const options of [{}, { noMux: true, reply: bus.library.createInbox() }]) {

@@ -7,7 +7,8 @@ import ssl
 import nats.errors
 
 from behaviour.access import works
-from harness import Collector, raises, report
+from behaviour.life import PATIENT, Story
+from harness import Collector, flush, raises, report, say
 
 
 def trusting(authority="BEHAVIOUR_CA", certificate=None, key=None):
@@ -94,6 +95,18 @@ async def a_client_certificate_names_a_user(bus):
     await fails(bus, "no certificate", tls=trusting())
 
 
+async def a_secure_connection_comes_back(bus):
+    story = Story()
+    connection = await bus.connect(user="ann", password="plain", tls=trusting(), **PATIENT, **story.callbacks())
+    received = await bus.collect(connection, "still")
+    say("restart-server")
+    await bus.until(lambda: "reconnected" in story.events, "the connection to come back", 20)
+    await flush(connection)
+    await connection.publish("still", b"here")
+    await received.wait_for(1)
+    report(events=story.events)
+
+
 BEHAVIOURS = [
     tls_is_required,
     tls_is_optional,
@@ -101,4 +114,5 @@ BEHAVIOURS = [
     tls_comes_first_for_who_begins_with_it,
     a_client_certificate_is_verified,
     a_client_certificate_names_a_user,
+    a_secure_connection_comes_back,
 ]

@@ -1,4 +1,4 @@
-"""Requests: without an answer, with several, and to services that can be discovered."""
+"""What is said at connecting, and requests: without an answer, with several, and to services that can be discovered."""
 
 import asyncio
 import json
@@ -7,6 +7,19 @@ import nats.errors
 from nats.micro import add_service
 
 from harness import Collector, Stopwatch, flush, raises, report, within
+
+
+async def what_connect_asks_for_is_honoured(bus):
+    silent = await bus.connect(name="silent", no_echo=True, verbose=True, pedantic=True)
+    other = await bus.connect(name="other")
+    received = await bus.collect(silent, "echo")
+    await silent.publish("echo", b"own")
+    await flush(silent)
+    await other.publish("echo", b"other")
+    await received.wait_for(1)
+    await flush(silent)
+    report(payloads=[payload.decode() for payload in received.payloads])
+    assert received.payloads == [b"other"]
 
 
 async def a_request_without_responders_fails_at_once(bus):
@@ -75,6 +88,7 @@ async def services_are_discovered(bus):
 
 
 BEHAVIOURS = [
+    what_connect_asks_for_is_honoured,
     a_request_without_responders_fails_at_once,
     a_request_has_many_replies,
     services_are_discovered,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::{ConnectErrorKind, ConnectOptions};
 use serde_json::json;
 
+use super::life::is_back;
 use super::{Stage, next, publish, subscribe, works};
 
 fn trusting(stage: &Stage, authority: &str) -> ConnectOptions {
@@ -73,4 +74,13 @@ pub(crate) async fn a_client_certificate_names_a_user(stage: &mut Stage) {
     let error = stage.connect(nobody).await.err().expect("a certificate that names nobody");
     assert_eq!(error.kind(), ConnectErrorKind::AuthorizationViolation, "{error}");
     fails(stage, "no certificate", trusting(stage, "BEHAVIOUR_CA")).await;
+}
+
+pub(crate) async fn a_secure_connection_comes_back(stage: &mut Stage) {
+    let options = trusting(stage, "BEHAVIOUR_CA").user_and_password("ann".to_owned(), "plain".to_owned());
+    let (client, story) = stage.enter(options).await;
+    let mut received = subscribe(&client, "still").await;
+    stage.cue("restart-server");
+    is_back(&client, &story, &mut received).await;
+    stage.report(json!({"events": story.texts()}));
 }

@@ -1,4 +1,4 @@
-//! Requests: without an answer, with several, and to services that can be discovered.
+//! What is said at connecting, and requests: without an answer, with several, and to services that can be discovered.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,17 @@ use async_nats::{Client, ConnectOptions, RequestErrorKind};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::{Stage, next, settle, subscribe, within};
+use super::{Stage, next, publish, settle, subscribe, within};
+
+pub(crate) async fn what_connect_asks_for_is_honoured(stage: &mut Stage) {
+    let (silent, _) = stage.enter(ConnectOptions::new().name("silent").no_echo()).await;
+    let (other, _) = stage.enter(ConnectOptions::new().name("other")).await;
+    let mut received = subscribe(&silent, "echo").await;
+    publish(&silent, "echo", "own").await;
+    settle(&silent).await;
+    publish(&other, "echo", "other").await;
+    assert_eq!(next(&mut received).await, "other");
+}
 
 pub(crate) async fn a_request_without_responders_fails_at_once(stage: &mut Stage) {
     let (client, _) = stage.enter(ConnectOptions::new()).await;
