@@ -95,7 +95,8 @@ impl Sessions {
             if fed.close.is_some() {
                 peer.is_closed = true;
                 peer.partial = Vec::new();
-                let ended = peer.session.end_all();
+                let ended = peer.session.take_all();
+                ended.iter().for_each(|subscription| subscription.end());
                 peer.session.forget_all(&ended);
             }
             self.collect(&input);
@@ -143,7 +144,8 @@ impl Sessions {
     /// All clients go.
     pub fn leave(&mut self) {
         for peer in &mut self.peers {
-            let ended = peer.session.end_all();
+            let ended = peer.session.take_all();
+            ended.iter().for_each(|subscription| subscription.end());
             peer.session.forget_all(&ended);
         }
     }

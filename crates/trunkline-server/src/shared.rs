@@ -66,7 +66,7 @@ pub(crate) enum Closed {
 }
 
 impl Closed {
-    pub(crate) const ALL: [Closed; 11] = [
+    pub(crate) const ALL: [Closed; 12] = [
         Closed::ByClient,
         Closed::Protocol,
         Closed::ClientError,
@@ -297,7 +297,7 @@ impl Shared {
     /// What a connection takes at least, whatever it does.
     fn connection_bytes(&self, kind: Kind) -> usize {
         let secure = match kind {
-            Kind::Nats => self.tls.is_some(),
+            Kind::Nats => self.tls.clients.get().is_some(),
             Kind::WebSocket => self.web.as_ref().is_some_and(|web| web.secure),
         };
         let web = usize::from(kind == Kind::WebSocket);
