@@ -78,6 +78,7 @@ static void a_secure_connection_comes_back(void) {
     collecting(nc, "still", NULL, &received);
     say("restart-server");
     is_back(nc, &story, &received);
+    report_story(&story);
 }
 
 const behaviour encryption_behaviours[] = {

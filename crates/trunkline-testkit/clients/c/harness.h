@@ -88,6 +88,7 @@ int collected(collector *collector);
 void publish(natsConnection *nc, const char *subject, const char *payload);
 // The connection has come back, and what it subscribed to as `still` before still arrives.
 void is_back(natsConnection *nc, story *story, collector *received);
+void report_story(story *story);
 // A message of the connection's own goes to the server and back.
 void works(natsConnection *nc, const char *subject);
 

@@ -107,7 +107,7 @@ impl Site {
             "lame_duck_mode_is_told" => {
                 "lame_duck_duration: \"30s\"\nlame_duck_grace_period: \"200ms\"\n".to_owned()
             }
-            "a_silent_client_is_cut_off" => "ping_interval: \"100ms\"\nping_max: 2\n".to_owned(),
+            "a_silent_client_is_cut_off" => "ping_interval: \"250ms\"\nping_max: 2\n".to_owned(),
             "a_slow_client_is_cut_off" => "max_pending: 1MB\nwrite_deadline: \"10s\"\n".to_owned(),
             "too_large_a_payload_is_refused_in_the_client" | "too_large_a_payload_ends_the_connection" => {
                 "max_payload: 1024\n".to_owned()

@@ -140,7 +140,7 @@ export const behaviours = {
   },
 
   async a_silent_server_is_left(bus) {
-    const connection = await bus.connect({ ...PATIENT, pingInterval: 100, maxPingOut: 2, timeout: 1000 });
+    const connection = await bus.connect({ ...PATIENT, pingInterval: 250, maxPingOut: 2, timeout: 1000 });
     const story = new Story(connection);
     const received = await bus.collect(connection, "still");
     say("pause-server");

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from harness import Collector, PATIENCE_SECONDS, flush, report, say, within
+from harness import Collector, flush, report, say, within
 
 
 class Story:
@@ -57,7 +57,6 @@ async def subscriptions_and_callbacks_live_through_a_restart(bus):
     await limited.wait_for(3)
     await flush(connection)
     assert limited.payloads == [b"1", b"2", b"3"], limited.payloads
-    assert (await connection.rtt() if hasattr(connection, "rtt") else 1) is not None
     report(events=story.events, plain=len(plain.messages), grouped=len(grouped.messages))
 
 
@@ -142,7 +141,7 @@ async def a_silent_client_is_cut_off(bus):
 
 async def a_silent_server_is_left(bus):
     story = Story()
-    connection = await bus.connect(**PATIENT, **story.callbacks(), ping_interval=0.1, max_outstanding_pings=2)
+    connection = await bus.connect(**PATIENT, **story.callbacks(), ping_interval=0.25, max_outstanding_pings=2)
     received = await bus.collect(connection, "still")
     say("pause-server")
     await bus.until(lambda: "disconnected" in story.events, "the client to notice")
