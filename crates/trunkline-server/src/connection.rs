@@ -103,6 +103,7 @@ impl Connection {
             }
             self.server.leave(&self.client, view, why);
             self.client.outbox.close();
+            self.client.part();
             return;
         }
         self.client.set_settled();
@@ -125,6 +126,7 @@ impl Connection {
         self.socket.say_goodbye(goodbye(why));
         self.server.leave(&self.client, view, why);
         self.client.outbox.close();
+        self.client.part();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
     }
 

@@ -132,6 +132,7 @@ impl Sessions {
         for peer in &mut self.peers {
             let ended = peer.session.end_all();
             peer.session.forget_all(&ended);
+            peer.client.part();
         }
     }
 }
