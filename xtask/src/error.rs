@@ -31,6 +31,12 @@ pub(crate) enum Error {
     #[error("{what} cannot be had here: {reason}")]
     CannotBeHad { what: &'static str, reason: String },
 
+    #[error("there is no fuzz target {target:?}: {reason}")]
+    NoTarget { target: String, reason: String },
+
+    #[error("some of what fuzzing needs is missing:\n{}", list(missing))]
+    MissingForFuzzing { missing: Vec<String> },
+
     #[error("some of what the tests need is missing:\n{}", list(missing))]
     Missing { missing: Vec<String> },
 }

@@ -7,6 +7,7 @@ mod campaign;
 mod cargo_test;
 mod environment;
 mod error;
+mod fuzz;
 mod setup;
 mod step;
 
@@ -33,6 +34,8 @@ enum Command {
     Test(TestArguments),
     /// Run the tests as a longer campaign, in release mode.
     Soak(campaign::SoakArguments),
+    /// Run the fuzz targets, with a nightly toolchain and cargo-fuzz.
+    Fuzz(fuzz::FuzzArguments),
 }
 
 #[derive(Args)]
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Setup => step::run(Step::Setup, setup::Missing::Install),
         Command::Test(arguments) => test(&arguments),
         Command::Soak(arguments) => campaign::soak(&arguments),
+        Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

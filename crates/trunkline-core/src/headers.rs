@@ -136,7 +136,7 @@ impl Headers {
         let mut headers = Self::new();
         if !status.is_empty() {
             let (code, description) = status.split_once(' ').unwrap_or((status, ""));
-            headers.append("Status", code)?;
+            headers.append("Status", code.trim_end())?;
             if !description.is_empty() {
                 headers.append("Description", description.trim())?;
             }
@@ -170,6 +170,8 @@ mod tests {
     fn status_line_becomes_headers() {
         let headers = Headers::decode(b"NATS/1.0 503\r\n\r\n").unwrap();
         assert_eq!(headers.get("Status"), Some("503"));
+        let headers = Headers::decode(b"NATS/1.0 503\t No Responders\r\n\r\n").unwrap();
+        assert_eq!(headers.get("Status"), Some("503"), "white space is no part of the code");
         let headers = Headers::decode(b"NATS/1.0 408 Request Timeout\r\nA: b\r\n\r\n").unwrap();
         assert_eq!(headers.get("Description"), Some("Request Timeout"));
     }

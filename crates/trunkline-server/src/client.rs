@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytestring::ByteString;
@@ -86,8 +86,9 @@ pub(crate) struct Client {
     secured: OnceLock<Box<Secured>>,
     /// Handshakes are over, and INFO was sent: from now on it may be sent lines of the protocol.
     settled: AtomicBool,
-    /// Where its subscriptions are; set once it is known whose client it is.
-    hub: OnceLock<Arc<Hub>>,
+    /// Where its subscriptions are; set once it is known whose client it is. Not held: the caches of a hub may remember
+    /// subscriptions, and with them this, for as long as nobody publishes, and would keep each other for ever.
+    hub: OnceLock<Weak<Hub>>,
     /// Guards the pointer alone: who the client is, as its session has last found it. `None` until it is let in.
     identity: Mutex<Option<Arc<Identity>>>,
     /// Who it has failed to prove to be.
@@ -205,8 +206,13 @@ impl Client {
 
     /// Keeps who it is. The first time says in which account its subscriptions are; no other is ever set.
     pub(crate) fn set_identity(&self, identity: Arc<Identity>) {
-        let _ = self.hub.set(identity.account.hub.clone());
+        let _ = self.hub.set(Arc::downgrade(&identity.account.hub));
         *self.identity.lock() = Some(identity);
+    }
+
+    /// The connection is over: lets go of the account, which routing caches that remember it would keep otherwise.
+    pub(crate) fn part(&self) {
+        *self.identity.lock() = None;
     }
 
     pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
@@ -312,7 +318,8 @@ impl Client {
     /// A subscription made its last delivery: it is gone at once, so that it does not count as somebody listening and
     /// its name can be used again.
     pub(crate) fn forget_ended(&self, subscription: &Subscription) {
-        if let (Some(id), Some(hub)) = (subscription.id.get(), self.hub.get()) {
+        let hub = self.hub.get().and_then(Weak::upgrade);
+        if let (Some(id), Some(hub)) = (subscription.id.get(), hub) {
             hub.router().remove(&subscription.pattern, *id);
             hub.charge_routes();
         }
@@ -523,7 +530,7 @@ mod tests {
             None,
             Arc::default(),
         ));
-        assert!(client.hub.set(hub.clone()).is_ok());
+        assert!(client.hub.set(Arc::downgrade(&hub)).is_ok());
         let pattern: Pattern = "inbox".parse().unwrap();
         let subscriptions: Vec<_> = (0..ROUNDS)
             .map(|n| {

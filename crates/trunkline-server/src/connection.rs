@@ -117,6 +117,7 @@ impl Connection {
             }
             self.server.leave(&self.client, view, why);
             self.client.outbox.close();
+            self.client.part();
             return;
         }
         self.client.set_settled();
@@ -142,6 +143,7 @@ impl Connection {
         }
         self.server.leave(&self.client, view, why);
         self.client.outbox.close();
+        self.client.part();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
     }
 

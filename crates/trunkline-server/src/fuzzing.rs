@@ -147,6 +147,7 @@ impl Sessions {
             let ended = peer.session.take_all();
             ended.iter().for_each(|subscription| subscription.end());
             peer.session.forget_all(&ended);
+            peer.client.part();
         }
     }
 }

@@ -41,10 +41,22 @@ impl NatsServer {
     /// # Panics
     /// As [`NatsServer::start`].
     pub fn start_with_config(content: &str) -> NatsServer {
+        NatsServer::launch_with_config(environment::nats_server(), content)
+    }
+
+    /// As [`NatsServer::start_with_config`], with the server of version 2.9 that Debian 12 has.
+    ///
+    /// # Panics
+    /// As [`NatsServer::start`].
+    pub fn start_2_9_with_config(content: &str) -> NatsServer {
+        NatsServer::launch_with_config(environment::nats_server_2_9(), content)
+    }
+
+    fn launch_with_config(program: PathBuf, content: &str) -> NatsServer {
         let directory = temporary_directory();
         let path = directory.path().join("nats-server.conf");
         fs::write(&path, content).expect("a temporary directory takes a file");
-        NatsServer::launch(vec!["-c".into(), path.into()], directory)
+        NatsServer::launch_program(program, vec!["-c".into(), path.into()], directory)
     }
 
     /// Starts another program that goes by the name `nats-server`, with these arguments besides the ones for addresses and

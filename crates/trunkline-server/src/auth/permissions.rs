@@ -180,6 +180,9 @@ mod tests {
             ("{allow_responses: true}", "a", false),
             ("{allow_responses: true, publish: a}", "a", true),
             ("{subscribe: b}", "a", true),
+            // What is no subject is in no pattern.
+            ("{publish: ['>']}", "a..b", false),
+            ("{publish: {deny: ['>']}}", "a..b", true),
         ];
         for (yaml, subject, expected) in cases {
             assert_eq!(permissions(yaml).may_publish(subject.as_bytes()), expected, "{subject} with {yaml}");
@@ -217,6 +220,22 @@ mod tests {
         for (yaml, pattern, queue, expected) in cases {
             let allowed = permissions(yaml).may_subscribe(&pattern.parse().unwrap(), queue);
             assert_eq!(allowed, expected, "{pattern} {queue:?} with {yaml}");
+        }
+    }
+
+    #[test]
+    fn asking_for_what_is_no_pattern() {
+        let cases = [
+            ("{}", "a.>.b", true),
+            ("{subscribe: [a]}", "a..b", false),
+            ("{subscribe: ['>']}", "a..b", false),
+            ("{subscribe: ['a.>']}", "a.>.b", true),
+            ("{subscribe: {deny: ['>']}}", "a.>.b", false),
+            ("{subscribe: {deny: ['>']}}", "a..b", true),
+        ];
+        for (yaml, subject, expected) in cases {
+            let told = permissions(yaml).may_ask_for(subject.as_bytes(), None);
+            assert_eq!(told, expected, "{subject} with {yaml}");
         }
     }
 

@@ -1,10 +1,12 @@
 //! What a session owes its client, operation by operation.
 
+use std::sync::Arc;
+
 use trunkline::Message;
 use trunkline::backend::memory::MemoryBackend;
 use trunkline::backend::{Backend as _, PublishOptions};
 
-use super::client::Raw;
+use super::client::{PATIENCE, Raw};
 use super::fixture::Fixture;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,4 +151,34 @@ async fn a_component_of_this_process_is_answered_for_by_a_status_line() {
         assert_eq!(client.flush().await, "MSG answers 1 1\r\n!\r\n");
     }
     fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_mistakes_in_a_subscription_the_one_is_told_that_nats_server_tells() {
+    let mut fixture = Fixture::with(|options| options.limits.max_subscriptions = 2).await;
+    let mut raw = fixture.client().await;
+    let (invalid, too_many) = ("-ERR 'Invalid Subject'\r\n", "-ERR 'maximum subscriptions exceeded'\r\n");
+    raw.send("SUB a 1\r\nSUB a..b 2\r\n").await;
+    assert_eq!(raw.flush().await, invalid);
+    raw.send("SUB a..b 1\r\n").await;
+    assert_eq!(raw.flush().await, "", "a name in use keeps its subscription");
+    raw.send("SUB b 2\r\nSUB a..b 3\r\nSUB b 1\r\n").await;
+    assert_eq!(raw.flush().await, too_many.repeat(2), "at the limit nothing else matters");
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_keeps_the_subjects_of_a_server_that_is_gone() {
+    let mut fixture = Fixture::start().await;
+    fixture.without_bystander();
+    let (mut raw, mut publisher) = (fixture.client().await, fixture.client().await);
+    raw.send("SUB a 1\r\nPING\r\n").await;
+    raw.expect("PONG\r\n").await;
+    // From now on the routing table's caches remember the subscription, and it its client.
+    publisher.send("PUB a 1\r\nx\r\n").await;
+    publisher.flush().await;
+    let hub = Arc::downgrade(&fixture.hub);
+    fixture.server.shutdown(PATIENCE).await;
+    drop(fixture);
+    assert_eq!(hub.strong_count(), 0);
 }

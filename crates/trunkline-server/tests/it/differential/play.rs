@@ -90,6 +90,12 @@ pub(crate) async fn play(script: &Script, address: SocketAddr) -> Seen {
         bytes.extend_from_slice(b"PING\r\n");
         players[step.client].say(&bytes, &step.writes, step.pings() + 1).await;
     }
+    let together = players.iter_mut().zip(&script.at_once).map(|(player, step)| async move {
+        let mut bytes = step.operations.concat();
+        bytes.extend_from_slice(b"PING\r\n");
+        player.say(&bytes, &step.writes, 1).await;
+    });
+    futures_util::future::join_all(together).await;
     // What is still on its way to the others comes before the PONG; and nothing is left for who comes next.
     let sids = script.steps.iter().flat_map(|step| &step.operations).filter_map(|operation| {
         let line = operation.strip_prefix(b"SUB ")?.strip_suffix(b"\r\n")?;

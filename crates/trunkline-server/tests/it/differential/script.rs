@@ -126,6 +126,8 @@ impl Step {
 pub(crate) struct Script {
     pub(crate) clients: Vec<Hello>,
     pub(crate) steps: Vec<Step>,
+    /// What is said by everybody at the same time, when the steps are over: messages alone, which say who sent them.
+    pub(crate) at_once: Vec<Step>,
 }
 
 impl fmt::Display for Script {
@@ -133,8 +135,9 @@ impl fmt::Display for Script {
         for (n, hello) in self.clients.iter().enumerate() {
             writeln!(f, "client {n}: {}", hello.connect.as_deref().unwrap_or("no CONNECT"))?;
         }
-        for (n, step) in self.steps.iter().enumerate() {
-            writeln!(f, "{n}: client {} in writes of {:?}:", step.client, step.writes)?;
+        for (n, step) in self.steps.iter().chain(&self.at_once).enumerate() {
+            let when = if n < self.steps.len() { n.to_string() } else { "at once".to_owned() };
+            writeln!(f, "{when}: client {} in writes of {:?}:", step.client, step.writes)?;
             for operation in &step.operations {
                 let shown = &operation[..operation.len().min(120)];
                 writeln!(f, "    {}", shown.escape_ascii())?;
@@ -159,6 +162,8 @@ pub(crate) struct Author<'a> {
     pedantic: Vec<bool>,
     /// Which clients asked for headers.
     headers: Vec<bool>,
+    /// Subscriptions may end by themselves.
+    limits: bool,
 }
 
 impl<'a> Author<'a> {
@@ -173,6 +178,7 @@ impl<'a> Author<'a> {
             alone: Vec::new(),
             pedantic: Vec::new(),
             headers: Vec::new(),
+            limits: true,
         }
     }
 
@@ -193,8 +199,12 @@ impl<'a> Author<'a> {
         // Conversations in which nothing is malformed go on for longer.
         let malformed = [0.0, 0.0, 0.01, 0.05][self.random.usize(..4)];
         let steps = self.random.usize(4..40);
+        // Which messages a limit lets through is a matter of chance when they come at the same time.
+        self.limits = self.chance(0.7);
         let steps = (0..steps).map(|_| self.step(count, malformed)).collect();
-        Script { clients, steps }
+        let talkers = if self.limits { 0 } else { count };
+        let at_once = (0..talkers).map(|client| self.messages(client)).collect();
+        Script { clients, steps, at_once }
     }
 
     fn chance(&mut self, probability: f64) -> bool {
@@ -241,6 +251,19 @@ impl<'a> Author<'a> {
             _ => Vec::new(),
         };
         Step { client, operations, writes }
+    }
+
+    /// Messages of one client, which are told from those of others by what they carry.
+    fn messages(&mut self, client: usize) -> Step {
+        let message = |n: usize| {
+            let mut subject = self.subject(false);
+            while subject.parse::<trunkline::Subject>().is_err() {
+                subject = self.subject(false);
+            }
+            let payload = format!("p{client}.{n}");
+            format!("PUB {subject} {}\r\n{payload}\r\n", payload.len()).into_bytes()
+        };
+        Step { client, operations: (0..30).map(message).collect(), writes: vec![200] }
     }
 
     fn operation(&mut self, client: usize, malformed: f64) -> Vec<u8> {
@@ -317,7 +340,7 @@ impl<'a> Author<'a> {
     /// Now, or after so many messages. Members of queue groups with others are never limited: how many messages each of
     /// them has had is a matter of chance.
     fn unsubscribe(&mut self, client: usize) -> Vec<u8> {
-        if self.chance(0.6) && !self.alone[client].is_empty() {
+        if self.limits && self.chance(0.6) && !self.alone[client].is_empty() {
             let alone = &self.alone[client];
             let sid = alone[self.random.usize(..alone.len())].clone();
             return format!("UNSUB {sid} {}\r\n", self.random.usize(..5)).into();

@@ -75,9 +75,27 @@ impl Item {
     }
 
     /// The message without the subscription it was for, if it is one.
-    fn content(&self) -> Option<(&[u8], &[u8], &[u8], &[u8])> {
+    fn content(&self) -> Option<[&[u8]; 4]> {
         let Self::Message { subject, reply, header, payload, .. } = self else { return None };
-        Some((subject, reply.as_deref().unwrap_or_default(), header.as_deref().unwrap_or_default(), payload))
+        Some([subject, reply.as_deref().unwrap_or_default(), header.as_deref().unwrap_or_default(), payload])
+    }
+
+    /// Leaves out which subject it is that nobody listens to.
+    pub(crate) fn forget_subject_of_nobody(&mut self) {
+        if let Self::Message { header: Some(header), .. } = self
+            && header.starts_with(NOBODY_LISTENS)
+        {
+            *header = NOBODY_LISTENS.to_vec();
+        }
+    }
+
+    /// Who sent it, if it is one of the messages that everybody sent at the same time.
+    fn sender(&self) -> Option<u8> {
+        let Self::Message { payload, .. } = self else { return None };
+        match payload[..] {
+            [b'p', sender, b'.', ..] => Some(sender),
+            _ => None,
+        }
     }
 
     /// The queue group that got it, if it is a message for a member of one.
@@ -107,11 +125,16 @@ pub(crate) fn take(bytes: &mut Vec<u8>, items: &mut Vec<Item>) {
     bytes.drain(..done);
 }
 
+/// How the answer begins that nobody listens, of the servers that name the subject and of those that do not.
+const NOBODY_LISTENS: &[u8] = b"NATS/1.0 503\r\n";
+
 /// All that can be compared of a conversation.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// What each client saw, but for what it got as a member of a queue group.
+    /// What each client saw, but for what it got as a member of a queue group and what everybody sent at the same time.
     pub(crate) clients: Vec<Vec<Item>>,
+    /// Of what everybody sent at the same time, what each client got from each sender.
+    at_once: Vec<BTreeMap<u8, Vec<Item>>>,
     /// How many times a queue group got a message, by the group and the message without its subscription.
     pub(crate) queues: BTreeMap<(String, Item), usize>,
 }
@@ -120,40 +143,39 @@ impl Seen {
     /// Which member of a queue group got a message is drawn; and in which order a message goes to several subscriptions
     /// of one client is nowhere said.
     pub(crate) fn new(transcripts: Vec<Vec<Item>>) -> Self {
-        let mut queues = BTreeMap::new();
-        let clients = transcripts.into_iter().map(|items| {
-            let mut kept: Vec<Item> = Vec::new();
-            for item in items {
-                match (item.queue().map(|queue| String::from_utf8_lossy(queue).into_owned()), item) {
-                    (Some(queue), Item::Message { subject, reply, header, payload, .. }) => {
-                        // Whether its header is shown is the member's matter.
-                        let message = Item::Message {
-                            subject,
-                            reply,
-                            header: header.and(None),
-                            payload,
-                            sid: Vec::new(),
-                        };
-                        *queues.entry((queue, message)).or_default() += 1;
+        let (mut clients, mut at_once, mut queues) = (Vec::new(), Vec::new(), BTreeMap::new());
+        for items in transcripts {
+            let (mut kept, mut from): (Vec<Item>, BTreeMap<u8, Vec<Item>>) = (Vec::new(), BTreeMap::new());
+            for mut item in items {
+                let queue = item.queue().map(|queue| String::from_utf8_lossy(queue).into_owned());
+                let sender = item.sender();
+                if let Item::Message { header, sid, .. } = &mut item {
+                    // To which of several subscriptions to the reply subject it is said that nobody listens is nowhere said.
+                    if queue.is_some()
+                        || header.as_ref().is_some_and(|header| header.starts_with(NOBODY_LISTENS))
+                    {
+                        sid.clear();
                     }
-                    (_, mut item) => {
-                        // To which of several subscriptions to the reply subject it is said that nobody listens is nowhere
-                        // said either.
-                        if let Item::Message { header: Some(header), sid, .. } = &mut item
-                            && header.starts_with(b"NATS/1.0 503\r\nNats-Subject: ")
-                        {
-                            sid.clear();
-                        }
-                        kept.push(item);
+                    // Whether a header is shown is the matter of the member that was drawn.
+                    if queue.is_some() {
+                        *header = None;
                     }
                 }
+                match (queue, sender) {
+                    (Some(queue), _) => *queues.entry((queue, item)).or_default() += 1,
+                    (None, Some(sender)) => from.entry(sender).or_default().push(item),
+                    (None, None) => kept.push(item),
+                }
             }
-            for same in kept.chunk_by_mut(|a, b| a.content().is_some() && a.content() == b.content()) {
-                same.sort_unstable();
+            for list in from.values_mut().chain([&mut kept]) {
+                for same in list.chunk_by_mut(|a, b| a.content().is_some() && a.content() == b.content()) {
+                    same.sort_unstable();
+                }
             }
-            kept
-        });
-        Self { clients: clients.collect(), queues }
+            clients.push(kept);
+            at_once.push(from);
+        }
+        Self { clients, at_once, queues }
     }
 
     /// The first thing in which two conversations differ.

@@ -7,6 +7,7 @@ use trunkline_server::Server;
 use trunkline_testkit::NatsServer;
 
 use super::super::auth::{auth, server_with};
+use super::differences::Version;
 
 /// How servers are set up, and what that makes interesting.
 pub(crate) struct World {
@@ -164,9 +165,13 @@ impl World {
         )
     }
 
-    /// Starts them. `start` takes a configuration to the server to compare with.
-    pub(crate) async fn start(&self, start: fn(&str) -> NatsServer) -> Pair {
-        let theirs = start(&format!("{}{}", self.limits(), self.theirs));
+    /// Starts them.
+    pub(crate) async fn start(&self, version: Version) -> Pair {
+        let config = format!("{}{}", self.limits(), self.theirs);
+        let theirs = match version {
+            Version::Newest => NatsServer::start_with_config(&config),
+            Version::Debian => NatsServer::start_2_9_with_config(&config),
+        };
         let ours = server_with(|options| {
             options.auth = auth(self.ours);
             // Wrong passwords are part of the conversation, from one address.
