@@ -58,14 +58,31 @@ fn describe(op: &ClientOp<'_>) -> String {
     }
 }
 
+/// Fields of CONNECT that anybody may know.
+const SHOWN: [&str; 12] = [
+    "verbose",
+    "pedantic",
+    "tls_required",
+    "user",
+    "nkey",
+    "name",
+    "lang",
+    "version",
+    "protocol",
+    "echo",
+    "headers",
+    "no_responders",
+];
+
 /// CONNECT as JSON, with what only the client may know left out.
 fn without_secrets(json: &[u8]) -> String {
     let Ok(mut object) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(json) else {
         // What is not understood may have a secret anywhere.
         return "[REDACTED]".to_owned();
     };
-    for name in ["pass", "auth_token", "sig", "jwt"] {
-        if let Some(value) = object.get_mut(name).filter(|value| !value.is_null()) {
+    // By what may be shown: who misspells the name of a secret has not given it away.
+    for (name, value) in &mut object {
+        if !SHOWN.contains(&name.as_str()) && !value.is_null() {
             *value = "[REDACTED]".into();
         }
     }
@@ -93,5 +110,11 @@ mod tests {
             describe(&ClientOp::Connect(br#"{"user":"a","pass":"s3cret","auth_token":"t0ken","sig":null}"#));
         assert_eq!(shown, r#"CONNECT {"user":"a","pass":"[REDACTED]","auth_token":"[REDACTED]","sig":null}"#);
         assert_eq!(describe(&ClientOp::Connect(b"s3cret")), "CONNECT [REDACTED]");
+        let shown =
+            describe(&ClientOp::Connect(br#"{"verbose":true,"password":"s3cret","jwt":"x","sig":"y"}"#));
+        assert_eq!(
+            shown,
+            r#"CONNECT {"verbose":true,"password":"[REDACTED]","jwt":"[REDACTED]","sig":"[REDACTED]"}"#
+        );
     }
 }

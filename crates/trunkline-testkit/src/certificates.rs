@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::servers::temporary_directory;
 
 /// What a test says of a certificate.
-pub use rcgen::{CertificateParams, DnType};
+pub use rcgen::{CertificateParams, DnType, SanType};
 
 /// A certificate authority, with the files of everything it signs. They go when it is dropped.
 pub struct Authority {

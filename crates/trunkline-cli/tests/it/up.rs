@@ -201,6 +201,60 @@ fn with_backend_nats_the_servers_themselves_are_the_bus() {
     assert!(ended.stderr.contains("127.0.0.1:1") && ended.stderr.contains("hint: "), "{}", ended.stderr);
 }
 
+/// Logs of every level, of clients on TCP and on WebSocket.
+#[test]
+fn logs_have_no_payloads_and_no_secrets_at_any_level() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.yaml");
+    let content =
+        "server: {websocket: {listen: '127.0.0.1:0'}, users: [{user: ann, password: s3cretword}]}\n";
+    std::fs::write(&config, content).unwrap();
+    let mut up = command(&[&["--log-level", "trace", "--config", text(&config), "up"], &FREE[..]].concat());
+    let ports = directory.path().join("ports.json");
+    up.args(["--ports-file", text(&ports)]);
+    let mut running = start(up, b"");
+    running.until_it_says("Ctrl-C stops it");
+    let ports: Value = serde_json::from_str(&std::fs::read_to_string(&ports).unwrap()).unwrap();
+    let script = "import socket, sys\n\
+                  def until(s, end):\n\
+                  \x20   got = b''\n\
+                  \x20   while end not in got:\n\
+                  \x20       part = s.recv(4096)\n\
+                  \x20       assert part, got\n\
+                  \x20       got += part\n\
+                  hello = b'CONNECT {\"verbose\":false,\"user\":\"ann\",\"pass\":\"s3cretword\",\"headers\":true,'\n\
+                  hello += b'\"auth_token\":\"s3crettoken\",\"jwt\":\"s3cretjwt\",\"sig\":\"s3cretsig\"}\\r\\n'\n\
+                  hello += b'SUB seen.> 1\\r\\nPUB seen.a 11\\r\\ns3cretbytes\\r\\n'\n\
+                  hello += b'HPUB seen.b 27 38\\r\\nNATS/1.0\\r\\nX: s3crethead\\r\\n\\r\\ns3cretbytes\\r\\nPING\\r\\n'\n\
+                  def port(n): return int(sys.argv[n].rsplit(':', 1)[1])\n\
+                  s = socket.create_connection(('127.0.0.1', port(1)), timeout=20)\n\
+                  s.sendall(hello)\n\
+                  until(s, b'PONG')\n\
+                  w = socket.create_connection(('127.0.0.1', port(2)), timeout=20)\n\
+                  w.sendall(b'GET / HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n'\n\
+                  b'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\nSec-WebSocket-Version: 13\\r\\n\\r\\n')\n\
+                  w.sendall(bytes([0x82, 0xfe]) + len(hello).to_bytes(2, 'big') + bytes(4) + hello)\n\
+                  until(w, b'PONG')\n\
+                  b = socket.create_connection(('127.0.0.1', port(1)), timeout=20)\n\
+                  b.sendall(b'CONNECT {\"user\":\"ann\",\"pass\":\"s3cretwrong\"}\\r\\n')\n\
+                  until(b, b'Violation')\n\
+                  b = socket.create_connection(('127.0.0.1', port(1)), timeout=20)\n\
+                  b.sendall(b'CONNECT {\"verbose\":1,\"password\":\"s3cretwrong\"}\\r\\n')\n\
+                  until(b, b'ERR')\n";
+    let mut client = std::process::Command::new(trunkline_testkit::environment::python());
+    let urls = ["nats", "websocket"].map(|list| ports[list].as_str().expect("a URL").to_owned());
+    client.args(["-c", script]).args(urls);
+    let ended = start(client, b"").end();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    running.signal(Signal::SIGTERM);
+    let log = running.end().stderr;
+    for operation in ["[SUB seen.> 1]", "[PUB seen.a 11]", "[HPUB seen.b 27 38]", "\"pass\":\"[REDACTED]\""] {
+        assert!(log.matches(operation).count() >= 2, "{operation} is not traced: {log}");
+    }
+    let leaks: Vec<_> = log.lines().filter(|line| line.contains("s3cret")).collect();
+    assert!(leaks.is_empty(), "{leaks:#?}");
+}
+
 #[test]
 fn status_tells_over_http_and_over_nats_how_the_bus_is() {
     let (_running, nats, http) = up(&[]);

@@ -138,9 +138,10 @@ impl Directory {
         };
         let twice = |name: &str| AuthError::Twice { user: name.to_owned() };
         if let (Some(certified), Some(name)) = (&mut self.certified, &user.user) {
-            let name = canonical_subject(name).unwrap_or_else(|| name.clone());
-            if certified.insert(name.as_str().into(), identity(&name)).is_some() {
-                return Err(twice(&name));
+            // Found in one form, and shown as it was given.
+            let key = canonical_subject(name).unwrap_or_else(|| name.clone());
+            if certified.insert(key.as_str().into(), identity(name)).is_some() {
+                return Err(twice(name));
             }
             if user.password.is_none() && user.nkey.is_none() {
                 return Ok(());
@@ -189,7 +190,8 @@ impl Directory {
 
     fn named(&self, name: &str) -> Result<Arc<Identity>, AuthError> {
         let user = self.users.get(name).map(|entry| &entry.identity);
-        let user = user.or_else(|| self.certified.as_ref()?.get(name));
+        let key = canonical_subject(name);
+        let user = user.or_else(|| self.certified.as_ref()?.get(key.as_deref().unwrap_or(name)));
         let user = user.or_else(|| self.nkeys.get(name).map(|(_, identity)| identity));
         user.cloned().ok_or_else(|| AuthError::NoAuthUser { user: name.to_owned() })
     }

@@ -63,7 +63,9 @@ struct Connection {
     missed_gaps: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     authorized_user: Option<String>,
-    /// The account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<Box<str>>,
+    /// The account again, for who looks for it here.
     #[serde(skip_serializing_if = "Option::is_none")]
     name_tag: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,6 +92,9 @@ struct Question {
     subscriptions: ListSubscriptions,
     /// Whether to say who the clients are.
     auth: bool,
+    /// Only those of this account, and of this user.
+    account: Option<String>,
+    user: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -206,8 +211,11 @@ impl Question {
                 truth(value).map(|on| if on { ListSubscriptions::Patterns } else { ListSubscriptions::No })
             }
         })?;
+        let auth = params.flag("auth")?;
         Ok(Self {
-            auth: params.flag("auth")?,
+            auth,
+            account: params.get("acc").map(str::to_owned),
+            user: params.get("user").map(str::to_owned),
             page: params.page()?,
             cid: params.read("cid", number, |value| value.parse().ok())?,
             sort: sort.unwrap_or(Sort::Cid),
@@ -268,6 +276,11 @@ fn rows(shared: &Shared, question: &Question) -> Vec<Row> {
     if question.state != ConnState::Open {
         rows.extend(shared.departed().into_iter().map(Row::from));
     }
+    let is =
+        |own: Option<&str>, wanted: &Option<String>| wanted.as_deref().is_none_or(|name| own == Some(name));
+    rows.retain(|row| {
+        is(row.view.account.as_deref(), &question.account) && is(row.view.user.as_deref(), &question.user)
+    });
     rows.sort_unstable_by_key(|row| row.view.id);
     rows
 }
@@ -303,6 +316,7 @@ fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Co
         missed_msgs: view.missed,
         missed_gaps: view.gaps,
         authorized_user: view.user.filter(|_| question.auth),
+        account: view.account.clone().filter(|_| question.auth),
         name_tag: view.account.filter(|_| question.auth && row.ended.is_none()),
         name: view.name,
         lang: view.lang,

@@ -3,6 +3,8 @@
 //! Everything here but the admin API reads what the server counts anyway, when somebody asks, and changes nothing: no session
 //! ever waits for it.
 
+mod accountz;
+mod alone;
 mod api;
 mod connz;
 mod durations;
@@ -35,7 +37,7 @@ pub(crate) use api::{Api, Members, Token};
 pub(crate) use serve::{Bounds, serve};
 
 /// What there is to ask for: path, and what it answers.
-const ENDPOINTS: [(&str, &str); 8] = [
+const ENDPOINTS: [(&str, &str); 11] = [
     ("/", "this list"),
     ("/healthz", "whether the server is alive"),
     ("/readyz", "whether it can do what the configuration promises"),
@@ -44,6 +46,9 @@ const ENDPOINTS: [(&str, &str); 8] = [
     ("/connz", "its connections"),
     ("/subsz", "its subscriptions"),
     ("/accountz", "its accounts"),
+    ("/routez", "its routes, of which there are none"),
+    ("/gatewayz", "its gateways, of which there are none"),
+    ("/leafz", "its leaf nodes, of which there are none"),
 ];
 
 /// What the handlers know.
@@ -94,7 +99,10 @@ pub(crate) fn router(monitor: Arc<Monitor>, api: Arc<Api>) -> Router {
         .route("/connz", get(connz::connz))
         .route("/subsz", get(subsz::subsz))
         .route("/subscriptionsz", get(subsz::subsz))
-        .route("/accountz", get(varz::accountz))
+        .route("/accountz", get(accountz::accountz))
+        .route("/routez", get(alone::routez))
+        .route("/gatewayz", get(alone::gatewayz))
+        .route("/leafz", get(alone::leafz))
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .with_state(monitor.clone())

@@ -13,6 +13,7 @@ use trunkline::backend::memory::Target;
 
 use super::params::{Page, ParamError, Params};
 use super::{Monitor, aside, json};
+use crate::auth::Account;
 use crate::client::{Client, Subscription};
 use crate::shared::Shared;
 
@@ -40,6 +41,10 @@ struct Subsz<'a> {
 /// A subscription of a client.
 #[derive(Serialize)]
 pub(super) struct Detail {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<Box<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_tag: Option<Box<str>>,
     subject: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     qgroup: Option<String>,
@@ -58,7 +63,10 @@ impl Detail {
     pub(super) fn of(subscription: &Subscription) -> Self {
         let max = subscription.max();
         let delivered = subscription.delivered();
+        let account = subscription.client.identity().map(|identity| identity.account.name.clone());
         Self {
+            account_tag: account.clone(),
+            account,
             subject: subscription.pattern.as_str().to_owned(),
             qgroup: subscription.queue.as_ref().map(|queue| queue.to_string()),
             sid: String::from_utf8_lossy(&subscription.sid).into_owned(),
@@ -79,24 +87,72 @@ pub(super) fn subscriptions_of(client: &Client) -> Vec<Arc<Subscription>> {
 
 pub(super) async fn subsz(State(monitor): State<Arc<Monitor>>, params: Params) -> Response {
     match read(&params) {
-        Ok((page, list, test)) => aside(move || answer(&monitor, page, list, test)).await,
+        Ok(question) => aside(move || answer(&monitor, question)).await,
         Err(error) => error.into_response(),
     }
 }
 
-fn read(params: &Params) -> Result<(Page, bool, Option<Subject>), ParamError> {
-    let allowed = || "a subject without wildcards".to_owned();
-    let test = params.read("test", allowed, |subject| Subject::new(subject).ok())?;
-    Ok((params.page()?, params.flag("subs")?, test))
+/// Which subscriptions are asked for.
+struct Question {
+    page: Page,
+    /// Whether to list them.
+    list: bool,
+    /// Only those that a message on this subject would reach.
+    test: Option<Subject>,
+    /// Only those of this account.
+    account: Option<String>,
 }
 
-fn answer(monitor: &Monitor, page: Page, list: bool, test: Option<Subject>) -> Response {
+impl Question {
+    fn asks_for(&self, account: &str) -> bool {
+        self.account.as_deref().is_none_or(|wanted| wanted == account)
+    }
+}
+
+fn read(params: &Params) -> Result<Question, ParamError> {
+    let allowed = || "a subject without wildcards".to_owned();
+    let test = params.read("test", allowed, |subject| Subject::new(subject).ok())?;
+    let account = params.get("acc").map(str::to_owned);
+    Ok(Question { page: params.page()?, list: params.flag("subs")?, test, account })
+}
+
+/// What the routing tables of several accounts count together.
+#[derive(Default)]
+pub(super) struct Tables {
+    pub(super) cached: u64,
+    pub(super) inserts: u64,
+    pub(super) removes: u64,
+    pub(super) matches: u64,
+    pub(super) shared_hits: u64,
+    pub(super) fanout_max: u64,
+    pub(super) fanout_total: u64,
+}
+
+impl Tables {
+    pub(super) fn of(accounts: &[Arc<Account>]) -> Self {
+        let mut all = Self::default();
+        for account in accounts {
+            let stats = account.hub.router().stats();
+            all.cached += stats.cached;
+            all.inserts += stats.inserts;
+            all.removes += stats.removes;
+            all.matches += stats.matches;
+            all.shared_hits += stats.shared_hits;
+            all.fanout_max = all.fanout_max.max(stats.fanout_max);
+            all.fanout_total += stats.fanout_total;
+        }
+        all
+    }
+}
+
+fn answer(monitor: &Monitor, question: Question) -> Response {
     let shared = &monitor.shared;
-    let stats = shared.hub.router().stats();
+    let Question { page, list, .. } = question;
+    let stats = Tables::of(&shared.auth.accounts());
     let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-    let (total, subscriptions_list) = match test {
-        Some(subject) => Some(matching(shared, &subject, page)),
-        None => list.then(|| listed(shared, page)),
+    let (total, subscriptions_list) = match &question.test {
+        Some(subject) => Some(matching(shared, subject, &question)),
+        None => list.then(|| listed(shared, &question)),
     }
     .unzip();
     json(&Subsz {
@@ -118,8 +174,15 @@ fn answer(monitor: &Monitor, page: Page, list: bool, test: Option<Subject>) -> R
 }
 
 /// A part of all subscriptions, client by client.
-fn listed(shared: &Shared, page: Page) -> (usize, Vec<Detail>) {
+fn listed(shared: &Shared, question: &Question) -> (usize, Vec<Detail>) {
+    let page = question.page;
     let mut clients = shared.clients();
+    if question.account.is_some() {
+        let is_asked_for = |client: &Arc<Client>| {
+            client.identity().is_some_and(|identity| question.asks_for(&identity.account.name))
+        };
+        clients.retain(is_asked_for);
+    }
     clients.sort_unstable_by_key(|client| client.id);
     let (mut total, mut skip, mut details) = (0, page.offset, Vec::new());
     for client in &clients {
@@ -137,7 +200,8 @@ fn listed(shared: &Shared, page: Page) -> (usize, Vec<Detail>) {
 }
 
 /// The subscriptions that a message on `subject` would reach, of queue groups every member.
-fn matching(shared: &Shared, subject: &Subject, page: Page) -> (usize, Vec<Detail>) {
+fn matching(shared: &Shared, subject: &Subject, question: &Question) -> (usize, Vec<Detail>) {
+    let page = question.page;
     if shared.bridge.is_some() {
         let mut found = Vec::new();
         for client in shared.clients() {
@@ -146,10 +210,13 @@ fn matching(shared: &Shared, subject: &Subject, page: Page) -> (usize, Vec<Detai
         let details = found.iter().skip(page.offset).take(page.limit).map(|s| Detail::of(s)).collect();
         return (found.len(), details);
     }
-    let set = shared.hub.router().matches(subject.as_bytes());
-    let members = set.queues.iter().flat_map(|queue| &queue.members);
-    let found: Vec<&Subscription> =
-        set.subscribers.iter().chain(members).filter_map(subscription_of).collect();
+    let accounts = shared.auth.accounts();
+    let asked_for = accounts.iter().filter(|account| question.asks_for(&account.name));
+    let sets: Vec<_> = asked_for.map(|account| account.hub.router().matches(subject.as_bytes())).collect();
+    let targets = sets
+        .iter()
+        .flat_map(|set| set.subscribers.iter().chain(set.queues.iter().flat_map(|queue| &queue.members)));
+    let found: Vec<&Subscription> = targets.filter_map(subscription_of).collect();
     let details = found.iter().skip(page.offset).take(page.limit).map(|s| Detail::of(s)).collect();
     (found.len(), details)
 }

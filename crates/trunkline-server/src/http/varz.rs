@@ -17,6 +17,9 @@ use crate::websocket::WebListener;
 
 /// The protocol number of INFO.
 const PROTOCOL: u64 = 1;
+/// What stands for the longest handshake where there is none.
+const TLS_TIMEOUT_SECONDS: f64 = 2.0;
+
 #[derive(Serialize)]
 struct Varz<'a> {
     server_id: &'a str,
@@ -31,8 +34,9 @@ struct Varz<'a> {
     tls_required: bool,
     tls_verify: bool,
     /// Seconds.
+    tls_timeout: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tls_timeout: Option<f64>,
+    tls_cert_not_after: Option<Timestamp>,
     allow_non_tls: bool,
     max_connections: usize,
     max_subscriptions: usize,
@@ -157,7 +161,7 @@ pub(super) async fn varz(State(monitor): State<Arc<Monitor>>) -> Response {
 fn answer(monitor: &Monitor, workers: usize) -> Response {
     let shared = &monitor.shared;
     let (limits, tls) = (shared.limits(), shared.tls.clients.get());
-    let tls = tls.as_ref().map(|tls| &tls.options);
+    let options = tls.as_ref().map(|tls| &tls.options);
     let is_secure = shared.tls.http.get().is_some();
     let (totals, usage) = (shared.totals(), Usage::now());
     let (slow, stale) = (shared.closed(Closed::SlowConsumer), shared.closed(Closed::Stale));
@@ -170,10 +174,11 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         port: shared.address.port(),
         auth_required: shared.auth.timeout().is_some(),
         auth_timeout: shared.auth.configured_timeout().as_secs_f64(),
-        tls_required: tls.is_some_and(|tls| !tls.allow_non_tls),
-        tls_verify: tls.is_some_and(|tls| tls.verifies()),
-        tls_timeout: tls.map(|tls| tls.timeout.as_secs_f64()),
-        allow_non_tls: tls.is_some_and(|tls| tls.allow_non_tls),
+        tls_required: options.is_some_and(|tls| !tls.allow_non_tls),
+        tls_verify: options.is_some_and(|tls| tls.verifies()),
+        tls_timeout: options.map_or(TLS_TIMEOUT_SECONDS, |tls| tls.timeout.as_secs_f64()),
+        tls_cert_not_after: tls.as_ref().and_then(|tls| tls.not_after),
+        allow_non_tls: options.is_some_and(|tls| tls.allow_non_tls),
         max_connections: limits.max_connections,
         max_subscriptions: limits.max_subscriptions,
         ping_interval: limits.ping_interval.as_nanos() as u64,
@@ -232,17 +237,4 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         slow_consumer_stats: ByKind::clients(slow),
         stale_connection_stats: ByKind::clients(stale),
     })
-}
-
-#[derive(Serialize)]
-struct Accountz<'a> {
-    server_id: &'a str,
-    now: Timestamp,
-    accounts: Vec<Box<str>>,
-}
-
-pub(super) async fn accountz(State(monitor): State<Arc<Monitor>>) -> Response {
-    let accounts = monitor.shared.auth.accounts();
-    let accounts = accounts.iter().map(|account| account.name.clone()).collect();
-    json(&Accountz { server_id: &monitor.shared.id, now: Timestamp::now(), accounts })
 }

@@ -118,6 +118,12 @@ fn validity(from: i64, until: i64, now: i64) -> Validity {
     }
 }
 
+/// Until when a certificate is good.
+pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<jiff::Timestamp> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    jiff::Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
+}
+
 /// Tells the log of a certificate whose time is over, has not come, or is nearly over.
 pub(super) fn warn_of_time(certificate: &CertificateDer<'_>, path: &Path, place: usize) {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return };

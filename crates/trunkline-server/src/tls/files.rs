@@ -13,8 +13,8 @@ use super::{CA, CERT, KEY, TlsError, TlsFileError, TlsOptions, VERIFY, certifica
 
 const CERTIFICATES: &str = "at least one certificate";
 
-/// Reads everything and puts it together. Warns of certificates that clients will not accept for their time.
-pub(super) fn load(options: &TlsOptions) -> Result<Arc<ServerConfig>, TlsError> {
+/// Reads everything and puts it together; also until when the certificate is good. Warns of certificates that clients will not accept for their time.
+pub(super) fn load(options: &TlsOptions) -> Result<(Arc<ServerConfig>, Option<jiff::Timestamp>), TlsError> {
     let chain = certificates(&options.cert_file, CERT)?;
     let key = PrivateKeyDer::from_pem_file(&options.key_file)
         .map_err(|error| unusable(&options.key_file, KEY, "a private key", error))?;
@@ -49,8 +49,9 @@ pub(super) fn load(options: &TlsOptions) -> Result<Arc<ServerConfig>, TlsError> 
     for (n, certificate) in chain.iter().enumerate() {
         certificate::warn_of_time(certificate, &options.cert_file, n);
     }
+    let not_after = chain.first().and_then(certificate::not_after);
     let config = builder.with_single_cert(chain, key).map_err(together)?;
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), not_after))
 }
 
 fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {

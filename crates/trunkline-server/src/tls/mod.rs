@@ -201,13 +201,15 @@ impl TlsOptions {
 pub(crate) struct Tls {
     pub(crate) options: TlsOptions,
     pub(crate) config: Arc<ServerConfig>,
+    /// Until when the server's certificate is good.
+    pub(crate) not_after: Option<jiff::Timestamp>,
 }
 
 impl Tls {
     /// Reads the files. May block.
     pub(crate) fn new(options: TlsOptions) -> Result<Arc<Self>, TlsError> {
-        let config = files::load(&options)?;
-        Ok(Arc::new(Self { options, config }))
+        let (config, not_after) = files::load(&options)?;
+        Ok(Arc::new(Self { options, config, not_after }))
     }
 }
 

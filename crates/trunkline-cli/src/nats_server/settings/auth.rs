@@ -154,7 +154,7 @@ fn user(node: &Node, mistakes: &mut Mistakes) -> Option<User> {
             "pass" | "password" => user.password = mistakes.text(inner).map(Secret::new),
             "nkey" => user.nkey = mistakes.text(inner),
             "permission" | "permissions" | "authorization" => user.permissions = permissions(inner, mistakes),
-            "allowed_connection_types" | "connection_types" | "clients" => standard_only(inner, mistakes),
+            "allowed_connection_types" | "connection_types" | "clients" => connection_types(inner, mistakes),
             _ => mistakes.unknown(inner),
         }
     }
@@ -170,17 +170,17 @@ fn user(node: &Node, mistakes: &mut Mistakes) -> Option<User> {
     None
 }
 
-/// There are only plain clients here: a user who may be nothing else, or anything, is served as asked.
-fn standard_only(entry: &Entry, mistakes: &mut Mistakes) {
-    let Some(list) = mistakes.list(entry) else { return };
-    let is_standard =
-        |node: &Node| matches!(&node.value, Value::Text(text) if text.eq_ignore_ascii_case("standard"));
-    if !list.is_empty() && !list.iter().any(is_standard) {
-        not_supported(
-            entry,
-            "there are only connections of type STANDARD, and this user may have none",
-            mistakes,
-        );
+/// A user may come by every listener that there is, so a list that leaves out one of them is refused: STANDARD always, and
+/// WEBSOCKET where there is that listener, which is known in the end.
+fn connection_types(entry: &Entry, mistakes: &mut Mistakes) {
+    let Some(list) = mistakes.texts(entry).filter(|list| !list.is_empty()) else { return };
+    let has = |kind: &str| list.iter().any(|known| known.eq_ignore_ascii_case(kind));
+    if !has("STANDARD") {
+        let reason = "users may come by every listener, and this one not by a connection of type STANDARD";
+        return not_supported(entry, reason, mistakes);
+    }
+    if !has("WEBSOCKET") {
+        mistakes.without_websocket(entry);
     }
 }
 

@@ -186,7 +186,7 @@ impl Settings {
         let map = conf::parse(name, text, surroundings)?;
         let (mut settings, mut mistakes) = (Self::default(), Mistakes::default());
         top::read(&map, &mut settings, &mut mistakes);
-        match mistakes.finish() {
+        match mistakes.finish(settings.websocket.is_some()) {
             mistakes if mistakes.is_empty() => Ok(settings),
             mistakes => Err(SettingsError::Mistakes(mistakes)),
         }

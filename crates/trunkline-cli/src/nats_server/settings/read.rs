@@ -10,17 +10,33 @@ const MISTAKES_MAX: usize = 64;
 
 /// What is wrong so far.
 #[derive(Debug, Default)]
-pub(super) struct Mistakes(Vec<Mistake>);
+pub(super) struct Mistakes {
+    noted: Vec<Mistake>,
+    /// What is wrong if there is a listener for WebSocket.
+    with_websocket: Vec<Mistake>,
+}
 
 impl Mistakes {
     pub(super) fn note(&mut self, place: &Place, text: impl Into<String>) {
-        if self.0.len() < MISTAKES_MAX {
-            self.0.push(Mistake { place: place.clone(), text: text.into() });
+        if self.noted.len() < MISTAKES_MAX {
+            self.noted.push(Mistake { place: place.clone(), text: text.into() });
         }
     }
 
-    pub(super) fn finish(self) -> Vec<Mistake> {
-        self.0
+    /// Notes a key that asks for something which a listener for WebSocket would make impossible.
+    pub(super) fn without_websocket(&mut self, entry: &Entry) {
+        if self.with_websocket.len() < MISTAKES_MAX {
+            let reason = "users may come by every listener, and this one not by a WEBSOCKET";
+            let text = format!("{:?} is not supported by this server: {reason}", entry.key);
+            self.with_websocket.push(Mistake { place: entry.place.clone(), text });
+        }
+    }
+
+    pub(super) fn finish(mut self, has_websocket: bool) -> Vec<Mistake> {
+        if has_websocket {
+            self.noted.append(&mut self.with_websocket);
+        }
+        self.noted
     }
 
     /// A key that nobody knows; one that a variable refers to may have any name.

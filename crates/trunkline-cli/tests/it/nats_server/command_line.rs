@@ -117,6 +117,9 @@ fn files_that_nats_server_takes_are_taken() {
         "debug: true\ntrace: off\nlogtime: yes\nlog_file: \"x.log\"\npid_file: \"x.pid\"\nports_file_dir: \"/tmp\"\n",
         "server_name: bus\nserver_tags: [\"a\", \"b\"]\nleafnodes { listen: 127.0.0.1:7422 }\nno_sys_acc: true\n",
         "websocket {}\n",
+        "authorization { users: [{user: a, password: b, allowed_connection_types: [STANDARD]}] }\n",
+        "websocket { port: 8080, no_tls: true }\n\
+         authorization { users: [{user: a, password: b, allowed_connection_types: [STANDARD, WEBSOCKET]}] }\n",
         "websocket { no_tls: true }\n",
         "websocket { listen: \"127.0.0.1:8080\", no_tls: true, compression: true, same_origin: true, \
          allowed_origins: [\"http://a.b\"], handshake_timeout: \"2s\" }\n",

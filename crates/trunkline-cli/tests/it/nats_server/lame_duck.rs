@@ -123,6 +123,46 @@ const { connect } = require("@nats-io/transport-node");
 }
 
 #[test]
+fn clients_over_websocket_are_told_and_closed_and_find_nobody_there() {
+    let place = Place::new();
+    place.write(
+        "server.conf",
+        "lame_duck_duration: \"4s\"\nlame_duck_grace_period: \"1s\"\n\
+         websocket { listen: \"127.0.0.1:-1\", no_tls: true }\n",
+    );
+    let arguments = ["-c", "server.conf", "-p", "-1", "-P", "server.pid"];
+    let mut server = start(place.command(&place.ours(), &arguments), b"");
+    let url = address_in(&server.until_it_says("Listening for websocket clients on ws://127.0.0.1:"));
+    server.until_it_says("Server is ready");
+    place.write(
+        "client.cjs",
+        r#"
+const { wsconnect } = require("@nats-io/nats-core");
+const { createConnection } = require("node:net");
+(async () => {
+  const nc = await wsconnect({ servers: process.argv[2], reconnect: false });
+  (async () => {
+    for await (const status of nc.status()) {
+      if (status.type !== "ldm") continue;
+      // Whoever is told to go elsewhere must not come back here.
+      const socket = createConnection(new URL(process.argv[2]).port, "127.0.0.1");
+      socket.on("connect", () => console.log("let in again"));
+      socket.on("error", () => console.log("told"));
+    }
+  })();
+  await nc.flush();
+  console.error("ready");
+  await nc.closed();
+  console.log("closed");
+})();
+"#,
+    );
+    let mut command = place.command(Path::new("node"), &["--experimental-websocket", "client.cjs", &url]);
+    command.env("NODE_PATH", environment::node_path().join("node_modules"));
+    check(command, &place, server);
+}
+
+#[test]
 fn up_has_the_same_mode() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let config = directory.path().join("config.yaml");

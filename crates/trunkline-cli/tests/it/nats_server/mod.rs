@@ -1,6 +1,7 @@
 //! The binary under the name `nats-server`, beside the real one: the same command lines, files and signals, and what both
 //! make of them.
 
+mod certificates;
 mod clients;
 mod command_line;
 mod lame_duck;

@@ -150,6 +150,15 @@ fn mistakes_are_told_in_the_words_of_nats_server() {
         ("websocket { port: 1, no_tls: true, jwt_cookie: a }", "jwt_cookie"),
         ("websocket { port: 1, no_tls: true, authorization { token: a } }", "authorization"),
         ("tls { cert_file: server.pem, key_file: key.pem, pinned_certs: [a] }", "pinned_certs"),
+        (
+            "websocket { port: 1, no_tls: true }\n\
+             authorization { users: [{user: a, password: b, allowed_connection_types: [STANDARD]}] }",
+            "allowed_connection_types",
+        ),
+        (
+            "authorization { users: [{user: a, password: b, allowed_connection_types: [WEBSOCKET]}] }",
+            "allowed_connection_types",
+        ),
     ] {
         place.write("t.conf", content);
         let ended = start(place.command(&place.ours(), &["-t", "-c", "t.conf"]), b"").end();
