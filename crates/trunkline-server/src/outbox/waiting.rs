@@ -7,6 +7,8 @@ use smallvec::SmallVec;
 
 /// A chunk that has so many bytes takes no more; a single message may make one longer.
 const CHUNK_BYTES: usize = 64 << 10;
+/// Where messages are appended one by one, a chunk that has so many takes no more: the next one might double what it takes.
+const FULL_BYTES: usize = CHUNK_BYTES / 4 * 3;
 /// Chunks offered to the socket at a time.
 const OFFERED_CHUNKS: usize = 4;
 /// A buffer of this size or less is kept when everything was sent.
@@ -34,14 +36,14 @@ impl Waiting {
 
     /// Appends what `encode` appends to the buffer it is given.
     pub(super) fn put(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
-        let last = match self.chunks.back() {
-            Some(last) if last.len() < CHUNK_BYTES => self.chunks.len() - 1,
-            _ => {
-                self.chunks.push_back(Vec::new());
-                self.chunks.len() - 1
-            }
-        };
-        let last = &mut self.chunks[last];
+        if self.chunks.back().is_none_or(|last| last.len() >= FULL_BYTES) {
+            self.chunks.push_back(Vec::new());
+        }
+        self.put_last(encode);
+    }
+
+    fn put_last(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+        let Some(last) = self.chunks.back_mut() else { return };
         let (len, allocated) = (last.len(), last.capacity());
         encode(last);
         self.len += last.len() - len;
@@ -65,7 +67,7 @@ impl Waiting {
                     }
                     room => bytes.split_at(room.min(bytes.len())),
                 };
-                self.put(|chunk| chunk.extend_from_slice(added));
+                self.put_last(|chunk| chunk.extend_from_slice(added));
                 left -= added.len();
                 bytes = rest;
             }

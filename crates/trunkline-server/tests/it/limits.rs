@@ -98,6 +98,32 @@ async fn a_reader_that_is_stuck_for_the_write_deadline_is_cut_off() {
     drop(deaf);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_does_not_read_pauses_those_who_flood_it_and_nobody_else() {
+    let mut fixture = Fixture::with(|options| {
+        options.limits.max_pending = 1 << 30;
+        options.limits.write_deadline = Duration::from_secs(60);
+    })
+    .await;
+    let deaf = deaf_client(fixture.nats()).await;
+    let mut publisher = fixture.client().await;
+    let message = format!("PUB flood 1024\r\n{}\r\n", "x".repeat(1024)).repeat(1024);
+    for _ in 0..16 {
+        publisher.send(&message).await;
+    }
+    assert_eq!(publisher.flush().await, "");
+    let paused = fixture.varz().await["stalled_clients"].clone();
+    assert!(paused.as_u64().is_some_and(|paused| paused > 0), "{paused}");
+    let mut polite = fixture.client().await;
+    for _ in 0..50 {
+        polite.send("PUB flood 1\r\nx\r\n").await;
+        assert_eq!(polite.flush().await, "");
+    }
+    assert_eq!(fixture.varz().await["stalled_clients"], paused, "a little to it costs nobody a pause");
+    fixture.bystander_is_fine().await;
+    drop(deaf);
+}
+
 /// How many connections this process can have both ends of, up to `wanted`.
 fn connections_possible(wanted: usize) -> usize {
     const OTHERS: u64 = 400;
