@@ -23,12 +23,15 @@ pub(crate) enum Step {
     Clippy,
     /// Build the documentation; warnings are errors.
     Doc,
+    /// Run the library built without backend redis.
+    WithoutRedis,
     /// Run all tests, documentation examples included.
     Test,
 }
 
 impl Step {
-    pub(crate) const ALL: [Step; 5] = [Step::Setup, Step::Fmt, Step::Clippy, Step::Doc, Step::Test];
+    pub(crate) const ALL: [Step; 6] =
+        [Step::Setup, Step::Fmt, Step::Clippy, Step::Doc, Step::WithoutRedis, Step::Test];
 
     fn headline(self) -> &'static str {
         match self {
@@ -36,6 +39,7 @@ impl Step {
             Step::Fmt => "fmt: the format of the code",
             Step::Clippy => "clippy: lints of every target",
             Step::Doc => "doc: the documentation",
+            Step::WithoutRedis => "without-redis: the library built without backend redis",
             Step::Test => "test: all tests",
         }
     }
@@ -63,6 +67,10 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
         Step::Doc => {
             run_command(cargo_doc().args(["--package", "trunkline-cli"]))?;
             run_command(cargo_doc().args(["--workspace", "--exclude", "trunkline-cli"]))?;
+        }
+        // By itself: in a build of the whole workspace the library has all its features.
+        Step::WithoutRedis => {
+            run_command(Command::new(cargo()).args(["run", "--package", "trunkline-without-redis"]))?;
         }
         // Prints its own time, since its closing line has to be the last.
         Step::Test => {
