@@ -211,10 +211,11 @@ async fn consume_at_random(harness: &Harness, seed: u64, rates: FaultRates) {
         history: History::new(),
         members: AtomicU32::new(0),
         publishers: AtomicU32::new(2),
+        ack_wait: harness.lease(ACK_WAIT),
     });
     ensure(&*first, &chaos.stream, harness.pattern(&format!("{root}.*"))).await;
     // The consumer is there before anything is published, so that it has to get all of it.
-    soon("leave", join(&*first, &chaos.stream, consumer("c", ACK_WAIT)).await.leave())
+    soon("leave", join(&*first, &chaos.stream, consumer("c", chaos.ack_wait)).await.leave())
         .await
         .expect("a live member");
     let mut tasks = JoinSet::new();
@@ -230,7 +231,7 @@ async fn consume_at_random(harness: &Harness, seed: u64, rates: FaultRates) {
     }
     all(tasks).await;
     let expected = Expectations {
-        ack_wait: Some(ACK_WAIT),
+        ack_wait: Some(chaos.ack_wait),
         repeats_deliveries: harness.repeats_deliveries(),
         ..Expectations::default()
     };
@@ -245,6 +246,7 @@ struct Chaos {
     members: AtomicU32,
     /// How many still publish.
     publishers: AtomicU32,
+    ack_wait: Duration,
 }
 
 impl Chaos {
@@ -267,7 +269,7 @@ impl Chaos {
     async fn consume(&self, backend: &dyn Backend, mut rng: Rng) {
         while !self.is_done(backend).await {
             let member = self.members.fetch_add(1, Ordering::Relaxed);
-            let joined = join(backend, &self.stream, consumer("c", ACK_WAIT)).await;
+            let joined = join(backend, &self.stream, consumer("c", self.ack_wait)).await;
             for _ in 0..rng.u32(1..20) {
                 let deliveries = self.fetch(&*joined, member, &mut rng).await;
                 for delivery in &deliveries {
@@ -339,7 +341,7 @@ impl Chaos {
             }
             // A slow handler, around the length of its lease, that acknowledges when it is done.
             18 => {
-                tokio::time::sleep(ACK_WAIT * rng.u32(5..15) / 10).await;
+                tokio::time::sleep(self.ack_wait * rng.u32(5..15) / 10).await;
                 self.settle(joined, member, delivery, Settle::Ack).await;
             }
             // A handler that never ends.

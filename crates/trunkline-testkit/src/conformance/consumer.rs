@@ -9,6 +9,7 @@ use super::Harness;
 use super::probe::{
     ACK_WAIT, LONG_ACK_WAIT, PATIENCE, ack, consumer, delivered_numbers, ensure, ensure_config, fetch,
     fetch_all, fetch_nothing, fetch_one, join, number, publish_numbers, settle, soon, stored_at, streams,
+    tells,
 };
 
 /// Makes the stream `work` over `work.*`, and gives its name.
@@ -57,25 +58,29 @@ pub async fn consumer_starts_where_it_was_told(harness: &Harness) {
 pub async fn acked_message_never_comes_again(harness: &Harness) {
     let (stream, backend) = (work(harness).await, harness.backend().await);
     publish_numbers(&*backend, &harness.subject("work.x"), 0..5).await;
-    let member = join(&*backend, &stream, consumer("c", ACK_WAIT)).await;
+    let member = join(&*backend, &stream, consumer("c", harness.lease(ACK_WAIT))).await;
     for delivery in fetch_all(&*member, 5).await {
         ack(&*member, &delivery).await;
     }
-    fetch_nothing(&*member, 2 * ACK_WAIT, "acknowledged").await;
+    fetch_nothing(&*member, 2 * harness.lease(ACK_WAIT), "acknowledged").await;
 }
 
 /// An unsettled delivery comes again once its lease is over, not before, with the next attempt.
 pub async fn unsettled_message_comes_again_after_ack_wait(harness: &Harness) {
     let (stream, backend) = (work(harness).await, harness.backend().await);
     publish_numbers(&*backend, &harness.subject("work.x"), 7..8).await;
-    let member = join(&*backend, &stream, consumer("c", ACK_WAIT)).await;
+    let member = join(&*backend, &stream, consumer("c", harness.lease(ACK_WAIT))).await;
     for attempt in 1..=4 {
         let asked = Instant::now();
         let delivery = fetch_one(&*member).await;
         assert_eq!((number(&delivery.message), delivery.attempt), (7, attempt));
         if attempt > 1 {
             // The lease began at some moment of the fetch before, which had to wait for the one before that.
-            assert!(asked.elapsed() >= ACK_WAIT / 2, "redelivered after {:?}", asked.elapsed());
+            assert!(
+                asked.elapsed() >= harness.lease(ACK_WAIT) / 2,
+                "redelivered after {:?}",
+                asked.elapsed()
+            );
             assert!(asked.elapsed() < PATIENCE / 2, "redelivered after {:?}", asked.elapsed());
         }
     }
@@ -132,20 +137,20 @@ pub async fn failing_message_blocks_no_other(harness: &Harness) {
 pub async fn terminated_message_never_comes_again(harness: &Harness) {
     let (stream, backend) = (work(harness).await, harness.backend().await);
     publish_numbers(&*backend, &harness.subject("work.x"), 0..2).await;
-    let member = join(&*backend, &stream, consumer("c", ACK_WAIT)).await;
+    let member = join(&*backend, &stream, consumer("c", harness.lease(ACK_WAIT))).await;
     let deliveries = fetch_all(&*member, 2).await;
     assert_eq!(settle(&*member, &deliveries[0], Settle::Term).await, Settled::Done);
     assert_eq!(settle(&*member, &deliveries[1], Settle::Nak(Duration::ZERO)).await, Settled::Done);
     let again = fetch_one(&*member).await;
     assert_eq!(number(&again.message), 1);
     assert_eq!(settle(&*member, &again, Settle::Term).await, Settled::Done);
-    fetch_nothing(&*member, 2 * ACK_WAIT, "terminated").await;
+    fetch_nothing(&*member, 2 * harness.lease(ACK_WAIT), "terminated").await;
 }
 
 /// As long as the handler says that it is at work, nobody else gets the message.
 pub async fn progress_keeps_the_lease(harness: &Harness) {
     let (stream, backend) = (work(harness).await, harness.backend().await);
-    let ack_wait = 2 * ACK_WAIT;
+    let ack_wait = 2 * harness.lease(ACK_WAIT);
     publish_numbers(&*backend, &harness.subject("work.x"), 7..8).await;
     let member = join(&*backend, &stream, consumer("c", ack_wait)).await;
     let delivery = fetch_one(&*member).await;
@@ -162,8 +167,8 @@ pub async fn progress_keeps_the_lease(harness: &Harness) {
 pub async fn late_ack_of_a_lost_lease_is_refused(harness: &Harness) {
     let (stream, one, two) = (work(harness).await, harness.backend().await, harness.backend().await);
     publish_numbers(&*one, &harness.subject("work.x"), 7..8).await;
-    let early = join(&*one, &stream, consumer("c", ACK_WAIT)).await;
-    let late = join(&*two, &stream, consumer("c", ACK_WAIT)).await;
+    let early = join(&*one, &stream, consumer("c", harness.lease(ACK_WAIT))).await;
+    let late = join(&*two, &stream, consumer("c", harness.lease(ACK_WAIT))).await;
     let first = fetch_one(&*early).await;
     let second = fetch_one(&*late).await;
     assert_eq!((first.attempt, second.attempt), (1, 2));
@@ -175,7 +180,7 @@ pub async fn late_ack_of_a_lost_lease_is_refused(harness: &Harness) {
         Settled::Done => {}
         Settled::LeaseLost => ack(&*late, &fetch_one(&*late).await).await,
     }
-    fetch_nothing(&*early, 2 * ACK_WAIT, "acknowledged").await;
+    fetch_nothing(&*early, 2 * harness.lease(ACK_WAIT), "acknowledged").await;
 }
 
 /// The same for many in one batch: none of them counts, and the messages stay with whoever has them now.
@@ -183,8 +188,8 @@ pub async fn late_acks_of_many_lost_leases_are_refused(harness: &Harness) {
     const MANY: usize = 40;
     let (stream, one, two) = (work(harness).await, harness.backend().await, harness.backend().await);
     publish_numbers(&*one, &harness.subject("work.x"), 0..MANY as u64).await;
-    let early = join(&*one, &stream, consumer("c", ACK_WAIT)).await;
-    let late = join(&*two, &stream, consumer("c", ACK_WAIT)).await;
+    let early = join(&*one, &stream, consumer("c", harness.lease(ACK_WAIT))).await;
+    let late = join(&*two, &stream, consumer("c", harness.lease(ACK_WAIT))).await;
     let acks = |deliveries: Vec<Delivery>| {
         deliveries.into_iter().map(|delivery| (delivery.token, Settle::Ack)).collect::<Vec<_>>()
     };
@@ -198,7 +203,7 @@ pub async fn late_acks_of_many_lost_leases_are_refused(harness: &Harness) {
         let again = settled.iter().filter(|settled| **settled == Settled::LeaseLost).count();
         left = acks(fetch_all(&*late, again).await);
     }
-    fetch_nothing(&*early, 2 * ACK_WAIT, "acknowledged").await;
+    fetch_nothing(&*early, 2 * harness.lease(ACK_WAIT), "acknowledged").await;
     publish_numbers(&*one, &harness.subject("work.x"), 100..101).await;
     assert_eq!(number(&fetch_one(&*early).await.message), 100, "the stream goes on");
 }
@@ -269,7 +274,7 @@ pub async fn fetch_waits_for_a_message(harness: &Harness) {
 /// A fetch that is dropped takes no message with it for longer than a lease.
 pub async fn cancelled_fetch_loses_nothing(harness: &Harness) {
     let (stream, backend) = (work(harness).await, harness.backend().await);
-    let member = join(&*backend, &stream, consumer("c", ACK_WAIT)).await;
+    let member = join(&*backend, &stream, consumer("c", harness.lease(ACK_WAIT))).await;
     let mut seen = std::collections::BTreeSet::new();
     for n in 0..20 {
         {
@@ -301,10 +306,14 @@ pub async fn consumer_takes_only_what_its_filter_matches(harness: &Harness) {
     let deliveries = fetch_all(&*member, 5).await;
     assert_eq!(delivered_numbers(&deliveries), (5..10).collect::<Vec<_>>());
     fetch_nothing(&*member, Duration::from_millis(50), "the rest does not match").await;
-    let info =
-        soon("info", streams(&*backend).consumer_info(&stream, "c")).await.expect("the stream is there");
-    let info = info.expect("the consumer is there");
-    assert_eq!((info.lag, info.pending), (0, 5));
+    let stand = || {
+        let info = streams(&*backend).consumer_info(&stream, "c");
+        async move {
+            let info = soon("info", info).await.expect("the stream is there").expect("the consumer is there");
+            (info.lag, info.pending)
+        }
+    };
+    tells(harness, (0, 5), stand).await;
 }
 
 /// Limits win over unread messages, and the consumer is told how many it will never see.
@@ -317,19 +326,22 @@ pub async fn consumer_counts_what_limits_took_from_it(harness: &Harness) {
     let member = join(&*backend, &stream, consumer("c", LONG_ACK_WAIT)).await;
     publish_numbers(&*backend, &subject, 0..100).await;
     let (mut missed, mut numbers) = (0, Vec::new());
-    while numbers.len() < 10 {
+    while numbers.last() != Some(&99) {
         let fetched = soon("fetch", member.fetch(10, PATIENCE)).await.expect("fetching on a live connection");
         missed += fetched.missed;
         numbers.extend(delivered_numbers(&fetched.deliveries));
     }
-    assert_eq!(numbers, (90..100).collect::<Vec<_>>());
+    // A server that has not heard of the last messages yet has not removed what they take the place of.
+    let first = numbers[0];
+    assert!(first == 90 || harness.has_copies() && first < 90, "{numbers:?}");
+    assert_eq!(numbers, (first..100).collect::<Vec<_>>());
     let info =
         soon("info", streams(&*backend).consumer_info(&stream, "c")).await.expect("the stream is there");
     let counted = info.expect("the consumer is there").missed;
     match harness.column() {
         // Redis numbers by time: that something is missing is known, not how much.
         super::Column::Redis => assert!(missed > 0 && counted > 0, "nothing says that messages are missing"),
-        _ => assert_eq!((missed, counted), (90, 90)),
+        _ => assert_eq!((missed, counted), (first, first)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use trunkline::backend::{Backend, BackendKind, Capabilities, Fut, NoResponders};
 use trunkline::{Pattern, Subject};
@@ -74,6 +75,7 @@ pub struct Harness {
     connect: Box<Connect>,
     faults: Option<Box<dyn Faults>>,
     repeats_deliveries: bool,
+    lease_factor: u32,
     root: String,
 }
 
@@ -90,6 +92,7 @@ impl Harness {
             connect: Box::new(move || Box::pin(connect())),
             faults: None,
             repeats_deliveries: false,
+            lease_factor: 1,
             root: format!("c{}-{:08x}-{n}", std::process::id(), fastrand::u32(..)),
         }
     }
@@ -107,6 +110,24 @@ impl Harness {
     pub fn that_repeats_deliveries(mut self) -> Self {
         self.repeats_deliveries = true;
         self
+    }
+
+    /// For several servers with a copy of each stream, which have to agree before a delivery or an acknowledgement counts:
+    /// leases last so many times as long, so that what is done well within one is not done too late.
+    #[must_use]
+    pub fn that_has_copies(mut self, times: u32) -> Self {
+        self.lease_factor = times;
+        self
+    }
+
+    /// Whether several servers have a copy of each stream. What was confirmed one or the other of them hears of a moment later.
+    pub fn has_copies(&self) -> bool {
+        self.lease_factor > 1
+    }
+
+    /// How long a lease lasts that `usual` is enough for on a single server.
+    pub fn lease(&self, usual: Duration) -> Duration {
+        usual * self.lease_factor
     }
 
     /// Whether the server is known to give deliveries out again under their old number.

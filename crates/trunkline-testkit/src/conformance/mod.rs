@@ -33,7 +33,7 @@ use bus::{calls, contexts, ordered, outbox, replies, survival, work};
 pub use harness::{Column, Faults, Harness};
 
 /// Longest time one property may take; it only ends a test that hangs.
-const PROPERTY_TIME_MAX: Duration = Duration::from_secs(60);
+const PROPERTY_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// How often a property is tried on a server that is known to repeat deliveries: it counts and orders them wrongly once in a
 /// while, which is not the bus's doing. What is broken by the bus, or lacking, is so each time.

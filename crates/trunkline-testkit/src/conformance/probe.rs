@@ -10,8 +10,10 @@ use trunkline::backend::{
 };
 use trunkline::{Message, Pattern, StreamOffset, Subject, Token};
 
+use super::Harness;
+
 /// Longest time anything that must happen may take. Generous: it only ends a test that has failed.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The lease of consumers under test: long against scheduling noise, short against the patience of people.
 pub const ACK_WAIT: Duration = Duration::from_millis(200);
@@ -27,6 +29,23 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what}: did not happen within {PATIENCE:?}"),
+    }
+}
+
+/// Asserts what a server tells of itself: at once, and soon where several have copies and the one that is asked may hear a
+/// moment later of what was confirmed.
+pub async fn tells<T, F>(harness: &Harness, expected: T, look: impl Fn() -> F)
+where
+    T: PartialEq + std::fmt::Debug,
+    F: Future<Output = T>,
+{
+    let give_up = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let told = look().await;
+        if told == expected || !harness.has_copies() || tokio::time::Instant::now() >= give_up {
+            return assert_eq!(told, expected);
+        }
+        tokio::task::yield_now().await;
     }
 }
 

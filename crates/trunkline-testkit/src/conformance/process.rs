@@ -170,5 +170,5 @@ pub fn nats_cluster(cluster: &Arc<Mutex<NatsCluster>>) -> Harness {
             backend
         }
     });
-    harness.with_faults(ProcessFaults { server: cluster.clone() })
+    harness.that_has_copies(4).with_faults(ProcessFaults { server: cluster.clone() })
 }

@@ -1,5 +1,5 @@
-//! The `nats` backend keeps the guarantees about faults of the column with JetStream on a cluster of three servers with three
-//! copies of every stream. They take seconds to become one, so the properties share them.
+//! The `nats` backend keeps every guarantee of the column with JetStream on a cluster of three servers with three copies of
+//! every stream. They take seconds to become one, so the properties share them.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,6 +10,12 @@ use trunkline_testkit::conformance::{Need, check_all};
 /// Whether the property hurts the servers, and so needs them for itself.
 fn hurts(need: Need) -> bool {
     matches!(need, Need::Server | Need::Durable)
+}
+
+#[test]
+fn cluster_keeps_every_guarantee() {
+    let cluster = Arc::new(Mutex::new(NatsCluster::start()));
+    check_all(4, |need| !hurts(need), || async { nats_cluster(&cluster) });
 }
 
 #[test]

@@ -20,7 +20,7 @@ const ACK_WAIT: Duration = Duration::from_millis(300);
 
 fn ordered(harness: &Harness) -> BusOptions {
     let retry = RetryPolicy { max_deliver: 20, backoff: vec![Duration::from_millis(40)] };
-    BusOptions { retry, ack_wait: ACK_WAIT, ..options(harness) }
+    BusOptions { retry, ack_wait: harness.lease(ACK_WAIT), ..options(harness) }
 }
 
 /// Watches the handlers of one consumer: which message of a key runs, and in which order they began.
@@ -256,6 +256,7 @@ pub async fn order_holds_when_the_lease_lapses_and_comes_back(harness: &Harness)
     faulty.calm();
     let bus = Bus::with_backend(faulty.clone(), ordered(harness));
     let (keys, started, gate) = (Keys::default(), Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let later = 4 * harness.lease(ACK_WAIT);
     let _consumer = {
         let (keys, started, gate) = (keys.clone(), started.clone(), gate.clone());
         let consumer =
@@ -269,7 +270,7 @@ pub async fn order_holds_when_the_lease_lapses_and_comes_back(harness: &Harness)
                 if delivered.subject().tokens().last() == Some("b") {
                     return match (number(delivered.received().message()), delivered.attempt()) {
                         // Out for longer than the lease of any delivery.
-                        (0, 1) => Err(HandlerError::retry_after(4 * ACK_WAIT, "later")),
+                        (0, 1) => Err(HandlerError::retry_after(later, "later")),
                         _ => Ok(()),
                     };
                 }

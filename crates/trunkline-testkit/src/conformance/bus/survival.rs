@@ -33,7 +33,7 @@ const RATES: FaultRates = FaultRates {
 fn patient(harness: &Harness) -> BusOptions {
     // So many tries that bad luck alone kills no message.
     let retry = RetryPolicy { max_deliver: 100, backoff: vec![Duration::from_millis(5)] };
-    BusOptions { retry, ack_wait: Duration::from_millis(300), ..options(harness) }
+    BusOptions { retry, ack_wait: harness.lease(Duration::from_millis(300)), ..options(harness) }
 }
 
 /// Two buses that share a consumer, on failing connections.

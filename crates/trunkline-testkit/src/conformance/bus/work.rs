@@ -10,7 +10,7 @@ use trunkline::{Bus, BusOptions, Delivered, HandlerError, Message};
 use super::jobs::{Job, Run, dead_letters, dead_stream, die_with, info, settled, start, work};
 use super::{bus_over, options};
 use crate::conformance::Harness;
-use crate::conformance::probe::{PATIENCE, number, numbered, publish, publish_numbers, soon};
+use crate::conformance::probe::{ACK_WAIT, PATIENCE, number, numbered, publish, publish_numbers, soon};
 use crate::faulty::{FaultRates, FaultyBackend};
 
 /// A consumer that tries three times with short delays.
@@ -168,13 +168,13 @@ pub async fn failing_and_stuck_messages_hold_up_no_other(harness: &Harness) {
 
 /// A handler that takes several times `ack_wait` keeps its lease by itself: nobody else gets the message.
 pub async fn long_handler_keeps_its_lease(harness: &Harness) {
-    let ack_wait = Duration::from_millis(200);
+    let ack_wait = harness.lease(ACK_WAIT);
     let (stream, backend) = (work(harness).await, harness.backend().await);
     let slow = BusOptions { ack_wait, ..options(harness) };
     let (one, two) = (bus_with(harness, slow.clone()).await, bus_with(harness, slow).await);
-    let long = async |_: Delivered| {
+    let long = move |_: Delivered| async move {
         // The handler's work, in which the test takes no part.
-        tokio::time::sleep(Duration::from_millis(900)).await;
+        tokio::time::sleep(4 * ack_wait + ack_wait / 2).await;
         Ok(())
     };
     let mut jobs = [start(&one, Job::new(&stream), long).await, start(&two, Job::new(&stream), long).await];
@@ -234,7 +234,7 @@ pub async fn lost_lease_cancels_the_handler(harness: &Harness) {
     let (stream, backend) = (work(harness).await, harness.backend().await);
     let rates = FaultRates { settle: 1.0, fetch: 1.0, ..FaultRates::default() };
     let faulty = Arc::new(FaultyBackend::new(harness.backend().await, rates, 1));
-    let options = BusOptions { ack_wait: Duration::from_millis(200), ..options(harness) };
+    let options = BusOptions { ack_wait: harness.lease(ACK_WAIT), ..options(harness) };
     // Joined and fetched while all is well; then nothing goes through any more.
     faulty.calm();
     let one = Bus::with_backend(faulty.clone(), options.clone());
@@ -274,7 +274,7 @@ pub async fn lost_lease_cancels_the_handler(harness: &Harness) {
 /// What a bus that died held is handled by the others.
 pub async fn dead_bus_leaves_its_work_to_the_others(harness: &Harness) {
     let (stream, backend) = (work(harness).await, harness.backend().await);
-    let options = BusOptions { ack_wait: Duration::from_millis(200), ..options(harness) };
+    let options = BusOptions { ack_wait: harness.lease(ACK_WAIT), ..options(harness) };
     let two = bus_with(harness, options.clone()).await;
     let (connection, job) = (harness.backend().await, Job::new(&stream).concurrency(4));
     let mut dying = die_with(async move {

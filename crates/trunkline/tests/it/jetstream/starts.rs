@@ -8,14 +8,14 @@ use trunkline_testkit::NatsServer;
 use super::{connect, ensure, message, publish, server, soon};
 
 /// A configuration with this start.
-fn config(server: &NatsServer, start: &str) -> Result<Config, ConfigError> {
+fn config(server: &NatsServer, start: &str) -> Result<Config, Box<ConfigError>> {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("config.yaml");
     let text =
         format!("messaging: {{backend: nats, nats_url: '{}', initial_stream_id: '{start}'}}\n", server.url());
     std::fs::write(&file, text).expect("it takes a file");
     let none: [(&str, &str); 0] = [];
-    Loader::new().file(&file).env(none).load().map(|loaded| loaded.config)
+    Loader::new().file(&file).env(none).load().map(|loaded| loaded.config).map_err(Box::new)
 }
 
 async fn bus(server: &NatsServer, start: &str) -> Bus {

@@ -113,11 +113,11 @@ async fn bus_goes_on_while_the_cluster_elects_its_leader() {
             let began = Instant::now();
             let fresh = || StreamConfig::new("fresh", vec!["fresh.>".parse().expect("a pattern")]);
             let outcomes = [
-                soon("the list", streams(&*backend).list()).await.map(drop),
-                soon("how a consumer stands", streams(&*backend).consumer_info(STREAM, "plain"))
+                soon("the list", streams(&backend).list()).await.map(drop),
+                soon("how a consumer stands", streams(&backend).consumer_info(STREAM, "plain"))
                     .await
                     .map(drop),
-                soon("a stream", streams(&*backend).ensure(fresh())).await.map(drop),
+                soon("a stream", streams(&backend).ensure(fresh())).await.map(drop),
             ];
             for outcome in outcomes {
                 match outcome {
@@ -157,12 +157,12 @@ async fn bus_goes_on_while_the_cluster_elects_its_leader() {
     assert!(put_off > 0, "nobody was there to ask");
 
     // Everything is answered again, with the killed server still away.
-    let listed = again("the list", async || streams(&*backend).list().await).await;
+    let listed = again("the list", async || streams(&backend).list().await).await;
     assert!(listed.iter().any(|info| info.config.name == STREAM), "{listed:?}");
     assert!(info(&backend, "plain").await.lag > 0);
     let mut later = StreamConfig::new("later", vec!["later.>".parse().expect("a pattern")]);
     later.replicas = 1;
-    again("a stream", async || streams(&*backend).ensure(later.clone()).await).await;
+    again("a stream", async || streams(&backend).ensure(later.clone()).await).await;
     soon("a stored publish to a new subject", async {
         while !matches!(publish(&backend, "work.afterwards").await, Ok(Receipt::Stored { .. })) {}
     })

@@ -12,7 +12,8 @@ use trunkline::{Message, Subject};
 use trunkline_testkit::NatsCluster;
 
 use super::{
-    ON_SERVERS, PATIENCE, STREAM, connect, consumer, ensure, options, soon, streams, unless_leaderless,
+    ON_SERVERS, PATIENCE, STREAM, connect, consumer, ensure, options, options_of, soon, streams,
+    unless_leaderless,
 };
 
 /// Nothing comes again by itself while the test runs.
@@ -90,7 +91,11 @@ async fn nothing_overtakes_what_was_called_back_when_the_server_changes_too() {
     tokio::time::timeout(PATIENCE, giving).await.expect("the consumer gives what is there");
     drop(dead);
 
-    let member = join(&backend).await;
+    // Its connection does not end with the server that leads the consumer, and while nobody leads it nothing is fetched: so no
+    // request fails, and nothing tells the member that another server answers.
+    let leader = here(|| cluster.consumer_leader(ON_SERVERS, "keyed"));
+    let elsewhere = connect(options_of(&cluster, (leader + 1) % 3)).await;
+    let member = join(&elsewhere).await;
     let mut newest = 1;
     let mut killed = None;
     let taking_over = async {
@@ -106,6 +111,7 @@ async fn nothing_overtakes_what_was_called_back_when_the_server_changes_too() {
                 publish(&backend, NEW).await;
                 let leader = here(|| cluster.consumer_leader(ON_SERVERS, "keyed"));
                 here(|| cluster.kill(leader));
+                assert_ne!(here(|| cluster.consumer_leader(ON_SERVERS, "keyed")), leader);
                 killed = Some(leader);
             }
         }
