@@ -416,6 +416,8 @@ impl Shared {
 
     /// Closes clients, whichever, until there are as many as there may be. Returns how many.
     fn close_excess(&self, mut clients: Vec<Arc<Client>>) -> usize {
+        // Those that are on their way out are nobody's surplus.
+        clients.retain(|client| client.outbox.ending() == Ending::No);
         let excess = clients.len().saturating_sub(self.limits().max_connections);
         fastrand::shuffle(&mut clients);
         for client in &clients[..excess] {

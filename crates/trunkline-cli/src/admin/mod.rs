@@ -174,9 +174,10 @@ fn place_of(url: NatsUrl) -> Place {
 
 fn http_of(config: Option<&Config>) -> Result<Url, Failure> {
     let listen: Option<SocketAddr> = config.and_then(|config| config.server.http);
+    let scheme = if config.is_some_and(|config| config.server.tls.http) { "https" } else { "http" };
     let address = listen.ok_or(AdminError::NoHttp)?;
     let address = client::reachable(address).ok_or(ClientError::NoPort)?;
-    Ok(Url::parse(&format!("http://{address}"))
+    Ok(Url::parse(&format!("{scheme}://{address}"))
         .map_err(|error| ClientError::Address { reason: error.to_string() })?)
 }
 

@@ -161,7 +161,8 @@ fn target(global: &GlobalArgs, args: &StatusArgs) -> Result<Target, Failure> {
 /// Where the configured server answers HTTP, unless that is off.
 fn http_of(config: &Config) -> Option<Url> {
     let address = crate::client::reachable(config.server.http?)?;
-    Url::parse(&format!("http://{address}")).ok()
+    let scheme = if config.server.tls.http { "https" } else { "http" };
+    Url::parse(&format!("{scheme}://{address}")).ok()
 }
 
 async fn over_http(url: &Url, limit: Duration) -> Result<Report, StatusError> {

@@ -109,6 +109,10 @@ pub(crate) async fn run(loaded: Loaded, args: UpArgs, source: AuthSource) -> Res
 /// Lets commands of this user find the admin API without being told. Where that cannot be, they are given `--token`.
 fn write_token(running: &Running) -> Option<RuntimeFile> {
     let (nats, http, token) = (running.nats_addr()?, running.http_addr()?, running.admin_token()?);
+    if running.http_url().is_some_and(|url| url.starts_with("https:")) {
+        tracing::info!("commands of this binary do not reach the admin API over TLS (server.tls.http)");
+        return None;
+    }
     match RuntimeFile::write(nats, http, token) {
         Ok(file) => Some(file),
         Err(error) => {

@@ -7,6 +7,8 @@ use trunkline_testkit::Authority;
 use trunkline_testkit::clients::{ClientLibrary, ScenarioRun};
 use trunkline_testkit::servers::TrunklineServer;
 
+use crate::command::start;
+
 const SCENARIO: &str = "request_gets_its_own_reply";
 
 #[test]
@@ -16,7 +18,7 @@ fn up_serves_tls_and_websocket_as_configured() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.yaml");
     let content = format!(
-        "server:\n  tls: {{cert_file: {}, key_file: {}}}\n  websocket: {{listen: '127.0.0.1:0'}}\n",
+        "server:\n  tls: {{cert_file: {}, key_file: {}, http: true}}\n  websocket: {{listen: '127.0.0.1:0'}}\n",
         certificate.cert_file.display(),
         certificate.key_file.display()
     );
@@ -35,6 +37,15 @@ fn up_serves_tls_and_websocket_as_configured() {
     assert!(websocket.starts_with("wss://127.0.0.1:"), "{ports}");
     ScenarioRun::start_with(ClientLibrary::WebSocket, SCENARIO, websocket, &[("NODE_EXTRA_CA_CERTS", ca)])
         .finish();
+
+    let http = ports["http"].as_str().expect("a URL");
+    assert!(http.starts_with("https://127.0.0.1:"), "{ports}");
+    let script = "import ssl, sys, urllib.request\n\
+                  context = ssl.create_default_context(cafile=sys.argv[2])\n\
+                  print(urllib.request.urlopen(sys.argv[1], timeout=20, context=context).read().decode())";
+    let mut https = std::process::Command::new(trunkline_testkit::environment::python());
+    https.args(["-c", script, &format!("{http}/healthz"), ca]);
+    assert_eq!(start(https, b"").end().lines(), [r#"{"status":"ok"}"#]);
 
     let key = std::fs::read_to_string(&certificate.key_file).unwrap();
     let secret = key.lines().nth(1).expect("a line of the key");

@@ -60,13 +60,18 @@ pub(super) fn is_zero(n: &u64) -> bool {
 }
 
 impl Detail {
+    /// Also the account, which a list of one connection leaves out.
+    fn with_account(subscription: &Subscription) -> Self {
+        let account = subscription.client.identity().map(|identity| identity.account.name.clone());
+        Self { account_tag: account.clone(), account, ..Self::of(subscription) }
+    }
+
     pub(super) fn of(subscription: &Subscription) -> Self {
         let max = subscription.max();
         let delivered = subscription.delivered();
-        let account = subscription.client.identity().map(|identity| identity.account.name.clone());
         Self {
-            account_tag: account.clone(),
-            account,
+            account: None,
+            account_tag: None,
             subject: subscription.pattern.as_str().to_owned(),
             qgroup: subscription.queue.as_ref().map(|queue| queue.to_string()),
             sid: String::from_utf8_lossy(&subscription.sid).into_owned(),
@@ -193,7 +198,8 @@ fn listed(shared: &Shared, question: &Question) -> (usize, Vec<Detail>) {
             continue;
         }
         let room = page.limit - details.len();
-        details.extend(subscriptions_of(client).iter().skip(skip).take(room).map(|s| Detail::of(s)));
+        details
+            .extend(subscriptions_of(client).iter().skip(skip).take(room).map(|s| Detail::with_account(s)));
         skip = 0;
     }
     (total, details)
@@ -207,7 +213,8 @@ fn matching(shared: &Shared, subject: &Subject, question: &Question) -> (usize, 
         for client in shared.clients() {
             found.extend(subscriptions_of(&client).into_iter().filter(|s| s.pattern.matches(subject)));
         }
-        let details = found.iter().skip(page.offset).take(page.limit).map(|s| Detail::of(s)).collect();
+        let details =
+            found.iter().skip(page.offset).take(page.limit).map(|s| Detail::with_account(s)).collect();
         return (found.len(), details);
     }
     let accounts = shared.auth.accounts();
@@ -217,7 +224,7 @@ fn matching(shared: &Shared, subject: &Subject, question: &Question) -> (usize, 
         .iter()
         .flat_map(|set| set.subscribers.iter().chain(set.queues.iter().flat_map(|queue| &queue.members)));
     let found: Vec<&Subscription> = targets.filter_map(subscription_of).collect();
-    let details = found.iter().skip(page.offset).take(page.limit).map(|s| Detail::of(s)).collect();
+    let details = found.iter().skip(page.offset).take(page.limit).map(|s| Detail::with_account(s)).collect();
     (found.len(), details)
 }
 

@@ -5,6 +5,7 @@ mod certificates;
 mod clients;
 mod command_line;
 mod lame_duck;
+mod monitoring;
 mod reload;
 mod running;
 mod tls;

@@ -150,7 +150,6 @@ fn clients_that_are_there_go_by_the_new_limits() {
     fits.send("SUB a 1\r\nPUB a 4\r\nhell\r\n");
     assert_eq!(fits.line().as_deref(), Some("MSG a 1 4"));
 
-    // The two that were closed have left once others are let in.
     let mut others: Vec<Client> = (0..2).map(|_| Client::connect(&server.address)).collect();
     for client in &mut others {
         client.send("CONNECT {\"verbose\":false}\r\nPING\r\n");

@@ -1,0 +1,233 @@
+//! Monitoring beside nats-server's own, with everything on: TLS, WebSocket, accounts, permissions. What it has and is known
+//! here has the same name, the same kind of value, and in lists the same number of entries.
+
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::{Map, Value};
+use trunkline_testkit::{Authority, environment};
+
+use crate::command::{start, text};
+
+use super::running::wait_for;
+use super::{Place, theirs};
+
+/// Fields for which there is nothing here: how the server was built, its system account, JetStream's disk, what accounts
+/// import.
+const NOT_HERE: [&str; 9] = [
+    "/varz/git_commit",
+    "/varz/go",
+    "/varz/config_digest",
+    "/varz/feature_flags",
+    "/varz/system_account",
+    "/varz/disk_io_wait_stats",
+    "/accountz/system_account",
+    "/accountz/accounts",
+    "/accountz/account_detail/imports",
+];
+
+/// What is asked for. Paths whose answers count the system's own subscriptions there are asked for by account.
+const PATHS: [&str; 43] = [
+    "/varz",
+    "/connz",
+    "/connz?auth=1",
+    "/connz?subs=1",
+    "/connz?subs=detail&auth=1",
+    "/connz?state=closed&auth=1",
+    "/connz?state=any",
+    "/connz?state=all",
+    "/connz?sort=bytes_to&limit=1",
+    "/connz?sort=stop&state=closed",
+    "/connz?sort=reason&state=closed",
+    "/connz?offset=1&limit=1",
+    "/connz?offset=5",
+    "/connz?acc=A&auth=1",
+    "/connz?user=ann&auth=1",
+    "/connz?user=ann",
+    "/connz?limit=-1",
+    "/connz?cid=99999",
+    "/subsz",
+    "/subsz?subs=1&test=a.b",
+    "/subsz?subs=1&limit=1&offset=1",
+    "/accountz",
+    "/accountz?acc=A",
+    "/healthz",
+    "/healthz?js-enabled-only=true",
+    "/healthz?js-server-only=true",
+    "/routez",
+    "/gatewayz",
+    "/leafz",
+    "/accountz?acc=nobody",
+    "/connz?limit=x",
+    "/connz?offset=x",
+    "/connz?sort=x",
+    "/connz?sort=stop",
+    "/connz?state=x",
+    "/connz?subs=x",
+    "/connz?cid=x",
+    "/connz?auth=x",
+    "/subsz?limit=x",
+    "/subsz?subs=x",
+    "/subsz?test=a..b",
+    "/subsz?test=a.*",
+    "/nonsense",
+];
+
+const CONFIG: &str = "
+https: \"127.0.0.1:-1\"
+websocket { listen: \"127.0.0.1:-1\", no_tls: true, same_origin: true, handshake_timeout: \"3s\" }
+accounts {
+  A { users: [ {user: ann, password: pw, permissions: {publish: \"a.>\", subscribe: \"a.>\"}} ] }
+  B { users: [ {user: bob, password: pw} ] }
+}
+no_auth_user: bob
+max_connections: 100
+";
+
+/// A client over TLS, one over WebSocket, and one that is not let in; then the answers to all paths, as JSON.
+const SCRIPT: &str = r#"
+import json, socket, ssl, sys, urllib.request, urllib.error
+nats, http, web, ca = sys.argv[1:5]
+context = ssl.create_default_context(cafile=ca)
+def port(url):
+    return int(url.rsplit(":", 1)[1])
+def until(s, end):
+    got = b""
+    while end not in got:
+        part = s.recv(4096)
+        if not part:
+            break
+        got += part
+    return got
+def tls():
+    s = socket.create_connection(("127.0.0.1", port(nats)), timeout=20)
+    info = b""
+    while not info.endswith(b"\r\n"):
+        info += s.recv(1)
+    return context.wrap_socket(s, server_hostname="localhost")
+def ask(path):
+    try:
+        with urllib.request.urlopen(http + path, timeout=20, context=context) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+ann = tls()
+ann.sendall(b'CONNECT {"verbose":false,"user":"ann","pass":"pw","name":"n","lang":"l","version":"1","headers":true}\r\n')
+ann.sendall(b"SUB a.b q 1\r\nSUB a.* 2\r\nUNSUB 2 7\r\nPUB a.b 2\r\nhi\r\nPING\r\n")
+assert b"PONG" in until(ann, b"PONG")
+ann.sendall(b"PING\r\n")
+assert b"PONG" in until(ann, b"PONG")
+browser = socket.create_connection(("127.0.0.1", port(web)), timeout=20)
+browser.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n")
+until(browser, b"INFO")
+hello = b'CONNECT {"verbose":false,"name":"browser"}\r\nSUB x.y 9\r\nPING\r\n'
+browser.sendall(bytes([0x82, 0x80 | len(hello)]) + bytes(4) + hello)
+assert b"PONG" in until(browser, b"PONG")
+bad = tls()
+bad.sendall(b'CONNECT {"verbose":false,"user":"ann","pass":"no"}\r\nPING\r\n')
+assert b"Authorization Violation" in until(bad, b"Violation")
+bad.close()
+# Both have counted it once it is among the closed ones.
+while not json.loads(ask("/connz?state=closed")[1])["connections"]:
+    pass
+print(json.dumps({path: ask(path) for path in sys.argv[5:]}))
+"#;
+
+/// The answers of one server: status and text.
+fn answers(place: &Place, program: &std::path::Path, name: &str) -> Map<String, Value> {
+    let arguments = ["-c", "server.conf", "-a", "127.0.0.1", "-p", "-1", "-P", name, "--ports_file_dir", "."];
+    let mut running = start(place.command(program, &arguments), b"");
+    running.until_it_says("Server is ready");
+    let ports: Value = wait_for(|| {
+        let pid = std::fs::read_to_string(place.path().join(name)).ok()?;
+        let ports = std::fs::read_to_string(place.path().join(format!("nats-server_{pid}.ports"))).ok()?;
+        serde_json::from_str(&ports).ok()
+    });
+    let urls =
+        ["nats", "monitoring", "websocket"].map(|list| ports[list][0].as_str().expect("a URL").to_owned());
+    let mut client = Command::new(environment::python());
+    client.args(["-c", SCRIPT]).args(urls).arg("ca.pem").args(PATHS).current_dir(place.path());
+    let ended = start(client, b"").end();
+    assert_eq!(ended.code(), 0, "{name}: {}", ended.stderr);
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.end().code(), 0, "{name}");
+    serde_json::from_str(&ended.lines().join("\n")).expect("JSON")
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// One entry with the fields of all: entries leave out what they do not have.
+fn united(entries: &[Value]) -> Value {
+    Value::Object(entries.iter().filter_map(Value::as_object).flat_map(Map::clone).collect())
+}
+
+fn compare(path: &str, theirs: &Value, ours: &Value, differences: &mut Vec<String>) {
+    if NOT_HERE.contains(&path) {
+        return;
+    }
+    if kind(theirs) != kind(ours) {
+        return differences.push(format!("{path}: {theirs} there, {ours} here"));
+    }
+    match (theirs, ours) {
+        (Value::Object(theirs), Value::Object(ours)) => {
+            for (name, value) in theirs {
+                let path = format!("{path}/{name}");
+                match ours.get(name) {
+                    Some(own) => compare(&path, value, own, differences),
+                    None if NOT_HERE.contains(&path.as_str()) => {}
+                    None => differences.push(format!("{path} is not here: {value}")),
+                }
+            }
+        }
+        (Value::Array(theirs), Value::Array(ours)) => {
+            if theirs.len() != ours.len() {
+                differences.push(format!("{path}: {} there, {} here", theirs.len(), ours.len()));
+            }
+            compare(path, &united(theirs), &united(ours), differences);
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn answers_are_those_of_nats_server_with_everything_on() {
+    let place = Place::new();
+    let authority = Authority::make();
+    let certificate = authority.sign(&["localhost", "127.0.0.1"]);
+    std::fs::copy(authority.ca_file(), place.path().join("ca.pem")).expect("a copy");
+    let (cert, key) = (text(&certificate.cert_file), text(&certificate.key_file));
+    place.write("server.conf", &format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\" }}\n{CONFIG}"));
+    let ours = answers(&place, &place.ours(), "ours.pid");
+    let theirs = answers(&place, &theirs(), "theirs.pid");
+    let mut differences = Vec::new();
+    for (path, there) in &theirs {
+        let here = &ours[path];
+        let (root, _) = path.split_once('?').unwrap_or((path, ""));
+        if there[0] != here[0] {
+            differences.push(format!("{path}: {there} there, {here} here"));
+        } else if there[0] == 200 {
+            let read = |answer: &Value| {
+                let body = answer[1].as_str().expect("text");
+                serde_json::from_str::<Value>(body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"))
+            };
+            let (there, here) = (read(there), read(here));
+            let before = differences.len();
+            compare(root, &there, &here, &mut differences);
+            for difference in &mut differences[before..] {
+                difference.insert_str(0, &format!("{path}: "));
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{differences:#?}");
+}
