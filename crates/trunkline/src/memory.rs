@@ -307,9 +307,16 @@ mod tests {
     fn a_buffer_is_charged_in_steps_and_gives_everything_back() {
         let budget = Arc::new(MemoryBudget::unlimited());
         let mut charge = Charge::new(&budget, Holding::Output);
-        for (allocated, charged) in
-            [(0, 0), (512, 0), (1025, 4096), (4096, 4096), (5120, 4096), (5121, 8192), (100, 0), (9000, 8192)]
-        {
+        for (allocated, charged) in [
+            (0, 0),
+            (1023, 0),
+            (1024, 4096),
+            (4096, 4096),
+            (5119, 4096),
+            (5120, 8192),
+            (100, 0),
+            (9000, 8192),
+        ] {
             charge.set(allocated);
             assert_eq!((budget.held(Holding::Output), budget.used()), (charged, charged), "{allocated}");
         }
