@@ -340,8 +340,9 @@ impl Server {
     }
 
     /// As [`Server::reload`], with bounds and certificates beside users and permissions: all of it, or nothing. Certificates
-    /// count for connections that come, and so do [`Limits::max_pending`](crate::Limits::max_pending) and those of HTTP; the other bounds count for all
-    /// from their next operation on, and clients beyond [`Limits::max_connections`](crate::Limits::max_connections) are closed.
+    /// count for connections that come, and so do [`Limits::max_pending`](crate::Limits::max_pending) and those of HTTP;
+    /// the other bounds count for all from their next operation on, and clients beyond
+    /// [`Limits::max_connections`](crate::Limits::max_connections) are closed.
     ///
     /// # Errors
     /// [`ReloadError`]: nothing has changed then.
