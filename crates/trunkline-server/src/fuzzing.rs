@@ -81,6 +81,7 @@ impl Sessions {
         loop {
             let peer = &mut self.peers[at];
             let input = std::mem::take(&mut peer.partial);
+            self.staging.begin(self.shared.staging);
             let fed = peer.session.feed(&input, &mut self.staging);
             assert!(!fed.wait, "no password of these users takes a hash");
             assert!(fed.consumed <= input.len());
