@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, mpsc};
 use trunkline::backend::redis::{RedisBackend, RedisOptions};
@@ -53,11 +54,15 @@ async fn publish_all(
             under_way.push(bus.publish_message(Message::new(subject.clone(), payload)));
             sent += 1;
         }
-        match soon(load, "publisher", under_way.next()).await? {
-            Some(Ok(Receipt::Stored { .. })) => stored += 1,
-            Some(Ok(_)) => return Err(BenchError::Closed),
-            Some(Err(error)) => return Err(bus_failed(error)),
-            None => {}
+        // One wait for all that are answered together, as the other side has one for a pipeline.
+        let mut answered = soon(load, "publisher", under_way.next()).await?;
+        while let Some(outcome) = answered {
+            match outcome {
+                Ok(Receipt::Stored { .. }) => stored += 1,
+                Ok(_) => return Err(BenchError::Closed),
+                Err(error) => return Err(bus_failed(error)),
+            }
+            answered = under_way.next().now_or_never().flatten();
         }
     }
     Ok(())
