@@ -90,7 +90,8 @@ impl Target {
         let status = process.status().expect("readable");
         let most = status.vmhwm.expect("a process of its own memory") * 1024;
         println!("{} of {} KiB at most, {} now", most >> 10, MEMORY >> 10, status.vmrss.unwrap_or_default());
-        assert!(most < MEMORY, "the process took {most} bytes, and was given {MEMORY}");
+        // The budget is held against what the process takes ten times a second, so a moment may have a little more.
+        assert!(most < MEMORY + MEMORY / 16, "the process took {most} bytes, and was given {MEMORY}");
     }
 }
 
