@@ -118,8 +118,15 @@ impl Check<'_> {
         for (name, account) in &server.accounts {
             let at = format!("server.accounts.{name}");
             if !is_name(name, "_-") {
-                let reason = "is no name for an account: letters, digits, _ or - and at most 64 of them";
-                errors.push(self.inconsistent(&at, &at, reason));
+                // Its place is not found by a printed key, which takes a dot for the end of a name.
+                let accounts = Place::root(self.tree).field("server").field("accounts");
+                errors.push(ConfigError::Inconsistent {
+                    origin: accounts.field(name).near(),
+                    key: at,
+                    reason: "is no name for an account: letters, digits, _ or - and at most 64 of them"
+                        .to_owned(),
+                });
+                continue;
             }
             for (index, user) in account.users.iter().enumerate() {
                 if user.admin {
@@ -269,8 +276,8 @@ impl Check<'_> {
 
     fn dependencies(&self, errors: &mut Vec<ConfigError>) {
         let components = &self.config.components;
-        let origin =
-            |name: &str, index: usize| self.origin(&format!("components.{name}.depends_on[{index}]"));
+        let places = Place::root(self.tree).field("components");
+        let origin = |name: &str, index: usize| places.field(name).field("depends_on").index(index).near();
         for (name, component) in components {
             for (index, dependency) in component.depends_on.iter().enumerate() {
                 if !components.contains_key(dependency) {

@@ -140,7 +140,7 @@ impl<'a> Place<'a> {
         self.child(key, self.node.and_then(|node| node.get(name)))
     }
 
-    fn index(&self, index: usize) -> Place<'a> {
+    pub(crate) fn index(&self, index: usize) -> Place<'a> {
         let node = self.node.and_then(|node| node.item(index));
         self.child(format!("{}[{index}]", self.key), node)
     }

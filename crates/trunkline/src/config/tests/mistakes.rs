@@ -167,6 +167,10 @@ fn yaml_mistakes_name_place_value_and_what_is_allowed() {
             "config.yaml:1:27: server.accounts.$SYS is no name for an account: letters, digits, _ or - and at most 64 of them",
         ),
         (
+            "server: {accounts: {a.b: {users: [{user: ann}]}}}",
+            "config.yaml:1:26: server.accounts.a.b is no name for an account: letters, digits, _ or - and at most 64 of them",
+        ),
+        (
             "server: {users: [{user: ann, password: x}], accounts: {east: {users: [{user: ann, password: y}]}}}",
             "config.yaml:1:78: user \"ann\" is already defined at config.yaml:1:25",
         ),
