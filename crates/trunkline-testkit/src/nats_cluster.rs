@@ -32,6 +32,11 @@ const AGREEMENT: Duration = Duration::from_secs(60);
 const LAME_DUCK: Duration = Duration::from_secs(60);
 /// How often the servers are asked for what cannot be awaited.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// What a server writes that cannot catch up, every few seconds, and how often it may without being taken for stuck.
+const IN_VAIN: &str = "Expected first catchup entry to be a snapshot and peerstate";
+const IN_VAIN_OFTEN: usize = 5;
+/// How much of each log a failed test shows, in lines.
+const LOG_LINES: usize = 60;
 /// Longest wait for one answer of a monitoring port.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -231,6 +236,13 @@ impl NatsCluster {
         })
     }
 
+    /// Whether a server was sent the same part of a log over and over, and could not make use of it: nats-server 2.15.1 was
+    /// seen to do so after a restart under load. What it leads stands still then, until other servers lead it.
+    pub fn has_stuck(&self) -> bool {
+        let in_vain = |node: &ServerProcess| node.log().matches(IN_VAIN).count() >= IN_VAIN_OFTEN;
+        self.nodes.iter().any(in_vain)
+    }
+
     fn wait_for<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
         let deadline = Instant::now() + AGREEMENT;
         loop {
@@ -259,8 +271,25 @@ impl NatsCluster {
     }
 }
 
+impl NatsCluster {
+    /// What became of the servers, for who reads that a test has failed: their groups, and the end of their logs.
+    fn tell(&self) {
+        for node in 0..NODES {
+            let groups = self.ask(node, "/raftz").unwrap_or_default();
+            eprintln!("{}: groups {groups:#}", name(node));
+            let log = self.nodes[node].log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines.len().saturating_sub(LOG_LINES);
+            eprintln!("{}: the last of its log\n{}", name(node), lines[last..].join("\n"));
+        }
+    }
+}
+
 impl Drop for NatsCluster {
     fn drop(&mut self) {
+        if thread::panicking() {
+            self.tell();
+        }
         // Killed while the proxies still run, lest they take it for an outage and log about it.
         self.nodes.clear();
         self.routes.clear();

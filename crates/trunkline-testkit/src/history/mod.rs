@@ -219,6 +219,11 @@ impl History {
         Self { start: Instant::now(), entries: Mutex::new(Vec::new()) }
     }
 
+    /// How long ago it was begun: what [`Entry::at`] counts from.
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// Records an event.
     pub fn record(&self, event: Event) {
         // Whoever panicked while recording has failed the test already.

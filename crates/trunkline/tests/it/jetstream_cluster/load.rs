@@ -1,7 +1,7 @@
 //! What keeps the cluster busy: publishers that write down what they were told, and readers.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use trunkline::backend::{
 };
 use trunkline::redelivery::RetryPolicy;
 use trunkline::{Bus, BusOptions, Consumer, Delivered, HandlerError, Key, Message, StreamOffset, Subject};
+use trunkline_testkit::NatsCluster;
 use trunkline_testkit::history::{Event, History, MessageId, Told};
 
 use super::{PATIENCE, PUBLISH_TIMEOUT, STREAM, again, soon};
@@ -24,6 +25,10 @@ const GRACE: Duration = Duration::from_secs(3);
 const KEYED_ACK_WAIT: Duration = Duration::from_secs(6);
 /// Handlers of the keyed consumer that fail, in a hundred.
 const FAILING: u8 = 3;
+
+/// Who publishes without the bus, and how long it waits to be told.
+const WITNESS: u32 = 1000;
+const WITNESS_WAIT: Duration = Duration::from_secs(10);
 
 /// Stand in the history where a fault begins, and where all servers agree again.
 pub(super) const FAULT_BEGINS: u32 = u32::MAX;
@@ -41,12 +46,31 @@ pub(super) struct Load {
     pub(super) stored: AtomicU64,
     pub(super) unknown: AtomicU64,
     pub(super) refused: AtomicU64,
+    /// Messages that were published without the bus.
+    witnessed: AtomicU32,
     /// The last outcome of each publisher that was no success, for who has to find out why.
     pub(super) last_failure: Mutex<HashMap<u32, String>>,
-    /// Where handlers of the keyed consumer began, by key.
-    pub(super) begun: Mutex<HashMap<String, Vec<StreamOffset>>>,
+    /// What handlers of the keyed consumer began, by key.
+    pub(super) begun: Mutex<HashMap<String, Vec<Begun>>>,
     /// What the follower was given, in order.
     pub(super) followed: Mutex<Vec<(StreamOffset, MessageId)>>,
+}
+
+/// A delivery that a handler of the keyed consumer was given.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun {
+    pub(super) offset: StreamOffset,
+    pub(super) attempt: u32,
+    /// Which of the two buses it is on.
+    pub(super) bus: usize,
+    /// When, since the load began.
+    pub(super) at: Duration,
+}
+
+impl std::fmt::Display for Begun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} attempt {} on bus {} at {:?}", self.offset, self.attempt, self.bus, self.at)
+    }
 }
 
 impl Load {
@@ -111,8 +135,36 @@ pub(super) async fn publish(load: &Load, backend: &NatsBackend, publisher: u32, 
     }
 }
 
+/// Publishes a message on each server without the bus, and tells whether one of them was stored.
+pub(super) async fn publish_elsewise(cluster: &NatsCluster, load: &Load) -> bool {
+    let mut stored = false;
+    for url in cluster.urls() {
+        let options = async_nats::ConnectOptions::new().request_timeout(Some(WITNESS_WAIT));
+        // One that was killed takes no connection.
+        let Ok(client) = options.connect(url).await else { continue };
+        let number = load.witnessed.fetch_add(1, Ordering::AcqRel);
+        let id = MessageId { publisher: WITNESS, number };
+        let subject: Subject = "work.0".parse().expect("a subject");
+        load.history.record(Event::Publishing { id, subject: subject.clone() });
+        let answer = client.request(subject.to_string(), id.to_payload().into()).await.ok();
+        let ack = answer.and_then(|answer| serde_json::from_slice::<serde_json::Value>(&answer.payload).ok());
+        let told = match ack.and_then(|ack| ack["seq"].as_u64()) {
+            Some(sequence) => Told::Stored(StreamOffset::Sequence(sequence)),
+            None => Told::Unknown,
+        };
+        load.history.record(Event::Published { id, told });
+        stored |= told != Told::Unknown;
+    }
+    stored
+}
+
 /// Two buses that share a consumer ordered by subject, whose handlers fail now and then.
-pub(super) async fn handle_by_key(load: &Arc<Load>, backend: NatsBackend, rng: &mut Rng) -> (Bus, Consumer) {
+pub(super) async fn handle_by_key(
+    load: &Arc<Load>,
+    number: usize,
+    backend: NatsBackend,
+    rng: &mut Rng,
+) -> (Bus, Consumer) {
     // So many tries that bad luck alone kills no message.
     let retry = RetryPolicy { max_deliver: 1000, backoff: vec![Duration::from_millis(20)] };
     let options = BusOptions { retry, ack_wait: KEYED_ACK_WAIT, ..BusOptions::default() };
@@ -126,7 +178,8 @@ pub(super) async fn handle_by_key(load: &Arc<Load>, backend: NatsBackend, rng: &
         let id = id_of(delivered.received().message());
         let offset = delivered.offset().expect("it is stored");
         let mut begun = load.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        begun.entry(delivered.subject().to_string()).or_default().push(offset);
+        let now = Begun { offset, attempt: delivered.attempt(), bus: number, at: load.history.elapsed() };
+        begun.entry(delivered.subject().to_string()).or_default().push(now);
         drop(begun);
         async move {
             if dice < FAILING {

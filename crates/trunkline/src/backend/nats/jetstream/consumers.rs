@@ -60,6 +60,13 @@ pub(super) struct Position {
     last_active: Option<String>,
 }
 
+impl Leadership {
+    /// The name of the server.
+    pub(super) fn leader(&self) -> &str {
+        &self.leader
+    }
+}
+
 impl State {
     pub(super) fn read(answer: Value) -> Result<Self, Failure> {
         // Servers before 2.10 describe one that is being removed in this moment by nothing at all.

@@ -19,6 +19,7 @@ use super::api::{Failure, Refusal, codes};
 use super::consumers::State;
 use super::lease::LeaseState;
 use super::member::NatsMember;
+use super::streams::Found;
 
 /// Naks under way to the server before it is waited for.
 const NAKS_AT_ONCE: u64 = 1024;
@@ -36,8 +37,10 @@ struct Outstanding {
     count: u64,
     /// The newest message that may be among them.
     to: u64,
-    /// The newest one of them that has come.
+    /// The newest one of them that has come, or the message before all of them.
     came: u64,
+    /// Messages between `came` and `to` that are not among them: settled, removed, or of no interest to the consumer.
+    others: u64,
 }
 
 /// Whether deliveries of a keyed consumer come one after the other, and the old ones before the new.
@@ -53,10 +56,11 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Everything unsettled was called back.
-    fn begin(&mut self, consumer_seq: u64, to: u64, count: u64) {
+    /// Everything unsettled was called back: so many messages behind `floor`, and none behind `to`.
+    fn begin(&mut self, consumer_seq: u64, floor: u64, to: u64, count: u64) {
         self.consumer_seq = Some(consumer_seq);
-        self.outstanding = (count > 0).then_some(Outstanding { count, to, came: 0 });
+        let others = to.saturating_sub(floor).saturating_sub(count);
+        self.outstanding = (count > 0).then_some(Outstanding { count, to, came: floor, others });
         self.short = false;
     }
 
@@ -74,6 +78,12 @@ impl Watch {
         }
         // They come by offset: an older one has come before, and comes once more because it failed.
         if about.stream_seq > outstanding.came {
+            let between = about.stream_seq - outstanding.came - 1;
+            if between > outstanding.others {
+                self.short = true;
+                return false;
+            }
+            outstanding.others -= between;
             outstanding.came = about.stream_seq;
             outstanding.count -= 1;
             if outstanding.count == 0 {
@@ -109,6 +119,7 @@ impl NatsMember {
         let mut state = self.state_to_recall().await?;
         for _ in 0..TRIES {
             if !state.is_idle() {
+                self.check_leader_is_current(&state).await?;
                 for payload in [EXPIRE, QUEUE] {
                     let Some(renewed) = self.nak_all(&state, payload, lease, asked, ttl).await? else {
                         return Ok(None);
@@ -119,12 +130,15 @@ impl NatsMember {
             }
             let now = self.state_to_recall().await?;
             if now.agrees_with(&state) {
-                let mut watch = self.watch.lock();
-                // The same server was asked to deliver as many and had fewer: it counts some that limits have removed.
-                let miscounted = watch.short && lease.under.as_ref() == Some(now.leadership());
-                let count = if miscounted { 0 } else { now.unsettled() };
-                watch.begin(now.delivered.consumer_seq, now.delivered.stream_seq, count);
-                drop(watch);
+                let (floor, newest) = (now.ack_floor.stream_seq, now.delivered.stream_seq);
+                // The same server was asked to deliver as many and had fewer: it may count some that were removed.
+                let again = self.watch.lock().short && lease.under.as_ref() == Some(now.leadership());
+                let removed = match again && !now.is_idle() {
+                    true => self.found().await?.state.removed_behind(floor),
+                    false => 0,
+                };
+                let count = now.unsettled().saturating_sub(removed);
+                self.watch.lock().begin(now.delivered.consumer_seq, floor, newest, count);
                 lease.under = Some(now.leadership().clone());
                 return Ok(Some(asked));
             }
@@ -142,6 +156,21 @@ impl NatsMember {
                 description: "consumer not found".to_owned(),
             })
         })
+    }
+
+    async fn found(&self) -> Result<Found, Failure> {
+        self.jetstream.look_up(&self.stream).await
+    }
+
+    /// A server that has not caught up with the stream passes over what it has not got yet, and comes back to it later.
+    async fn check_leader_is_current(&self, state: &State) -> Result<(), Failure> {
+        let leader = state.leadership().leader();
+        if leader.is_empty() || self.found().await?.is_current_on(leader) {
+            return Ok(());
+        }
+        Err(Failure::NotConnected(format!(
+            "{leader}, which leads the consumer, has not caught up with the stream"
+        )))
     }
 
     fn ack_subject(&self, state: &State, sequence: u64) -> String {
@@ -201,7 +230,7 @@ mod tests {
     /// Deliveries as number in the consumer and in the stream, and whether each may come.
     fn check(count: u64, to: u64, deliveries: &[(u64, u64, bool)], may_end: bool) {
         let mut watch = Watch::default();
-        watch.begin(10, to, count);
+        watch.begin(10, 3, to, count);
         for (consumer_seq, stream_seq, expected) in deliveries {
             let subject = format!("$JS.ACK.s.c.2.{stream_seq}.{consumer_seq}.0.0");
             let about = AckSubject::parse(&subject).expect("an ack subject");
@@ -212,7 +241,7 @@ mod tests {
 
     #[test]
     fn what_was_called_back_comes_before_what_is_new() {
-        check(0, 0, &[(11, 1, true), (12, 2, true)], true);
+        check(0, 3, &[(11, 4, true), (12, 5, true)], true);
         check(2, 9, &[(11, 4, true), (12, 9, true), (13, 10, true)], true);
         check(2, 9, &[(11, 4, true), (12, 10, false)], false);
     }
@@ -225,7 +254,17 @@ mod tests {
 
     #[test]
     fn a_delivery_that_got_lost_is_noticed_with_the_next_one() {
-        check(0, 0, &[(11, 1, true), (13, 3, false)], true);
-        check(0, 0, &[(11, 1, true), (11, 1, false)], true);
+        check(0, 3, &[(11, 4, true), (13, 6, false)], true);
+        check(0, 3, &[(11, 4, true), (11, 4, false)], true);
+    }
+
+    #[test]
+    fn what_passes_over_more_than_is_settled_is_noticed_at_once() {
+        // Of 4 to 9 all but two are settled, or removed.
+        check(2, 9, &[(11, 8, true), (12, 9, true)], true);
+        check(2, 9, &[(11, 6, true), (12, 9, true)], true);
+        check(2, 9, &[(11, 9, false)], false);
+        check(5, 9, &[(11, 5, true), (12, 7, false)], false);
+        check(6, 9, &[(11, 5, false)], false);
     }
 }

@@ -32,6 +32,17 @@ pub(super) struct Found {
     pub(super) state: State,
     /// When it was made, as the server writes it.
     pub(super) created: String,
+    /// The servers that keep it besides the one that leads it; none on a server of its own.
+    copies: Vec<Copy>,
+}
+
+/// A server that keeps a copy of a stream.
+#[derive(Debug, Deserialize)]
+struct Copy {
+    name: String,
+    current: bool,
+    #[serde(default)]
+    lag: u64,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -40,8 +51,18 @@ pub(super) struct State {
     pub(super) bytes: u64,
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
+    /// Messages that were removed from between others.
+    #[serde(default)]
+    num_deleted: u64,
     #[serde(default)]
     consumer_count: u64,
+}
+
+impl State {
+    /// How many messages behind this one may have been removed, at most.
+    pub(super) fn removed_behind(&self, sequence: u64) -> u64 {
+        self.first_seq.saturating_sub(sequence + 1) + self.num_deleted
+    }
 }
 
 impl Found {
@@ -58,7 +79,15 @@ impl Found {
         let patterns =
             subjects.filter_map(|subject| Pattern::new(subject.as_str()?.to_owned()).ok()).collect();
         let created = answer["created"].as_str().unwrap_or_default().to_owned();
-        Ok(Self { name, patterns, config, state, created })
+        let copies = answer["cluster"]["replicas"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        let copies = copies.into_iter().map(serde_json::from_value).collect::<Result<_, _>>();
+        let copies = copies.map_err(|error| unexpected(&error))?;
+        Ok(Self { name, patterns, config, state, created, copies })
+    }
+
+    /// Whether a server has all that is stored, as far as the one that leads the stream knows.
+    pub(super) fn is_current_on(&self, server: &str) -> bool {
+        self.copies.iter().all(|copy| copy.name != server || (copy.current && copy.lag == 0))
     }
 
     fn number(&self, key: &str) -> Option<u64> {
@@ -158,16 +187,17 @@ impl JetStream {
         if check_name(name).is_err() {
             return Err(StreamError::NoStream(name.to_owned()));
         }
-        let what = format!("STREAM.INFO.{}", self.names.of_stream(name));
-        let found = match self.api.look(&what, &json!({})).await {
-            Ok(mut answer) => Found::read(&mut answer),
-            Err(failure) => Err(failure),
-        };
-        let found = found.map_err(|failure| self.api.stream_error(name, failure))?;
+        let found = self.look_up(name).await.map_err(|failure| self.api.stream_error(name, failure))?;
         match self.own(&found) {
             Some(_) => Ok(found),
             None => Err(StreamError::NoStream(name.to_owned())),
         }
+    }
+
+    /// What the server says of a stream, whosever it is.
+    pub(super) async fn look_up(&self, name: &str) -> Result<Found, Failure> {
+        let what = format!("STREAM.INFO.{}", self.names.of_stream(name));
+        Found::read(&mut self.api.look(&what, &json!({})).await?)
     }
 
     /// The name of a stream of this prefix.
