@@ -17,6 +17,7 @@ pub mod nats_cluster;
 pub mod nats_operator;
 pub mod process;
 pub mod redis_cluster;
+pub mod redis_log;
 pub mod redis_sentinels;
 pub mod redis_server;
 pub mod redis_version;

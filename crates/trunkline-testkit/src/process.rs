@@ -97,6 +97,11 @@ impl ServerProcess {
         self.child.as_ref().unwrap_or_else(|| panic!("{} is not running", self.program.name())).id()
     }
 
+    /// Whether the server was started and neither ended since by this value nor waited for.
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// The directory the server works in: its log, and whatever it stores.
     pub fn directory(&self) -> &Path {
         self.directory.path()

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::certificates::{Authority, Certificate};
 use crate::environment;
 use crate::process::{Addresses, Program, ServerProcess, log_path};
+use crate::redis_log;
 use crate::redis_version::{NoTls, RedisVersion};
 use crate::servers::temporary_directory;
 
@@ -27,7 +28,10 @@ const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 ///
 /// With an append-only file it comes back with its data after a kill; without one it comes back empty. Its files lie in
 /// the server's directory and go with it.
-pub struct RedisServer(ServerProcess);
+pub struct RedisServer {
+    process: ServerProcess,
+    version: RedisVersion,
+}
 
 impl RedisServer {
     /// Starts a server with an append-only file that is synced with each write: with `everysec` the server may hold
@@ -217,7 +221,38 @@ impl RedisServer {
     fn launch_version(version: RedisVersion, kind: Kind, port: u16, arguments: Vec<OsString>) -> RedisServer {
         let path = environment::redis_server(version);
         let program = RedisServerProgram { path, kind, port, arguments };
-        RedisServer(ServerProcess::start(Box::new(program), temporary_directory()))
+        let process = ServerProcess::start(Box::new(program), temporary_directory());
+        RedisServer { process, version }
+    }
+
+    /// Starts the server again on the same port and in the same directory; stops it first where it still runs. Where it was
+    /// killed its log is mended first, as operators are told to: see [`redis_log`].
+    ///
+    /// # Panics
+    /// When the log cannot be mended, or the server does not come up.
+    pub fn restart(&mut self) {
+        if !self.process.is_running() {
+            redis_log::mend(self.version, self.directory());
+        }
+        self.process.restart();
+    }
+
+    /// As [`RedisServer::restart`], with the log as it is.
+    ///
+    /// # Panics
+    /// When the server does not come up.
+    pub fn restart_unmended(&mut self) {
+        self.process.restart();
+    }
+
+    /// Ends the server as SIGKILL does when it comes within a write of the log: of the last transaction that has `marker` in
+    /// it the end is missing.
+    ///
+    /// # Panics
+    /// When it is not running, or there is no such transaction.
+    pub fn kill_within_write(&mut self, marker: &str) {
+        self.kill();
+        redis_log::cut_within(self.directory(), marker.as_bytes());
     }
 
     /// Sends one command on a connection of its own, words separated by blanks, and gives the answer.
@@ -305,13 +340,13 @@ impl Deref for RedisServer {
     type Target = ServerProcess;
 
     fn deref(&self) -> &ServerProcess {
-        &self.0
+        &self.process
     }
 }
 
 impl DerefMut for RedisServer {
     fn deref_mut(&mut self) -> &mut ServerProcess {
-        &mut self.0
+        &mut self.process
     }
 }
 

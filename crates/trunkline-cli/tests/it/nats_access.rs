@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use trunkline_testkit::nats_operator::seed_of;
 use trunkline_testkit::servers::NatsServer;
@@ -103,6 +104,37 @@ fn commands_are_who_the_configuration_says_they_are() {
         assert!(ended.stderr.contains("refused the credentials"), "{arguments:?}: {ended:?}");
         assert!(ended.stderr.contains("messaging.nats_auth"), "{arguments:?}: {ended:?}");
         assert!(!format!("{ended:?}").contains(&seed_of(&strange)), "{arguments:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn what_the_banner_proposes_is_let_in() {
+    let server = NatsServer::start_with_config("authorization { user: ann, password: s3cr3t-7a }\n");
+    let with_url = format!("nats_url: 'nats://ann:s3cr3t-7a@127.0.0.1:{}'", server.port());
+    let beside = format!("nats_url: '{}', nats_auth: {{username: ann, password: s3cr3t-7a}}", server.url());
+    for settings in [with_url, beside] {
+        let configured = Configured::new(&settings);
+        let file = configured.0.path().join("config.yaml");
+        let mut up = start(command(&["up", "--config", text(&file)]), b"");
+        let mut propose = |what: &str| -> Vec<String> {
+            let line = up.until_it_says(what);
+            let proposed = &line[line.find("trunkline ").expect("a command")..];
+            proposed.split_whitespace().skip(1).map(|word| word.trim_matches('\'').to_owned()).collect()
+        };
+        let mut subscribe = propose("trunkline sub");
+        let (publish, demo) = (propose("trunkline pub"), propose("up --demo"));
+        subscribe.extend(["--count", "1", "--raw"].map(str::to_owned));
+        let words = |words: &[String]| command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut heard = start(words(&subscribe), b"");
+        heard.until_it_says("listening on");
+        start(words(&publish), b"").end().ok();
+        assert!(String::from_utf8_lossy(&heard.end().ok()).contains("hello"));
+        let mut demo = words(&demo);
+        demo.args(["--demo-conversations", "1"]);
+        assert!(String::from_utf8_lossy(&start(demo, b"").end().ok()).contains("answered in"));
+        up.signal(Signal::SIGINT);
+        let ended = up.end();
+        assert!(ended.status.success() && !ended.stderr.contains("s3cr3t-7a"), "{ended:?}");
     }
 }
 

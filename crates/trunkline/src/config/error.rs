@@ -244,11 +244,13 @@ pub enum ConfigWarning {
         /// The key that the flag sets.
         key: String,
     },
-    /// `TRUNKLINE_URL` names another NATS server than the one that the credentials in the file are for.
-    #[error("{origin}: messaging.nats_auth is not used, TRUNKLINE_URL names another server")]
+    /// `TRUNKLINE_URL` names another server than the one that the credentials in the file are for.
+    #[error("{origin}: {key} is not used, TRUNKLINE_URL names another server")]
     CredentialsOfOthers {
         /// Where the credentials stand.
         origin: Origin,
+        /// The key of the credentials.
+        key: String,
     },
     /// The working directory holds more than one configuration file.
     #[error("{} is ignored: {} was found first", ignored.display(), used.display())]

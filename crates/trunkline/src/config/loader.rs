@@ -13,15 +13,49 @@ use super::error::{ConfigError, ConfigWarning};
 use super::messaging::Backend;
 use super::settings::{Place, Rule, Setting};
 use super::tree::{Node, Origin, Value};
-use super::urls::NatsUrl;
+use super::urls::{NatsUrl, RedisTopology, RedisUrl};
 use super::{Config, SHAPE, check, keys, toml, yaml};
 
 /// Largest file that is read. A configuration of this size would have some ten thousand keys.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Where the NATS servers are, and who the bus is to them.
-const NATS_URL: &str = "messaging.nats_url";
-const NATS_AUTH: &str = "messaging.nats_auth";
+/// Credentials that are no part of a URL, and the servers that they are for.
+struct Belonging {
+    /// Key of the credentials.
+    credentials: &'static str,
+    /// Key of the URL, and the variable that is its default.
+    url: &'static str,
+    variable: &'static str,
+    /// The hosts of a URL that would be given the credentials. One that is no URL at all is a mistake that is reported
+    /// elsewhere, and goes nowhere.
+    hosts: fn(&str) -> Option<Vec<String>>,
+}
+
+const BELONGINGS: [Belonging; 2] = [
+    Belonging {
+        credentials: "messaging.nats_auth",
+        url: "messaging.nats_url",
+        variable: "NATS_URL",
+        hosts: |url| {
+            let servers = NatsUrl::parse(url).ok()?;
+            Some(servers.servers().iter().map(|server| server.host_str().unwrap_or("").to_owned()).collect())
+        },
+    },
+    Belonging {
+        credentials: "messaging.redis_sentinel",
+        url: "messaging.redis_url",
+        variable: "REDIS_URL",
+        // Servers that are no sentinels are given the credentials of their URL alone.
+        hosts: |url| {
+            let RedisUrl { topology: RedisTopology::Sentinel { .. }, hosts, .. } =
+                RedisUrl::parse(url).ok()?
+            else {
+                return None;
+            };
+            Some(hosts.into_iter().map(|(host, _)| host).collect())
+        },
+    },
+];
 
 /// Names looked for in the working directory, in this order.
 const FILE_NAMES: [&str; 3] = ["config.yaml", "config.yml", "config.toml"];
@@ -30,8 +64,8 @@ const FILE_NAMES: [&str; 3] = ["config.yaml", "config.yml", "config.toml"];
 ///
 /// Flags beat `TRUNKLINE_*` variables, which beat the file, which beats `REDIS_URL` and `NATS_URL`, which beat the
 /// defaults. `TRUNKLINE_URL` beats all of them for `messaging.backend` and the URL of that backend, flags included, so
-/// that a component started beside a running bus joins it. Credentials that the file has for NATS servers are left out where it
-/// names one on another host. Sections are joined key by key; a list or map is taken from
+/// that a component started beside a running bus joins it. Credentials that the file has for NATS servers, or for
+/// sentinels, are left out where it names one on another host. Sections are joined key by key; a list or map is taken from
 /// one source as a whole.
 ///
 /// ```
@@ -155,17 +189,13 @@ impl Loader {
         tree.overlay(environment.layer(&SHAPE, &mut errors, &mut warnings), &SHAPE);
         tree.overlay(flags, &SHAPE);
         if let Some(url) = url {
-            let named = tree.find(NATS_URL).map(|node| node.value.clone());
-            let named = named.and_then(|value| match value {
-                Value::Text(url) => Some(url),
-                _ => None,
-            });
-            let named = named.or_else(|| environment.get("NATS_URL").map(str::to_owned));
-            if let Some(named) = named
-                && leads_elsewhere(&url, &named)
-                && let Some(origin) = tree.forget_from_file(NATS_AUTH)
-            {
-                warnings.push(ConfigWarning::CredentialsOfOthers { origin });
+            for belonging in &BELONGINGS {
+                if belonging.leads_elsewhere(&url, &tree, &environment)
+                    && let Some(origin) = tree.forget_from_file(belonging.credentials)
+                {
+                    let key = belonging.credentials.to_owned();
+                    warnings.push(ConfigWarning::CredentialsOfOthers { origin, key });
+                }
             }
             tree.overlay(url, &SHAPE);
         }
@@ -267,14 +297,22 @@ impl fmt::Debug for Loaded {
     }
 }
 
-/// Whether `TRUNKLINE_URL` names a NATS server on a host that the configuration does not name: the credentials in the file
-/// are not for that one.
-fn leads_elsewhere(url: &Node, named: &str) -> bool {
-    let Some(Node { value: Value::Text(url), .. }) = url.find(NATS_URL) else { return false };
-    // One that is no URL at all is a mistake that is reported elsewhere, and goes nowhere.
-    let (Ok(url), Ok(named)) = (NatsUrl::parse(url), NatsUrl::parse(named)) else { return false };
-    let known = |host| named.servers().iter().any(|server| server.host_str() == host);
-    !url.servers().iter().all(|server| known(server.host_str()))
+impl Belonging {
+    /// Whether `TRUNKLINE_URL` names a server on a host that the configuration does not name, though it names one: the
+    /// credentials in the file are not for that one.
+    fn leads_elsewhere(&self, url: &Node, tree: &Node, environment: &Environment) -> bool {
+        let text = |node: &Node| match &node.value {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        };
+        let named = tree.find(self.url).and_then(text);
+        let named = named.or_else(|| environment.get(self.variable).map(str::to_owned));
+        let (Some(url), Some(named)) = (url.find(self.url).and_then(text), named) else { return false };
+        let Some(hosts) = (self.hosts)(&url) else { return false };
+        // Where the configuration names servers of another kind, the credentials are for none of these.
+        let known = (self.hosts)(&named).unwrap_or_default();
+        !hosts.iter().all(|host| known.contains(host))
+    }
 }
 
 fn read_file(path: &Path, shown: &Path, errors: &mut Vec<ConfigError>) -> Result<Option<Node>, ConfigError> {

@@ -1,7 +1,9 @@
 //! What `up` says once it runs: where it is, what it runs on, what to try next.
 
+use std::borrow::Cow;
+
 use anstyle::{AnsiColor, Style};
-use trunkline::config::Loaded;
+use trunkline::config::{Config, Loaded, Origin};
 use trunkline::status::BackendState;
 use trunkline_server::AuthOptions;
 
@@ -48,17 +50,28 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
         true => url.replacen("://", "://USER:PASSWORD@", 1),
         false => url,
     };
-    // The flag is left out where clients find the bus without it.
-    let flag = match joined.as_str() {
-        "nats://127.0.0.1:4222" => String::new(),
-        url => format!(" --url {url}"),
+    let configured = running.nats_addr().is_none() && is_known_there(&loaded.config);
+    // The flag is left out where clients find the bus without it. Where an address alone would not let them in, they read
+    // what this one has read: the credentials are for no log.
+    let flag = match (joined.as_str(), &loaded.file) {
+        (_, Some(path)) if configured => format!(" --config {}", quoted(&path.to_string_lossy())),
+        (_, None) if configured => String::new(),
+        ("nats://127.0.0.1:4222", _) => String::new(),
+        (url, _) => format!(" --url {url}"),
+    };
+    // What a flag has said here nothing would say there.
+    let by_flag = matches!(loaded.origin("messaging.backend"), Origin::Flag(_));
+    let variable = if configured && by_flag { "TRUNKLINE_BACKEND=nats " } else { "" };
+    let demo_command = match configured {
+        true => format!("{variable}trunkline up --demo{flag}"),
+        false => format!("TRUNKLINE_URL={joined} trunkline up --demo"),
     };
     let root = &loaded.config.messaging.subject_root;
     // A demo of its own would want the ports that this one has; joined to it, everybody sees its conversations.
     let next = match demo {
-        true => format!("trunkline sub '{root}.>'{flag}"),
+        true => format!("{variable}trunkline sub '{root}.>'{flag}"),
         false => format!(
-            "trunkline sub '{root}.>'{flag}\n            trunkline pub {root}.channel.web.inbound hello{flag}\n            TRUNKLINE_URL={joined} trunkline up --demo"
+            "{variable}trunkline sub '{root}.>'{flag}\n            {variable}trunkline pub {root}.channel.web.inbound hello{flag}\n            {demo_command}"
         ),
     };
     format!(
@@ -71,4 +84,39 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
          try next  {next}\n  \
          {DIM}Ctrl-C stops it{DIM:#}"
     )
+}
+
+/// Whether the configuration says beside the address of the NATS servers who the bus is to them, or whom it trusts.
+fn is_known_there(config: &Config) -> bool {
+    let (messaging, default) = (&config.messaging, Config::default().messaging);
+    messaging.nats_url.has_credentials()
+        || messaging.nats_auth != default.nats_auth
+        || messaging.nats_tls != default.nats_tls
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "/._-+,:@=".contains(character);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_what_a_shell_takes_them_for() {
+        for (word, shown) in [
+            ("config.yaml", "config.yaml"),
+            ("/etc/trunkline/a-b_c.yaml", "/etc/trunkline/a-b_c.yaml"),
+            ("my config.yaml", "'my config.yaml'"),
+            ("it's.yaml", r"'it'\''s.yaml'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(word), shown);
+        }
+    }
 }

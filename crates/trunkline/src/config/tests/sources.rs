@@ -98,6 +98,40 @@ fn credentials_of_the_file_go_to_no_other_host() {
 }
 
 #[test]
+fn credentials_of_sentinels_in_the_file_go_to_no_other_host() {
+    let file =
+        "messaging: {redis_url: 'redis-sentinel://home,home-2:1/main', redis_sentinel: {password: secret}}";
+    let unnamed = "messaging: {redis_sentinel: {password: secret}}";
+    let single = "messaging: {redis_url: 'redis://home', redis_sentinel: {password: secret}}";
+    let own = ("TRUNKLINE_REDIS_SENTINEL_PASSWORD", "of-the-environment");
+    let url = |url| ("TRUNKLINE_URL", url);
+    for (yaml, env, password) in [
+        (file, &[][..], Some("secret")),
+        (file, &[url("redis-sentinel://home-2:5/main")], Some("secret")),
+        (file, &[url("redis-sentinel://other/main")], None),
+        (file, &[url("rediss-sentinel://home,other/main")], None),
+        (file, &[url("redis-sentinel://u:p@other/main"), own], Some("of-the-environment")),
+        (file, &[url("redis-sentinel://home/main"), ("TRUNKLINE_REDIS_URL", "redis://moved")], None),
+        // These are asked by nobody who would have to say who it is.
+        (file, &[url("redis://other")], Some("secret")),
+        (file, &[url("nats://other")], Some("secret")),
+        // Those of the file are for sentinels, and this is none.
+        (single, &[url("redis-sentinel://home/main")], None),
+        (unnamed, &[url("redis-sentinel://other/main")], Some("secret")),
+        (unnamed, &[url("redis-sentinel://other/main"), ("REDIS_URL", "redis-sentinel://home/main")], None),
+    ] {
+        let loaded = load_all("config.yaml", yaml, env, &[]).expect("valid");
+        let found = loaded.config.messaging.redis_sentinel.password.as_ref().map(|secret| secret.expose());
+        assert_eq!(found, password, "{yaml} with {env:?}");
+        let told: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        let expected = "messaging.redis_sentinel is not used, TRUNKLINE_URL names another server";
+        let stays = password.is_none();
+        assert_eq!(told.iter().any(|text| text.contains(expected)), stays, "{yaml} with {env:?}: {told:?}");
+        assert!(told.iter().all(|text| !text.contains("secret:")), "{told:?}");
+    }
+}
+
+#[test]
 fn a_well_known_url_is_a_mistake_only_where_it_is_needed() {
     let env = [("REDIS_URL", "http://u:pass@x")];
     let loaded = load_env(&env).expect("the in-memory backend needs no Redis");

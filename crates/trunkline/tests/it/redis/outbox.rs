@@ -8,10 +8,13 @@ use futures_util::FutureExt as _;
 use trunkline::backend::{PublishOptions, ReadRequest, Receipt, Start, StreamConfig, Streams};
 use trunkline::bus::outbox::OutboxOptions;
 use trunkline::{Bus, BusOptions, Message};
-use trunkline_testkit::RedisServer;
 use trunkline_testkit::tcp_proxy::Lost;
+use trunkline_testkit::{RedisServer, RedisVersion, redis_log};
 
-use super::{connect, connect_through, ensure, proxy, soon, streams, wait_for, wait_for_disconnected};
+use super::{
+    connect, connect_through, ensure, on_oldest_and_newest, proxy, soon, streams, wait_for,
+    wait_for_disconnected,
+};
 use trunkline::backend::redis::RedisBackend;
 use trunkline::status::BackendState;
 
@@ -112,6 +115,54 @@ async fn a_server_that_is_killed_again_and_again_loses_and_doubles_nothing() {
         assert!(seen == expected, "{publisher}: lost, doubled or out of order at {at}: {around:?}");
     }
     soon(bus.drain(Duration::from_secs(10))).await.unwrap();
+}
+
+/// A server that is killed within a write of its log, and killed once more later. What was cut off is sent again. Where the
+/// log is not mended before the next start, Redis keeps the beginning of what was cut and carries it out at the start
+/// after that, too: that is what the operator's page warns of, and which servers do so.
+async fn a_server_that_is_killed_within_a_write_doubles_nothing_once_its_log_is_mended(
+    version: RedisVersion,
+) {
+    for mended in [true, false] {
+        let mut server = RedisServer::start_durable(version);
+        let proxy = proxy(&server).await;
+        let (bus, backend) = bus(connect_through(&proxy).await);
+        ensure(&backend, StreamConfig::new("work", vec!["work.>".parse().unwrap()])).await;
+        soon(bus.publish_message(message(0, 0))).await.unwrap();
+        proxy.lose_next("work.p0", Lost::Answer);
+        let publishing = tokio::spawn({
+            let bus = bus.clone();
+            async move { bus.publish_message(message(0, 1)).await }
+        });
+        soon(proxy.wait_for_lost(1)).await;
+        server.kill_within_write("work.p0");
+        assert_eq!(
+            soon(publishing).await.unwrap().unwrap(),
+            Receipt::Queued,
+            "nobody knows what became of it"
+        );
+        let restart = |server: &mut RedisServer| match mended {
+            true => server.restart(),
+            false => server.restart_unmended(),
+        };
+        restart(&mut server);
+        soon(bus.flush()).await.unwrap();
+        assert_eq!(stored(streams(&backend)).await["work.p0"], [0, 1], "it was sent again");
+        server.kill();
+        wait_for_disconnected(&backend).await;
+        restart(&mut server);
+        wait_for(&backend, BackendState::is_ready).await;
+        soon(bus.publish_message(message(0, 2))).await.unwrap();
+        soon(bus.flush()).await.unwrap();
+        let doubled = !mended && redis_log::keeps_cut_transactions(version);
+        let expected: &[u32] = if doubled { &[0, 1, 1, 2] } else { &[0, 1, 2] };
+        assert_eq!(stored(streams(&backend)).await["work.p0"], expected, "{version:?}, mended: {mended}");
+        soon(bus.drain(Duration::from_secs(10))).await.unwrap();
+    }
+}
+
+on_oldest_and_newest! {
+    a_server_that_is_killed_within_a_write_doubles_nothing_once_its_log_is_mended;
 }
 
 /// Connections that break under a pipeline of publishes: each message once, in their order.
