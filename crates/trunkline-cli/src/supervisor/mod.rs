@@ -273,7 +273,7 @@ impl Supervisor {
         self.orders.insert(index, sender);
         let (log, last_lines) = (self.log.lines(), self.last_lines[index].clone());
         let run = Run { index, run, recipe, ready_text, orders, events, log, last_lines };
-        self.tasks.spawn(run.to_end());
+        self.tasks.spawn(run.carry_out());
     }
 
     /// Asks until the component is ready, or its run has ended.

@@ -57,7 +57,7 @@ pub(super) struct Run {
 impl Run {
     /// Runs the component to its end, of which the last event tells. Dropping the future ends the component, too: the
     /// guardian sees its socket close.
-    pub(super) async fn to_end(mut self) {
+    pub(super) async fn carry_out(mut self) {
         let exit = match self.spawn() {
             Ok((child, link)) => self.watch(child, link).await,
             Err(error) => Exit::NotStarted(format!("it cannot be started: {error}")),

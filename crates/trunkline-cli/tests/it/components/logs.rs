@@ -1,9 +1,12 @@
 //! What components write.
 
+use std::process::Command;
+
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::Platform;
+use crate::command::start;
 
 #[test]
 fn json_is_one_object_a_line_for_components_and_for_the_bus_itself() {
@@ -50,4 +53,31 @@ fn a_component_that_never_ends_its_line_is_shown_in_pieces_of_bounded_memory() {
         })
         .sum();
     assert_eq!(bytes, 20_000_000, "nothing is lost");
+}
+
+#[test]
+fn names_are_coloured_at_a_terminal_and_plain_where_there_is_none() {
+    let platform =
+        Platform::of("  a: {command: [sh, -c, 'echo hi; exit 4'], restart: 'no', ready: 'log:never'}\n");
+    let ended = platform.up(&[]).end();
+    assert!(ended.stderr.contains("\na | hi\n") && !ended.stderr.contains('\u{1b}'), "{}", ended.stderr);
+    let mut terminal = Command::new(trunkline_testkit::environment::python());
+    let script = "import pty, sys; pty.spawn(sys.argv[1:])";
+    terminal.args(["-c", script, env!("CARGO_BIN_EXE_trunkline"), "up"]);
+    terminal.current_dir(platform.path()).env("TERM", "xterm").env_remove("NO_COLOR");
+    let ended = start(terminal, b"").end();
+    let shown = String::from_utf8_lossy(&ended.stdout);
+    assert!(shown.contains("\u{1b}[36ma |\u{1b}[0m hi"), "{shown}");
+}
+
+#[test]
+fn the_last_word_of_up_is_json_too() {
+    let platform = Platform::of("  a: {command: [sh, -c, 'exit 4'], restart: 'no', ready: 'log:never'}\n");
+    let ended = platform.up(&["--log-format", "json"]).end();
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    let last: Value =
+        serde_json::from_str(ended.stderr.trim_end().lines().last().unwrap_or_default()).unwrap();
+    assert_eq!(last["level"], "ERROR");
+    assert_eq!(last["message"], "no component runs any more: a: exit status 4");
+    assert!(last["hint"].is_string(), "{last}");
 }

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 
+use nix::sys::signal::Signal;
 use trunkline_testkit::RedisServer;
 
 use super::Platform;
@@ -77,4 +78,17 @@ fn a_backend_that_cannot_be_used_is_told_and_no_component_starts() {
         assert!(!ended.stderr.contains("wr0ng"), "{}", ended.stderr);
         assert!(!platform.path().join("started").exists());
     }
+}
+
+#[test]
+fn on_the_fallback_components_run_and_it_is_said_loudly_first() {
+    let platform = Platform::new(&format!(
+        "{FREE}messaging: {{backend: redis, redis_url: 'redis://127.0.0.1:1'}}\n\
+         components: {{a: {{command: [sh, -c, 'echo \"at $NATS_URL\"; exec sleep 1000']}}}}\n"
+    ));
+    let mut up = platform.up(&[]);
+    up.until_it_says("FALLBACK");
+    up.until_it_says("a | at nats://127.0.0.1:");
+    up.signal(Signal::SIGTERM);
+    assert!(up.end().status.success());
 }

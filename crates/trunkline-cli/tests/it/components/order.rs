@@ -1,6 +1,7 @@
 //! Start and stop.
 
 use nix::sys::signal::Signal;
+use trunkline_testkit::Authority;
 
 use super::Platform;
 
@@ -94,6 +95,27 @@ fn readiness_is_asked_for_in_the_way_that_is_configured() {
     }
     up.until_it_says("not ready within 200ms");
     up.until_it_says("failed, is not started again component=\"never\"");
+    up.signal(Signal::SIGTERM);
+    assert!(up.end().status.success());
+}
+
+#[test]
+fn a_component_that_serves_https_is_ready_whoever_signed_its_certificate() {
+    let authority = Authority::make();
+    let certificate = authority.sign(&["localhost"]);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let platform = Platform::of(&format!(
+        "  web: {{command: [{}, up, --config, inner.yaml], env: {{TRUNKLINE_URL: '', NATS_URL: ''}}, ready: 'https://127.0.0.1:{port}/healthz'}}\n",
+        env!("CARGO_BIN_EXE_trunkline"),
+    ));
+    let inner = format!(
+        "server: {{listen: '127.0.0.1:0', http: '127.0.0.1:{port}', tls: {{cert_file: {}, key_file: {}, http: true}}}}\n",
+        certificate.cert_file.display(),
+        certificate.key_file.display()
+    );
+    platform.write("inner.yaml", &inner);
+    let mut up = platform.up(&[]);
+    up.until_it_says("ready component=\"web\"");
     up.signal(Signal::SIGTERM);
     assert!(up.end().status.success());
 }
