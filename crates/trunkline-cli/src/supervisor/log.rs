@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::oneshot;
 
 use crate::logging;
 
@@ -41,9 +42,17 @@ pub(super) struct Entry {
     pub(super) text: String,
 }
 
+/// What the thread is sent.
+#[derive(Debug)]
+pub(super) enum Item {
+    Line(Entry),
+    /// Answered when everything sent before it is written.
+    Written(oneshot::Sender<()>),
+}
+
 /// The thread that writes.
 pub(super) struct Log {
-    lines: Sender<Entry>,
+    lines: Sender<Item>,
     /// Ends when every sender of lines is gone.
     thread: JoinHandle<()>,
 }
@@ -59,7 +68,7 @@ impl Log {
     }
 
     /// Where lines go.
-    pub(super) fn lines(&self) -> Sender<Entry> {
+    pub(super) fn lines(&self) -> Sender<Item> {
         self.lines.clone()
     }
 
@@ -72,11 +81,13 @@ impl Log {
     }
 }
 
-fn write_all(mut lines: Receiver<Entry>, layout: &Layout) {
-    while let Some(entry) = lines.blocking_recv() {
-        let line = layout.line(&entry);
-        // Nobody may read it any more, which is no reason for the component to stop.
-        let _ = anstream::stderr().lock().write_all(line.as_bytes());
+fn write_all(mut items: Receiver<Item>, layout: &Layout) {
+    while let Some(item) = items.blocking_recv() {
+        match item {
+            // Nobody may read it any more, or wait for it, which is no reason for the component to stop.
+            Item::Line(entry) => drop(anstream::stderr().lock().write_all(layout.line(&entry).as_bytes())),
+            Item::Written(done) => drop(done.send(())),
+        }
     }
 }
 

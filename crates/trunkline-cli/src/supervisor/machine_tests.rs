@@ -1,5 +1,7 @@
 //! The rules of starting, restarting and stopping, on a clock of their own.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -227,4 +229,111 @@ fn pauses_are_bounded_and_spread() {
     assert_eq!(pause(1, 0.0), Duration::from_millis(400));
     assert_eq!(pause(1, 1.0), Duration::from_millis(600));
     assert_eq!(pause(u32::MAX, 0.5), PAUSE_MAX);
+}
+
+/// A step of a random play: what happens to which component, or how much time passes.
+#[derive(Debug, Clone)]
+enum Step {
+    Started(usize),
+    Ready(usize),
+    Ended(usize, i32),
+    Time(u64),
+    Stop,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let index = 0..4_usize;
+    let step = prop_oneof![
+        4 => index.clone().prop_map(Step::Started),
+        3 => index.clone().prop_map(Step::Ready),
+        3 => (index, 0..2).prop_map(|(index, code)| Step::Ended(index, code)),
+        3 => (1..20_000_u64).prop_map(Step::Time),
+        1 => Just(Step::Stop),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+/// What must hold for every action at the moment at which it is given.
+fn check(machine: &Machine, actions: &[Action], is_stopping: bool) {
+    let units = machine.units();
+    for action in actions {
+        match action {
+            Action::Launch { index, .. } => {
+                assert!(!is_stopping, "nothing starts while everything stops");
+                let unit = &units[*index];
+                // One that was ready once may run on without the others.
+                let is_first = unit.runs == 1;
+                let ready = |at: &usize| matches!(units[*at].state, State::Ready | State::Done);
+                assert!(
+                    !is_first || unit.rules.depends_on.iter().all(ready),
+                    "{} is too early",
+                    unit.rules.name
+                );
+            }
+            Action::Terminate { index } if is_stopping => {
+                let needs = |unit: &Unit| unit.state.is_alive() && unit.rules.depends_on.contains(index);
+                assert!(!units.iter().any(needs), "{} is still needed", units[*index].rules.name);
+            }
+            _ => {}
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_order_is_kept_and_a_stop_comes_to_its_end(
+        steps in steps(),
+        edges in prop::collection::vec(any::<bool>(), 6),
+        at_once in prop::collection::vec(any::<bool>(), 4),
+        restarts in prop::collection::vec(0..3_usize, 4),
+    ) {
+        // Each may depend on those before it only, so that there is no circle.
+        let pairs = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)];
+        let rules = (0..4).map(|index| {
+            let depends_on = pairs.iter().zip(&edges).filter(|((from, _), on)| *from == index && **on);
+            Rules {
+                depends_on: depends_on.map(|((_, to), _)| *to).collect(),
+                ready_when_started: at_once[index],
+                restart: [Restart::No, Restart::OnFailure, Restart::Always][restarts[index]],
+                ..rules(["a", "b", "c", "d"][index], &[])
+            }
+        });
+        let mut play = Play::new(rules.collect());
+        let mut is_stopping = false;
+        let actions = play.machine.advance(play.now);
+        check(&play.machine, &actions, is_stopping);
+        for step in steps {
+            let (index, event) = match step {
+                Step::Started(index) => (index, Some(Event::Started { pid: 1 })),
+                Step::Ready(index) => (index, Some(Event::Ready)),
+                Step::Ended(index, code) => (index, Some(Event::Ended(Exit::Code(code)))),
+                Step::Time(millis) => {
+                    play.now += Duration::from_millis(millis);
+                    (0, None)
+                }
+                Step::Stop => {
+                    is_stopping = true;
+                    (0, None)
+                }
+            };
+            let run = play.machine.units()[index].runs;
+            let actions = match event {
+                Some(event) => play.machine.on(index, run, event, play.now, 0.5),
+                None if is_stopping => play.machine.stop(play.now),
+                None => play.machine.advance(play.now),
+            };
+            check(&play.machine, &actions, is_stopping);
+        }
+        // From here on everything ends when it is asked to, or killed.
+        play.machine.stop(play.now);
+        for _ in 0..4 {
+            for index in 0..4 {
+                let run = play.machine.units()[index].runs;
+                if matches!(play.machine.units()[index].state, State::Stopping { .. }) {
+                    play.machine.on(index, run, Event::Ended(Exit::Signal(15)), play.now, 0.5);
+                }
+            }
+        }
+        prop_assert!(play.machine.is_over(), "{:?}", play.machine);
+    }
 }

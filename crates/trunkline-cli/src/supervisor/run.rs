@@ -14,11 +14,12 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteEx
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::guardian::{GUARD, SELF};
 use super::lines::Lines;
-use super::log::{Entry, Stream};
+use super::log::{Entry, Item, Stream};
 use super::machine::{Event, Exit};
 use super::recipe::Recipe;
 use super::wire::{Order, Report};
@@ -27,8 +28,8 @@ use super::wire::{Order, Report};
 const READ_BYTES: usize = 16 << 10;
 /// Last lines that are kept to explain a failure.
 const LAST_LINES: usize = 5;
-/// How long the pipes may stay open when everybody who could write is known to have ended.
-const PIPES_WITHIN: Duration = Duration::from_secs(2);
+/// How long its last words may take, once everybody who could write to its pipes has ended.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What happened to a run of a component.
 #[derive(Debug)]
@@ -50,7 +51,7 @@ pub(super) struct Run {
     pub(super) ready_text: Option<String>,
     pub(super) orders: Receiver<Order>,
     pub(super) events: Sender<Happened>,
-    pub(super) log: Sender<Entry>,
+    pub(super) log: Sender<Item>,
     pub(super) last_lines: LastLines,
 }
 
@@ -105,9 +106,16 @@ impl Run {
         if let Err(error) = child.wait().await {
             tracing::debug!(%error, "a guardian cannot be waited for");
         }
-        let all_said = async { while pumps.join_next().await.is_some() {} };
-        if tokio::time::timeout(PIPES_WITHIN, all_said).await.is_err() {
-            tracing::debug!("somebody unknown holds the pipes of a component that has ended");
+        // Its last words are shown before what is said of its end.
+        let all_said = async {
+            while pumps.join_next().await.is_some() {}
+            let (done, written) = oneshot::channel();
+            if self.log.send(Item::Written(done)).await.is_ok() {
+                let _ = written.await;
+            }
+        };
+        if tokio::time::timeout(LAST_WORDS_WITHIN, all_said).await.is_err() {
+            tracing::debug!("the last words of a component are not shown yet");
         }
         exit
     }
@@ -174,7 +182,7 @@ struct Pump {
     stream: Stream,
     ready_text: Option<String>,
     events: Sender<Happened>,
-    log: Sender<Entry>,
+    log: Sender<Item>,
     last_lines: LastLines,
 }
 
@@ -203,7 +211,7 @@ impl Pump {
         }
         let says_ready = self.ready_text.as_ref().is_some_and(|ready| text.contains(ready.as_str()));
         // The log ends after everybody who writes to it.
-        let _ = self.log.send(Entry { index: self.index, stream: self.stream, text }).await;
+        let _ = self.log.send(Item::Line(Entry { index: self.index, stream: self.stream, text })).await;
         if says_ready {
             self.ready_text = None;
             let happened = Happened { index: self.index, run: self.run, event: Event::Ready };

@@ -46,10 +46,12 @@ const { connect } = require("@nats-io/transport-node");
 #[test]
 fn changing_the_backend_moves_the_demo_and_a_platform_of_stock_clients_across() {
     let (redis, nats) = (RedisServer::start(), NatsServer::start(["-js"]));
+    // Known beforehand, so that `trunkline status` finds it by the same file.
+    let http = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let yaml = |backend: &str| {
         format!(
             "messaging:\n  backend: {backend}\n  redis_url: redis://127.0.0.1:{}\n  nats_url: {}\n  fallback: fail\n\
-             server: {{listen: '127.0.0.1:0', http: '127.0.0.1:0'}}\n\
+             server: {{listen: '127.0.0.1:0', http: '{http}'}}\n\
              components:\n  \
              weather: {{command: [{}, weather.py], ready: 'responder:platform.weather'}}\n  \
              gateway: {{command: [node, gateway.cjs], env: {{NODE_PATH: {}}}, ready: 'responder:platform.advice', depends_on: [weather]}}\n  \
@@ -68,8 +70,7 @@ fn changing_the_backend_moves_the_demo_and_a_platform_of_stock_clients_across() 
         platform.write("config.yaml", &yaml(backend));
         let mut up = platform.up(&["--demo"]);
         up.until_it_says("Ctrl-C stops it");
-        let (_, http) = platform.ports();
-        let mut waiting = command(&["status", "--wait", "--http", &http]);
+        let mut waiting = command(&["status", "--wait"]);
         waiting.current_dir(platform.path());
         let waited = start(waiting, b"").end();
         assert!(waited.status.success(), "{backend}: {waited:?}");
