@@ -8,6 +8,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
+use serde_json::json;
+
+use crate::logging;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const HINT: Style = AnsiColor::Cyan.on_default().bold();
@@ -55,6 +58,17 @@ impl Failure {
             Kind::Usage => ExitCode::from(2),
         };
         let mut stderr = anstream::stderr().lock();
+        if logging::is_json() {
+            let record = json!({
+                "timestamp": jiff::Timestamp::now().to_string(),
+                "level": "ERROR",
+                "message": chain(&*self.0),
+                "hint": self.0.hint(),
+            });
+            // As below.
+            let _ = writeln!(stderr, "{record}");
+            return code;
+        }
         // With stderr gone too, the exit code is all that can still be said.
         let _ = writeln!(stderr, "{ERROR}error:{ERROR:#} {}", chain(&*self.0));
         if let Some(hint) = self.0.hint() {

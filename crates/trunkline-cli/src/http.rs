@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use url::Url;
 
@@ -51,15 +51,25 @@ pub(crate) async fn get(base: &Url, path: &str, limit: Duration) -> Result<Answe
 /// HTTP/1.0: the answer ends with the connection, so there are no chunks to undo.
 async fn exchange(host: &str, port: u16, path: &str) -> io::Result<Vec<u8>> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let mut stream = TcpStream::connect((bare, port)).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\nAccept: application/json\r\n\r\n");
+    let stream = TcpStream::connect((bare, port)).await?;
+    exchange_over(stream, &format!("{host}:{port}"), path).await
+}
+
+/// The whole answer to a question over this connection; `host` is the name and port that it was made to.
+pub(crate) async fn exchange_over(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    host: &str,
+    path: &str,
+) -> io::Result<Vec<u8>> {
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nAccept: application/json\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
     Ok(answer)
 }
 
-fn parse(bytes: &[u8]) -> Option<Answer> {
+/// Status and body, of what is an answer at all.
+pub(crate) fn parse(bytes: &[u8]) -> Option<Answer> {
     let head_bytes = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..head_bytes]).ok()?;
     let mut words = head.lines().next()?.split(' ');

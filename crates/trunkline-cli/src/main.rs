@@ -21,6 +21,7 @@ mod payload;
 mod ports_file;
 mod settings;
 mod show;
+mod supervisor;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -38,6 +39,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     // What calls for a nats-server has a command line of its own, in another manner.
     let line: Vec<OsString> = std::env::args_os().collect();
+    // This binary between `up` and a component.
+    if let Some(code) = supervisor::dispatch(&line) {
+        return code;
+    }
     if let Some(arguments) = nats_server::arguments(&line) {
         return nats_server::run(arguments);
     }

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::failure::{Explain, Kind};
+use crate::logging;
 
 /// Why data could not be printed.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,9 @@ pub(crate) fn json_document(value: &impl Serialize) -> Result<(), OutputError> {
 
 /// Writes a line of progress on stderr, where it cannot get between the data.
 pub(crate) fn note(text: &str) {
+    if logging::is_json() {
+        return tracing::info!("{}", anstream::adapter::strip_str(text));
+    }
     // Progress that nobody can see is no reason to stop.
     let _ = writeln!(anstream::stderr().lock(), "{text}");
 }

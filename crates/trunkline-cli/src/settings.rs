@@ -8,6 +8,7 @@ use trunkline::config::{ConfigError, Loaded, Loader, Origin};
 use trunkline_server::{AuthOptions, AuthSource};
 
 use crate::failure::{Explain, Kind};
+use crate::logging::LogFormat;
 
 /// Flags of every command.
 #[derive(Debug, Clone, clap::Args)]
@@ -20,6 +21,10 @@ pub(crate) struct GlobalArgs {
     /// What is logged on stderr: error, warn, info, debug, trace, or a filter [default: $TRUNKLINE_LOG]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
+
+    /// How what is logged looks: lines for people, or one JSON object a line
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    pub(crate) log_format: LogFormat,
 }
 
 /// A key that a flag sets.

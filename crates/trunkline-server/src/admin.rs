@@ -3,10 +3,12 @@
 //! Names are camelCase, durations milliseconds, times RFC 3339 to the nanosecond, offsets their printed form, bodies
 //! Base64. Here are values only; what is done with them stands in `http::api`.
 
+mod component;
 mod message;
 mod problem;
 mod stream;
 
+pub use component::{ComponentJson, ComponentState, ComponentsJson, ResourcesJson};
 pub use message::{DeliveryJson, MessageJson, SettleJson, SettledJson, SettlementJson, StoredJson};
 pub use message::{Fetch, FetchedJson, LeaseJson, LeaseRequest, Publish, ReceiptJson, Settlements};
 pub use problem::{ErrorJson, Problem};
@@ -57,7 +59,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn time_text(time: SystemTime) -> String {
+/// A time as it stands in the JSON of the API.
+pub fn time_text(time: SystemTime) -> String {
     // A clock outside the years that have a text is shown as the beginning of time.
     jiff::Timestamp::try_from(time).unwrap_or_default().to_string()
 }

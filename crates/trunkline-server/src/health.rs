@@ -34,7 +34,7 @@ pub(crate) enum Readiness {
 }
 
 impl Readiness {
-    fn of(state: &BackendState) -> Self {
+    pub(crate) fn of(state: &BackendState) -> Self {
         match state {
             BackendState::Connected => Self::Ok,
             BackendState::Degraded { .. } => Self::Degraded,

@@ -41,6 +41,7 @@ mod websocket;
 mod wire;
 
 pub use auth::{AuthError, AuthOptions, HashError, HashScheme, Reloaded, hash_password};
+pub use http::{BesideOptions, BesideServer};
 pub use options::{AdminDefaults, Limits, ServerOptions};
 pub use reload::{AuthSource, ReloadError, ReloadOptions, SourceError};
 pub use server::{Server, StartError};

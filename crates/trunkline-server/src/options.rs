@@ -14,6 +14,7 @@ use trunkline::redelivery::RetryPolicy;
 use trunkline::status::BackendStatus;
 use trunkline::{BusOptions, Start, Telemetry};
 
+use crate::admin::ComponentsJson;
 use crate::auth::AuthOptions;
 use crate::reload::AuthSource;
 use crate::server::StartError;
@@ -75,6 +76,8 @@ pub struct ServerOptions {
     pub backend: Option<Arc<dyn Backend>>,
     /// What the admin API tells its clients to do by default.
     pub admin_defaults: AdminDefaults,
+    /// What runs beside the bus, for `/api/v1/components`; `None` is nothing.
+    pub components: Option<watch::Receiver<ComponentsJson>>,
 }
 
 /// Defaults of consumers that run in clients of the admin API; keys `messaging.consumer.*` and
@@ -141,6 +144,7 @@ impl ServerOptions {
             admin_token: None,
             backend: None,
             admin_defaults: AdminDefaults::from(&BusOptions::default()),
+            components: None,
         }
     }
 }

@@ -269,7 +269,7 @@ impl Server {
                 (token.clone(), shared.clone()),
                 options.subject_root,
                 limits.max_payload,
-                options.admin_defaults,
+                (options.admin_defaults, options.components),
                 limits.http_timeout,
             ));
             tasks.spawn(expire_members(api.members().clone(), stop.clone()));
@@ -417,14 +417,18 @@ fn plan(
 
 /// What decides whether other machines may reach the server.
 #[derive(Clone, Copy)]
-struct Exposure {
+pub(crate) struct Exposure {
     /// Clients are asked who they are.
-    auth: bool,
+    pub(crate) auth: bool,
     /// What is sent there is encrypted, or the operator trusts the network.
-    safe: bool,
+    pub(crate) safe: bool,
 }
 
-fn bind(address: SocketAddr, setting: &'static str, rule: Exposure) -> Result<TcpListener, StartError> {
+pub(crate) fn bind(
+    address: SocketAddr,
+    setting: &'static str,
+    rule: Exposure,
+) -> Result<TcpListener, StartError> {
     if !address.ip().is_loopback() {
         if !rule.auth {
             return Err(StartError::Exposed { address, setting });
@@ -442,7 +446,7 @@ fn bind(address: SocketAddr, setting: &'static str, rule: Exposure) -> Result<Tc
     listen().map_err(|source| StartError::Bind { address, setting, source })
 }
 
-fn local_address(
+pub(crate) fn local_address(
     listener: &TcpListener,
     address: SocketAddr,
     setting: &'static str,

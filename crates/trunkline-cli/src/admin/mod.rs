@@ -18,7 +18,7 @@ use trunkline::backend::nats::NatsOptions;
 use trunkline::config::{Backend, Config, NatsUrl};
 use trunkline::redelivery::RetryPolicy;
 use trunkline::{Bus, BusOptions, Token};
-use trunkline_server::admin::ServerJson;
+use trunkline_server::admin::{ComponentsJson, ServerJson};
 use url::Url;
 
 use crate::client::{self, ClientError};
@@ -160,6 +160,34 @@ impl AdminArgs {
             return Err(AdminError::Stream(StreamError::from(error)).into());
         }
         Ok(AdminClient { bus, server: url.to_string() })
+    }
+}
+
+/// What runs beside the bus of the server at this address; `None` where no token is known, or the server knows of no
+/// components.
+///
+/// # Errors
+/// A token that is not the server's, no answer within `limit`.
+pub(crate) async fn components(
+    url: &Url,
+    token: Option<String>,
+    configured: Option<&Config>,
+    limit: Duration,
+) -> Result<Option<ComponentsJson>, AdminError> {
+    let given =
+        token.or_else(|| std::env::var("TRUNKLINE_ADMIN_TOKEN").ok().filter(|token| !token.is_empty()));
+    let is_found = given.is_none();
+    let found = || token::find(url).map(|file| file.admin_token);
+    let of_config = || configured.and_then(|config| config.server.auth.admin_token.as_ref());
+    let token = given.or_else(found).or_else(|| of_config().map(|token| token.expose().to_owned()));
+    let Some(token) = token.filter(|_| url.scheme() == "http") else { return Ok(None) };
+    let link = Link::new(url, token, is_found, limit)?;
+    match link.get("/components").await {
+        Ok(components) => Ok(Some(components)),
+        // Another server, or an older one.
+        Err(AdminError::NotAdmin { .. }) => Ok(None),
+        Err(AdminError::Refused { .. }) if is_found => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

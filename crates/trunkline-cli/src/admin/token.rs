@@ -45,11 +45,11 @@ impl RuntimeFile {
     ///
     /// # Errors
     /// There is no directory that is this user's alone, or it cannot be written to.
-    pub(crate) fn write(nats: SocketAddr, http: SocketAddr, token: &str) -> io::Result<Self> {
+    pub(crate) fn write(nats: &str, http: SocketAddr, token: &str) -> io::Result<Self> {
         Self::write_in(&directory(), nats, http, token)
     }
 
-    fn write_in(directory: &Path, nats: SocketAddr, http: SocketAddr, token: &str) -> io::Result<Self> {
+    fn write_in(directory: &Path, nats: &str, http: SocketAddr, token: &str) -> io::Result<Self> {
         match DirBuilder::new().mode(0o700).create(directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
@@ -57,7 +57,7 @@ impl RuntimeFile {
         check_private(directory)?;
         remove_orphans(directory);
         let found = Found {
-            nats: format!("nats://{nats}"),
+            nats: nats.to_owned(),
             http: format!("http://{http}"),
             admin_token: token.to_owned(),
             pid: std::process::id().try_into().unwrap_or_default(),
@@ -165,8 +165,8 @@ mod tests {
 
     use super::*;
 
-    fn addresses() -> (SocketAddr, SocketAddr) {
-        ("127.0.0.1:41".parse().unwrap(), "127.0.0.1:42".parse().unwrap())
+    fn addresses() -> (&'static str, SocketAddr) {
+        ("nats://127.0.0.1:41", "127.0.0.1:42".parse().unwrap())
     }
 
     fn url(text: &str) -> Url {

@@ -57,13 +57,13 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Up(_) => "info,async_nats=error",
         _ => "warn,async_nats=error",
     };
-    logging::start(global.log_level.as_deref(), default_level)?;
+    logging::start(global.log_level.as_deref(), default_level, global.log_format)?;
     match command {
         Command::Up(args) => {
             let loaded = settings::load(&global, args.overrides())?;
             let source = settings::auth_source(&global, args.overrides());
             let threads = worker_threads(loaded.config.runtime.resources.cpus);
-            block_on(threads, up::run(loaded, args, source))
+            block_on(threads, up::run(loaded, args, source, threads))
         }
         Command::Pub(args) => block_on(CLIENT_THREADS, publish::run(&global, &args)),
         Command::Sub(args) => block_on(CLIENT_THREADS, subscribe::run(&global, &args)),

@@ -1,20 +1,23 @@
 //! `trunkline status`: is the bus there, and is it well?
 //!
-//! A Trunkline server is asked over HTTP, because only there it tells about its backend; any other NATS server is
-//! connected to, and the round trip of a PING is the answer.
+//! A Trunkline server is asked over HTTP, because only there it tells about its backend and about what runs beside it; any
+//! other NATS server is connected to, and the round trip of a PING is the answer.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
+use jiff::{Timestamp, Unit};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use trunkline::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
 use trunkline::backend::{Backend as _, PublishError};
 use trunkline::config::{Backend, Config, NatsUrl};
+use trunkline_server::admin::{ComponentJson, ComponentState, ResourcesJson};
 use url::Url;
 
+use crate::admin::{self, AdminError};
 use crate::duration;
 use crate::failure::{Explain, Failure};
 use crate::http::{self, HttpError};
@@ -44,14 +47,22 @@ const FACTS: [(&str, &str); 19] = [
     ("memory_exceeded", "short of memory, times"),
 ];
 
-/// Tell whether a running bus is ready
+/// Longest wait for an answer, and for everything to be ready.
+const PATIENCE: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(60);
+/// Pause between two questions while waiting.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Tell whether a running bus is ready, and each of its components
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trunkline status
   trunkline status --http http://127.0.0.1:8222 --json
+  trunkline status --wait --timeout 2m
   trunkline status --url nats://demo.nats.io
 
-Exit code 1 when the bus is not ready, so that scripts can wait for it.")]
+Exit code 1 when the bus or a component is not ready. With --wait that is told when the time is over, or as soon as a
+component has failed for good.")]
 pub(crate) struct StatusArgs {
     /// Connect to this NATS server instead of asking over HTTP
     #[arg(long, value_name = "URL", value_parser = NatsUrl::parse, conflicts_with = "http")]
@@ -61,11 +72,20 @@ pub(crate) struct StatusArgs {
     #[arg(long, value_name = "URL")]
     http: Option<Url>,
 
-    /// Longest wait for an answer
-    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "5s")]
-    timeout: Duration,
+    /// Wait until the bus and all components are ready, also for a bus that is not there yet
+    #[arg(long)]
+    wait: bool,
 
-    /// One JSON document: ready, status, reason, server
+    /// Longest wait for an answer; with --wait, for everything to be ready [default: 5s, with --wait 1m]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    timeout: Option<Duration>,
+
+    /// Token of the admin API, which tells about components [default: $TRUNKLINE_ADMIN_TOKEN, else found for a
+    /// `trunkline up` of this user]
+    #[arg(long, value_name = "TOKEN", conflicts_with = "url")]
+    token: Option<String>,
+
+    /// One JSON document: ready, status, reason, server, resources, components
     #[arg(long)]
     json: bool,
 }
@@ -82,12 +102,20 @@ pub(crate) enum StatusError {
     Flush { url: String, source: PublishError },
     #[error("the bus is not ready: {status}{}", .reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default())]
     NotReady { status: String, reason: Option<String> },
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error("not ready: {}", .components.join("; "))]
+    Components { components: Vec<String> },
+    #[error("not everything is ready after {waited:?} (--timeout)")]
+    Waited { waited: Duration, source: Box<StatusError> },
 }
 
 impl Explain for StatusError {
     fn hint(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::NotReady { .. } => Some("see the log of `trunkline up`".into()),
+            Self::NotReady { .. } | Self::Components { .. } => Some("see the log of `trunkline up`".into()),
+            Self::Waited { source, .. } => source.hint(),
+            Self::Admin(error) => error.hint(),
             Self::Http(HttpError::NotHttp { .. }) => {
                 Some("--http takes the HTTP address; for the NATS address use --url".into())
             }
@@ -100,7 +128,10 @@ impl Explain for StatusError {
 /// How the bus is.
 #[derive(Debug, Serialize)]
 struct Report {
+    /// The bus and all components.
     ready: bool,
+    #[serde(skip)]
+    bus_ready: bool,
     status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -109,22 +140,87 @@ struct Report {
     #[serde(rename = "roundTripMicros")]
     round_trip_micros: u64,
     server: Map<String, Value>,
+    /// What the process of the bus may use; of a Trunkline server whose admin token is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resources: Option<ResourcesJson>,
+    components: Vec<ComponentJson>,
 }
 
-/// Asks, prints, and fails when the bus is not ready.
+impl Report {
+    /// What is not as it should be.
+    fn check(&self) -> Result<(), StatusError> {
+        if !self.bus_ready {
+            return Err(StatusError::NotReady { status: self.status.clone(), reason: self.reason.clone() });
+        }
+        let not_well = self.components.iter().filter(|component| !component.state.is_well());
+        let components: Vec<String> =
+            not_well.map(|component| format!("{} is {}", component.name, shown(component))).collect();
+        match components.is_empty() {
+            true => Ok(()),
+            false => Err(StatusError::Components { components }),
+        }
+    }
+
+    /// Whether waiting is of no use.
+    fn is_hopeless(&self) -> bool {
+        self.components.iter().any(|component| component.state == ComponentState::Failed)
+    }
+}
+
+/// Asks, prints, and fails when something is not ready.
 pub(crate) async fn run(global: &GlobalArgs, args: &StatusArgs) -> Result<(), Failure> {
-    let report = match target(global, args)? {
-        Target::Http(url) => over_http(&url, args.timeout).await?,
-        Target::Nats { url, options } => over_nats(&url, *options, args.timeout).await?,
+    let (target, config) = target(global, args)?;
+    let report = match args.wait {
+        true => wait(&target, config.as_ref(), args).await?,
+        false => ask(&target, config.as_ref(), args, args.timeout.unwrap_or(PATIENCE)).await?,
     };
     match args.json {
         true => output::json_document(&report)?,
         false => output::line(&table(&report).trim_fmt())?,
     }
-    match report.ready {
-        true => Ok(()),
-        false => Err(StatusError::NotReady { status: report.status, reason: report.reason }.into()),
+    Ok(report.check()?)
+}
+
+/// Asks until everything is ready, something has failed for good, or the time is over.
+async fn wait(target: &Target, config: Option<&Config>, args: &StatusArgs) -> Result<Report, StatusError> {
+    let waited = args.timeout.unwrap_or(WAIT);
+    let deadline = Instant::now() + waited;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer = ask(target, config, args, left.clamp(PAUSE, PATIENCE)).await;
+        let missing = match answer {
+            Ok(report) => match report.check() {
+                Ok(()) => return Ok(report),
+                Err(_) if report.is_hopeless() => return Ok(report),
+                Err(missing) => missing,
+            },
+            Err(error @ StatusError::Admin(AdminError::Refused { .. })) => return Err(error),
+            Err(missing) => missing,
+        };
+        if Instant::now() + PAUSE >= deadline {
+            return Err(StatusError::Waited { waited, source: Box::new(missing) });
+        }
+        tokio::time::sleep(PAUSE).await;
     }
+}
+
+async fn ask(
+    target: &Target,
+    config: Option<&Config>,
+    args: &StatusArgs,
+    limit: Duration,
+) -> Result<Report, StatusError> {
+    let mut report = match target {
+        Target::Nats { url, options } => return over_nats(url, (**options).clone(), limit).await,
+        Target::Http(url) => over_http(url, limit).await?,
+    };
+    if let Target::Http(url) = target
+        && let Some(known) = admin::components(url, args.token.clone(), config, limit).await?
+    {
+        report.ready = report.bus_ready && known.components.iter().all(|it| it.state.is_well());
+        (report.resources, report.components) = (Some(known.resources), known.components);
+    }
+    Ok(report)
 }
 
 enum Target {
@@ -136,26 +232,30 @@ enum Target {
     },
 }
 
-fn target(global: &GlobalArgs, args: &StatusArgs) -> Result<Target, Failure> {
+/// Whom to ask, and the configuration that says so.
+fn target(global: &GlobalArgs, args: &StatusArgs) -> Result<(Target, Option<Config>), Failure> {
     let nats = |url: NatsUrl| {
         let options = Box::new(NatsOptions::new(url.servers().iter().map(ToString::to_string)));
         Target::Nats { url, options }
     };
     if let Some(url) = &args.url {
-        return Ok(nats(url.clone()));
+        return Ok((nats(url.clone()), None));
     }
     if let Some(url) = &args.http {
-        return Ok(Target::Http(url.clone()));
+        return Ok((Target::Http(url.clone()), None));
     }
     let config = settings::load(global, [])?.config;
-    if config.messaging.backend == Backend::Nats {
+    let http = http_of(&config);
+    // With NATS servers behind it, `up` answers only where it has components to tell about.
+    if config.messaging.backend == Backend::Nats && (config.components.is_empty() || http.is_none()) {
         let options = Box::new(NatsOptions::from(&config.messaging));
-        return Ok(Target::Nats { url: config.messaging.nats_url, options });
+        return Ok((Target::Nats { url: config.messaging.nats_url.clone(), options }, Some(config)));
     }
-    Ok(match http_of(&config) {
+    let target = match http {
         Some(url) => Target::Http(url),
         None => nats(crate::client::url_of(&config)?),
-    })
+    };
+    Ok((target, Some(config)))
 }
 
 /// Where the configured server answers HTTP, unless that is off.
@@ -184,11 +284,14 @@ async fn over_http(url: &Url, limit: Duration) -> Result<Report, StatusError> {
     };
     Ok(Report {
         ready,
+        bus_ready: ready,
         status,
         reason: text("/checks/backend/reason").or_else(|| text("/error")),
         asked: url.as_str().trim_end_matches('/').to_owned(),
         round_trip_micros,
         server,
+        resources: None,
+        components: Vec::new(),
     })
 }
 
@@ -221,11 +324,14 @@ async fn over_nats(url: &NatsUrl, options: NatsOptions, limit: Duration) -> Resu
     };
     Ok(Report {
         ready,
+        bus_ready: ready,
         status: status.to_owned(),
         reason: None,
         asked: url.to_string(),
         round_trip_micros,
         server,
+        resources: None,
+        components: Vec::new(),
     })
 }
 
@@ -246,5 +352,38 @@ fn table(report: &Report) -> Table {
         };
         table.add_row([label, &value]);
     }
+    if let Some(resources) = &report.resources {
+        let cpus = resources.cpus.map_or("all processors".to_owned(), |cpus| format!("cpus {cpus}"));
+        table.add_row(["worker threads", &format!("{} ({cpus})", resources.worker_threads)]);
+        let memory = resources.memory.map_or("no bound".to_owned(), |bytes| format!("{bytes} bytes"));
+        table.add_row(["memory", &memory]);
+    }
+    for component in &report.components {
+        let pid = component.pid.map_or(String::new(), |pid| format!(", pid {pid}"));
+        let restarts = match component.restarts {
+            0 => String::new(),
+            restarts => format!(", restarts {restarts}"),
+        };
+        let text = format!("{}{pid}{restarts}, since {}", shown(component), component.since);
+        table.add_row([&component.name, &text]);
+    }
     table
+}
+
+/// The state of a component with what explains it.
+fn shown(component: &ComponentJson) -> String {
+    let reason = component.reason.as_deref();
+    match component.state {
+        ComponentState::Waiting => format!("waiting for {}", component.waiting_for.join(", ")),
+        ComponentState::Restarting => {
+            let at = component.restart_at.as_deref().and_then(|at| at.parse::<Timestamp>().ok());
+            let left =
+                at.map_or(0.0, |at| (at - Timestamp::now()).total(Unit::Second).unwrap_or_default().max(0.0));
+            format!("restarting in {left:.1} s after {}", reason.unwrap_or("its end"))
+        }
+        state => match reason {
+            Some(reason) => format!("{} ({reason})", state.as_str()),
+            None => state.as_str().to_owned(),
+        },
+    }
 }

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use trunkline::config::{Limits, Loaded};
 use trunkline_server::AuthSource;
 
@@ -19,15 +21,18 @@ use crate::interrupt::Interrupts;
 use crate::output;
 use crate::ports_file::PortsFile;
 use crate::settings::Override;
+use crate::supervisor::{self, Supervisor};
 
 use start::Running;
 
 /// How long a stop may take: what waits for clients is sent until then, and dropped after it.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
-/// Start the bus
+/// Start the bus, and the components of the configuration on it
 ///
-/// Needs nothing: no file, no flag, no other server. Ctrl-C or SIGTERM stops it cleanly, a second one at once.
+/// Needs nothing: no file, no flag, no other server. With `components` in the configuration it starts them in the order of
+/// what they depend on, starts again what crashes, shows their logs, and stops them before the bus.
+/// Ctrl-C or SIGTERM stops it cleanly, a second one at once.
 /// SIGHUP reads users, permissions and certificates again; SIGUSR2 asks clients to go elsewhere, and stops when they have.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -77,12 +82,22 @@ impl UpArgs {
 }
 
 /// Runs the bus until it is told to stop.
-pub(crate) async fn run(loaded: Loaded, args: UpArgs, source: AuthSource) -> Result<(), Failure> {
+///
+/// The bus comes first; components start when it is ready, and have ended when it stops.
+pub(crate) async fn run(
+    loaded: Loaded,
+    args: UpArgs,
+    source: AuthSource,
+    worker_threads: usize,
+) -> Result<(), Failure> {
+    // What is missing is told before anything runs.
+    supervisor::check(&loaded.config)?;
+    let (status, components) = watch::channel(supervisor::first_status(&loaded.config, worker_threads));
     let interrupts = Interrupts::listen().map_err(ClientError::Signals)?;
     let mut hangups = Hangups::listen().map_err(ClientError::Signals)?;
     let mut lame_duck = signal(SignalKind::user_defined2()).map_err(ClientError::Signals)?;
     let running = tokio::select! {
-        running = start::start(&loaded, source) => running?,
+        running = start::start(&loaded, source, components) => running?,
         () = interrupts.stop().cancelled() => return Ok(()),
     };
     let ports = match &args.ports_file {
@@ -94,11 +109,28 @@ pub(crate) async fn run(loaded: Loaded, args: UpArgs, source: AuthSource) -> Res
     };
     let token_file = write_token(&running);
     output::note(&banner::text(&loaded, &running, args.demo));
-    let result = tokio::select! {
+    let mut supervisor = match loaded.config.components.is_empty() {
+        true => None,
+        false => {
+            let (access, bus, hub) =
+                (running.access().clone(), running.bus().clone(), running.hub().cloned());
+            Some(Supervisor::new(&loaded.config, access, bus, hub, status)?)
+        }
+    };
+    let ending = CancellationToken::new();
+    let mut result = tokio::select! {
         result = work(&running, &args, &interrupts) => result,
+        result = supervise(&mut supervisor, &ending, &interrupts) => result,
         () = hangups.reload(&running) => Ok(()),
         () = see_off(&mut lame_duck, &running, &loaded.config.server.limits) => Ok(()),
     };
+    if let Some(mut supervisor) = supervisor {
+        output::note("stopping components");
+        ending.cancel();
+        let stopped = supervisor.supervise(&ending, &interrupts).await;
+        result = result.and_then(|()| Ok(stopped?));
+        supervisor.finish().await;
+    }
     // The file goes first: who reads it from now on shall not find a bus that refuses connections.
     drop(ports);
     drop(token_file);
@@ -108,17 +140,31 @@ pub(crate) async fn run(loaded: Loaded, args: UpArgs, source: AuthSource) -> Res
 
 /// Lets commands of this user find the admin API without being told. Where that cannot be, they are given `--token`.
 fn write_token(running: &Running) -> Option<RuntimeFile> {
-    let (nats, http, token) = (running.nats_addr()?, running.http_addr()?, running.admin_token()?);
+    // With the NATS servers clients find streams and messages there, and only what runs beside the bus here.
+    let nats = running.nats_addr().map(|address| format!("nats://{address}")).unwrap_or_default();
+    let (http, token) = (running.http_addr()?, running.admin_token()?);
     if running.http_url().is_some_and(|url| url.starts_with("https:")) {
         tracing::info!("commands of this binary do not reach the admin API over TLS (server.tls.http)");
         return None;
     }
-    match RuntimeFile::write(nats, http, token) {
+    match RuntimeFile::write(&nats, http, token) {
         Ok(file) => Some(file),
         Err(error) => {
             tracing::warn!(%error, "the admin token is not kept for other commands, give them --token");
             None
         }
+    }
+}
+
+/// Looks after the components until none is left, or for ever where there are none.
+async fn supervise(
+    supervisor: &mut Option<Supervisor>,
+    ending: &CancellationToken,
+    interrupts: &Interrupts,
+) -> Result<(), Failure> {
+    match supervisor {
+        Some(supervisor) => Ok(supervisor.supervise(ending, interrupts).await?),
+        None => std::future::pending().await,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::command::{PATIENCE, command, run, start};
 const KNOWN: Duration = Duration::from_secs(5 + 3);
 
 /// The whole answer of an HTTP request.
-fn get(http: &str, path: &str) -> String {
+pub(crate) fn get(http: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(http.trim_start_matches("http://")).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("the timeout is not zero");
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");

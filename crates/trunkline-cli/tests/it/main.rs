@@ -10,6 +10,7 @@ mod browser;
 mod clients_node;
 mod clients_python;
 mod command;
+mod components;
 mod conformance;
 mod conversation;
 mod demo;

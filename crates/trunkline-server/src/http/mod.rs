@@ -6,6 +6,7 @@
 mod accountz;
 mod alone;
 mod api;
+mod beside;
 mod connz;
 mod durations;
 mod guests;
@@ -34,6 +35,7 @@ use crate::process::CpuShare;
 use crate::shared::Shared;
 
 pub(crate) use api::{Api, Members, Token};
+pub use beside::{BesideOptions, BesideServer};
 pub(crate) use serve::{Bounds, serve};
 
 /// What there is to ask for: path, and what it answers.

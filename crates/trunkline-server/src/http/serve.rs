@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::guests::{Guest, Guests};
+use crate::options::Limits;
 use crate::shared::Shared;
 use crate::tls::Tls;
 
@@ -55,6 +56,15 @@ impl Bounds {
             connections: limits.http_connections.max(1),
             patience: limits.http_timeout,
             evicted: shared.http_evicted.clone(),
+        }
+    }
+
+    /// Of a listener without a server of NATS beside it.
+    pub(crate) fn alone(limits: &Limits) -> Self {
+        Self {
+            connections: limits.http_connections.max(1),
+            patience: limits.http_timeout,
+            evicted: Arc::default(),
         }
     }
 }

@@ -1,14 +1,22 @@
 //! From a configuration to a running bus, with the server in front of it.
 
 use std::borrow::Cow;
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use trunkline::backend::memory::Hub;
 use trunkline::config::Loaded;
-use trunkline::{Bus, ConnectError};
-use trunkline_server::{AdminDefaults, AuthOptions, AuthSource, Server, ServerOptions, StartError};
+use trunkline::{Bus, ConnectError, Front};
+use trunkline_server::admin::ComponentsJson;
+use trunkline_server::{
+    AdminDefaults, AuthOptions, AuthSource, BesideOptions, BesideServer, Server, ServerOptions, StartError,
+};
 
 use crate::failure::{Explain, Kind, chain};
+use crate::supervisor::{Access, MadeUsers, PasswordError, Place};
 
 /// Why the bus did not start.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +26,8 @@ pub(crate) enum UpError {
     Server(#[from] StartError),
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Passwords(#[from] PasswordError),
 }
 
 impl Explain for UpError {
@@ -27,16 +37,27 @@ impl Explain for UpError {
 
     fn hint(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::Server(StartError::Bind { setting, .. }) => {
-                let flag = if *setting == "server.http" { "--http" } else { "--listen" };
-                let text = format!(
-                    "another `trunkline up` may be running: stop what uses that address, or choose another with {flag} or {setting}; port 0 takes a free one"
-                );
-                Some(text.into())
-            }
+            Self::Server(StartError::Bind { setting, source, .. }) => Some(bind_hint(setting, source).into()),
             Self::Server(error) => Some(error.hint().into()),
             Self::Connect(error) => error.hint().map(Into::into),
+            Self::Passwords(_) => None,
         }
+    }
+}
+
+/// What to do about an address that cannot be listened on.
+fn bind_hint(setting: &str, source: &io::Error) -> String {
+    let flag = if setting == "server.http" { "--http" } else { "--listen" };
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "ports below 1024 take a privilege: choose a higher one with {flag} or {setting}, or give the program the capability CAP_NET_BIND_SERVICE"
+        ),
+        io::ErrorKind::AddrNotAvailable => format!(
+            "no network interface of this machine has that address: choose another with {flag} or {setting}"
+        ),
+        _ => format!(
+            "another `trunkline up` may be running: stop what uses that address, or choose another with {flag} or {setting}; port 0 takes a free one"
+        ),
     }
 }
 
@@ -44,9 +65,23 @@ impl Explain for UpError {
 pub(crate) struct Running {
     bus: Bus,
     server: Option<Server>,
+    /// Where there is no server, and components are to be asked about.
+    beside: Option<BesideServer>,
+    hub: Option<Arc<Hub>>,
+    access: Access,
 }
 
 impl Running {
+    /// How components reach the bus.
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// The hub of this process, where the messages are in it.
+    pub(crate) fn hub(&self) -> Option<&Arc<Hub>> {
+        self.hub.as_ref()
+    }
+
     /// The bus, as a component in this process sees it.
     pub(crate) fn bus(&self) -> &Bus {
         &self.bus
@@ -59,12 +94,14 @@ impl Running {
 
     /// Where health and monitoring are served.
     pub(crate) fn http_addr(&self) -> Option<SocketAddr> {
-        self.server.as_ref().and_then(Server::http_addr)
+        let beside = self.beside.as_ref().map(BesideServer::http_addr);
+        self.server.as_ref().and_then(Server::http_addr).or(beside)
     }
 
     /// As [`Running::http_addr`], with `http` or `https` before it.
     pub(crate) fn http_url(&self) -> Option<String> {
-        self.server.as_ref().and_then(Server::http_url)
+        let beside = self.beside.as_ref().map(BesideServer::http_url);
+        self.server.as_ref().and_then(Server::http_url).or(beside)
     }
 
     /// Where NATS clients connect over WebSocket.
@@ -74,6 +111,9 @@ impl Running {
 
     /// The token of the admin API, where it is served.
     pub(crate) fn admin_token(&self) -> Option<&str> {
+        if let Some(beside) = &self.beside {
+            return Some(beside.admin_token());
+        }
         let server = self.server.as_ref()?;
         server.http_addr().map(|_| server.admin_token())
     }
@@ -103,6 +143,9 @@ impl Running {
             Some(server) => server.shutdown(within).await,
             None => 0,
         };
+        if let Some(beside) = &self.beside {
+            beside.shutdown(within.saturating_sub(started.elapsed())).await;
+        }
         if let Err(error) = self.bus.drain(within.saturating_sub(started.elapsed())).await {
             tracing::warn!(%error, "the bus was stopped with work unfinished");
         }
@@ -114,32 +157,66 @@ impl Running {
 ///
 /// # Errors
 /// A backend that cannot be reached with `fallback: fail`, an address that is taken, streams that cannot be made.
-pub(crate) async fn start(loaded: &Loaded, source: AuthSource) -> Result<Running, UpError> {
+pub(crate) async fn start(
+    loaded: &Loaded,
+    source: AuthSource,
+    components: watch::Receiver<ComponentsJson>,
+) -> Result<Running, UpError> {
     let config = &loaded.config;
-    if !config.components.is_empty() {
-        tracing::warn!("components are configured, and this build does not start them: start them yourself");
-    }
     let (bus, front) = Bus::open_front(config).await?;
-    let server = match front {
-        Some(front) => {
-            let options = ServerOptions {
-                backend_status: Some(bus.backend_status()),
-                telemetry: Some(bus.telemetry().clone()),
-                backend: Some(bus.backend().clone()),
-                admin_defaults: AdminDefaults::from(bus.options()),
-                auth_source: Some(source),
-                ..ServerOptions::from_config(config, front)?
-            };
-            Some(Server::start(options).await?)
-        }
-        None => {
-            if AuthOptions::from(&config.server).is_required() {
-                tracing::warn!(
-                    "users are configured, and clients connect to the NATS servers, which have their own"
-                );
-            }
-            None
-        }
+    let hub = match &front {
+        Some(Front::Hub(hub)) => Some(hub.clone()),
+        _ => None,
     };
-    Ok(Running { bus, server })
+    let Some(front) = front else {
+        if AuthOptions::from(&config.server).is_required() {
+            tracing::warn!(
+                "users are configured, and clients connect to the NATS servers, which have their own"
+            );
+        }
+        let access = Access::new(config, Place::Nats, MadeUsers::default());
+        // Without components there is nothing to ask for, and the address may be that of another `up`.
+        let beside = match config.components.is_empty() {
+            true => None,
+            false => {
+                let backend_status = bus.backend_status();
+                BesideServer::start(BesideOptions { config, backend_status, components }).await?
+            }
+        };
+        return Ok(Running { bus, server: None, beside, hub, access });
+    };
+    let users = MadeUsers::make(config)?;
+    let mut options = ServerOptions {
+        backend_status: Some(bus.backend_status()),
+        telemetry: Some(bus.telemetry().clone()),
+        backend: Some(bus.backend().clone()),
+        admin_defaults: AdminDefaults::from(bus.options()),
+        auth_source: Some(users.clone().beside(source)),
+        components: Some(components),
+        ..ServerOptions::from_config(config, front)?
+    };
+    users.join(&mut options.auth);
+    let server = Server::start(options).await?;
+    let tls = config.server.tls.is_on() && !config.server.tls.allow_non_tls;
+    let access = Access::new(config, Place::Embedded { address: server.nats_addr(), tls }, users);
+    Ok(Running { bus, server: Some(server), beside: None, hub, access })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_out_depends_on_why_an_address_cannot_be_listened_on() {
+        for (kind, expected) in [
+            (io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
+            (io::ErrorKind::AddrNotAvailable, "no network interface"),
+            (io::ErrorKind::AddrInUse, "another `trunkline up` may be running"),
+        ] {
+            let address = "127.0.0.1:80".parse().unwrap();
+            let error = StartError::Bind { address, setting: "server.http", source: kind.into() };
+            let hint = UpError::from(error).hint().unwrap_or_default().into_owned();
+            assert!(hint.contains(expected) && hint.contains("--http or server.http"), "{hint}");
+        }
+    }
 }

@@ -23,7 +23,7 @@ const BODY_SLACK_BYTES: usize = 512 << 10;
 pub(crate) struct ApiError(Box<ErrorJson>);
 
 impl ApiError {
-    pub(super) fn new(problem: Problem, error: impl Display) -> Self {
+    pub(crate) fn new(problem: Problem, error: impl Display) -> Self {
         let hint = problem.hint().map(str::to_owned);
         Self(Box::new(ErrorJson { error: error.to_string(), hint, problem }))
     }
@@ -85,7 +85,7 @@ impl From<ParamError> for ApiError {
 }
 
 /// A success in JSON. What is answered may be secret and is out of date at once: nobody keeps it.
-pub(super) fn ok(value: &impl Serialize) -> Response {
+pub(crate) fn ok(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => {
             let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];

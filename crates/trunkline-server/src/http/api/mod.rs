@@ -3,7 +3,7 @@
 //! Every request needs the token, or a user that is allowed to. What a request asks for is done by the backend that the server is a front of; nothing
 //! here decides about retry or dead letters, which is the business of the bus that the client runs.
 
-mod answer;
+pub(crate) mod answer;
 mod consumers;
 mod guard;
 mod members;
@@ -18,14 +18,15 @@ use axum::extract::State;
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
+use tokio::sync::watch;
 use trunkline::Unsupported;
 use trunkline::backend::{Backend, Streams};
 
-use crate::admin::{BASE, Problem, ServerJson};
+use crate::admin::{BASE, ComponentsJson, Problem, ServerJson};
 use crate::options::AdminDefaults;
 use crate::shared::Shared;
 use answer::{ApiError, ok};
-pub(crate) use guard::Token;
+pub(crate) use guard::{Token, token_guard};
 pub(crate) use members::Members;
 
 /// What the handlers know.
@@ -38,6 +39,7 @@ pub(crate) struct Api {
     max_payload: usize,
     defaults: AdminDefaults,
     members: Arc<Members>,
+    components: Option<watch::Receiver<ComponentsJson>>,
     /// Longest wait for the rest of a request's body.
     patience: Duration,
 }
@@ -48,11 +50,11 @@ impl Api {
         (token, auth): (Token, Arc<Shared>),
         subject_root: String,
         max_payload: usize,
-        defaults: AdminDefaults,
+        (defaults, components): (AdminDefaults, Option<watch::Receiver<ComponentsJson>>),
         patience: Duration,
     ) -> Self {
         let members = Arc::default();
-        Self { backend, token, auth, subject_root, max_payload, defaults, members, patience }
+        Self { backend, token, auth, subject_root, max_payload, defaults, members, components, patience }
     }
 
     pub(crate) fn members(&self) -> &Arc<Members> {
@@ -68,6 +70,7 @@ impl Api {
 pub(crate) fn router(api: Arc<Api>) -> Router {
     let routes = Router::new()
         .route("/server", get(server))
+        .route("/components", get(components))
         .route("/publish", post(publish::publish))
         .route("/streams", get(streams::list).post(streams::ensure))
         .route("/streams/{stream}", get(streams::info).delete(streams::remove))
@@ -100,6 +103,12 @@ async fn server(State(api): State<Arc<Api>>) -> Response {
         backoff_ms: api.defaults.retry.backoff.iter().copied().map(millis).collect(),
         initial_start: crate::admin::show_start(api.defaults.initial_start),
     })
+}
+
+async fn components(State(api): State<Arc<Api>>) -> Response {
+    // One that has stopped leaves its last state.
+    let known = api.components.as_ref().map(|components| components.borrow().clone());
+    ok(&known.unwrap_or_default())
 }
 
 async fn not_found(uri: axum::http::Uri) -> ApiError {

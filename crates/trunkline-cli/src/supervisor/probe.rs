@@ -1,0 +1,155 @@
+//! Is a component ready? Asked again and again, until it is or nobody wants to know any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use trunkline::backend::memory::{Hub, Target};
+use trunkline::config::Ready;
+use trunkline::{Bus, Headers, Message, RequestError, Subject};
+use url::Url;
+
+use crate::http;
+
+/// Pause after the first question; each one after it is longer, up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Longest pause between two questions.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A responder that is there may take its time with a probe; that it is there is said at once.
+const RESPONDER_PATIENCE: Duration = Duration::from_millis(500);
+/// Header of the message that looks for a responder where only a message can.
+const PROBE_HEADER: &str = "Trunkline-Probe";
+
+/// Where responders are looked for.
+#[derive(Clone)]
+pub(super) struct Responders {
+    pub(super) bus: Bus,
+    /// The hub of this process: it knows who listens without asking anybody.
+    pub(super) hub: Option<Arc<Hub>>,
+}
+
+/// Returns when the component is ready; never for what is not asked.
+///
+/// # Cancel safety
+/// Dropping the future ends the questions.
+pub(super) async fn until_ready(ready: &Ready, responders: &Responders) {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let is_ready = match ready {
+            Ready::Started | Ready::Log(_) => std::future::pending().await,
+            Ready::Http(url) => answers(url).await,
+            Ready::Tcp(address) => connects(address).await,
+            Ready::Responder(subject) => responders.has(subject).await,
+        };
+        if is_ready {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+async fn connects(address: &str) -> bool {
+    matches!(tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await, Ok(Ok(_)))
+}
+
+/// Whether the URL answers with a status of 2xx.
+async fn answers(url: &Url) -> bool {
+    matches!(tokio::time::timeout(PATIENCE, status(url)).await, Ok(Some(200..=299)))
+}
+
+async fn status(url: &Url) -> Option<u16> {
+    let (host, port) = (url.host_str()?, url.port_or_known_default()?);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let path = match url.query() {
+        Some(query) => format!("{}?{query}", url.path()),
+        None => url.path().to_owned(),
+    };
+    let stream = TcpStream::connect((bare, port)).await.ok()?;
+    let host = format!("{host}:{port}");
+    let answer = match url.scheme() {
+        "https" => {
+            let name = ServerName::try_from(bare.to_owned()).ok()?;
+            let stream = TlsConnector::from(Arc::new(tls()?)).connect(name, stream).await.ok()?;
+            http::exchange_over(stream, &host, &path).await
+        }
+        _ => http::exchange_over(stream, &host, &path).await,
+    };
+    http::parse(&answer.ok()?).map(|answer| answer.status)
+}
+
+/// TLS for probes, which believes any certificate, as those of orchestrators do: the question is whether the component is
+/// up, nothing secret is sent, and whether its certificate is good is asked by those who connect to it.
+fn tls() -> Option<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+    let verifier = Arc::new(AnyCertificate(provider));
+    Some(builder.ok()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+}
+
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl Responders {
+    async fn has(&self, subject: &Subject) -> bool {
+        if let Some(hub) = &self.hub {
+            let found = hub.router().matches(subject.as_bytes());
+            let listens = |target: &Target| matches!(target, Target::Inbox(_) | Target::Session(_));
+            return found.subscribers.iter().any(listens) || !found.queues.is_empty();
+        }
+        // Elsewhere only a message shows whether somebody takes it. An answer does not matter, and its absence says that
+        // somebody is at work on it.
+        let mut headers = Headers::new();
+        if headers.append(PROBE_HEADER, "ready").is_err() {
+            return false;
+        }
+        let message = Message { subject: subject.clone(), reply: None, headers, payload: Bytes::new() };
+        match self.bus.request_message(message, RESPONDER_PATIENCE).await {
+            Ok(_) | Err(RequestError::Timeout { .. }) => true,
+            Err(_) => false,
+        }
+    }
+}

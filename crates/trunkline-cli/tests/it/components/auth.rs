@@ -1,0 +1,51 @@
+//! Components where the server asks who they are.
+
+use nix::sys::signal::Signal;
+
+use super::Platform;
+use crate::command::run;
+
+#[test]
+fn each_component_has_a_user_of_its_own_whose_password_is_shown_nowhere() {
+    let trunkline = env!("CARGO_BIN_EXE_trunkline");
+    let platform = Platform::new(&format!(
+        "server:\n  listen: 127.0.0.1:0\n  http: 127.0.0.1:0\n  users:\n  \
+         - {{user: ann, password: s3cret}}\n  \
+         - {{user: echo, password: other, permissions: {{publish: [told], allow_responses: true, subscribe: ['test.echo', '_INBOX.>']}}}}\n\
+         components:\n  \
+         echo: {{command: [sh, -c, 'echo \"$NATS_PASSWORD\" >password; echo \"$NATS_USER\" >user; exec {trunkline} reply test.echo --echo'], ready: 'responder:test.echo'}}\n"
+    ));
+    let mut up = platform.up(&[]);
+    up.until_it_says("ready component=\"echo\"");
+    let password = platform.read("password");
+    assert_eq!(platform.read("user"), "component-echo");
+    assert!(password.len() >= 32, "{password}");
+    let (nats, http) = platform.ports();
+    let at = |user: &str| nats.replace("://", &format!("://{user}@"));
+    let asked = run(&["request", "--url", &at("ann:s3cret"), "test.echo", "hello"]).ok();
+    assert_eq!(String::from_utf8_lossy(&asked).trim_end(), "hello");
+    assert_ne!(run(&["pub", "--url", &nats, "a", "x"]).code(), 0, "others are still asked");
+    // What the user that is named alike may do, and no more.
+    let made = at(&format!("component-echo:{password}"));
+    run(&["pub", "--url", &made, "told", "x"]).ok();
+    let denied = run(&["pub", "--url", &made, "secret.things", "x"]);
+    assert_eq!(denied.code(), 1, "{denied:?}");
+    for path in ["/varz", "/connz?auth=1", "/readyz", "/metrics"] {
+        let answer = crate::fallback::get(&http, path);
+        assert!(!answer.contains(&password), "{path} shows it");
+    }
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let shown = String::from_utf8_lossy(&line).contains(&password);
+        // Of this test's own commands, which have ended by now, none is left.
+        assert!(!shown, "{:?} shows it", process.path());
+    }
+    // A reload keeps what was made.
+    up.signal(Signal::SIGHUP);
+    up.until_it_says("users and permissions");
+    let asked = run(&["request", "--url", &at("ann:s3cret"), "test.echo", "again"]).ok();
+    assert_eq!(String::from_utf8_lossy(&asked).trim_end(), "again");
+    up.signal(Signal::SIGTERM);
+    let ended = up.end();
+    assert!(!ended.stderr.contains(&password), "{}", ended.stderr);
+}
