@@ -41,9 +41,9 @@ pub(crate) fn judge(server: &str, ahead_millis: i64) -> Finding {
     }
 }
 
-/// The server does not tell its time.
-pub(crate) fn unknown(server: &str, why: &str) -> Finding {
-    Finding::ok(CHECK, format!("{server} does not tell its time ({why})"))
+/// The server does not tell its time: what was not seen is not called good.
+pub(crate) fn unknown(server: &str, why: &str, fix: &'static str) -> Finding {
+    Finding::warn(CHECK, format!("{server} does not tell its time: {why}"), fix)
 }
 
 #[cfg(test)]

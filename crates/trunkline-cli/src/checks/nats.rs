@@ -165,7 +165,8 @@ impl Look<'_> {
             Some(told) => clock::judge(self.name, clock::ahead_millis(before, after, told.as_microsecond())),
             None => clock::unknown(
                 self.name,
-                "this user may not ask $SYS.REQ.USER.INFO, or the server is too old",
+                "there is no answer at $SYS.REQ.USER.INFO",
+                "allow the user to publish there (nats-server 2.10 and later answer), or compare with `date`",
             ),
         }
     }

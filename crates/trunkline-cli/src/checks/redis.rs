@@ -22,6 +22,9 @@ const NEARLY: f64 = 0.8;
 const PERSISTENCE: &str = "persistence";
 const EVICTION: &str = "eviction";
 
+/// What to do when the server does not tell its time.
+const TIME: &str = "allow the user `+time`, which the bus needs, too";
+
 /// What to do when the server cannot write.
 const FULL: &str = "make room on its disk, and see its log";
 
@@ -243,9 +246,9 @@ async fn time(name: &str, server: &mut RedisInspection) -> Finding {
                 let told = seconds.saturating_mul(1_000_000).saturating_add(micros);
                 clock::judge(name, clock::ahead_millis(before, after, told))
             }
-            _ => clock::unknown(name, "TIME has no answer that is a time"),
+            _ => clock::unknown(name, "TIME has no answer that is a time", TIME),
         },
-        Err(error) => clock::unknown(name, &error.to_string()),
+        Err(error) => clock::unknown(name, &error.to_string(), TIME),
     }
 }
 

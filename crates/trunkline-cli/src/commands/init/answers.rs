@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use trunkline::config::{Backend, ConfigError, Loader, NatsUrl, RedisUrl};
+use trunkline::config::{Backend, Loader, NatsUrl, RedisUrl};
 
 use super::{InitArgs, InitError};
 use crate::failure::Failure;
@@ -96,7 +96,7 @@ impl Answers {
             ("messaging.stream_prefix", &prefix, "--stream-prefix"),
             ("messaging.subject_root", &args.subject_root, "--subject-root"),
         ] {
-            check(key, value, flag).map_err(SettingsError::from)?;
+            check(key, value, flag)?;
         }
         for (flag, address) in [("--listen", args.listen), ("--http", args.http)] {
             if !address.ip().is_loopback() {
@@ -117,7 +117,7 @@ impl Answers {
             Backend::InMemory => {}
             Backend::Redis => match (&args.redis_url, variable("REDIS_URL")) {
                 (Some(url), _) => {
-                    check("messaging.redis_url", url, "--redis-url").map_err(SettingsError::from)?;
+                    check("messaging.redis_url", url, "--redis-url")?;
                     answers.redis(url);
                 }
                 (None, Some(_)) => {}
@@ -125,7 +125,7 @@ impl Answers {
             },
             Backend::Nats => match (&args.nats_url, variable("NATS_URL")) {
                 (Some(url), _) => {
-                    check("messaging.nats_url", url, "--nats-url").map_err(SettingsError::from)?;
+                    check("messaging.nats_url", url, "--nats-url")?;
                     answers.nats(url);
                 }
                 (None, Some(_)) => {}
@@ -197,9 +197,15 @@ pub(super) fn variable(name: &str) -> Option<String> {
 ///
 /// # Errors
 /// What is wrong with the value, told of the flag.
-pub(super) fn check(key: &str, value: &str, flag: &str) -> Result<(), ConfigError> {
+pub(super) fn check(key: &str, value: &str, flag: &str) -> Result<(), SettingsError> {
     let nothing: [(&str, &str); 0] = [];
-    Loader::new().env(nothing).working_dir("/nonexistent").flag(key, value, flag).load().map(drop)
+    Loader::new()
+        .env(nothing)
+        .working_dir("/nonexistent")
+        .flag(key, value, flag)
+        .load()
+        .map(drop)
+        .map_err(SettingsError::from)
 }
 
 /// A URL of Redis without its password, and with a placeholder for it.
