@@ -10,6 +10,8 @@ use crate::commands::config::ConfigArgs;
 use crate::commands::consume::ConsumeArgs;
 use crate::commands::consumer::ConsumerArgs;
 use crate::commands::dlq::DeadLetterArgs;
+use crate::commands::doctor::DoctorArgs;
+use crate::commands::init::InitArgs;
 use crate::commands::passwd::PasswdArgs;
 use crate::commands::publish::PublishArgs;
 use crate::commands::replay::ReplayArgs;
@@ -42,6 +44,8 @@ const STYLES: Styles = Styles::styled()
   trunkline sub 'nachos.>'                             every message of the platform
   trunkline reply math.add --exec 'jq -c .a+.b'        a tool, as a command
   trunkline request math.add '{\"a\":1,\"b\":2}'           ask it
+  trunkline init                                       write config.yaml, by a few questions
+  trunkline doctor                                     what is wrong, and what to do about it
   trunkline nats-server -p 4222                        the server with flags, config file and signals of nats-server
 
 Exit codes: 0 ok, 1 failed, 2 wrong usage. Data goes to stdout, logs and progress to stderr."
@@ -57,6 +61,7 @@ pub(crate) struct Cli {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Init(InitArgs),
     Up(UpArgs),
     Pub(PublishArgs),
     Sub(SubscribeArgs),
@@ -68,6 +73,7 @@ pub(crate) enum Command {
     Dlq(DeadLetterArgs),
     Replay(ReplayArgs),
     Status(StatusArgs),
+    Doctor(DoctorArgs),
     Config(ConfigArgs),
     Passwd(PasswdArgs),
     #[command(after_help = "Examples:

@@ -50,6 +50,11 @@ impl<E: Explain> From<E> for Failure {
 }
 
 impl Failure {
+    /// The error with its causes in one line.
+    pub(crate) fn text(&self) -> String {
+        chain(&*self.0)
+    }
+
     /// Prints the error with its causes and the hint on stderr, and tells what to exit with.
     pub(crate) fn report(&self) -> ExitCode {
         let code = match self.0.kind() {

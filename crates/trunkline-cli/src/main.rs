@@ -5,6 +5,7 @@
 mod admin;
 mod args;
 mod bench;
+mod checks;
 mod client;
 mod commands;
 mod demo;

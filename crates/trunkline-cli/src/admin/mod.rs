@@ -89,6 +89,11 @@ enum Place {
 }
 
 impl AdminArgs {
+    /// The bus that the configuration says, with this limit for each answer.
+    pub(crate) fn as_configured(api_timeout: Duration) -> Self {
+        Self { http: None, url: None, token: None, stream_prefix: None, api_timeout }
+    }
+
     /// Connects to a bus with streams.
     ///
     /// # Errors

@@ -5,6 +5,8 @@ pub(crate) mod config;
 pub(crate) mod consume;
 pub(crate) mod consumer;
 pub(crate) mod dlq;
+pub(crate) mod doctor;
+pub(crate) mod init;
 pub(crate) mod passwd;
 pub(crate) mod publish;
 pub(crate) mod replay;
@@ -75,6 +77,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Dlq(args) => block_on(CLIENT_THREADS, dlq::run(&global, args)),
         Command::Replay(args) => block_on(CLIENT_THREADS, replay::run(&global, args)),
         Command::Status(args) => block_on(CLIENT_THREADS, status::run(&global, &args)),
+        Command::Init(args) => block_on(CLIENT_THREADS, init::run(&global, args)),
+        Command::Doctor(args) => block_on(CLIENT_THREADS, doctor::run(&global, &args)),
         Command::Config(args) => config::run(&global, &args),
         Command::Passwd(args) => passwd::run(&args),
         Command::Bench(args) => block_on(0, async { Ok(bench::run(args).await?) }),

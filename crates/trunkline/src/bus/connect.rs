@@ -177,7 +177,7 @@ impl Bus {
         front: bool,
     ) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
         let messaging = &config.messaging;
-        for (key, reason) in without_effect(config) {
+        for (key, reason) in config.without_effect() {
             tracing::warn!(key, reason, "this setting has no effect");
         }
         let mut options = BusOptions::try_from(messaging)?;
@@ -233,45 +233,49 @@ impl Bus {
     }
 }
 
-/// What is set and changes nothing, so that nobody relies on it: the keys, and why.
-fn without_effect(config: &Config) -> Vec<(&'static str, &'static str)> {
-    let default = Config::default();
-    let (messaging, backend) = (&config.messaging, config.messaging.backend);
-    let copies = messaging.streams.iter().any(|stream| stream.replicas > 1);
-    let all = [
-        (
-            messaging.outbox && backend == BackendKind::InMemory,
-            "messaging.outbox",
-            "in this process there is no server that could be away",
-        ),
-        (
-            messaging.stream_prefix != default.messaging.stream_prefix && backend == BackendKind::InMemory,
-            "messaging.stream_prefix",
-            "only the names of Redis keys and of JetStream streams have it",
-        ),
-        (
-            messaging.redis_tls != default.messaging.redis_tls && !messaging.redis_url.tls,
-            "messaging.redis_tls",
-            "messaging.redis_url asks for no TLS: rediss:// does",
-        ),
-        (
-            messaging.redis_sentinel != default.messaging.redis_sentinel
-                && !matches!(messaging.redis_url.topology, RedisTopology::Sentinel { .. }),
-            "messaging.redis_sentinel",
-            "messaging.redis_url names no sentinels: redis-sentinel:// does",
-        ),
-        (
-            messaging.nats_auth != default.messaging.nats_auth && messaging.nats_url.has_credentials(),
-            "messaging.nats_auth",
-            "messaging.nats_url has credentials, which go first",
-        ),
-        (
-            copies && backend != BackendKind::Nats,
-            "messaging.streams[].replicas",
-            "only JetStream keeps copies",
-        ),
-    ];
-    all.into_iter().filter(|(set, ..)| *set).map(|(_, key, reason)| (key, reason)).collect()
+impl Config {
+    /// What is set and changes nothing with this backend, so that nobody relies on it: the keys, and why. [`Bus::connect`]
+    /// logs it.
+    pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
+        let default = Config::default();
+        let (messaging, backend) = (&self.messaging, self.messaging.backend);
+        let copies = messaging.streams.iter().any(|stream| stream.replicas > 1);
+        let all = [
+            (
+                messaging.outbox && backend == BackendKind::InMemory,
+                "messaging.outbox",
+                "in this process there is no server that could be away",
+            ),
+            (
+                messaging.stream_prefix != default.messaging.stream_prefix
+                    && backend == BackendKind::InMemory,
+                "messaging.stream_prefix",
+                "only the names of Redis keys and of JetStream streams have it",
+            ),
+            (
+                messaging.redis_tls != default.messaging.redis_tls && !messaging.redis_url.tls,
+                "messaging.redis_tls",
+                "messaging.redis_url asks for no TLS: rediss:// does",
+            ),
+            (
+                messaging.redis_sentinel != default.messaging.redis_sentinel
+                    && !matches!(messaging.redis_url.topology, RedisTopology::Sentinel { .. }),
+                "messaging.redis_sentinel",
+                "messaging.redis_url names no sentinels: redis-sentinel:// does",
+            ),
+            (
+                messaging.nats_auth != default.messaging.nats_auth && messaging.nats_url.has_credentials(),
+                "messaging.nats_auth",
+                "messaging.nats_url has credentials, which go first",
+            ),
+            (
+                copies && backend != BackendKind::Nats,
+                "messaging.streams[].replicas",
+                "only JetStream keeps copies",
+            ),
+        ];
+        all.into_iter().filter(|(set, ..)| *set).map(|(_, key, reason)| (key, reason)).collect()
+    }
 }
 
 /// Where new readers start on the backend in use. An offset of another backend is refused and never turned into another
@@ -599,7 +603,7 @@ mod tests {
     #[test]
     fn what_has_no_effect_is_named() {
         let named =
-            |yaml: &str| without_effect(&config(yaml)).into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+            |yaml: &str| config(yaml).without_effect().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
         assert!(named("messaging: {backend: nats}").is_empty());
         assert!(
             named("messaging: {backend: redis, stream_prefix: mine}").is_empty(),

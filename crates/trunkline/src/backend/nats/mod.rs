@@ -7,6 +7,7 @@
 mod about;
 mod connect;
 mod events;
+mod inspect;
 mod jetstream;
 mod link;
 mod live;
@@ -25,6 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 use trunkline_core::{Message, Pattern, Subject};
 
 pub use about::NatsServerInfo;
+pub use inspect::NatsAskError;
 pub use options::{NatsAuth, NatsConnectError, NatsOptions, NatsTls};
 
 use crate::backend::runtime::OwnRuntime;

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::options::RedisConnectError;
 use super::pushed::Pushed;
 use super::slots::Address;
 
@@ -131,6 +132,16 @@ impl ConnectFailure {
     /// Whether the next attempt would end the same.
     pub(super) fn is_final(&self) -> bool {
         !matches!(self, Self::Failed(_))
+    }
+
+    /// As an error of whoever wanted to connect to `server` and has `waited` for it.
+    pub(super) fn into_error(self, server: String, waited: Duration) -> RedisConnectError {
+        match self {
+            Self::Unauthorized(reason) => RedisConnectError::Unauthorized { server, reason },
+            Self::Tls(reason) => RedisConnectError::Tls { server, reason },
+            Self::Wrong(reason) => RedisConnectError::BadServer { server, reason },
+            Self::Failed(reason) => RedisConnectError::Unreachable { server, waited, reason },
+        }
     }
 
     fn of(error: &RedisError) -> Self {

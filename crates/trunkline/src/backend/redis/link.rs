@@ -155,14 +155,7 @@ impl Link {
                 drop(keeper);
                 Ok(link)
             }
-            Ok(Err(ConnectFailure::Unauthorized(reason))) => {
-                Err(RedisConnectError::Unauthorized { server, reason })
-            }
-            Ok(Err(ConnectFailure::Tls(reason))) => Err(RedisConnectError::Tls { server, reason }),
-            Ok(Err(ConnectFailure::Wrong(reason))) => Err(RedisConnectError::BadServer { server, reason }),
-            Ok(Err(ConnectFailure::Failed(reason))) => {
-                Err(RedisConnectError::Unreachable { server, waited, reason })
-            }
+            Ok(Err(failure)) => Err(failure.into_error(server, waited)),
             Err(_) => {
                 let reason = keeper.last_failure().unwrap_or_else(|| "no answer".to_owned());
                 Err(RedisConnectError::Unreachable { server, waited, reason })

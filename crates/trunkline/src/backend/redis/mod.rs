@@ -11,6 +11,7 @@
 //! | `connect`, `tls` | one connection: TCP, TLS, credentials |
 //! | `link`, `keeper` | connections for all that does not block, made anew for ever; the status |
 //! | `acl` | what a user has to be allowed |
+//! | `inspect` | questions to the servers, for whoever checks them |
 //! | `routes`, `shared`, `changes` | which stream keeps which subject, the same for everybody by a version on the server |
 //! | `publish` | batches of messages, and an outcome for each |
 //! | `live`, `source`, `control` | subscriptions, and the streams that they draw from |
@@ -35,6 +36,7 @@ mod control;
 mod deleted;
 mod entry;
 mod groups;
+mod inspect;
 mod keeper;
 mod link;
 mod live;
@@ -66,6 +68,7 @@ use tokio_util::task::TaskTracker;
 use trunkline_core::{Message, Pattern, Subject};
 
 pub use acl::ACL_RULES;
+pub use inspect::{RedisAnswer, RedisAskError, RedisInspection};
 pub use options::{RedisConnectError, RedisOptions};
 pub use tls::{RedisTls, RedisTlsError, RedisTlsFileError};
 

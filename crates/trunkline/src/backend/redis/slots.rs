@@ -105,6 +105,11 @@ impl SlotMap {
         (slot <= *last).then_some(address)
     }
 
+    /// All who serve any slot, each once.
+    pub(super) fn servers(&self) -> BTreeSet<Address> {
+        self.0.iter().map(|(.., address)| address.clone()).collect()
+    }
+
     /// Who serves these slots, each once.
     pub(super) fn owners(&self, slots: &BTreeSet<u16>) -> BTreeSet<Address> {
         slots.iter().filter_map(|slot| self.owner(*slot)).cloned().collect()

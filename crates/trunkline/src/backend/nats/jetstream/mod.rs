@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -42,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use trunkline_core::{Message, Pattern, StreamOffset};
 
+use super::inspect::NatsAskError;
 use super::link::Link;
 use super::options::{NatsConnectError, NatsOptions};
 use crate::backend::{
@@ -69,6 +71,21 @@ pub(super) struct JetStream {
 }
 
 impl JetStream {
+    /// Sends a request and waits for the answer, whatever it is.
+    pub(super) async fn ask(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        wait: Duration,
+    ) -> Result<Bytes, NatsAskError> {
+        match self.api.ask(subject, None, payload, wait).await {
+            Ok(answer) => Ok(answer.payload),
+            Err(Failure::Denied { subject, reason }) => Err(NatsAskError::Denied { subject, reason }),
+            Err(Failure::NotConnected(reason)) => Err(NatsAskError::Silent { reason }),
+            Err(_) => Err(NatsAskError::Silent { reason: "the connection is closed".to_owned() }),
+        }
+    }
+
     pub(super) fn publish(
         &self,
         message: Message,
