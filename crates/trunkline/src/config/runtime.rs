@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::Value as Json;
 use url::Url;
@@ -40,12 +42,22 @@ settings! {
         pub command: Command;
         /// Variables of its environment, besides those that lead it to the bus.
         pub env: BTreeMap<String, String> => secret();
+        /// A file of further variables, one `NAME=value` a line; those of `env` win. It is read at every start of the component.
+        pub env_file: Option<PathBuf>;
+        /// Directory it runs in; that of `up` unless set.
+        pub cwd: Option<PathBuf>;
         /// Components that must be ready before it starts.
         pub depends_on: Vec<String>;
-        /// When it counts as ready: `started`, `http://…`, `tcp://HOST:PORT` or `responder:SUBJECT`.
+        /// When it counts as ready: `started`, `responder:SUBJECT`, `http://…`, `https://…`, `tcp://HOST:PORT` or `log:TEXT`.
         pub ready: Ready => default("started");
+        /// How long it may take to become ready; past it, it is stopped, which counts as a failure.
+        pub ready_timeout: Duration => default("60s"), range("100ms", "24h");
         /// When it is started again: `no`, `on-failure` or `always`.
         pub restart: Restart => default("on-failure");
+        /// How long it may take to end once it is asked to; past it, it is killed.
+        pub stop_timeout: Duration => default("10s"), range("0s", "1h");
+        /// Container image in which `export` runs it; of no meaning to `up`.
+        pub image: Option<String>;
     }
 }
 
@@ -104,12 +116,14 @@ impl Setting for Command {
 pub enum Ready {
     /// As soon as it runs.
     Started,
-    /// When this URL answers with a status of 2xx.
+    /// When this URL, of scheme `http` or `https`, answers with a status of 2xx.
     Http(Url),
     /// When this `host:port` accepts a connection.
     Tcp(String),
     /// When somebody answers requests on this subject.
     Responder(Subject),
+    /// When a line that it wrote to stdout or stderr contains this text.
+    Log(String),
 }
 
 impl fmt::Display for Ready {
@@ -119,13 +133,14 @@ impl fmt::Display for Ready {
             Ready::Http(url) => f.write_str(&super::urls::redact(url.as_str())),
             Ready::Tcp(address) => write!(f, "tcp://{address}"),
             Ready::Responder(subject) => write!(f, "responder:{subject}"),
+            Ready::Log(text) => write!(f, "log:{text}"),
         }
     }
 }
 
 impl Leaf for Ready {
     fn expected(_: &Rule) -> Cow<'static, str> {
-        "started, http://HOST:PORT/PATH, tcp://HOST:PORT or responder:SUBJECT".into()
+        "started, responder:SUBJECT, http://HOST:PORT/PATH, https://HOST:PORT/PATH, tcp://HOST:PORT or log:TEXT".into()
     }
 
     fn parse(text: &str, _: &Rule) -> Result<Self, Fault> {
@@ -137,17 +152,24 @@ impl Leaf for Ready {
                 Subject::new(subject.to_owned()).map_err(|error| Fault::Subject(error.to_string()))?;
             return Ok(Ready::Responder(subject));
         }
+        if let Some(text) = text.strip_prefix("log:") {
+            // Every line contains the empty text.
+            return match text.is_empty() {
+                true => Err(Fault::Type),
+                false => Ok(Ready::Log(text.to_owned())),
+            };
+        }
         if !text.contains("://") {
             return Err(Fault::Type);
         }
         let url = Url::parse(text).map_err(|error| Fault::Url(error.to_string()))?;
         match (url.scheme(), url.host_str(), url.port()) {
-            ("http", Some(_), _) => Ok(Ready::Http(url)),
+            ("http" | "https", Some(_), _) => Ok(Ready::Http(url)),
             ("tcp", Some(host), Some(port)) if matches!(url.path(), "" | "/") => {
                 Ok(Ready::Tcp(format!("{host}:{port}")))
             }
             ("tcp", ..) => Err(Fault::Url("expected tcp://HOST:PORT".to_owned())),
-            _ => Err(Fault::Url("the scheme is not http or tcp".to_owned())),
+            _ => Err(Fault::Url("the scheme is not http, https or tcp".to_owned())),
         }
     }
 

@@ -139,7 +139,27 @@ fn yaml_mistakes_name_place_value_and_what_is_allowed() {
         ),
         (
             "components: {a: {command: x, ready: 'ftp://h'}}",
-            "config.yaml:1:37: components.a.ready is \"ftp://h\": the scheme is not http or tcp",
+            "config.yaml:1:37: components.a.ready is \"ftp://h\": the scheme is not http, https or tcp",
+        ),
+        (
+            "components: {a: {command: x, ready: 'log:'}}",
+            "config.yaml:1:37: components.a.ready is \"log:\", expected started, responder:SUBJECT, http://HOST:PORT/PATH, https://HOST:PORT/PATH, tcp://HOST:PORT or log:TEXT",
+        ),
+        (
+            "components: {a: {command: x, ready: 'tcp://h'}}",
+            "config.yaml:1:37: components.a.ready is \"tcp://h\": expected tcp://HOST:PORT",
+        ),
+        (
+            "components: {a: {command: x, ready: 'responder:a b'}}",
+            "config.yaml:1:37: components.a.ready is \"responder:a b\": subject \"a b\" contains ' ', which no subject may contain",
+        ),
+        (
+            "components: {a: {command: x, stop_timeout: 2h}}",
+            "config.yaml:1:44: components.a.stop_timeout is \"2h\", allowed is 0s to 1h",
+        ),
+        (
+            "components: {a: {command: x, env_fil: x}}",
+            "config.yaml:1:30: unknown key \"components.a.env_fil\"; did you mean \"components.a.env_file\"?",
         ),
         ("server: {users: [{user: ann}]}", "config.yaml:1:18: server.users[0] has no password"),
         (

@@ -29,6 +29,11 @@ components:
     command: [./gateway, --port, "1"]
     env: {API_KEY: k3y, COUNTRY: no}
     ready: http://127.0.0.1:9000/healthz
+    env_file: gateway.env
+    cwd: gateway
+    image: example/gateway:3
+    ready_timeout: 90s
+    stop_timeout: 500ms
   web: {command: "./web --fast", depends_on: [gateway], restart: always, ready: "responder:nachos.gateway.request"}
 "#;
 
@@ -72,6 +77,11 @@ cpus = 0.5
 command = ["./gateway", "--port", "1"]
 env = { API_KEY = "k3y", COUNTRY = "no" }
 ready = "http://127.0.0.1:9000/healthz"
+env_file = "gateway.env"
+cwd = "gateway"
+image = "example/gateway:3"
+ready_timeout = 90
+stop_timeout = "500ms"
 
 [components.web]
 command = "./web --fast"
@@ -127,6 +137,16 @@ fn show_lists_every_value_with_its_origin_and_hides_secrets() {
             ("components.gateway.command", "[\"./gateway\",\"--port\",\"1\"]"),
             ("components.gateway.env.API_KEY", "\"***\""),
             ("components.web.restart", "\"always\""),
+            ("components.web.ready", "\"responder:nachos.gateway.request\""),
+            ("components.web.ready_timeout", "\"1m\""),
+            ("components.web.stop_timeout", "\"10s\""),
+            ("components.web.env_file", "null"),
+            ("components.web.image", "null"),
+            ("components.gateway.env_file", "\"gateway.env\""),
+            ("components.gateway.cwd", "\"gateway\""),
+            ("components.gateway.image", "\"example/gateway:3\""),
+            ("components.gateway.ready_timeout", "\"1m30s\""),
+            ("components.gateway.stop_timeout", "\"500ms\""),
         ] {
             assert_eq!(entry(&loaded, key).value.to_string(), value, "{key}");
         }
@@ -140,6 +160,26 @@ fn show_lists_every_value_with_its_origin_and_hides_secrets() {
     ] {
         assert_eq!(entry(&loaded, key).origin.to_string(), origin, "{key}");
     }
+}
+
+#[test]
+fn readiness_is_shown_as_it_can_be_written() {
+    for ready in [
+        "started",
+        "responder:a.b",
+        "http://h/x",
+        "https://h:1/x?y",
+        "tcp://h:1",
+        "tcp://[::1]:1",
+        "log:listening on",
+    ] {
+        let yaml = format!("components: {{a: {{command: x, ready: '{ready}'}}}}");
+        let loaded = load_file("config.yaml", &yaml).expect("valid");
+        assert_eq!(entry(&loaded, "components.a.ready").value, ready);
+    }
+    // What is asked for may not exist yet when the configuration is looked at.
+    let yaml = "components: {a: {command: x, env_file: /nonexistent/a.env, cwd: /nonexistent}}";
+    assert!(load_file("config.yaml", yaml).is_ok());
 }
 
 #[test]
