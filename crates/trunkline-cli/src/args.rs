@@ -10,6 +10,7 @@ use crate::commands::config::ConfigArgs;
 use crate::commands::consume::ConsumeArgs;
 use crate::commands::consumer::ConsumerArgs;
 use crate::commands::dlq::DeadLetterArgs;
+use crate::commands::export::ExportArgs;
 use crate::commands::passwd::PasswdArgs;
 use crate::commands::publish::PublishArgs;
 use crate::commands::replay::ReplayArgs;
@@ -69,6 +70,7 @@ pub(crate) enum Command {
     Replay(ReplayArgs),
     Status(StatusArgs),
     Config(ConfigArgs),
+    Export(ExportArgs),
     Passwd(PasswdArgs),
     #[command(after_help = "Examples:
   trunkline bench                                      every scenario against the bus on this machine

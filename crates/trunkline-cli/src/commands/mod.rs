@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod consume;
 pub(crate) mod consumer;
 pub(crate) mod dlq;
+pub(crate) mod export;
 pub(crate) mod passwd;
 pub(crate) mod publish;
 pub(crate) mod replay;
@@ -76,6 +77,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Replay(args) => block_on(CLIENT_THREADS, replay::run(&global, args)),
         Command::Status(args) => block_on(CLIENT_THREADS, status::run(&global, &args)),
         Command::Config(args) => config::run(&global, &args),
+        Command::Export(args) => export::run(&global, &args),
         Command::Passwd(args) => passwd::run(&args),
         Command::Bench(args) => block_on(0, async { Ok(bench::run(args).await?) }),
         Command::Completions(args) => completions::run(&args),

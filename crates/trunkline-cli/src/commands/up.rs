@@ -7,6 +7,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use trunkline::config::{Limits, Loaded};
 use trunkline_server::AuthSource;
@@ -93,17 +94,26 @@ pub(crate) async fn run(loaded: Loaded, args: UpArgs, source: AuthSource) -> Res
         None => None,
     };
     let token_file = write_token(&running);
+    tell_service_manager(&[NotifyState::Ready]);
     output::note(&banner::text(&loaded, &running, args.demo));
     let result = tokio::select! {
         result = work(&running, &args, &interrupts) => result,
         () = hangups.reload(&running) => Ok(()),
         () = see_off(&mut lame_duck, &running, &loaded.config.server.limits) => Ok(()),
     };
+    tell_service_manager(&[NotifyState::Stopping]);
     // The file goes first: who reads it from now on shall not find a bus that refuses connections.
     drop(ports);
     drop(token_file);
     stop(running, &interrupts).await;
     result
+}
+
+/// Tells systemd, where it has started this process and waits to be told (`Type=notify`).
+fn tell_service_manager(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
 }
 
 /// Lets commands of this user find the admin API without being told. Where that cannot be, they are given `--token`.

@@ -15,6 +15,7 @@ mod conversation;
 mod demo;
 mod envelope;
 mod errors;
+mod export;
 mod fallback;
 mod hostile;
 mod jetstream;
