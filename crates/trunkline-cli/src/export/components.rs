@@ -96,15 +96,20 @@ pub(super) fn environment(
     component: &Component,
     urls: &Urls,
     target: Target,
+    notes: &mut Vec<String>,
 ) -> Result<SecretFile, ExportError> {
-    let mut variables = BTreeMap::new();
+    // As `up` has it: Python keeps what it prints for itself where nobody sits at a terminal.
+    let mut variables = BTreeMap::from([("PYTHONUNBUFFERED".to_owned(), "1".to_owned())]);
     if let Some(path) = &component.env_file {
         variables.extend(read_env_file(name, path)?);
     }
     variables.extend(component.env.clone());
     // What leads to the bus of this machine leads nowhere in the deployment.
-    variables.insert("TRUNKLINE_URL".to_owned(), urls.trunkline.clone());
-    variables.insert("NATS_URL".to_owned(), urls.nats.clone());
+    for (variable, url) in [("TRUNKLINE_URL", &urls.trunkline), ("NATS_URL", &urls.nats)] {
+        if variables.insert(variable.to_owned(), url.clone()).is_some() {
+            notes.push(format!("{variable} of component {name} leads to the bus of the deployment instead"));
+        }
+    }
     let mut content = String::new();
     for (variable, value) in variables {
         if value.contains(['\n', '\r', '\0']) {
@@ -153,7 +158,7 @@ fn read_env_file(name: &str, path: &Path) -> Result<Vec<(String, String)>, Expor
         let line = line.strip_prefix("export ").unwrap_or(line);
         match line.split_once('=') {
             Some((variable, value)) if !variable.trim().is_empty() => {
-                variables.push((variable.trim().to_owned(), unquoted(value.trim()).to_owned()));
+                variables.push((variable.trim().to_owned(), unquoted(value.trim())));
             }
             _ => return Err(ExportError::EnvFile { path: path.to_owned(), line: index + 1 }),
         }
@@ -161,9 +166,30 @@ fn read_env_file(name: &str, path: &Path) -> Result<Vec<(String, String)>, Expor
     Ok(variables)
 }
 
-fn unquoted(value: &str) -> &str {
-    let within = |quote| value.strip_prefix(quote).and_then(|value| value.strip_suffix(quote));
-    within('"').or_else(|| within('\'')).unwrap_or(value)
+/// The value as `up` reads it: as written in single quotes, with `\n`, `\t`, `\"` and `\\` in double ones, and without
+/// quotes up to a `#` behind white space.
+fn unquoted(value: &str) -> String {
+    if let Some(rest) = value.strip_prefix('\'') {
+        return rest.split('\'').next().unwrap_or_default().to_owned();
+    }
+    let Some(rest) = value.strip_prefix('"') else {
+        let comment =
+            value.match_indices('#').find(|(at, _)| *at == 0 || value[..*at].ends_with([' ', '\t']));
+        return comment.map_or(value, |(at, _)| &value[..at]).trim_end().to_owned();
+    };
+    let mut text = String::new();
+    let mut letters = rest.chars();
+    while let Some(letter) = letters.next().filter(|letter| *letter != '"') {
+        match letter {
+            '\\' => text.extend(letters.next().map(|letter| match letter {
+                'n' => '\n',
+                't' => '\t',
+                other => other,
+            })),
+            other => text.push(other),
+        }
+    }
+    text
 }
 
 fn words(name: &str, command: &Command) -> Result<Vec<String>, ExportError> {
@@ -225,9 +251,10 @@ mod tests {
     fn an_env_file_is_read_line_by_line() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.env");
-        fs::write(&path, "# c\n\nA=1\nexport B = \"two words\"\nC=x=y\n").unwrap();
+        fs::write(&path, "# c\n\nA=1 # one\nexport B = \"two \\\"words\\\"\" # two\nC=x=y#z\nD='#'\n")
+            .unwrap();
         let read = read_env_file("x", &path).unwrap();
-        let expected = [("A", "1"), ("B", "two words"), ("C", "x=y")];
+        let expected = [("A", "1"), ("B", "two \"words\""), ("C", "x=y#z"), ("D", "#")];
         assert_eq!(read, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
         fs::write(&path, "A=1\nwhat\n").unwrap();
         let error = read_env_file("x", &path).unwrap_err().to_string();

@@ -467,7 +467,8 @@ impl<'a> Planner<'a> {
         for (name, component) in &self.loaded.config.components {
             let Some(urls) = of(&users::user_of(name)) else { continue };
             let service = components::component(name, component, &self.options, &mut self.notes)?;
-            self.secrets.push(components::environment(name, component, urls, target)?);
+            let environment = components::environment(name, component, urls, target, &mut self.notes)?;
+            self.secrets.push(environment);
             self.components.push(service);
         }
         if let Some(urls) = of(users::OPERATOR) {
@@ -479,7 +480,8 @@ impl<'a> Planner<'a> {
             });
         }
         if let (Some(urls), Target::Kubernetes) = (of(nats::PROBE), target) {
-            let content = format!("TRUNKLINE_URL={}\n", urls.trunkline);
+            let prefix = &self.loaded.config.messaging.stream_prefix;
+            let content = format!("TRUNKLINE_URL={}\nTRUNKLINE_STREAM_PREFIX={prefix}\n", urls.trunkline);
             self.secrets.push(SecretFile { name: "probe.env".to_owned(), content, reader: Reader::Probe });
         }
         Ok(())

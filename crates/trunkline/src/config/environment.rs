@@ -71,7 +71,8 @@ impl Environment {
         self.0.get(name).map(String::as_str)
     }
 
-    /// The bus's own URL with the name of the variable that has it, itself or in a file.
+    /// The bus's own URL with the name of the variable that has it. The one that has it itself goes first: whoever starts
+    /// a component sets that one, whatever else is in the environment.
     fn url(&self) -> Option<(&'static str, &str)> {
         [URL_VARIABLE, URL_FILE_VARIABLE].into_iter().find_map(|name| Some((name, self.get(name)?)))
     }
@@ -126,13 +127,6 @@ impl Environment {
     /// The layer of `TRUNKLINE_URL`: backend and URL in one.
     pub(super) fn url_layer(&self, errors: &mut Vec<ConfigError>) -> Option<Node> {
         let (variable, url) = self.url()?;
-        if variable == URL_VARIABLE && self.get(URL_FILE_VARIABLE).is_some() {
-            errors.push(ConfigError::DuplicateKey {
-                origin: env_origin(URL_FILE_VARIABLE),
-                key: "the URL of the bus".to_owned(),
-                first: env_origin(URL_VARIABLE),
-            });
-        }
         let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
         let (backend, key, fault) = match scheme.split(['-', '+']).next() {
             Some("nats" | "tls") => (Backend::Nats, "nats_url", NatsUrl::parse(url).err()),

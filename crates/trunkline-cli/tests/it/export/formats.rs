@@ -192,3 +192,38 @@ fn units_of_systemd_are_valid() {
         assert!(gateway.contains("Restart=always") && gateway.contains("TimeoutStopSec=20s"));
     }
 }
+
+#[test]
+fn servers_that_are_there_already_are_kept_to_with_their_credentials_and_certificates() {
+    let config = "messaging:\n  redis_url: rediss://bus:configured-password-of-redis@redis.example:6379/0\n  wait_replicas: 1\n  redis_tls: { ca_file: search.env }\nserver: { tls: { cert_file: search.env, key_file: search.env } }\ncomponents: { a: { command: x, image: i } }\n";
+    for (target, directory) in
+        [("compose", "/run/secrets"), ("systemd", "/run/credentials/trunkline.service")]
+    {
+        let exported = export(config, "redis", target, &["--external"]);
+        let at_root = |path: &str| match target {
+            "systemd" => format!("etc/trunkline/{path}"),
+            _ => path.to_owned(),
+        };
+        let file = exported.read(&at_root("config.yaml"));
+        assert!(file.contains("wait_replicas: 1") && !file.contains("redis.example"), "{file}");
+        for key in ["server_tls_cert_file", "server_tls_key_file", "messaging_redis_tls_ca_file"] {
+            assert!(file.contains(&format!("{directory}/{key}")), "{file}");
+            assert_eq!(exported.read(&at_root(&format!("secrets/{key}"))), "REGION=north\n");
+        }
+        let url = exported.read(&at_root("secrets/redis_url"));
+        assert_eq!(url, "rediss://bus:configured-password-of-redis@redis.example:6379/0");
+        assert!(exported.read(&at_root("secrets/a.env")).contains("NATS_URL=tls://component-a:"));
+        let files = exported.files();
+        let is_redis = |path: &std::path::PathBuf| path.file_name().is_some_and(|name| name == "redis.conf");
+        assert!(!files.iter().any(is_redis), "no Redis is deployed: {files:?}");
+    }
+    let config = "messaging:\n  nats_url: nats://nats.example:4222\n  nats_auth: { username: bus, password: configured }\ncomponents: { a: { command: x, image: i } }\n";
+    let exported = export(config, "nats", "kubernetes", &["--external"]);
+    assert!(exported.read("secrets/a.env").contains("NATS_URL=nats://bus:configured@nats.example:4222"));
+    assert_eq!(exported.read("secrets/nats_auth_password"), "configured");
+    assert!(!exported.out().join("nats.yaml").exists());
+    let built =
+        Command::new(environment::deploy().join("bin/kubectl")).arg("kustomize").arg(exported.out()).output();
+    let built = built.expect("kubectl runs");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+}

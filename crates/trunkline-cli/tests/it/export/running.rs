@@ -1,10 +1,11 @@
 //! What a deployment says is run, process by process: its users get in, and nobody else does.
 
 use nix::sys::signal::Signal;
+use trunkline_testkit::servers::NatsServer;
 
 use super::machine::{Machine, eventually, is_open};
 use super::{PLATFORM, export};
-use crate::command::{Ended, run};
+use crate::command::{Ended, command, run, start, text};
 
 /// The platform, without the component that runs once.
 fn machine(backend: &str, ports: &[u16]) -> Machine {
@@ -131,4 +132,43 @@ fn an_exported_nats_cluster_runs_and_keeps_three_copies() {
     });
     bus.running.signal(Signal::SIGTERM);
     assert!(bus.running.end().status.success());
+}
+
+#[test]
+fn who_waits_for_streams_may_see_them_and_nothing_else() {
+    let exported = export(PLATFORM, "nats", "kubernetes", &[]);
+    // The accounts of the cluster, on a server of its own: what stands before them is for routes.
+    let auth = exported.read("secrets/nats_auth.conf");
+    let accounts = &auth[auth.find("accounts {").expect("there are accounts")..];
+    let server = NatsServer::start_with_config(&format!("{accounts}\njetstream: enabled\n"));
+    let at_server = |url: &str| {
+        let credentials =
+            url.split("://").nth(1).and_then(|rest| rest.split('@').next()).expect("credentials");
+        server.url().replacen("://", &format!("://{credentials}@"), 1)
+    };
+    let environment = exported.read("secrets/probe.env");
+    let probe = environment.lines().find_map(|line| line.strip_prefix("TRUNKLINE_URL=")).expect("a URL");
+    let probe = at_server(probe);
+    let as_probe = |arguments: &[&str]| {
+        let mut waiting = command(arguments);
+        waiting.env("TRUNKLINE_URL", &probe);
+        start(waiting, b"").end()
+    };
+    as_probe(&["status", "--timeout", "30s"]).ok();
+    assert_eq!(as_probe(&["stream", "info", "audit"]).code(), 1, "the stream is not there yet");
+
+    // The bus with the configuration of the deployment, which makes the streams; here is one server, for one copy of each.
+    let file = exported.directory.path().join("bus.yaml");
+    let bus = exported.read("config.yaml").replace("replicas: 3", "replicas: 1");
+    std::fs::write(&file, bus).expect("written");
+    let mut bus = command(&["up", "--config", text(&file)]);
+    bus.env("TRUNKLINE_NATS_URL", server.url());
+    bus.env("TRUNKLINE_NATS_AUTH_PASSWORD_FILE", exported.out().join("secrets/nats_auth_password"));
+    let mut bus = start(bus, b"");
+    bus.until_it_says("is ready");
+    as_probe(&["stream", "info", "audit"]).ok();
+    let denied = as_probe(&["pub", "nachos.audit.log", "x"]);
+    assert_eq!(denied.code(), 1, "{denied:?}");
+    bus.signal(Signal::SIGTERM);
+    assert!(bus.end().status.success());
 }

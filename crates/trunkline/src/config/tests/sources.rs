@@ -173,6 +173,8 @@ fn a_variable_with_file_behind_it_names_the_file_with_its_value() {
     let shown = entry(&loaded, "server.auth.admin_token");
     assert_eq!((shown.value, shown.origin.to_string().as_str()), ("***".into(), env[0].0));
     assert_eq!(loaded.warnings, []);
+    let loaded = load_env(&[env[2], ("TRUNKLINE_URL", "nats://started-by:1")]).expect("valid");
+    assert_eq!(loaded.config.messaging.nats_url.expose(), "nats://started-by:1");
     assert!(load_env(&[("TRUNKLINE_SERVER_AUTH_ADMIN_TOKEN_FILE", &file("empty", "\n"))]).is_ok());
 }
 
@@ -204,10 +206,6 @@ fn mistakes_about_a_file_with_a_value_name_the_variable() {
         (
             &[("TRUNKLINE_SERVER_AUTH_TOKEN", "a"), ("TRUNKLINE_SERVER_AUTH_TOKEN_FILE", url.to_str().expect("a path of text"))],
             "TRUNKLINE_SERVER_AUTH_TOKEN_FILE: server.auth.token is already given at TRUNKLINE_SERVER_AUTH_TOKEN".to_owned(),
-        ),
-        (
-            &[("TRUNKLINE_URL", "nats://a"), ("TRUNKLINE_URL_FILE", url.to_str().expect("a path of text"))],
-            "TRUNKLINE_URL_FILE: the URL of the bus is already given at TRUNKLINE_URL".to_owned(),
         ),
     ] {
         assert_eq!(load_env(env).expect_err("refused").to_string(), expected);
