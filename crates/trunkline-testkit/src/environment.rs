@@ -17,6 +17,8 @@ pub const NATS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_NATS_SERVER";
 pub const NATS_2_9_VARIABLE: &str = "TRUNKLINE_TEST_NATS_2_9";
 /// Names the directory that has `include` and `lib` of the C client for NATS.
 pub const NATS_C_VARIABLE: &str = "TRUNKLINE_TEST_NATS_C";
+/// Names the directory of what reads deployments: schemas, and `kubectl`.
+pub const DEPLOY_VARIABLE: &str = "TRUNKLINE_TEST_DEPLOY";
 /// Names the `redis-server` program of the system.
 pub const REDIS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_SERVER";
 /// Names a `redis-server` of version 6.0.
@@ -69,6 +71,14 @@ pub fn nats_server_2_9() -> PathBuf {
 /// When there is none; the message says which variable or command provides it.
 pub fn nats_c() -> PathBuf {
     locate(NATS_C_VARIABLE, "nats-c/usr", "the C client for NATS")
+}
+
+/// The directory of what reads deployments: `bin/kubectl`, `package/schemas`, and packages of Python.
+///
+/// # Panics
+/// When there is none; the message says which variable or command provides it.
+pub fn deploy() -> PathBuf {
+    locate(DEPLOY_VARIABLE, "deploy", "what reads deployments")
 }
 
 /// The server of this version: the system's own, or where `setup` puts the others.

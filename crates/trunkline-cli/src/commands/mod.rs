@@ -6,6 +6,7 @@ pub(crate) mod consume;
 pub(crate) mod consumer;
 pub(crate) mod dlq;
 pub(crate) mod doctor;
+pub(crate) mod export;
 pub(crate) mod init;
 pub(crate) mod passwd;
 pub(crate) mod publish;
@@ -80,6 +81,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => block_on(CLIENT_THREADS, init::run(&global, args)),
         Command::Doctor(args) => block_on(CLIENT_THREADS, doctor::run(&global, &args)),
         Command::Config(args) => config::run(&global, &args),
+        Command::Export(args) => export::run(&global, &args),
         Command::Passwd(args) => passwd::run(&args),
         Command::Bench(args) => block_on(0, async { Ok(bench::run(args).await?) }),
         Command::Completions(args) => completions::run(&args),

@@ -7,6 +7,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -108,6 +109,7 @@ pub(crate) async fn run(
         None => None,
     };
     let token_file = write_token(&running);
+    tell_service_manager(&[NotifyState::Ready]);
     output::note(&banner::text(&loaded, &running, args.demo));
     let mut supervisor = match loaded.config.components.is_empty() {
         true => None,
@@ -124,6 +126,7 @@ pub(crate) async fn run(
         () = hangups.reload(&running) => Ok(()),
         () = see_off(&mut lame_duck, &running, &loaded.config.server.limits) => Ok(()),
     };
+    tell_service_manager(&[NotifyState::Stopping]);
     if let Some(mut supervisor) = supervisor {
         output::note("stopping components");
         ending.cancel();
@@ -136,6 +139,13 @@ pub(crate) async fn run(
     drop(token_file);
     stop(running, &interrupts).await;
     result
+}
+
+/// Tells systemd, where it has started this process and waits to be told (`Type=notify`).
+fn tell_service_manager(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
 }
 
 /// Lets commands of this user find the admin API without being told. Where that cannot be, they are given `--token`.

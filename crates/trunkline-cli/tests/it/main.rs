@@ -17,6 +17,7 @@ mod demo;
 mod doctor;
 mod envelope;
 mod errors;
+mod export;
 mod fallback;
 mod hostile;
 mod init;

@@ -1,7 +1,12 @@
 //! Environment variables in: `TRUNKLINE_*` as one layer of values, the well-known URLs as what stands behind everything.
+//!
+//! The value of a variable may lie in a file, named by the same variable with `_FILE` behind it: that is how containers
+//! and service managers hand out secrets. It is read here, once for each loading.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
+use std::io::Read as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::error::{ConfigError, ConfigWarning};
@@ -13,15 +18,22 @@ use super::urls::{NatsUrl, RedisUrl, redact};
 
 /// Sets backend and URL in one, and beats every other source of both.
 pub(super) const URL_VARIABLE: &str = "TRUNKLINE_URL";
+/// A file with that URL.
+const URL_FILE_VARIABLE: &str = "TRUNKLINE_URL_FILE";
 /// Path of the configuration file.
 pub(super) const FILE_VARIABLE: &str = "TRUNKLINE_CONFIG";
 /// Variables with the prefix that are not keys: read elsewhere.
 const RESERVED: [&str; 4] = [URL_VARIABLE, FILE_VARIABLE, "TRUNKLINE_LOG", "TRUNKLINE_ADMIN_TOKEN"];
 const RESERVED_PREFIX: &str = "TRUNKLINE_TEST_";
+/// What a variable ends with that names a file with the value.
+const FILE_SUFFIX: &str = "_FILE";
+/// Largest file with the value of a variable: as much as a whole configuration may have.
+const VALUE_BYTES_MAX: u64 = 1 << 20;
 /// An unknown name this close to a known one is a mistake; further away it may belong to the component itself.
 const TYPO_EDITS_MAX: usize = 2;
 
-/// The variables that matter here, by name. An empty one counts as not set, as compose files produce them.
+/// The variables that matter here, by name. An empty one counts as not set, as compose files produce them. One that names
+/// a file with its value is kept under its own name, with the content of the file.
 pub(super) struct Environment(BTreeMap<String, String>);
 
 impl Environment {
@@ -35,6 +47,10 @@ impl Environment {
                 continue;
             };
             if !name.starts_with(ENV_PREFIX) && !["REDIS_URL", "NATS_URL"].contains(&name.as_str()) {
+                continue;
+            }
+            if named_in_file(&name).is_some() && !value.is_empty() {
+                known.extend(read_value(&name, PathBuf::from(value), errors).map(|value| (name, value)));
                 continue;
             }
             match value.into_string() {
@@ -55,6 +71,12 @@ impl Environment {
         self.0.get(name).map(String::as_str)
     }
 
+    /// The bus's own URL with the name of the variable that has it. The one that has it itself goes first: whoever starts
+    /// a component sets that one, whatever else is in the environment.
+    fn url(&self) -> Option<(&'static str, &str)> {
+        [URL_VARIABLE, URL_FILE_VARIABLE].into_iter().find_map(|name| Some((name, self.get(name)?)))
+    }
+
     /// The layer of all `TRUNKLINE_*` variables that are keys. Where both a section and a key in it are set, the key wins.
     pub(super) fn layer(
         &self,
@@ -69,15 +91,16 @@ impl Environment {
             if is_reserved || !name.starts_with(ENV_PREFIX) {
                 continue;
             }
-            let Some(key) = keys::by_env(name) else {
-                match keys::nearest_env(name) {
-                    Some((nearest, edits)) if edits <= TYPO_EDITS_MAX => {
-                        errors.push(ConfigError::UnknownVariable {
-                            name: name.clone(),
-                            nearest: nearest.to_owned(),
-                        });
+            let in_file = named_in_file(name);
+            if in_file == Some(URL_VARIABLE) {
+                continue;
+            }
+            let Some(key) = keys::by_env(in_file.unwrap_or(name)) else {
+                match nearest(name) {
+                    Some(nearest) => {
+                        errors.push(ConfigError::UnknownVariable { name: name.clone(), nearest });
                     }
-                    _ => warnings.push(ConfigWarning::UnknownVariable { name: name.clone() }),
+                    None => warnings.push(ConfigWarning::UnknownVariable { name: name.clone() }),
                 }
                 continue;
             };
@@ -103,7 +126,7 @@ impl Environment {
 
     /// The layer of `TRUNKLINE_URL`: backend and URL in one.
     pub(super) fn url_layer(&self, errors: &mut Vec<ConfigError>) -> Option<Node> {
-        let url = self.get(URL_VARIABLE)?;
+        let (variable, url) = self.url()?;
         let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
         let (backend, key, fault) = match scheme.split(['-', '+']).next() {
             Some("nats" | "tls") => (Backend::Nats, "nats_url", NatsUrl::parse(url).err()),
@@ -112,15 +135,15 @@ impl Environment {
         };
         if let Some(reason) = fault {
             errors.push(ConfigError::Url {
-                origin: env_origin(URL_VARIABLE),
+                origin: env_origin(variable),
                 key: "the URL of the bus".to_owned(),
                 value: format!("{:?}", redact(url)),
                 reason,
             });
             return None;
         }
-        let mut layer = Node::text(backend.as_str(), env_origin(URL_VARIABLE)).nested("messaging.backend");
-        let url = Node::text(url, env_origin(URL_VARIABLE)).nested(&format!("messaging.{key}"));
+        let mut layer = Node::text(backend.as_str(), env_origin(variable)).nested("messaging.backend");
+        let url = Node::text(url, env_origin(variable)).nested(&format!("messaging.{key}"));
         layer.overlay(url, &super::SHAPE);
         Some(layer)
     }
@@ -168,6 +191,43 @@ pub(super) fn value_node(
         Value::Text(_) | Value::Null => Node::text(text, origin),
         _ => node,
     })
+}
+
+/// The variable whose value lies in the file that `name` names; `None` for those that have their value themselves, also
+/// where a key is called so: `TRUNKLINE_SERVER_TLS_CERT_FILE`.
+fn named_in_file(name: &str) -> Option<&str> {
+    let variable = name.strip_suffix(FILE_SUFFIX)?;
+    let is_one = variable == URL_VARIABLE || keys::by_env(variable).is_some();
+    (is_one && keys::by_env(name).is_none()).then_some(variable)
+}
+
+/// The value in a file, without the line end that editors and `echo` leave there.
+fn read_value(name: &str, path: PathBuf, errors: &mut Vec<ConfigError>) -> Option<String> {
+    let mut text = String::new();
+    // One byte more than allowed tells a file that is too large from one that just fits.
+    let read =
+        std::fs::File::open(&path).and_then(|file| file.take(VALUE_BYTES_MAX + 1).read_to_string(&mut text));
+    let read = read.and_then(|length| match length as u64 > VALUE_BYTES_MAX {
+        true => Err(std::io::Error::other(format!("it is larger than {VALUE_BYTES_MAX} bytes"))),
+        false => Ok(()),
+    });
+    if let Err(source) = read {
+        errors.push(ConfigError::UnreadableValue { origin: env_origin(name), path, source });
+        return None;
+    }
+    let value = text.strip_suffix('\n').unwrap_or(&text);
+    let value = value.strip_suffix('\r').unwrap_or(value);
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+/// The variable that was probably meant by an unknown one.
+fn nearest(name: &str) -> Option<String> {
+    let close = |name| keys::nearest_env(name).filter(|&(_, edits)| edits <= TYPO_EDITS_MAX);
+    if let Some((nearest, _)) = close(name) {
+        return Some(nearest.to_owned());
+    }
+    let (nearest, _) = close(name.strip_suffix(FILE_SUFFIX)?)?;
+    Some(format!("{nearest}{FILE_SUFFIX}"))
 }
 
 fn env_origin(name: &str) -> Origin {

@@ -20,6 +20,16 @@ pub enum ConfigError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The file that a variable names for its value cannot be read.
+    #[error("{origin}: {} cannot be read", path.display())]
+    UnreadableValue {
+        /// The variable, which ends in `_FILE`.
+        origin: Origin,
+        /// The path that it has.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The file is larger than any configuration is.
     #[error("{} is larger than {limit} bytes, the limit for a configuration file", path.display())]
     TooLarge {

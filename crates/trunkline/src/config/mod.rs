@@ -13,6 +13,9 @@
 //! | `REDIS_URL`, `NATS_URL` | `messaging.redis_url`, `messaging.nats_url` |
 //! | defaults | see the fields, or [`keys`] |
 //!
+//! Each of these variables may be given as a file instead: `TRUNKLINE_SERVER_AUTH_ADMIN_TOKEN_FILE` is the path of a file with
+//! the token, as containers and service managers hand out secrets. A line end at its end does not belong to the value.
+//!
 //! Durations are written `30s`, `100ms`, `1h30m`, or as a number of seconds; sizes `512MB`, `64MiB`, or as a number of
 //! bytes; switches `true`/`false`, `on`/`off` or `yes`/`no`. `off` takes a limit away where there need not be one. In
 //! a variable or flag, a list, map or section is inline YAML or JSON. An empty value is the same as none.

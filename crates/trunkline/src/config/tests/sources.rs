@@ -177,6 +177,76 @@ fn unknown_variables_close_to_a_key_are_mistakes_and_others_warnings() {
 }
 
 #[test]
+fn a_variable_with_file_behind_it_names_the_file_with_its_value() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).expect("the file is written");
+        path.to_str().expect("a path of text").to_owned()
+    };
+    let token = file("token", "t0p: {secret}\n");
+    let users = file("users", r#"[{"user": "ann", "password": "x"}]"#);
+    let url = file("url", "nats://ann:x@bus:4222\r\n");
+    let env = [
+        ("TRUNKLINE_SERVER_AUTH_ADMIN_TOKEN_FILE", token.as_str()),
+        ("TRUNKLINE_SERVER_USERS_FILE", &users),
+        ("TRUNKLINE_URL_FILE", &url),
+        // A key of its own, which is a path.
+        ("TRUNKLINE_SERVER_TLS_CERT_FILE", "cert.pem"),
+        ("TRUNKLINE_SERVER_TLS_KEY_FILE", "key.pem"),
+        // An empty one is not set.
+        ("TRUNKLINE_REDIS_URL_FILE", ""),
+    ];
+    let loaded = load_env(&env).expect("valid");
+    let server = &loaded.config.server;
+    assert_eq!(server.auth.admin_token.as_ref().map(|token| token.expose()), Some("t0p: {secret}"));
+    assert_eq!(server.users[0].user.as_deref(), Some("ann"));
+    assert_eq!(server.tls.cert_file.as_deref(), Some(std::path::Path::new("cert.pem")));
+    assert_eq!(loaded.config.messaging.backend, Backend::Nats);
+    assert_eq!(loaded.config.messaging.nats_url.expose(), "nats://ann:x@bus:4222");
+    let shown = entry(&loaded, "server.auth.admin_token");
+    assert_eq!((shown.value, shown.origin.to_string().as_str()), ("***".into(), env[0].0));
+    assert_eq!(loaded.warnings, []);
+    let loaded = load_env(&[env[2], ("TRUNKLINE_URL", "nats://started-by:1")]).expect("valid");
+    assert_eq!(loaded.config.messaging.nats_url.expose(), "nats://started-by:1");
+    assert!(load_env(&[("TRUNKLINE_SERVER_AUTH_ADMIN_TOKEN_FILE", &file("empty", "\n"))]).is_ok());
+}
+
+#[test]
+fn mistakes_about_a_file_with_a_value_name_the_variable() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("large");
+    std::fs::write(&path, vec![b'x'; (1 << 20) + 1]).expect("the file is written");
+    let large = path.to_str().expect("a path of text").to_owned();
+    let url = directory.path().join("url");
+    std::fs::write(&url, "http://u:pass@x").expect("the file is written");
+    for (env, expected) in [
+        (
+            &[("TRUNKLINE_REDIS_URL_FILE", "/nonexistent/url")][..],
+            "TRUNKLINE_REDIS_URL_FILE: /nonexistent/url cannot be read".to_owned(),
+        ),
+        (
+            &[("TRUNKLINE_REDIS_URL_FILE", &large)],
+            format!("TRUNKLINE_REDIS_URL_FILE: {large} cannot be read"),
+        ),
+        (
+            &[("TRUNKLINE_URL_FILE", url.to_str().expect("a path of text"))],
+            "TRUNKLINE_URL_FILE: the URL of the bus is \"http://***@x\": expected nats://… or redis://…".to_owned(),
+        ),
+        (
+            &[("TRUNKLINE_SERVER_USRES_FILE", "x")],
+            "TRUNKLINE_SERVER_USRES_FILE: unknown variable; did you mean \"TRUNKLINE_SERVER_USERS_FILE\"?".to_owned(),
+        ),
+        (
+            &[("TRUNKLINE_SERVER_AUTH_TOKEN", "a"), ("TRUNKLINE_SERVER_AUTH_TOKEN_FILE", url.to_str().expect("a path of text"))],
+            "TRUNKLINE_SERVER_AUTH_TOKEN_FILE: server.auth.token is already given at TRUNKLINE_SERVER_AUTH_TOKEN".to_owned(),
+        ),
+    ] {
+        assert_eq!(load_env(env).expect_err("refused").to_string(), expected);
+    }
+}
+
+#[test]
 fn both_names_of_one_key_are_a_duplicate() {
     let error = load_env(&[("TRUNKLINE_BACKEND", "redis"), ("TRUNKLINE_MESSAGING_BACKEND", "nats")])
         .expect_err("refused");

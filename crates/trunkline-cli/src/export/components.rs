@@ -1,0 +1,263 @@
+//! The components of a deployment: what each runs, in which image, and the file with its environment.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use trunkline::config::{Command, Component, Ready, Restart};
+
+use super::Target;
+use super::error::ExportError;
+use super::plan::Options;
+use super::secrets::{Reader, SecretFile};
+
+/// Directories in which systemd looks for programs that are named without one.
+const SYSTEM_PATH: [&str; 4] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
+
+/// Where a component finds the bus, with the credentials of its user.
+#[derive(Clone)]
+pub(super) struct Urls {
+    pub(super) trunkline: String,
+    pub(super) nats: String,
+}
+
+/// A component as a service.
+pub(crate) struct ComponentPlan {
+    /// Its name in the configuration.
+    pub(crate) name: String,
+    /// Its name in the deployment.
+    pub(crate) service: String,
+    /// Unset only for compose, where a variable names it.
+    pub(crate) image: Option<String>,
+    /// What it runs; in containers the image's own unless asked for.
+    pub(crate) command: Option<Vec<String>>,
+    pub(crate) cwd: Option<PathBuf>,
+    /// Services that start before it.
+    pub(crate) depends_on: Vec<String>,
+    pub(crate) ready: Ready,
+    pub(crate) restart: Restart,
+    /// Seconds until it is killed.
+    pub(crate) stop_timeout: u64,
+    /// The file of its environment.
+    pub(crate) environment: String,
+}
+
+/// The service of one component.
+pub(super) fn component(
+    name: &str,
+    component: &Component,
+    options: &Options,
+    notes: &mut Vec<String>,
+) -> Result<ComponentPlan, ExportError> {
+    let target = options.target;
+    let image = options.images.get(name).or(component.image.as_ref()).cloned();
+    if image.is_none() && target == Target::Kubernetes {
+        return Err(ExportError::NoImage { component: name.to_owned() });
+    }
+    let cwd = component.cwd.as_ref().map(|cwd| absolute(cwd));
+    let command = match target.is_container() && !options.commands {
+        true => None,
+        false => {
+            let mut words = words(name, &component.command)?;
+            if target == Target::Systemd {
+                words[0] = program(name, &words[0], cwd.as_deref(), notes);
+            }
+            Some(words)
+        }
+    };
+    Ok(ComponentPlan {
+        name: name.to_owned(),
+        service: service(target, name),
+        image,
+        command,
+        // Of the directory on this machine a container knows nothing.
+        cwd: (target == Target::Systemd).then(|| cwd.unwrap_or_else(|| absolute(Path::new(".")))),
+        depends_on: component.depends_on.iter().map(|name| service(target, name)).collect(),
+        ready: component.ready.clone(),
+        restart: component.restart,
+        stop_timeout: component.stop_timeout.as_secs().max(1),
+        environment: format!("{name}.env"),
+    })
+}
+
+/// What a component is called as a service.
+pub(super) fn service(target: Target, name: &str) -> String {
+    match target {
+        Target::Compose => name.to_owned(),
+        Target::Systemd => format!("trunkline-{name}"),
+        // Names of services are names in DNS.
+        Target::Kubernetes => name.to_lowercase().replace('_', "-").trim_matches('-').to_owned(),
+    }
+}
+
+/// The file with the environment of a component: where the bus is, and what the configuration says.
+pub(super) fn environment(
+    name: &str,
+    component: &Component,
+    urls: &Urls,
+    target: Target,
+    notes: &mut Vec<String>,
+) -> Result<SecretFile, ExportError> {
+    // As `up` has it: Python keeps what it prints for itself where nobody sits at a terminal.
+    let mut variables = BTreeMap::from([("PYTHONUNBUFFERED".to_owned(), "1".to_owned())]);
+    if let Some(path) = &component.env_file {
+        variables.extend(read_env_file(name, path)?);
+    }
+    variables.extend(component.env.clone());
+    // What leads to the bus of this machine leads nowhere in the deployment.
+    for (variable, url) in [("TRUNKLINE_URL", &urls.trunkline), ("NATS_URL", &urls.nats)] {
+        if variables.insert(variable.to_owned(), url.clone()).is_some() {
+            notes.push(format!("{variable} of component {name} leads to the bus of the deployment instead"));
+        }
+    }
+    let mut content = String::new();
+    for (variable, value) in variables {
+        if value.contains(['\n', '\r', '\0']) {
+            return Err(ExportError::Variable { component: name.to_owned(), variable });
+        }
+        content.push_str(&format!("{variable}={}\n", quoted(&value, target)));
+    }
+    Ok(SecretFile { name: format!("{name}.env"), content, reader: Reader::Component(name.to_owned()) })
+}
+
+/// A value as the reader of the file takes it for what it is.
+fn quoted(value: &str, target: Target) -> String {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "_-./:@,+=%~^".contains(letter);
+    match target {
+        // Everything behind the first `=` is the value.
+        Target::Kubernetes => value.to_owned(),
+        _ if value.chars().all(is_plain) => value.to_owned(),
+        // Within single quotes nothing is replaced.
+        Target::Compose => format!("'{}'", value.replace('\'', "\\'")),
+        Target::Systemd => {
+            let mut text = String::from("\"");
+            for letter in value.chars() {
+                if "\"\\$`".contains(letter) {
+                    text.push('\\');
+                }
+                text.push(letter);
+            }
+            text.push('"');
+            text
+        }
+    }
+}
+
+fn read_env_file(name: &str, path: &Path) -> Result<Vec<(String, String)>, ExportError> {
+    let text = fs::read_to_string(path).map_err(|source| ExportError::Unreadable {
+        key: format!("components.{name}.env_file"),
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut variables = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        match line.split_once('=') {
+            Some((variable, value)) if !variable.trim().is_empty() => {
+                variables.push((variable.trim().to_owned(), unquoted(value.trim())));
+            }
+            _ => return Err(ExportError::EnvFile { path: path.to_owned(), line: index + 1 }),
+        }
+    }
+    Ok(variables)
+}
+
+/// The value as `up` reads it: as written in single quotes, with `\n`, `\t`, `\"` and `\\` in double ones, and without
+/// quotes up to a `#` behind white space.
+fn unquoted(value: &str) -> String {
+    if let Some(rest) = value.strip_prefix('\'') {
+        return rest.split('\'').next().unwrap_or_default().to_owned();
+    }
+    let Some(rest) = value.strip_prefix('"') else {
+        let comment =
+            value.match_indices('#').find(|(at, _)| *at == 0 || value[..*at].ends_with([' ', '\t']));
+        return comment.map_or(value, |(at, _)| &value[..at]).trim_end().to_owned();
+    };
+    let mut text = String::new();
+    let mut letters = rest.chars();
+    while let Some(letter) = letters.next().filter(|letter| *letter != '"') {
+        match letter {
+            '\\' => text.extend(letters.next().map(|letter| match letter {
+                'n' => '\n',
+                't' => '\t',
+                other => other,
+            })),
+            other => text.push(other),
+        }
+    }
+    text
+}
+
+fn words(name: &str, command: &Command) -> Result<Vec<String>, ExportError> {
+    match command {
+        Command::Args(args) => Ok(args.clone()),
+        Command::Line(line) => shlex::split(line)
+            .filter(|words| !words.is_empty())
+            .ok_or_else(|| ExportError::Command { component: name.to_owned() }),
+    }
+}
+
+/// The program as a unit names it: with its whole path, unless systemd finds it by itself.
+fn program(name: &str, program: &str, cwd: Option<&Path>, notes: &mut Vec<String>) -> String {
+    let path = match program.contains('/') {
+        true => {
+            let directory = absolute(cwd.unwrap_or(Path::new(".")));
+            Some(directory.join(program))
+        }
+        false if SYSTEM_PATH.iter().any(|directory| Path::new(directory).join(program).is_file()) => None,
+        false => std::env::var_os("PATH").and_then(|path| {
+            std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file())
+        }),
+    };
+    let Some(path) = path else { return program.to_owned() };
+    if ["/home", "/root", "/tmp"].iter().any(|directory| path.starts_with(directory)) {
+        notes.push(format!(
+            "component {name} runs {}, where its unit cannot look: install it below /usr/local or /opt, and change ExecStart",
+            path.display()
+        ));
+    }
+    path.display().to_string()
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    // Fails only for an empty path, or without a working directory; then it stays what it was.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    // `.` at the end is what is left of the working directory itself.
+    path.components().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_quoted_for_who_reads_them() {
+        let odd = r#"a 'b' "c" $HOME \d #e"#;
+        for (target, value, expected) in [
+            (Target::Compose, "nats://u:p@h:1,nats://i", "nats://u:p@h:1,nats://i"),
+            (Target::Compose, odd, r#"'a \'b\' "c" $HOME \d #e'"#),
+            (Target::Systemd, odd, r#""a 'b' \"c\" \$HOME \\d #e""#),
+            (Target::Kubernetes, odd, odd),
+        ] {
+            assert_eq!(quoted(value, target), expected);
+        }
+    }
+
+    #[test]
+    fn an_env_file_is_read_line_by_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.env");
+        fs::write(&path, "# c\n\nA=1 # one\nexport B = \"two \\\"words\\\"\" # two\nC=x=y#z\nD='#'\n")
+            .unwrap();
+        let read = read_env_file("x", &path).unwrap();
+        let expected = [("A", "1"), ("B", "two \"words\""), ("C", "x=y#z"), ("D", "#")];
+        assert_eq!(read, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        fs::write(&path, "A=1\nwhat\n").unwrap();
+        let error = read_env_file("x", &path).unwrap_err().to_string();
+        assert!(error.ends_with("x.env:2: expected NAME=value"), "{error}");
+    }
+}
