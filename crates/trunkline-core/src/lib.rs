@@ -3,6 +3,7 @@
 //! What lives here is decided by values alone: nothing in this crate opens a socket, reads a clock, draws
 //! a random number or knows an async runtime. Backends and the server call it and do the acting.
 
+pub mod gradual;
 pub mod headers;
 pub mod message;
 pub mod offset;
@@ -10,6 +11,7 @@ pub mod redelivery;
 pub mod router;
 pub mod subject;
 
+pub use gradual::GradualTable;
 pub use headers::{HeaderError, Headers};
 pub use message::Message;
 pub use offset::{OffsetError, StreamOffset};

@@ -1,25 +1,25 @@
 //! A connected client and its subscriptions, as the rest of the server sees them.
 
 use std::any::Any;
+use std::hash::BuildHasher as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytestring::ByteString;
-use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use trunkline::backend::memory::{Delivered, Hub, SessionSink};
 use trunkline::memory::{Charge, Holding, MemoryBudget};
 use trunkline::{Message, Pattern};
-use trunkline_core::SubscriptionId;
+use trunkline_core::{GradualTable, SubscriptionId};
 use trunkline_protocol::{ConnectOptions, encode};
 
 use crate::arrival::Secured;
 use crate::auth::{Identity, PatternSet, Replies};
 use crate::bridge::orders::Orders;
-use crate::outbox::{Outbox, Written};
+use crate::outbox::{Ending, Outbox, Written};
 use crate::shared::Closed;
 use crate::view::Count;
 use crate::wire::{self, Fit};
@@ -27,8 +27,44 @@ use crate::wire::{self, Fit};
 /// A client's name for a subscription; most are numbers of a few digits.
 pub(crate) type Sid = SmallVec<[u8; 8]>;
 
-/// A client's subscriptions by its own names for them.
-pub(crate) type Subscriptions = HashMap<Sid, Arc<Subscription>, foldhash::fast::RandomState>;
+/// A client's subscriptions by its own names for them. The table moves little at a time: with a million of them a worker
+/// thread would do nothing else for tens of milliseconds.
+#[derive(Debug, Default)]
+pub(crate) struct Subscriptions {
+    random: foldhash::fast::RandomState,
+    table: GradualTable<Arc<Subscription>>,
+}
+
+impl Subscriptions {
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(crate) fn get(&self, sid: &[u8]) -> Option<&Arc<Subscription>> {
+        self.table.find(self.random.hash_one(sid), |known| *known.sid == *sid)
+    }
+
+    /// To be called for a name that is not in use.
+    pub(crate) fn insert(&mut self, subscription: Arc<Subscription>) {
+        self.table.insert(self.random.hash_one(&*subscription.sid), subscription);
+    }
+
+    pub(crate) fn remove(&mut self, sid: &[u8]) -> Option<Arc<Subscription>> {
+        self.table.remove(self.random.hash_one(sid), |known| *known.sid == *sid)
+    }
+
+    /// In no particular order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Subscription>> {
+        self.table.iter()
+    }
+
+    /// In no particular order.
+    pub(crate) fn into_vec(self) -> Vec<Arc<Subscription>> {
+        let mut all = Vec::with_capacity(self.len());
+        all.extend(self.table);
+        all
+    }
+}
 
 /// Messages and their bytes, in one direction.
 #[derive(Debug, Default)]
@@ -178,6 +214,16 @@ impl Client {
     /// `None` without TLS.
     pub(crate) fn secured(&self) -> Option<&Secured> {
         self.secured.get().map(|secured| &**secured)
+    }
+
+    /// Neither CONNECT has come, nor is it on its way out.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.connect().is_none() && self.outbox.ending() == Ending::No
+    }
+
+    /// For how long it has been here.
+    pub(crate) fn started_for(&self) -> Duration {
+        self.started.elapsed().unwrap_or_default()
     }
 
     pub(crate) fn set_settled(&self) {
@@ -539,7 +585,7 @@ mod tests {
                 let made = Arc::new(made);
                 let id = hub.router().insert(&pattern, Role::Subscriber, Target::Session(made.clone()));
                 made.id.set(id).unwrap();
-                client.table.lock().insert(Sid::from_slice(sid.as_bytes()), made.clone());
+                client.table.lock().insert(made.clone());
                 made
             })
             .collect();
@@ -577,6 +623,6 @@ mod tests {
         });
         assert_eq!(refused.into_inner(), 0, "deliveries were counted and not made");
         assert_eq!(hub.router().stats().subscriptions, 0, "some of {ROUNDS} were ended by neither");
-        assert!(client.table.lock().is_empty());
+        assert_eq!(client.table.lock().len(), 0);
     }
 }

@@ -60,6 +60,9 @@ pub(crate) struct Connection {
     need: usize,
     /// `partial` has whole operations that were left for another turn.
     more: bool,
+    /// Bytes of `partial` that were acted on already. Only while there is more: moving the rest to the start in every one of
+    /// a hundred turns would take longer than the turns.
+    acted: usize,
     /// A password that is being checked; nothing is read meanwhile.
     verifying: Option<Verifying>,
     /// When the client has to have said who it is, until it has.
@@ -99,6 +102,7 @@ impl Connection {
             partial: Vec::new(),
             need: 0,
             more: false,
+            acted: 0,
             verifying: None,
             say_who_by: None,
             turn_bytes: 0,
@@ -431,8 +435,13 @@ impl Connection {
     /// Has more of what was read acted on.
     fn go_on(&mut self) -> Read {
         let input = std::mem::take(&mut self.partial);
-        let (fed, behind) = self.feed(&input);
-        self.carry(input, fed.consumed);
+        let (fed, behind) = self.feed(&input[self.acted..]);
+        let acted = std::mem::take(&mut self.acted) + fed.consumed;
+        if fed.more {
+            (self.partial, self.acted) = (input, acted);
+        } else {
+            self.carry(input, acted);
+        }
         self.after(fed, behind)
     }
 
@@ -524,7 +533,8 @@ fn goodbye(why: Closed) -> Goodbye {
         | Closed::Stale
         | Closed::Unauthorized
         | Closed::AuthTimeout
-        | Closed::TooMany => Goodbye::NotAllowed,
+        | Closed::TooMany
+        | Closed::Silent => Goodbye::NotAllowed,
         Closed::Backend | Closed::Memory => Goodbye::ServerError,
     }
 }

@@ -19,6 +19,7 @@ mod auth;
 mod bridge;
 mod client;
 mod connection;
+mod doorkeeper;
 #[doc(hidden)]
 pub mod fuzzing;
 mod health;

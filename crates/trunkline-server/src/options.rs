@@ -192,6 +192,7 @@ impl From<&trunkline::config::Limits> for Limits {
             max_payload: count(limits.max_payload),
             max_control_line: count(limits.max_control_line),
             max_connections: count(limits.max_connections),
+            connection_rate: limits.connection_rate,
             max_subscriptions: limits.max_subscriptions.map_or(default.max_subscriptions, count),
             max_pending: count(limits.max_pending),
             ping_interval: limits.ping_interval,
@@ -211,6 +212,8 @@ pub struct Limits {
     pub max_control_line: usize,
     /// Most connections at a time. Default 65536.
     pub max_connections: usize,
+    /// Most connections that one address may open within a second. Without a limit by default.
+    pub connection_rate: Option<u32>,
     /// Most subscriptions of one connection. Default 1,000,000.
     pub max_subscriptions: usize,
     /// Most bytes that wait for one client; past it the client is cut off as a slow consumer. Default 64 MiB.
@@ -234,6 +237,7 @@ impl Default for Limits {
             max_payload: 1 << 20,
             max_control_line: 4096,
             max_connections: 65_536,
+            connection_rate: None,
             max_subscriptions: 1_000_000,
             max_pending: 64 << 20,
             ping_interval: Duration::from_secs(120),

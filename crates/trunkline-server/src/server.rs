@@ -488,6 +488,15 @@ fn welcome(
         tracing::debug!(%address, %error, "connection lost before it was served");
         return;
     }
+    if !shared.may_come(address.ip()) {
+        // In plain text, and only where that is what the client speaks. It may have to do without: nobody waits for it.
+        if kind == Kind::Nats && shared.tls.clients.get().is_none() {
+            let mut line = Vec::new();
+            ServerError::MaxConnections.write(&mut line);
+            let _ = socket2::SockRef::from(&socket).send(&line);
+        }
+        return;
+    }
     let socket = Arc::new(Socket::new(socket));
     let outbox = Outbox::new(socket.clone(), shared.limits().max_pending, &shared.memory);
     let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new(&shared.memory)));

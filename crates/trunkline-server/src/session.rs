@@ -18,7 +18,7 @@ use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ServerError, encode, 
 use access::Access;
 
 use crate::bridge::front::{Front, Unpublishable};
-use crate::client::{Client, Sid, Subscription, Subscriptions};
+use crate::client::{Client, Subscription, Subscriptions};
 use crate::options::Limits;
 use crate::shared::{Closed, Shared};
 use crate::staging::{Outgoing, Staging};
@@ -159,7 +159,7 @@ impl Session {
     pub(crate) fn take_all(&mut self) -> Vec<Arc<Subscription>> {
         let subscriptions: Subscriptions = std::mem::take(&mut *self.client.table.lock());
         self.client.subscriptions.store(0, Ordering::Relaxed);
-        subscriptions.into_values().collect()
+        subscriptions.into_vec()
     }
 
     /// Takes subscriptions that were ended out of the routing table.
@@ -329,14 +329,14 @@ impl Session {
                 return self.refuse_subscription(&TooMany(self.limits.max_subscriptions), staging);
             }
             // A name in use keeps its subscription, as on nats-server.
-            if table.contains_key(sid) {
+            if table.get(sid).is_some() {
                 return Ok(());
             }
             let Some(subscription) = subscription else {
                 drop(table);
                 return self.refuse(ServerError::InvalidSubject, staging);
             };
-            table.insert(Sid::from_slice(sid), subscription.clone());
+            table.insert(subscription.clone());
             self.client.subscriptions.store(table.len() as u64, Ordering::Relaxed);
             subscription
         };

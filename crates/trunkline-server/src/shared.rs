@@ -1,9 +1,9 @@
 //! What all connections of a server share: the hub, the limits, the table of clients, the counters.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytestring::ByteString;
@@ -19,6 +19,7 @@ use crate::auth::{Account, Auth, AuthError, AuthOptions, Failure, Reloaded};
 use crate::bridge::Bridge;
 use crate::bridge::orders::End;
 use crate::client::{Client, Kind, Subscription};
+use crate::doorkeeper::Doorkeeper;
 use crate::memory::StagingBounds;
 use crate::options::Limits;
 use crate::outbox::{Ending, Slow, SlowBy};
@@ -35,6 +36,13 @@ const CONNECTION_BYTES: usize = 6 << 10;
 /// What WebSocket and TLS add to that.
 const WEBSOCKET_BYTES: usize = 8 << 10;
 const TLS_BYTES: usize = 24 << 10;
+
+/// A client that has come is given so long to say CONNECT before another may have its place.
+const SILENT_MIN: Duration = Duration::from_millis(250);
+/// So many clients may be on their way out, and have given their place to others already.
+const LEAVING_MAX: usize = 256;
+/// So few that may have to be heard yet are not worth a look.
+const UNHEARD_MIN: usize = 64;
 
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,10 +71,12 @@ pub(crate) enum Closed {
     TooMany,
     /// The process had no memory for the rest of what it was sending.
     Memory,
+    /// It had not said CONNECT, and its place was needed for another.
+    Silent,
 }
 
 impl Closed {
-    pub(crate) const ALL: [Closed; 12] = [
+    pub(crate) const ALL: [Closed; 13] = [
         Closed::ByClient,
         Closed::Protocol,
         Closed::ClientError,
@@ -79,6 +89,7 @@ impl Closed {
         Closed::Handshake,
         Closed::TooMany,
         Closed::Memory,
+        Closed::Silent,
     ];
 
     /// The value of the metric's label.
@@ -96,6 +107,7 @@ impl Closed {
             Self::Handshake => "handshake",
             Self::TooMany => "max_connections",
             Self::Memory => "memory",
+            Self::Silent => "no_connect",
         }
     }
 }
@@ -164,6 +176,10 @@ pub(crate) struct Shared {
     next_client: AtomicU64,
     accepted: AtomicU64,
     refused: AtomicU64,
+    /// Of those, for the sake of `server.limits.connection_rate`.
+    refused_by_rate: AtomicU64,
+    /// Asked before a client is made, where there is such a limit.
+    doorkeeper: Doorkeeper,
     denied: AtomicU64,
     denied_subscriptions: AtomicU64,
     no_responders: AtomicU64,
@@ -194,8 +210,44 @@ struct Table {
     clients: HashMap<u64, Arc<Client>, foldhash::fast::RandomState>,
     gone: Totals,
     departed: VecDeque<Departed>,
+    /// Those who came and may not have said CONNECT yet, in the order in which they came.
+    unheard: VecDeque<Weak<Client>>,
+    /// Clients that have given their place to others and are still there.
+    leaving: usize,
+    /// How many were left in `unheard` when those were last let go of who had been heard.
+    silent_after_trim: usize,
     /// No client is let in any more: one that was accepted while the others were told to end would be told nothing.
     stopping: bool,
+}
+
+impl Table {
+    /// Remembers a client that has yet to say CONNECT.
+    fn note_unheard(&mut self, client: &Arc<Client>) {
+        self.unheard.push_back(Arc::downgrade(client));
+        // What was heard of since, or is gone, is let go of when it is most of the list: so much now and then, and so little
+        // each time.
+        if self.unheard.len() >= 2 * self.silent_after_trim.max(UNHEARD_MIN) {
+            self.unheard.retain(|client| client.upgrade().is_some_and(|client| client.is_silent()));
+            self.silent_after_trim = self.unheard.len();
+        }
+    }
+
+    /// The client that has been silent for longest, if for long enough; from here on it is leaving.
+    fn longest_silent(&mut self) -> Option<Arc<Client>> {
+        while let Some(first) = self.unheard.front() {
+            let silent = first.upgrade().filter(|client| client.is_silent());
+            if silent.as_ref().is_some_and(|client| client.started_for() < SILENT_MIN) {
+                return None;
+            }
+            self.unheard.pop_front();
+            if let Some(client) = silent.filter(|client| self.clients.contains_key(&client.id)) {
+                client.set_ending_reason(Closed::Silent);
+                self.leaving += usize::from(client.ending_reason() == Some(Closed::Silent));
+                return Some(client);
+            }
+        }
+        None
+    }
 }
 
 /// Threads of the runtime that this is called on; one where there is none.
@@ -233,6 +285,8 @@ impl Shared {
             next_client: AtomicU64::new(1),
             accepted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            refused_by_rate: AtomicU64::new(0),
+            doorkeeper: Doorkeeper::default(),
             denied: AtomicU64::new(0),
             denied_subscriptions: AtomicU64::new(0),
             no_responders: AtomicU64::new(0),
@@ -268,30 +322,65 @@ impl Shared {
         self.next_client.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Enters a client, unless there are as many as there may be, or the server stops.
+    /// Whether this address may open another connection now.
+    pub(crate) fn may_come(&self, address: IpAddr) -> bool {
+        let Some(limit) = self.limits().connection_rate else { return true };
+        if self.doorkeeper.count(address, Instant::now()) <= limit {
+            return true;
+        }
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        // Whoever storms is not to fill the log, too.
+        if (self.refused_by_rate.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two() {
+            tracing::warn!(
+                %address,
+                limit,
+                "an address opens more connections within a second than it may (server.limits.connection_rate), refused"
+            );
+        }
+        false
+    }
+
+    /// Enters a client, unless the server stops, or there are as many as there may be and all of them have said CONNECT: one
+    /// that comes to say something goes before one that says nothing.
     pub(crate) fn enter(&self, client: &Arc<Client>) -> Entry {
         let bytes = self.connection_bytes(client.kind);
-        let charge = match self.memory.check(Holding::Connections, bytes) {
-            Ok(()) => Charge::of(&self.memory, Holding::Connections, bytes),
-            Err(error) => {
-                if self.refused.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
-                    tracing::warn!(address = %client.address, %error, "a connection is refused");
-                }
-                return Entry::Full;
-            }
-        };
+        let checked = self.memory.check(Holding::Connections, bytes);
+        let limit = self.limits().max_connections;
         let mut table = self.table.lock();
         if table.stopping {
             return Entry::Stopping;
         }
-        if table.clients.len() >= self.limits().max_connections {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+        let is_full = table.clients.len() >= limit || checked.is_err();
+        // Whoever gives way is still there until its task has run.
+        let may_give_way = is_full && table.leaving < LEAVING_MAX;
+        let silent = may_give_way.then(|| table.longest_silent()).flatten();
+        if is_full && silent.is_none() {
+            drop(table);
+            let first = self.refused.fetch_add(1, Ordering::Relaxed).is_power_of_two();
+            if let (Err(error), true) = (checked, first) {
+                tracing::warn!(address = %client.address, %error, "a connection is refused");
+            }
             return Entry::Full;
         }
         self.accepted.fetch_add(1, Ordering::Relaxed);
-        client.set_charge(charge);
+        client.set_charge(Charge::of(&self.memory, Holding::Connections, bytes));
         table.clients.insert(client.id, client.clone());
+        table.note_unheard(client);
+        drop(table);
+        if let Some(silent) = silent {
+            Self::send_away_silent(&silent);
+        }
         Entry::Served
+    }
+
+    fn send_away_silent(client: &Client) {
+        tracing::debug!(client = client.id, address = %client.address, "has not said CONNECT, and its place is needed");
+        // Where its handshakes are not over, it would not understand.
+        if client.is_settled() {
+            client.outbox.end_with(|out| ServerError::MaxConnections.write(out));
+            client.outbox.flush();
+        }
+        client.outbox.end(Ending::Now);
     }
 
     /// What a connection takes at least, whatever it does.
@@ -309,6 +398,9 @@ impl Shared {
         let mut table = self.table.lock();
         if table.clients.remove(&client.id).is_some() {
             table.gone.add(client);
+            if client.ending_reason() == Some(Closed::Silent) {
+                table.leaving -= 1;
+            }
             if table.departed.len() == DEPARTED_KEPT {
                 table.departed.pop_front();
             }
@@ -366,6 +458,11 @@ impl Shared {
 
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Connections refused because their address had opened too many within a second.
+    pub(crate) fn refused_by_rate(&self) -> u64 {
+        self.refused_by_rate.load(Ordering::Relaxed)
     }
 
     pub(crate) fn closed(&self, why: Closed) -> u64 {
@@ -501,7 +598,7 @@ impl Shared {
     pub(crate) fn deliver_here(&self, message: &Arc<Message>) {
         for client in self.clients() {
             let listens = |s: &&Arc<Subscription>| s.queue.is_none() && s.pattern.matches(&message.subject);
-            let listening: Vec<_> = client.table.lock().values().filter(listens).cloned().collect();
+            let listening: Vec<_> = client.table.lock().iter().filter(listens).cloned().collect();
             listening.iter().for_each(|subscription| {
                 subscription.deliver(message);
             });

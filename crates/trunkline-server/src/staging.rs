@@ -18,9 +18,9 @@ use crate::outbox::{HIGH_WATER_BYTES, Written};
 const VECTORED_BYTES: usize = 4 << 10;
 /// A target costs about as much as so many bytes, whether it gets something or not.
 const LOOK_BYTES: usize = 64;
-/// What it costs to make or to end a subscription, in the same measure: some microseconds, and those who publish meanwhile
+/// Most subscriptions that are made or ended in one turn: each takes a microsecond or two, and those who publish meanwhile
 /// have to look again.
-const SUBSCRIPTION_BYTES: usize = 32 << 10;
+const SUBSCRIPTIONS_MAX: u32 = 128;
 /// Whoever sends no more than this to a reader in one turn is not why the reader is behind, and is not paused for it: one
 /// that listens to everything and reads nothing must not slow down everybody.
 const INNOCENT_BYTES: usize = 16 << 10;
@@ -37,6 +37,8 @@ pub(crate) struct Staging {
     index: HashMap<u64, usize, foldhash::fast::RandomState>,
     /// Work since the last flush, in bytes: what is to be written, and [`LOOK_BYTES`] for each target that was looked at.
     load: usize,
+    /// Subscriptions that were made or ended since the last flush.
+    subscriptions: u32,
     /// Most work of one turn: 16 MiB, or less where the process has little memory. It bounds what is staged for all
     /// destinations together, which with a fan-out to thousands would be thousands of times the batch, and the time that
     /// other connections of the worker thread wait, to some 10 ms.
@@ -87,7 +89,7 @@ impl Staging {
     /// Counts a subscription that was made or ended.
     #[inline]
     pub(crate) fn subscribed(&mut self) {
-        self.load += SUBSCRIPTION_BYTES;
+        self.subscriptions += 1;
     }
 
     /// Begins a turn.
@@ -100,7 +102,7 @@ impl Staging {
     /// Whether it is time to write what is staged, and to let others have their turn.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.load > self.turn_bytes
+        self.load > self.turn_bytes || self.subscriptions >= SUBSCRIPTIONS_MAX
     }
 
     /// Stages a message for a subscription `sid` of `client`. `input` is the read buffer.
@@ -186,7 +188,7 @@ impl Staging {
             // A burst to thousands of clients leaves no buffers behind.
             self.slots.truncate(SCANNED_SLOTS * 8);
         }
-        (self.used, self.hint, self.load) = (0, 0, 0);
+        (self.used, self.hint, self.load, self.subscriptions) = (0, 0, 0, 0);
         self.behind.take()
     }
 

@@ -1,9 +1,11 @@
 //! The trie of tokens under the routing table.
 
-use bytestring::ByteString;
-use hashbrown::HashMap;
+use std::hash::BuildHasher;
 
-use super::{Role, SubscriptionId};
+use bytestring::ByteString;
+
+use super::{Role, SubscriptionId, hash_of};
+use crate::gradual::GradualTable;
 use crate::subject::Pattern;
 
 /// Up to so many entries of one pattern are searched one by one.
@@ -31,7 +33,7 @@ pub(super) struct Trie<T> {
 }
 
 struct Node<T> {
-    literal: Option<Box<HashMap<ByteString, Node<T>, foldhash::fast::RandomState>>>,
+    literal: Option<Box<Children<T>>>,
     star: Option<Box<Node<T>>>,
     /// Entries whose pattern ends here.
     here: Entries<T>,
@@ -49,60 +51,106 @@ impl<T> Node<T> {
     }
 }
 
-/// The entries of one pattern, in no particular order.
-struct Entries<T> {
-    list: Vec<Entry<T>>,
-    /// Where in `list` each entry is, once there are so many that a search would be slow: a hundred thousand that leave
-    /// one after the other must not each look at all the others.
-    index: Option<Box<Index>>,
+/// The nodes behind a literal token. Their table moves little at a time, as it does so under the lock of the routing table.
+struct Children<T> {
+    random: foldhash::fast::RandomState,
+    table: GradualTable<(ByteString, Node<T>)>,
 }
 
-type Index = HashMap<SubscriptionId, usize, foldhash::fast::RandomState>;
+impl<T> Default for Children<T> {
+    fn default() -> Self {
+        Self { random: foldhash::fast::RandomState::default(), table: GradualTable::new() }
+    }
+}
+
+impl<T> Children<T> {
+    #[inline]
+    fn get(&self, token: &str) -> Option<&Node<T>> {
+        let found = self.table.find(self.random.hash_one(token), |(known, _)| *known == token);
+        found.map(|(_, node)| node)
+    }
+
+    /// The node behind a token, made if there is none; `made` is called then, with how many others there are.
+    fn get_or_make(&mut self, token: &str, made: impl FnOnce(usize)) -> &mut Node<T> {
+        let hash = self.random.hash_one(token);
+        if self.table.find(hash, |(known, _)| *known == token).is_none() {
+            made(self.table.len());
+            return &mut self.table.insert(hash, (token.into(), Node::new())).1;
+        }
+        let found = self.table.find_mut(hash, |(known, _)| *known == token);
+        &mut found.expect("found right above").1
+    }
+}
+
+/// The entries of one pattern, in no particular order.
+enum Entries<T> {
+    /// Searched one by one.
+    Few(Vec<Entry<T>>),
+    /// By id: a hundred thousand that leave one after the other must not each look at all the others, nor may adding one
+    /// move all of them.
+    Many(Box<GradualTable<Entry<T>>>),
+}
 
 impl<T> Entries<T> {
     const fn new() -> Self {
-        Self { list: Vec::new(), index: None }
+        Self::Few(Vec::new())
     }
 
     fn is_empty(&self) -> bool {
-        self.list.is_empty()
+        match self {
+            Self::Few(list) => list.is_empty(),
+            Self::Many(table) => table.is_empty(),
+        }
     }
 
     fn push(&mut self, entry: Entry<T>) {
-        let at = self.list.len();
-        if let Some(index) = &mut self.index {
-            index.insert(entry.id, at);
-        }
-        if at == 0 {
-            // Most patterns have one entry, and a list that grows by itself begins with room for four.
-            self.list.reserve_exact(1);
-        }
-        self.list.push(entry);
-        if at == SEARCHED_ENTRIES {
-            let places = self.list.iter().enumerate().map(|(at, entry)| (entry.id, at));
-            self.index = Some(Box::new(places.collect()));
+        match self {
+            Self::Few(list) if list.len() < SEARCHED_ENTRIES => {
+                if list.is_empty() {
+                    // Most patterns have one entry, and a list that grows by itself begins with room for four.
+                    list.reserve_exact(1);
+                }
+                list.push(entry);
+            }
+            Self::Few(list) => {
+                let mut table = GradualTable::new();
+                for entry in std::mem::take(list).into_iter().chain([entry]) {
+                    table.insert(hash_of_id(entry.id), entry);
+                }
+                *self = Self::Many(Box::new(table));
+            }
+            Self::Many(table) => {
+                table.insert(hash_of_id(entry.id), entry);
+            }
         }
     }
 
     fn take(&mut self, id: SubscriptionId) -> Option<Entry<T>> {
-        let at = match &mut self.index {
-            Some(index) => index.remove(&id)?,
-            None => self.list.iter().position(|entry| entry.id == id)?,
-        };
-        let entry = self.list.swap_remove(at);
-        if self.list.len() <= SEARCHED_ENTRIES / 2 {
-            self.index = None;
-        } else if let (Some(index), Some(moved)) = (&mut self.index, self.list.get(at)) {
-            index.insert(moved.id, at);
-        }
-        if self.list.capacity() > SEARCHED_ENTRIES && self.list.len() < self.list.capacity() / 4 {
-            self.list.shrink_to(self.list.len() * 2);
-            if let Some(index) = &mut self.index {
-                index.shrink_to(self.list.len() * 2);
+        let table = match self {
+            Self::Few(list) => {
+                let at = list.iter().position(|entry| entry.id == id)?;
+                return Some(list.swap_remove(at));
             }
+            Self::Many(table) => table,
+        };
+        let taken = table.remove(hash_of_id(id), |entry| entry.id == id)?;
+        if table.len() <= SEARCHED_ENTRIES / 2 {
+            *self = Self::Few(std::mem::take(&mut **table).into_iter().collect());
         }
-        Some(entry)
+        Some(taken)
     }
+
+    #[inline]
+    fn for_each<'t>(&'t self, found: &mut impl FnMut(&'t Entry<T>)) {
+        match self {
+            Self::Few(list) => list.iter().for_each(found),
+            Self::Many(table) => table.for_each(found),
+        }
+    }
+}
+
+fn hash_of_id(id: SubscriptionId) -> u64 {
+    hash_of(&id.0.to_ne_bytes())
 }
 
 impl<T> Trie<T> {
@@ -137,11 +185,7 @@ impl<T> Trie<T> {
                 }),
                 literal => {
                     let children = node.literal.get_or_insert_with(Default::default);
-                    if !children.contains_key(literal) {
-                        self.nodes_bytes += token_bytes(children.len(), literal);
-                        children.insert(literal.into(), Node::new());
-                    }
-                    children.get_mut(literal).expect("inserted above when missing")
+                    children.get_or_make(literal, |others| self.nodes_bytes += token_bytes(others, literal))
                 }
             };
         }
@@ -175,9 +219,9 @@ impl<T> Trie<T> {
 /// Recursion is as deep as the subject has tokens, at most half of `SUBJECT_BYTES_MAX`.
 fn walk<'t, T>(node: &'t Node<T>, rest: Option<&str>, found: &mut impl FnMut(&'t Entry<T>)) {
     let Some(rest) = rest else {
-        return node.here.list.iter().for_each(found);
+        return node.here.for_each(found);
     };
-    node.tail.list.iter().for_each(&mut *found);
+    node.tail.for_each(found);
     let (token, rest) = match rest.split_once('.') {
         Some((token, rest)) => (token, Some(rest)),
         None => (rest, None),
@@ -216,15 +260,14 @@ fn remove_below<'a, T>(
         }
         Some(literal) => {
             let children = node.literal.as_mut()?;
-            let child = children.get_mut(literal)?;
+            let hash = children.random.hash_one(literal);
+            let (_, child) = children.table.find_mut(hash, |(known, _)| *known == literal)?;
             let removed = remove_below(child, tokens, id, freed);
             if child.is_empty() {
-                children.remove(literal);
-                *freed += token_bytes(children.len(), literal);
-                if children.is_empty() {
+                children.table.remove(hash, |(known, _)| *known == literal);
+                *freed += token_bytes(children.table.len(), literal);
+                if children.table.is_empty() {
                     node.literal = None;
-                } else if children.capacity() > SEARCHED_ENTRIES && children.len() < children.capacity() / 4 {
-                    children.shrink_to(children.len() * 2);
                 }
             }
             removed

@@ -5,11 +5,13 @@
 //! password does not lock out the others of its machine.
 
 use std::hash::BuildHasher;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+
+use crate::doorkeeper::network_of;
 
 /// How long a failure counts.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -30,11 +32,7 @@ pub(super) struct Guess {
 impl Guess {
     /// `limit` is for one user from one address.
     pub(super) fn new(address: IpAddr, user: &str, limit: u32) -> Self {
-        // Whoever has one IPv6 address has the 64 bits behind it, too.
-        let address = match address.to_canonical() {
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-            v4 => v4,
-        };
+        let address = network_of(address);
         let user = foldhash::quality::FixedState::with_seed(0).hash_one(user);
         Self { address, user, limit }
     }

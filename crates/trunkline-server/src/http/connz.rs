@@ -362,7 +362,7 @@ fn reason(why: Closed) -> &'static str {
         Closed::Unauthorized => "Authentication Failure",
         Closed::AuthTimeout => "Authentication Timeout",
         Closed::Handshake => "TLS Handshake Failure",
-        Closed::TooMany => "Maximum Connections Exceeded",
+        Closed::TooMany | Closed::Silent => "Maximum Connections Exceeded",
         Closed::Memory => "Memory Limit",
     }
 }

@@ -194,8 +194,13 @@ impl Snapshot {
         page.counter("trunkline_connections_accepted", "Connections served", shared.accepted())?;
         page.counter(
             "trunkline_connections_refused",
-            "Connections beyond the most there may be",
+            "Connections beyond the most there may be, or that one address may open within a second",
             shared.refused(),
+        )?;
+        page.counter(
+            "trunkline_connections_refused_by_rate",
+            "Of those, because their address had opened too many within a second",
+            shared.refused_by_rate(),
         )?;
         page.family(
             "trunkline_connections_closed",

@@ -85,7 +85,7 @@ impl Detail {
 
 /// A client's subscriptions in the order of their names, which most clients count up.
 pub(super) fn subscriptions_of(client: &Client) -> Vec<Arc<Subscription>> {
-    let mut all: Vec<_> = client.table.lock().values().cloned().collect();
+    let mut all: Vec<_> = client.table.lock().iter().cloned().collect();
     all.sort_unstable_by(|a, b| (a.sid.len(), &a.sid).cmp(&(b.sid.len(), &b.sid)));
     all
 }

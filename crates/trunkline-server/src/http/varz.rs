@@ -91,6 +91,8 @@ struct Varz<'a> {
     /// Subscriptions beyond a limit, connections beyond one, and how often memory was short.
     refused_subscriptions: u64,
     refused_connections: u64,
+    /// Of those, beyond what one address may open within a second.
+    refused_by_rate: u64,
     memory_exceeded: u64,
     /// Memory of all buffers together, and the most of it; 0 is no limit.
     memory_used: usize,
@@ -227,6 +229,7 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         auth_failures: shared.auth_failures(),
         refused_subscriptions: shared.refused_subscriptions(),
         refused_connections: shared.refused(),
+        refused_by_rate: shared.refused_by_rate(),
         memory_exceeded: shared.memory.exceeded(),
         memory_used: shared.memory.used(),
         memory_limit: shared.memory.limit().unwrap_or_default(),

@@ -209,7 +209,7 @@ impl Session {
 
     /// Ends the subscriptions that the client may not have any more, and tells it which.
     fn review_subscriptions(&mut self, staging: &mut Staging) {
-        let mut all: Vec<Arc<Subscription>> = self.client.table.lock().values().cloned().collect();
+        let mut all: Vec<Arc<Subscription>> = self.client.table.lock().iter().cloned().collect();
         all.sort_unstable_by(|a, b| (a.sid.len(), &a.sid).cmp(&(b.sid.len(), &b.sid)));
         for subscription in all {
             if self.may_subscribe(&subscription.pattern, subscription.queue.as_deref()) {

@@ -27,6 +27,72 @@ async fn a_connection_too_many_is_told_and_a_place_that_is_free_can_be_taken() {
     assert_eq!(fixture.varz().await["total_connections"], 4, "one that was refused was not served");
 }
 
+/// What one more client is told: it is let in, or it is refused.
+async fn come(fixture: &Fixture) -> (Raw, String) {
+    let mut raw = Raw::without_info(fixture.nats()).await;
+    let first = raw.line().await;
+    if first.starts_with("INFO ") {
+        raw.send("CONNECT {\"verbose\":false}\r\nPING\r\n").await;
+        raw.expect("PONG\r\n").await;
+    }
+    (raw, first)
+}
+
+const REFUSED: &str = "-ERR 'maximum connections exceeded'";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_not_said_connect_gives_its_place_to_who_does() {
+    let mut fixture = Fixture::with(|options| options.limits.max_connections = 3).await;
+    let mut silent = [Raw::connect(fixture.nats()).await, Raw::connect(fixture.nats()).await];
+    let mut here = Vec::new();
+    for silent in &mut silent {
+        // Not at once: whoever has just come is given a moment to say CONNECT.
+        let place = async {
+            loop {
+                let (raw, said) = come(&fixture).await;
+                if said.starts_with("INFO ") {
+                    return raw;
+                }
+                assert_eq!(said, REFUSED);
+            }
+        };
+        here.push(within("a place for who speaks", place).await);
+        assert_eq!(
+            silent.until_closed().await.trim_end(),
+            REFUSED,
+            "who has been silent for longest is told"
+        );
+    }
+    let (_, said) = come(&fixture).await;
+    assert_eq!(said, REFUSED, "nobody who has said CONNECT gives way");
+    for raw in &mut here {
+        assert_eq!(raw.flush().await, "");
+    }
+    let page = get(fixture.http(), "/metrics").await.body;
+    assert!(page.contains("trunkline_connections_closed_total{reason=\"no_connect\"} 2\n"), "{page}");
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_opens_connections_too_fast_is_refused_for_the_rest_of_the_second() {
+    let mut fixture = Fixture::with(|options| options.limits.connection_rate = Some(2)).await;
+    let refused = async {
+        loop {
+            let (_, said) = come(&fixture).await;
+            if !said.starts_with("INFO ") {
+                return said;
+            }
+        }
+    };
+    assert_eq!(within("a connection too many", refused).await, REFUSED);
+    let varz = fixture.varz().await;
+    assert!(varz["refused_by_rate"].as_u64() >= Some(1), "{varz}");
+    assert_eq!(varz["refused_connections"], varz["refused_by_rate"]);
+    let admitted = async { while !come(&fixture).await.1.starts_with("INFO ") {} };
+    within("the next second", admitted).await;
+    fixture.bystander_is_fine().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_too_many_is_refused_and_the_others_stay() {
     let mut fixture = Fixture::with(|options| options.limits.max_subscriptions = 3).await;

@@ -153,6 +153,8 @@ settings! {
         pub max_control_line: u64 => default("4KiB"), format(Format::Bytes), range("256", "1MiB");
         /// Most clients at a time.
         pub max_connections: u64 => default("65536"), range("1", "10000000");
+        /// Most connections that one address may open within a second; unlimited unless set.
+        pub connection_rate: Option<u32> => range("1", "1000000");
         /// Most subscriptions of one client; unlimited unless set.
         pub max_subscriptions: Option<u64> => range("1", "1000000000");
         /// Most bytes that wait for one client before it is cut off as a slow consumer.

@@ -1,5 +1,6 @@
 //! What one hostile client does, at full speed and for as long as it is let: plain sockets, and no interest in how it ends.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,6 +9,8 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use socket2::{Domain, Socket, Type};
+
+use super::hello::client_hello;
 
 /// How long a connection is waited for, and an answer where one is wanted.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -43,6 +46,10 @@ pub(crate) enum Attack {
     Flood,
     /// Messages to a subject that somebody answers, as requests whose replies nobody reads
     RequestFlood,
+    /// Connections that begin a TLS handshake and go when the server has signed its part
+    Handshakes,
+    /// Connections that say a wrong password, which the server checks against a hash
+    Passwords,
 }
 
 /// Where, and until when.
@@ -58,6 +65,11 @@ pub(super) struct Scene<'a> {
 }
 
 impl Attack {
+    /// What it attacks is not there in a server with its defaults.
+    pub(super) fn wants_guards(self) -> bool {
+        matches!(self, Self::Handshakes | Self::Passwords)
+    }
+
     pub(super) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
@@ -76,6 +88,8 @@ impl Attack {
                 Self::Connections => scene.connections(),
                 Self::HalfOpen => scene.half_open(),
                 Self::Flood => scene.flood("hostile.nobody", None),
+                Self::Handshakes => scene.handshakes(),
+                Self::Passwords => scene.passwords(),
                 Self::RequestFlood => scene.flood(&format!("{}.ask", scene.token), Some("hostile.reply")),
             };
             if outcome.is_err() {
@@ -214,6 +228,37 @@ impl Scene<'_> {
         Ok(())
     }
 
+    fn handshakes(&self) -> Outcome {
+        let mut sink = [0; 16 << 10];
+        while !self.is_over() {
+            let mut stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            // INFO, where it comes first.
+            some(stream.read(&mut sink)?)?;
+            stream.write_all(&client_hello(std::array::from_fn(|_| fastrand::u8(..))))?;
+            // What has come is signed.
+            some(stream.read(&mut sink)?)?;
+            self.did(1);
+        }
+        Ok(())
+    }
+
+    fn passwords(&self) -> Outcome {
+        let mut open = VecDeque::new();
+        while !self.is_over() {
+            let mut stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
+            stream.set_nodelay(true)?;
+            stream.write_all(b"CONNECT {\"user\":\"bench\",\"pass\":\"wrong\"}\r\n")?;
+            open.push_back(stream);
+            self.did(1);
+            if open.len() > STORM_CONNECTIONS {
+                open.pop_front();
+            }
+        }
+        Ok(())
+    }
+
     fn flood(&self, subject: &str, reply: Option<&str>) -> Outcome {
         let mut stream = self.connect()?;
         let reply = reply.map_or_else(String::new, |reply| format!("{reply} "));
@@ -224,4 +269,9 @@ impl Scene<'_> {
         }
         Ok(())
     }
+}
+
+/// The server has not closed.
+fn some(bytes: usize) -> Outcome {
+    if bytes == 0 { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
 }

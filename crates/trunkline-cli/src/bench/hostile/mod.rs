@@ -1,16 +1,18 @@
 //! `trunkline bench hostile`: what one hostile client does to the others. Well-behaved clients ask and answer beside it, and
 //! their round trips with it are held against those without it, in turns and on the same server.
 //!
-//! The hostile client is a process of its own with the lowest priority: what is measured is what it makes the server do, and
-//! not how it takes processors away from it.
+//! The hostile client is a process of its own with the lowest priority. Some CPU it takes all the same, so there is a third
+//! kind of run, beside a process that takes as much and leaves the server alone: what is more than that, the server did.
 
 mod attack;
+mod hello;
+mod helper;
+mod target;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +21,6 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::compare::ServerSpec;
-use super::endpoint::Endpoint;
 use super::error::BenchError;
 use super::halt::Halt;
 use super::measure::Flow;
@@ -29,6 +30,8 @@ use super::server::Server;
 use super::stats::{Summary, ratio};
 use super::units::{parse_duration, parse_size};
 use attack::{Attack, Scene};
+use helper::Helper;
+use target::Target;
 
 const HELP: &str = "Examples:
   trunkline bench hostile                              all of them, on a server of this program that is started for it
@@ -40,8 +43,10 @@ const SETTLE: Duration = Duration::from_millis(500);
 
 /// Measure what one hostile client does to the others.
 ///
-/// Round trips of a well-behaved requester and responder, without and with the hostile client, in turns. The ratio is that of
-/// the 99th percentiles, each the median of all runs.
+/// Round trips of a well-behaved requester and responder, without and with the hostile client, in turns, and beside a process
+/// that takes as much CPU as the hostile client and leaves the server alone ("busy"). The ratios are those of the 99th
+/// percentiles, each the median of all runs. The hostile client takes the CPU that is left: on a machine with few processors
+/// the difference between both ratios is what the server itself did.
 #[derive(Debug, clap::Args)]
 #[command(after_help = HELP)]
 pub(crate) struct HostileArgs {
@@ -77,6 +82,10 @@ pub(crate) struct HostileArgs {
     #[arg(long)]
     json: bool,
 
+    /// Burn so many percent of a processor until stdin ends
+    #[arg(long, hide = true)]
+    burn: Option<u32>,
+
     /// Be the hostile client, on the server at this address, until stdin ends
     #[arg(long, hide = true, requires = "attacks")]
     attack_at: Option<String>,
@@ -104,6 +113,12 @@ struct Row {
     done: u64,
     p50_us: Pair,
     p99_us: Pair,
+    /// The 99th percentile beside a process that takes as much CPU as the hostile client, and what it is with the latter
+    /// against that.
+    p99_us_busy: Summary,
+    p99_ratio_to_busy: Option<f64>,
+    /// What the hostile client took of one processor, in percent; the most of all runs.
+    cpu_percent: u32,
     per_second: Pair,
     /// The most memory that the server had at the end of a run.
     rss_bytes_max: u64,
@@ -134,29 +149,32 @@ pub(super) fn measure_and_print(args: &HostileArgs, interrupted: &Arc<AtomicBool
     if let Some(address) = &args.attack_at {
         return attack(address, args);
     }
-    let spec = match &args.server {
-        Some(given) => ServerSpec::parse(given)?,
-        None => {
-            let program = std::env::current_exe().map_err(|source| spawn_error("trunkline", source))?;
-            let program = program.to_string_lossy();
-            ServerSpec::new("trunkline", &[&program, "up", "--listen", "127.0.0.1:{port}", "--http", "off"])
-        }
-    };
-    let halt = Halt::new(interrupted, args.timeout);
-    let mut server = Server::start(&spec, &halt)?;
-    let attacks = if args.attacks.is_empty() { Attack::value_variants() } else { &args.attacks };
-    let mut rows = Vec::new();
-    for attack in attacks {
-        let row = measure(*attack, args, &server, &halt);
-        rows.push(row.map_err(|error| server.explain(error))?);
+    if let Some(percent) = args.burn {
+        return burn(percent);
     }
-    let report = Report {
-        server: spec.name.clone(),
-        version: server.version().to_owned(),
-        in_flight: args.in_flight,
-        runs: args.runs,
-        attacks: rows,
-    };
+    let halt = Halt::new(interrupted, args.timeout);
+    let attacks = if args.attacks.is_empty() { Attack::value_variants() } else { &args.attacks };
+    let (guarded, plain): (Vec<Attack>, Vec<Attack>) =
+        attacks.iter().partition(|attack| args.server.is_none() && attack.wants_guards());
+    let (mut rows, mut name, mut version) = (Vec::new(), String::new(), String::new());
+    for (attacks, is_guarded) in [(plain, false), (guarded, true)] {
+        if attacks.is_empty() {
+            continue;
+        }
+        let target = match &args.server {
+            Some(given) => Target::given(ServerSpec::parse(given)?),
+            None if is_guarded => Target::guarded()?,
+            None => Target::plain()?,
+        };
+        let mut server = Server::start(&target.spec, &halt)?;
+        for attack in attacks {
+            let row = measure(attack, args, &server, &halt);
+            rows.push(row.map_err(|error| server.explain(error))?);
+        }
+        name.clone_from(&target.spec.name);
+        server.version().clone_into(&mut version);
+    }
+    let report = Report { server: name, version, in_flight: args.in_flight, runs: args.runs, attacks: rows };
     let text = if args.json { json(&report) } else { table(&report) };
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{text}").map_err(|source| BenchError::Print { source })
@@ -177,12 +195,19 @@ fn measure(attack: Attack, args: &HostileArgs, server: &Server, halt: &Halt) -> 
         window: WindowLimit { messages: u64::MAX, bytes: u64::MAX },
     };
     let round = || request::run(&workload, &endpoint, processes, halt);
-    let (mut calm, mut hostile, mut done) = (Vec::new(), Vec::new(), 0);
+    let (mut calm, mut hostile, mut busy) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut done, mut cpu_percent) = (0, 0);
     for _ in 0..args.runs {
         calm.push(round()?);
-        let attacker = Attacker::start(attack, &endpoint, &args.token)?;
+        let (name, address) = (attack.name(), endpoint.address());
+        let attacker = Helper::start(&[&name, "--attack-at", &address, "--token", &args.token])?;
         hostile.push(round()?);
-        done += attacker.stop()?;
+        let did = attacker.stop()?;
+        done += did.times;
+        cpu_percent = cpu_percent.max(did.cpu_percent);
+        let burner = Helper::start(&["--burn", &did.cpu_percent.to_string()])?;
+        busy.push(round()?);
+        burner.stop()?;
     }
     let rss = |flow: &Flow| flow.server.map_or(0, |usage| usage.rss_bytes);
     let rss_bytes_max = calm.iter().chain(&hostile).map(rss).max().unwrap_or_default();
@@ -190,11 +215,16 @@ fn measure(attack: Attack, args: &HostileArgs, server: &Server, halt: &Halt) -> 
         move |flow: &Flow| flow.latency.as_ref().map_or(f64::NAN, |l| l.value_at_quantile(q) as f64 / 1e3)
     };
     let pair = |value: &dyn Fn(&Flow) -> f64| Pair::of(&calm, &hostile, value).ok_or(BenchError::Closed);
+    let p99_us = pair(&micros(0.99))?;
+    let p99_us_busy = Summary::of(busy.iter().map(micros(0.99))).ok_or(BenchError::Closed)?;
     Ok(Row {
         attack,
         done,
         p50_us: pair(&micros(0.5))?,
-        p99_us: pair(&micros(0.99))?,
+        p99_ratio_to_busy: ratio(p99_us.hostile.median, p99_us_busy.median),
+        p99_us,
+        p99_us_busy,
+        cpu_percent,
         per_second: pair(&Flow::rate)?,
         rss_bytes_max,
     })
@@ -202,53 +232,6 @@ fn measure(attack: Attack, args: &HostileArgs, server: &Server, halt: &Halt) -> 
 
 fn spawn_error(name: &str, source: std::io::Error) -> BenchError {
     BenchError::Spawn { name: name.to_owned(), source }
-}
-
-/// The hostile client's process. It ends when this is dropped.
-struct Attacker {
-    child: Child,
-    said: Option<BufReader<ChildStdout>>,
-}
-
-impl Attacker {
-    fn start(attack: Attack, endpoint: &Endpoint, token: &str) -> Result<Self, BenchError> {
-        let failed = |source| spawn_error("the hostile client", source);
-        let program = std::env::current_exe().map_err(failed)?;
-        let child = Command::new("nice")
-            .args(["-n", "19"])
-            .arg(program)
-            .args(["bench", "hostile", &attack.name(), "--attack-at", &endpoint.address(), "--token", token])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
-        let mut attacker = Self { child, said: None };
-        // Its first line: what is measured from here on is measured with it.
-        let said =
-            attacker.child.stdout.take().ok_or_else(|| failed(std::io::ErrorKind::BrokenPipe.into()))?;
-        let mut said = BufReader::new(said);
-        said.read_line(&mut String::new()).map_err(failed)?;
-        attacker.said = Some(said);
-        Ok(attacker)
-    }
-
-    /// Ends it, and returns what it has done.
-    fn stop(mut self) -> Result<u64, BenchError> {
-        drop(self.child.stdin.take());
-        let mut last = String::new();
-        let read = self.said.as_mut().map(|said| said.read_to_string(&mut last)).transpose();
-        read.map_err(|source| spawn_error("the hostile client", source))?;
-        // A line for each time that it had to begin anew, and the number.
-        let number = last.lines().last().and_then(|number| number.parse().ok());
-        Ok(number.unwrap_or_default())
-    }
-}
-
-impl Drop for Attacker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// What the hostile client's process does.
@@ -259,20 +242,24 @@ fn attack(address: &str, args: &HostileArgs) -> Result<(), BenchError> {
         return Err(failed(std::io::ErrorKind::AddrNotAvailable.into()));
     };
     let over = AtomicBool::new(false);
-    let begun = || {
-        let _ = std::io::stdout().write_all(b"begun\n");
-        let _ = std::io::stdout().flush();
-    };
+    let begun = helper::say_begun;
     let scene = Scene { address, token: &args.token, over: &over, done: AtomicU64::new(0), begun: &begun };
     thread::scope(|scope| {
-        // Ends with the process that has started this one, at the latest.
-        scope.spawn(|| {
-            let _ = std::io::stdin().read_to_end(&mut Vec::new());
-            over.store(true, Ordering::Relaxed);
-        });
+        scope.spawn(|| helper::watch_stdin(&over));
         attack.run(&scene);
     });
-    writeln!(std::io::stdout(), "{}", scene.done.into_inner()).map_err(|source| BenchError::Print { source })
+    helper::say_done(scene.done.into_inner())
+}
+
+/// What the process does that takes as much CPU as the hostile client.
+fn burn(percent: u32) -> Result<(), BenchError> {
+    let over = AtomicBool::new(false);
+    helper::say_begun();
+    thread::scope(|scope| {
+        scope.spawn(|| helper::watch_stdin(&over));
+        helper::burn(percent, &over);
+    });
+    helper::say_done(0)
 }
 
 fn json(report: &Report) -> String {
@@ -290,12 +277,16 @@ fn table(report: &Report) -> String {
         "p99 µs",
         "with it",
         "ratio",
+        "busy",
+        "ratio",
+        "its CPU",
         "req/s",
         "with it",
         "rss MiB",
     ]);
     for row in &report.attacks {
         let one = |value: f64| format!("{value:.0}");
+        let times = |ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}×"));
         table.add_row([
             row.attack.name(),
             row.done.to_string(),
@@ -303,7 +294,10 @@ fn table(report: &Report) -> String {
             one(row.p50_us.hostile.median),
             one(row.p99_us.calm.median),
             one(row.p99_us.hostile.median),
-            row.p99_us.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}×")),
+            times(row.p99_us.ratio),
+            one(row.p99_us_busy.median),
+            times(row.p99_ratio_to_busy),
+            format!("{} %", row.cpu_percent),
             one(row.per_second.calm.median),
             one(row.per_second.hostile.median),
             one(row.rss_bytes_max as f64 / f64::from(1 << 20)),

@@ -3,6 +3,7 @@
 //!
 //! How long those answers take is measured by `trunkline bench hostile`; a machine that runs all tests at once cannot tell.
 
+mod doors;
 mod memory;
 mod open;
 
