@@ -10,6 +10,7 @@ mod client;
 mod commands;
 mod demo;
 mod duration;
+mod env_file;
 mod exec;
 mod export;
 mod failure;

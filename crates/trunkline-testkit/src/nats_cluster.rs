@@ -163,6 +163,7 @@ impl NatsCluster {
         let ready = || {
             let leaders: Vec<Option<String>> = (0..NODES).map(|node| self.meta_leader_at(node)).collect();
             let agreed = leaders[0].is_some() && leaders.iter().all(|leader| *leader == leaders[0]);
+            let agreed = agreed && (0..NODES).all(|node| self.sees_all(node));
             let healthy = |node| self.ask(node, "/healthz").is_some_and(|answer| answer["status"] == "ok");
             (agreed && (0..NODES).all(healthy)).then_some(())
         };
@@ -185,6 +186,13 @@ impl NatsCluster {
     /// When there is none within a minute.
     pub fn meta_leader_without(&self, node: usize) -> usize {
         self.wait_for("another leader", || self.meta_leader().filter(|leader| *leader != node))
+    }
+
+    /// Whether no server is away for this one; who leads the cluster makes nothing on servers that are.
+    fn sees_all(&self, node: usize) -> bool {
+        let answer = self.ask(node, "/jsz").unwrap_or_default();
+        let mut others = answer["meta_cluster"]["replicas"].as_array().into_iter().flatten();
+        others.all(|other| other["offline"] != true)
     }
 
     fn meta_leader_at(&self, node: usize) -> Option<String> {

@@ -1,7 +1,6 @@
 //! The components of a deployment: what each runs, in which image, and the file with its environment.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use trunkline::config::{Command, Component, Ready, Restart};
@@ -10,6 +9,7 @@ use super::Target;
 use super::error::ExportError;
 use super::plan::Options;
 use super::secrets::{Reader, SecretFile};
+use crate::env_file;
 
 /// Directories in which systemd looks for programs that are named without one.
 const SYSTEM_PATH: [&str; 4] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
@@ -144,52 +144,11 @@ fn quoted(value: &str, target: Target) -> String {
 }
 
 fn read_env_file(name: &str, path: &Path) -> Result<Vec<(String, String)>, ExportError> {
-    let text = fs::read_to_string(path).map_err(|source| ExportError::Unreadable {
-        key: format!("components.{name}.env_file"),
+    env_file::read(path).map_err(|source| ExportError::EnvFile {
+        component: name.to_owned(),
         path: path.to_owned(),
         source,
-    })?;
-    let mut variables = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let line = line.strip_prefix("export ").unwrap_or(line);
-        match line.split_once('=') {
-            Some((variable, value)) if !variable.trim().is_empty() => {
-                variables.push((variable.trim().to_owned(), unquoted(value.trim())));
-            }
-            _ => return Err(ExportError::EnvFile { path: path.to_owned(), line: index + 1 }),
-        }
-    }
-    Ok(variables)
-}
-
-/// The value as `up` reads it: as written in single quotes, with `\n`, `\t`, `\"` and `\\` in double ones, and without
-/// quotes up to a `#` behind white space.
-fn unquoted(value: &str) -> String {
-    if let Some(rest) = value.strip_prefix('\'') {
-        return rest.split('\'').next().unwrap_or_default().to_owned();
-    }
-    let Some(rest) = value.strip_prefix('"') else {
-        let comment =
-            value.match_indices('#').find(|(at, _)| *at == 0 || value[..*at].ends_with([' ', '\t']));
-        return comment.map_or(value, |(at, _)| &value[..at]).trim_end().to_owned();
-    };
-    let mut text = String::new();
-    let mut letters = rest.chars();
-    while let Some(letter) = letters.next().filter(|letter| *letter != '"') {
-        match letter {
-            '\\' => text.extend(letters.next().map(|letter| match letter {
-                'n' => '\n',
-                't' => '\t',
-                other => other,
-            })),
-            other => text.push(other),
-        }
-    }
-    text
+    })
 }
 
 fn words(name: &str, command: &Command) -> Result<Vec<String>, ExportError> {
@@ -245,19 +204,5 @@ mod tests {
         ] {
             assert_eq!(quoted(value, target), expected);
         }
-    }
-
-    #[test]
-    fn an_env_file_is_read_line_by_line() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("x.env");
-        fs::write(&path, "# c\n\nA=1 # one\nexport B = \"two \\\"words\\\"\" # two\nC=x=y#z\nD='#'\n")
-            .unwrap();
-        let read = read_env_file("x", &path).unwrap();
-        let expected = [("A", "1"), ("B", "two \"words\""), ("C", "x=y#z"), ("D", "#")];
-        assert_eq!(read, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
-        fs::write(&path, "A=1\nwhat\n").unwrap();
-        let error = read_env_file("x", &path).unwrap_err().to_string();
-        assert!(error.ends_with("x.env:2: expected NAME=value"), "{error}");
     }
 }

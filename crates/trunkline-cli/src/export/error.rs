@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use trunkline_server::HashError;
 
+use crate::env_file::EnvFileError;
 use crate::failure::{Explain, Kind};
 
 /// Why there is no deployment.
@@ -28,8 +29,8 @@ pub(crate) enum ExportError {
         "variable {variable} of component \"{component}\" has a line break or a NUL, which the file of its environment cannot hold"
     )]
     Variable { component: String, variable: String },
-    #[error("{}:{line}: expected NAME=value", path.display())]
-    EnvFile { path: PathBuf, line: usize },
+    #[error("components.{component}.env_file {} cannot be used", path.display())]
+    EnvFile { component: String, path: PathBuf, source: EnvFileError },
     #[error("the command of component \"{component}\" has an open quote")]
     Command { component: String },
     #[error("{} cannot be read, which {key} names", path.display())]

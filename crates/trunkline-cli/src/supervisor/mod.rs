@@ -4,7 +4,6 @@
 //! (`guardian`), a run of it from start to end is `run`, and what it writes goes through `lines` to `log`.
 
 mod access;
-mod env_file;
 mod guardian;
 mod lines;
 mod log;

@@ -11,11 +11,9 @@ use std::path::{Path, PathBuf};
 
 use trunkline::config::{Command, Component, env_name, keys};
 
-use super::env_file::{self, BadLine};
+use crate::env_file::{self, BadLine, EnvFileError};
 use crate::failure::Explain;
 
-/// Largest file of variables that is read.
-const ENV_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Most programs that are looked at for one of a similar name.
 const PROGRAMS_MAX: usize = 20_000;
 
@@ -128,6 +126,7 @@ fn own_variables() -> Vec<String> {
         let long = format!("TRUNKLINE_{}", key.path.replace('.', "_").to_uppercase());
         [long, env_name(&key.path)]
     })
+    .flat_map(|name| [format!("{name}_FILE"), name])
     .filter(|name| env::var_os(name).is_some())
     .collect()
 }
@@ -142,18 +141,10 @@ fn words(name: &str, command: &Command) -> Result<Vec<String>, RecipeError> {
 }
 
 fn read_env_file(name: &str, path: &Path) -> Result<Vec<(String, String)>, RecipeError> {
-    let unreadable =
-        |source| RecipeError::EnvFile { component: name.to_owned(), path: path.to_owned(), source };
-    let meta = fs::metadata(path).map_err(unreadable)?;
-    if meta.len() > ENV_FILE_BYTES_MAX {
-        let text = format!("it has {} bytes, limit is {ENV_FILE_BYTES_MAX}", meta.len());
-        return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, text)));
-    }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
-    env_file::parse(&text).map_err(|source| RecipeError::EnvLine {
-        component: name.to_owned(),
-        path: path.to_owned(),
-        source,
+    let (component, path_buf) = (name.to_owned(), path.to_owned());
+    env_file::read(path).map_err(|error| match error {
+        EnvFileError::Unreadable(source) => RecipeError::EnvFile { component, path: path_buf, source },
+        EnvFileError::Line(source) => RecipeError::EnvLine { component, path: path_buf, source },
     })
 }
 

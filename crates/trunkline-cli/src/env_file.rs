@@ -4,6 +4,21 @@
 //! single quotes, where everything is as written, or in double quotes, where `\n`, `\t`, `\"` and `\\` mean what they mean
 //! everywhere; without quotes it ends at white space with a `#` behind it. Nothing is put in for `$`.
 
+use std::path::Path;
+use std::{fs, io};
+
+/// Largest file that is read.
+const BYTES_MAX: u64 = 1 << 20;
+
+/// Why there are no variables.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnvFileError {
+    #[error(transparent)]
+    Unreadable(#[from] io::Error),
+    #[error(transparent)]
+    Line(#[from] BadLine),
+}
+
 /// A line that is none.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
@@ -12,8 +27,17 @@ pub(crate) struct BadLine {
     reason: &'static str,
 }
 
-/// Reads the text of a file.
-pub(super) fn parse(text: &str) -> Result<Vec<(String, String)>, BadLine> {
+/// Reads a file.
+pub(crate) fn read(path: &Path) -> Result<Vec<(String, String)>, EnvFileError> {
+    let length = fs::metadata(path)?.len();
+    if length > BYTES_MAX {
+        let text = format!("it has {length} bytes, limit is {BYTES_MAX}");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text).into());
+    }
+    Ok(parse(&fs::read_to_string(path)?)?)
+}
+
+fn parse(text: &str) -> Result<Vec<(String, String)>, BadLine> {
     let mut variables = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
