@@ -2,7 +2,7 @@
 //!
 //! An ordinary table that is full moves everything it has into one twice as large: with a million entries under a lock, that
 //! is a tenth of a second in which nobody else gets anything. This one is a tree of small tables, divided by bits of the
-//! hash, so that no call ever moves more than [`UNDIVIDED_MAX`] entries, however many there are.
+//! hash, so that no call ever moves more than 512 entries, however many there are.
 
 use hashbrown::HashTable;
 
