@@ -327,6 +327,7 @@ fn sample(path: &str) -> &'static str {
         "server.limits.max_payload" | "server.limits.max_control_line" => "64KiB",
         "server.limits.max_pending" => "128MiB",
         "server.limits.max_connections"
+        | "server.limits.connection_rate"
         | "server.limits.max_subscriptions"
         | "server.limits.auth_failures" => "77",
         "server.limits.ping_max" => "5",
