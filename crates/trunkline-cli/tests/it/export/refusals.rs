@@ -64,7 +64,7 @@ fn what_a_deployment_cannot_do_without_is_told() {
             "systemd",
             &[],
             1,
-            &["gone.env cannot be read, which components.a.env_file names"],
+            &["components.a.env_file gone.env cannot be used"],
         ),
         (
             "messaging: {}\ncomponents: {a: {command: x, env: {A: \"b\\nc\"}}}\n",
