@@ -2,20 +2,19 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{Finding, Verdict};
+use crate::unverified::Unverified;
 
 const CHECK: &str = "tls";
 
@@ -103,7 +102,7 @@ fn judge(what: &str, from: i64, until: i64, now: i64) -> Finding {
     }
 }
 
-/// Begins a handshake, takes what the server shows, and goes no further: nothing is ever trusted here.
+/// Takes what the server shows in a handshake, and says nothing behind it: nothing is ever trusted here.
 async fn look(host: &str, port: u16, dialect: Dialect) -> io::Result<Vec<CertificateDer<'static>>> {
     let mut socket = TcpStream::connect((host, port)).await?;
     if dialect == Dialect::AfterInfo {
@@ -116,63 +115,12 @@ async fn look(host: &str, port: u16, dialect: Dialect) -> io::Result<Vec<Certifi
             return Ok(Vec::new());
         }
     }
-    let witness = Arc::new(Witness::default());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(witness.clone())
-        .with_no_client_auth();
+    let witness = Unverified::default();
+    let config = witness.client().map_err(io::Error::other)?;
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    // It fails in any case: the witness accepts nothing.
+    // It may fail behind this, where a certificate of this side is wanted: what was shown is known by then.
     let _ = TlsConnector::from(Arc::new(config)).connect(name, socket).await;
-    Ok(std::mem::take(&mut *witness.shown.lock().unwrap_or_else(PoisonError::into_inner)))
-}
-
-/// Keeps what a server shows, and refuses it.
-#[derive(Debug, Default)]
-struct Witness {
-    /// Held for a moment by the handshake, and by whoever reads it afterwards.
-    shown: Mutex<Vec<CertificateDer<'static>>>,
-}
-
-impl ServerCertVerifier for Witness {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let all = std::iter::once(end_entity).chain(intermediates);
-        let shown = all.map(|certificate| certificate.clone().into_owned()).collect();
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
-        Err(CertificateError::ApplicationVerificationFailure.into())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(CertificateError::ApplicationVerificationFailure.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(CertificateError::ApplicationVerificationFailure.into())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
-    }
+    Ok(witness.shown())
 }
 
 #[cfg(test)]

@@ -7,6 +7,20 @@ use trunkline_testkit::certificates::Authority;
 use super::{Bystander, Target, Wire};
 use crate::command::text;
 
+/// A hundred connections that all begin in this way, and somebody who asks in between.
+fn storm(target: &Target, bystander: &mut Bystander, begin: impl Fn(&mut Wire)) -> Vec<Wire> {
+    (0..100)
+        .map(|n| {
+            let mut wire = Wire::connect(target.address());
+            begin(&mut wire);
+            if n % 20 == 0 {
+                bystander.asks();
+            }
+            wire
+        })
+        .collect()
+}
+
 #[test]
 fn handshakes_that_never_end_are_given_up_and_hold_nobody_up() {
     let authority = Authority::make();
@@ -15,18 +29,11 @@ fn handshakes_that_never_end_are_given_up_and_hold_nobody_up() {
     let tls = format!("{{cert_file: '{cert}', key_file: '{key}', allow_non_tls: true, timeout: 1s}}");
     let target = Target::start(&format!("server: {{tls: {tls}}}"));
     let mut bystander = Bystander::new(&target);
-    let mut storm: Vec<Wire> = (0..100)
-        .map(|n| {
-            let mut wire = Wire::connect(target.address());
-            assert!(wire.line().is_some_and(|line| line.starts_with("INFO ")));
-            // A record of 512 bytes that begins a ClientHello, and no more of it.
-            let _ = wire.stream.write_all(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc]);
-            if n % 20 == 0 {
-                bystander.asks();
-            }
-            wire
-        })
-        .collect();
+    let mut storm = storm(&target, &mut bystander, |wire| {
+        assert!(wire.line().is_some_and(|line| line.starts_with("INFO ")));
+        // A record of 512 bytes that begins a ClientHello, and no more of it.
+        let _ = wire.stream.write_all(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc]);
+    });
     bystander.is_fine();
     for wire in &mut storm {
         wire.last_words();
@@ -44,16 +51,9 @@ fn a_storm_of_wrong_passwords_is_told_so_counted_and_holds_nobody_up() {
     let limits = "{auth_timeout: 30s}";
     let target = Target::start(&format!("server: {{auth: {auth}, users: {users}, limits: {limits}}}"));
     let mut bystander = Bystander::new(&target);
-    let mut storm: Vec<Wire> = (0..100)
-        .map(|n| {
-            let mut wire = Wire::connect(target.address());
-            wire.send(b"CONNECT {\"user\":\"ann\",\"pass\":\"wrong\"}\r\nPING\r\n");
-            if n % 20 == 0 {
-                bystander.asks();
-            }
-            wire
-        })
-        .collect();
+    let mut storm = storm(&target, &mut bystander, |wire| {
+        wire.send(b"CONNECT {\"user\":\"ann\",\"pass\":\"wrong\"}\r\nPING\r\n");
+    });
     bystander.is_fine();
     for wire in &mut storm {
         assert!(wire.last_words().ends_with("-ERR 'Authorization Violation'\r\n"));
