@@ -200,7 +200,7 @@ impl Machine {
     /// When [`Machine::advance`] has something to do even if nothing happens.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let of = |unit: &Unit| match unit.state {
-            State::Starting { ready_by } => Some(ready_by),
+            State::Starting { ready_by } if !self.is_stopping => Some(ready_by),
             State::Restarting { at } => Some(at),
             State::Stopping { kill_at, .. } => kill_at,
             _ => None,
@@ -353,7 +353,8 @@ impl Machine {
                 self.terminate(index, false, now, actions);
                 true
             }
-            State::Starting { ready_by } if now >= ready_by => {
+            // Nobody waits any more for what is still needed while all ends: its turn comes after those who need it.
+            State::Starting { ready_by } if now >= ready_by && !self.is_stopping => {
                 let waited = self.units[index].rules.ready_timeout;
                 actions.push(Action::Tell { index, news: News::Late { waited } });
                 self.terminate(index, true, now, actions);

@@ -202,6 +202,21 @@ fn a_stop_ends_what_waits_and_nothing_is_launched_after_it() {
 }
 
 #[test]
+fn one_that_is_late_while_everything_stops_waits_for_its_turn() {
+    let slow = Rules { ready_when_started: false, restart: Restart::Always, ..rules("a", &[]) };
+    let mut play = Play::new(vec![slow, rules("b", &[0])]);
+    play.begin();
+    play.on(0, Event::Ready);
+    play.started(1);
+    play.ended(0, 1);
+    play.after(SECOND);
+    assert_eq!(play.stop(), ["terminate b"], "a has begun again and is not ready");
+    assert_eq!(play.after(play.machine.units()[0].rules.ready_timeout), ["kill b"]);
+    assert_eq!(play.machine.next_deadline(), None);
+    assert_eq!(play.on(1, Event::Ended(Exit::Signal(9))), ["terminate a"]);
+}
+
+#[test]
 fn a_kill_ends_everything_at_once() {
     let mut play = Play::new(vec![rules("a", &[]), rules("b", &[0])]);
     play.begin();
