@@ -40,6 +40,7 @@ pub mod bus;
 pub mod config;
 pub mod envelope;
 pub mod memory;
+pub mod observe;
 pub mod status;
 pub mod telemetry;
 pub mod topics;
