@@ -549,6 +549,10 @@ impl SessionSink for Subscription {
         }
     }
 
+    fn client(&self) -> u64 {
+        self.client.id
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

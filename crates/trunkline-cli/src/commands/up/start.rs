@@ -180,7 +180,8 @@ pub(crate) async fn start(
             true => None,
             false => {
                 let backend_status = bus.backend_status();
-                BesideServer::start(BesideOptions { config, backend_status, components }).await?
+                BesideServer::start(BesideOptions { config, backend_status, components, observer: None })
+                    .await?
             }
         };
         return Ok(Running { bus, server: None, beside, hub, access });
