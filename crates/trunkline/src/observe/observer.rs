@@ -541,7 +541,9 @@ impl Observer {
     /// Follows live, from now on or behind the observation with this number.
     pub fn follow(self: &Arc<Self>, after: Option<u64>) -> Follower {
         self.read(false);
-        let at = after.unwrap_or_else(|| self.record.lock().last());
+        let last = self.record.lock().last();
+        // A number beyond the last one is from another life of the server: all that this one has is new to the follower.
+        let at = after.map_or(last, |after| if after > last { 0 } else { after });
         Follower { observer: self.clone(), at, latest: self.latest.subscribe(), page: Vec::new().into_iter() }
     }
 }
