@@ -5,6 +5,7 @@ use jiff::tz::TimeZone;
 use trunkline::observe::{Observation, What};
 
 use super::line::{Line, clean};
+use super::story::ended;
 use super::words;
 
 const SUBJECT: Style = AnsiColor::Cyan.on_default();
@@ -15,9 +16,13 @@ const DIM: Style = Style::new().dimmed();
 /// Columns of a conversation's id: as many as a UUID's beginning needs to be told from another's.
 const CONVERSATION: usize = 13;
 
+/// How inboxes begin. Nobody reads the rest of their names.
+const INBOX: &str = "_INBOX.";
+
 /// The line: when, of which conversation, who to whom, and what happened. With `payloads` what it carried comes below.
 pub(crate) fn live(seen: &Observation, zone: &TimeZone, payloads: bool) -> String {
-    let mut line = Line::default().with(DIM, &words::clock(seen.time, zone));
+    // Of a handler it is told when it has ended.
+    let mut line = Line::default().with(DIM, &words::clock(ended(seen), zone));
     line.push(Style::new(), "  ");
     let conversation = seen.conversation_id.as_deref().or(seen.correlation_id.as_deref()).unwrap_or("-");
     line.push(DIM, &super::line::clip(conversation, CONVERSATION));
@@ -26,7 +31,10 @@ pub(crate) fn live(seen: &Observation, zone: &TimeZone, payloads: bool) -> Strin
     let from = seen.from.as_deref().unwrap_or("?");
     match seen.what {
         What::Published => {
-            line.push(SUBJECT, &seen.subject);
+            match seen.subject.starts_with(INBOX) {
+                true => line.push(DIM, "↩ answer"),
+                false => line.push(SUBJECT, &seen.subject),
+            }
             line.push(Style::new(), &format!("  {from} → {}", receivers(seen)));
             line.push(DIM, &format!("  {}", words::bytes(seen.size)));
             if let Some(kind) = &seen.kind {

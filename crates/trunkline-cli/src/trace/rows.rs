@@ -56,7 +56,8 @@ fn group(story: &Story<'_>, siblings: &[usize], all: bool) -> Vec<Vec<usize>> {
         let entry = &story.entries[index];
         let is_plain = entry.kind == Kind::Message && entry.children.is_empty() && !entry.has_trouble();
         let is_answer = matches!(entry.cause, Cause::Answer(_));
-        (is_plain && !all).then(|| (entry.subject, entry.sender(), is_answer))
+        let kind = entry.seen().and_then(|seen| seen.kind.as_deref());
+        (is_plain && !all).then(|| (entry.subject, kind, entry.sender(), is_answer))
     };
     let mut members: HashMap<_, Vec<usize>> = HashMap::new();
     for index in siblings {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use trunkline::observe::{Observation, What};
 
-use super::story::{Cause, Entry, Kind, Story, before};
+use super::story::{Cause, Entry, Kind, Story, ended, shifted};
 use super::words;
 
 /// What was going on from one time to another.
@@ -47,7 +47,7 @@ impl Story<'_> {
     /// The last thing that came of an entry: its answers, handlers, dead letters.
     pub(super) fn end_of(&self, index: usize) -> Timestamp {
         let entry = &self.entries[index];
-        let events = entry.events.iter().map(|seen| seen.time);
+        let events = entry.events.iter().map(|seen| ended(seen));
         let answers = self.answers(entry).map(|answer| answer.at);
         events.chain(answers).fold(entry.at, Timestamp::max)
     }
@@ -82,24 +82,25 @@ impl Story<'_> {
         // Several consumers of one stream each have attempts of their own.
         let mut last_of: Vec<(Option<&str>, Timestamp)> = Vec::new();
         for seen in &entry.events {
-            spans.marks.push((seen.time, mark(seen)));
+            spans.marks.push((ended(seen), mark(seen)));
             if seen.what != What::Handled {
                 continue;
             }
-            let start = before(seen.time, seen.took_us.unwrap_or_default());
+            let (start, end) = (seen.time, ended(seen));
             let who = seen.consumer.as_deref().or(seen.to.first().map(String::as_str));
             match last_of.iter_mut().find(|(known, _)| *known == who) {
                 Some((_, last)) => {
                     spans.doing.push((*last, start, Doing::Pausing));
-                    *last = seen.time;
+                    *last = end;
                 }
                 None => {
-                    let waited = seen.waited_us.map(|waited| before(start, waited));
+                    let waited = seen.waited_us.and_then(|waited| i64::try_from(waited).ok());
+                    let waited = waited.map(|waited| shifted(start, -waited));
                     spans.doing.extend(from.or(waited).map(|from| (from, start, Doing::Waiting)));
-                    last_of.push((who, seen.time));
+                    last_of.push((who, end));
                 }
             }
-            spans.doing.push((start, seen.time, Doing::Handled));
+            spans.doing.push((start, end, Doing::Handled));
         }
         spans.doing.retain(|(from, to, _)| from < to);
         spans

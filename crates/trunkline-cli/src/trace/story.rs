@@ -37,6 +37,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) published: Option<&'a Observation>,
     /// What came of it, in the order of time.
     pub(crate) events: Vec<&'a Observation>,
+    /// Who must have published it, where it does not say so itself: an answer comes from who handled the request.
+    answerer: Option<&'a str>,
     /// Where it comes from.
     pub(crate) cause: Cause,
     /// What it caused, in the order of time.
@@ -86,24 +88,21 @@ impl<'a> Story<'a> {
         let mut entries = reader.entries;
         break_circles(&mut entries);
         let roots = order(&mut entries);
-        let times = || observations.iter().map(|seen| began(seen));
-        let start = times().min().unwrap_or(record.summary.first);
-        let end = observations.last().map_or(record.summary.last, |seen| seen.time);
+        let start = observations.first().map_or(record.summary.first, |seen| seen.time);
+        let end = observations.iter().map(|seen| ended(seen)).max().unwrap_or(record.summary.last);
         Self { entries, roots, start, end: end.max(start) }
     }
 }
 
-/// When what was observed began: a handler's end is told when it is over.
-fn began(seen: &Observation) -> Timestamp {
-    match seen.what {
-        What::Handled => before(seen.time, seen.took_us.unwrap_or_default()),
-        _ => seen.time,
-    }
+/// When what was observed was over: of a handler its beginning is told, and how long it ran.
+pub(crate) fn ended(seen: &Observation) -> Timestamp {
+    let took = i64::try_from(seen.took_us.unwrap_or_default()).unwrap_or(i64::MAX);
+    shifted(seen.time, took)
 }
 
-/// The time so many microseconds earlier, or the time itself where there is none.
-pub(crate) fn before(time: Timestamp, micros: u64) -> Timestamp {
-    let micros = i64::try_from(micros).ok().and_then(|micros| time.as_microsecond().checked_sub(micros));
+/// The time so many microseconds later, or earlier; or the time itself where there is no such one.
+pub(crate) fn shifted(time: Timestamp, micros: i64) -> Timestamp {
+    let micros = time.as_microsecond().checked_add(micros);
     micros.and_then(|micros| Timestamp::from_microsecond(micros).ok()).unwrap_or(time)
 }
 
@@ -128,7 +127,15 @@ impl<'a> Entry<'a> {
     pub(crate) fn sender(&self) -> Option<&'a str> {
         // Who handled it may still know who had published it.
         let seen = self.published.or_else(|| self.events.first().copied());
-        seen.and_then(|seen| seen.from.as_deref())
+        seen.and_then(|seen| seen.from.as_deref()).or(self.answerer)
+    }
+
+    /// Who handled it, where that is one alone.
+    fn only_handler(&self) -> Option<&'a str> {
+        let handled = self.events.iter().filter(|seen| seen.what == What::Handled);
+        let mut names = handled.flat_map(|seen| &seen.to);
+        let first = names.next()?;
+        names.all(|name| name == first).then_some(first)
     }
 
     /// Whether anything of it is worth a line of its own.
@@ -160,6 +167,8 @@ struct Reader<'a> {
     entries: Vec<Entry<'a>>,
     by_id: HashMap<&'a str, Vec<usize>>,
     by_offset: HashMap<(&'a str, &'a str), usize>,
+    /// The last one that asks for answers there.
+    by_reply: HashMap<&'a str, usize>,
     /// The last one of a subject that has no id.
     nameless: HashMap<&'a str, usize>,
 }
@@ -176,8 +185,12 @@ impl<'a> Reader<'a> {
             (_, Some(index)) => self.entries[index].events.push(seen),
             (_, None) => self.add(Kind::Message, seen),
         }
-        if let (Some(stream), Some(offset), Some(index)) = (&seen.stream, &seen.offset, self.find(seen)) {
+        let Some(index) = self.find(seen) else { return };
+        if let (Some(stream), Some(offset)) = (&seen.stream, &seen.offset) {
             self.by_offset.insert((stream, offset), index);
+        }
+        if let Some(reply) = &seen.reply {
+            self.by_reply.insert(reply, index);
         }
     }
 
@@ -190,12 +203,14 @@ impl<'a> Reader<'a> {
             return same_subject.or(same_id.first().filter(|_| seen.what != What::Published)).copied();
         }
         let stored = seen.stream.as_deref().zip(seen.offset.as_deref());
-        let by_offset = stored.and_then(|stored| self.by_offset.get(&stored));
-        match seen.what {
+        let by_offset = || stored.and_then(|stored| self.by_offset.get(&stored));
+        let by_reply = || seen.reply.as_deref().and_then(|reply| self.by_reply.get(reply));
+        let found = match seen.what {
             What::Published => None,
-            What::Gap => by_offset.copied(),
-            _ => by_offset.or_else(|| self.nameless.get(seen.subject.as_str())).copied(),
-        }
+            What::Gap => by_offset(),
+            _ => by_offset().or_else(by_reply).or_else(|| self.nameless.get(seen.subject.as_str())),
+        };
+        found.copied()
     }
 
     fn add(&mut self, kind: Kind, seen: &'a Observation) {
@@ -208,6 +223,9 @@ impl<'a> Reader<'a> {
             }
             None => {}
         }
+        if let Some(reply) = seen.reply.as_deref().filter(|_| kind == Kind::Message) {
+            self.by_reply.insert(reply, index);
+        }
         if let (Some(stream), Some(offset)) = (&seen.stream, &seen.offset) {
             self.by_offset.insert((stream, offset), index);
         }
@@ -215,9 +233,10 @@ impl<'a> Reader<'a> {
             kind,
             subject: &seen.subject,
             id: seen.id.as_deref(),
-            at: began(seen),
+            at: seen.time,
             published: is_published.then_some(seen),
             events: if is_published { Vec::new() } else { vec![seen] },
+            answerer: None,
             cause: Cause::Nothing,
             children: Vec::new(),
         });
@@ -234,6 +253,9 @@ impl<'a> Reader<'a> {
         for index in 0..self.entries.len() {
             if self.entries[index].kind == Kind::Message {
                 self.entries[index].cause = self.cause_of(index, &awaited);
+            }
+            if let Cause::Answer(request) = self.entries[index].cause {
+                self.entries[index].answerer = self.entries[request].only_handler();
             }
         }
     }
@@ -274,6 +296,7 @@ impl<'a> Reader<'a> {
             at,
             published: None,
             events: Vec::new(),
+            answerer: None,
             cause: Cause::Nothing,
             children: Vec::new(),
         });

@@ -4,7 +4,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::line::{Line, clip, clip_middle, width, wrap};
 use super::rows::Row;
-use super::story::{Cause, Entry, Kind, Story, is_trouble, micros};
+use super::story::{Cause, Entry, Kind, Story, ended, is_trouble, micros};
 use super::words;
 
 const SUBJECT: Style = AnsiColor::Cyan.on_default();
@@ -122,7 +122,7 @@ fn further_lines(
                 true => ("✗", BAD),
                 false => ("·", Style::new()),
             };
-            let at = words::micros(micros(story.start, seen.time));
+            let at = words::micros(micros(story.start, ended(seen)));
             say(style, &format!("{mark} {} (+{at})", words::event(seen)), 3);
         }
     }

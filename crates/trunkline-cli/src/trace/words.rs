@@ -78,7 +78,10 @@ pub(super) fn is_bad(seen: &Observation) -> bool {
 pub(super) fn title(entry: &Entry<'_>) -> String {
     match (entry.kind, entry.cause) {
         (Kind::Unseen, _) => format!("message {} (not recorded)", entry.id.unwrap_or_default()),
-        (Kind::Gap, _) => entry.events.first().map(|seen| gap(seen)).unwrap_or_default(),
+        (Kind::Gap, _) => {
+            let what = entry.events.first().map(|seen| gap(seen)).unwrap_or_default();
+            format!("{what} (on {})", entry.subject)
+        }
         // Nobody reads the names of inboxes.
         (_, Cause::Answer(_)) => {
             let what = if entry.is_error() { "error" } else { "answer" };

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use trunkline_testkit::RedisServer;
 use trunkline_testkit::environment;
-use trunkline_testkit::servers::TrunklineServer;
+use trunkline_testkit::servers::{NatsServer, TrunklineServer};
 
 use crate::command::{Ended, PATIENCE, Running, command, run, start, text};
 use crate::server;
@@ -77,8 +78,29 @@ fn conversation(http: &str, flags: &[&str]) -> Value {
 }
 
 #[test]
-fn a_conversation_of_the_demo_is_drawn_whole() {
-    let mut demo = start(command(&["up", "--demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]), b"");
+fn a_conversation_of_the_demo_is_drawn_whole_in_memory() {
+    check_demo("messaging: {backend: in_memory}");
+}
+
+#[test]
+fn a_conversation_of_the_demo_is_drawn_whole_on_redis() {
+    let redis = RedisServer::start();
+    check_demo(&format!("messaging: {{backend: redis, redis_url: '{}'}}", redis.url()));
+}
+
+#[test]
+fn a_conversation_of_the_demo_is_drawn_whole_on_nats() {
+    let nats = NatsServer::start(["-js"]);
+    check_demo(&format!("messaging: {{backend: nats, nats_url: '{}'}}", nats.url()));
+}
+
+/// Runs the demo on a bus, and looks at a conversation that went to a tool and back.
+fn check_demo(configuration: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.yaml");
+    std::fs::write(&config, configuration).unwrap();
+    let up = ["up", "--demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--config", text(&config)];
+    let mut demo = start(command(&up), b"");
     let http = demo.until_it_says("http ").split_whitespace().nth(1).unwrap().to_owned();
     demo.until_it_says("Ctrl-C stops it");
     // What a person asked of a tool, and was answered.
@@ -100,7 +122,7 @@ fn a_conversation_of_the_demo_is_drawn_whole() {
             "└─ ",
             "time line: ",
             ".outbound",
-            "gateway → llm",
+            "gateway → ",
         ],
     );
     assert!(!page.contains('\u{1b}'), "colours without a terminal: {page}");
@@ -156,7 +178,10 @@ fn names_and_payloads_of_others_neither_steer_the_terminal_nor_break_a_diagram()
     let evil = "\u{1b}[2J\u{9b}31m\u{202e}; end # %% x:->>y \"<br/>";
     let id = format!("a/b c?d#é;%2f{evil}");
     for _ in 0..2 {
-        publish(&server, &["any.where", evil, "--source", evil, "--type", evil, "--conversation", &id]);
+        publish(
+            &server,
+            &["nachos.any.where", evil, "--source", evil, "--type", evil, "--conversation", &id],
+        );
     }
     let flags: [&[&str]; 5] =
         [&[], &["--payloads"], &["--mermaid"], &["--mermaid", "--payloads"], &["--json"]];
@@ -172,25 +197,39 @@ fn names_and_payloads_of_others_neither_steer_the_terminal_nor_break_a_diagram()
 #[test]
 fn tail_follows_what_the_filters_let_through() {
     let server = server();
-    let all = tail(&server, &["--count", "3", "--for", "30s"]);
-    let tools = tail(&server, &["any.*", "--tool", "search", "--json", "--count", "1", "--for", "30s"]);
+    let all = tail(&server, &["nachos.*.*", "--type", "message", "--count", "2", "--for", "30s"]);
+    let tools =
+        tail(&server, &["nachos.any.*", "--tool", "search", "--json", "--count", "1", "--for", "30s"]);
     let one = tail(&server, &["--conversation", "c-2", "--payloads", "--count", "1", "--for", "30s"]);
-    publish(&server, &["any.first", "1", "--conversation", "c-1", "--tool", "other"]);
-    publish(&server, &["other.second", "2", "--conversation", "c-2", "--tool", "search"]);
+    publish(&server, &["nachos.any.first", "1", "--conversation", "c-1", "--tool", "other"]);
+    publish(&server, &["nachos.other.second", "2", "--conversation", "c-2", "--tool", "search"]);
     publish(
         &server,
-        &["any.third", "{\"q\":3}", "--conversation", "c-2", "--tool", "search", "--type", "tool.call"],
+        &[
+            "nachos.any.third",
+            "{\"q\":3}",
+            "--conversation",
+            "c-2",
+            "--tool",
+            "search",
+            "--type",
+            "tool.call",
+        ],
     );
     let lines = all.end().lines();
-    for (line, part) in lines.iter().zip(["any.first  cli → ", "other.second", "any.third"]) {
+    for (line, part) in lines.iter().zip(["nachos.any.first  cli → ", "nachos.other.second"]) {
         assert!(line.contains(part), "{lines:#?}");
     }
     let seen = &tools.end().json()[0];
-    assert_eq!((&seen["subject"], &seen["what"]), (&"any.third".into(), &"published".into()), "{seen}");
+    assert_eq!(
+        (&seen["subject"], &seen["what"]),
+        (&"nachos.any.third".into(), &"published".into()),
+        "{seen}"
+    );
     assert_eq!((&seen["toolId"], &seen["body"]["json"]["q"]), (&"search".into(), &3.into()), "{seen}");
     let lines = one.end().lines();
     assert!(
-        lines[0].contains("c-2") && lines[0].contains("other.second") && lines[1].trim() == "2",
+        lines[0].contains("c-2") && lines[0].contains("nachos.other.second") && lines[1].trim() == "2",
         "{lines:#?}"
     );
 }
@@ -210,16 +249,16 @@ fn tail_ends_at_its_time_and_when_it_is_interrupted() {
 #[test]
 fn tail_finds_a_server_again_that_was_restarted() {
     let mut server = server();
-    let mut following = tail(&server, &["--json", "--count", "3", "--for", "60s"]);
-    publish(&server, &["a.before", "x", "--envelope"]);
-    publish(&server, &["a.before", "x", "--envelope"]);
+    let mut following = tail(&server, &["nachos.a.*", "--json", "--count", "3", "--for", "60s"]);
+    publish(&server, &["nachos.a.before", "x", "--envelope"]);
+    publish(&server, &["nachos.a.before", "x", "--envelope"]);
     server.restart();
     following.until_it_says("lost the server, looking for it again");
-    publish(&server, &["a.after", "x", "--envelope"]);
+    publish(&server, &["nachos.a.after", "x", "--envelope"]);
     following.until_it_says("following again at");
     let seen = following.end().json();
     let subjects: Vec<&str> = seen.iter().filter_map(|seen| seen["subject"].as_str()).collect();
-    assert_eq!(subjects, ["a.before", "a.before", "a.after"]);
+    assert_eq!(subjects, ["nachos.a.before", "nachos.a.before", "nachos.a.after"]);
 }
 
 #[test]
@@ -242,8 +281,8 @@ fn what_cannot_be_shown_is_an_error_that_says_what_to_do() {
     let binary = Path::new(env!("CARGO_BIN_EXE_trunkline"));
     let blind = TrunklineServer::start(binary, ["--config", text(&config)]);
     let server = server();
-    publish(&server, &["a.b", "x", "--conversation", "c-1"]);
-    publish(&server, &["a.b", "x", "--conversation", "c-11"]);
+    publish(&server, &["nachos.a.b", "x", "--conversation", "c-1"]);
+    publish(&server, &["nachos.a.b", "x", "--conversation", "c-11"]);
     let nobody = "http://127.0.0.1:9";
     let cases: [(Ended, i32, &[&str]); 9] = [
         (
@@ -269,7 +308,7 @@ fn what_cannot_be_shown_is_an_error_that_says_what_to_do() {
         has_all(&ended.stderr, parts);
     }
     // The beginning of an id is enough where it is clear.
-    has_all(&said(ask(&server, &["trace", "c-11"])), &["c-11", "a.b"]);
+    has_all(&said(ask(&server, &["trace", "c-11"])), &["c-11", "nachos.a.b"]);
 }
 
 #[test]
@@ -277,14 +316,15 @@ fn retries_and_dead_letters_are_drawn_at_their_message() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("config.yaml");
     let streams = "messaging:
-  streams: [{name: tasks, subjects: ['tasks.>']}]
+  streams: [{name: tasks, subjects: ['nachos.tool.*.task']}]
   consumer: {ack_wait: 1s, max_deliver: 2, backoff: [10ms]}
 ";
     std::fs::write(&config, streams).unwrap();
     let binary = Path::new(env!("CARGO_BIN_EXE_trunkline"));
     let server = TrunklineServer::start(binary, ["--config", text(&config)]);
-    publish(&server, &["tasks.mail", "hello", "--conversation", "c-7"]);
-    let following = tail(&server, &["tasks.>", "--conversation", "c-7", "--for", "30s", "--count", "1"]);
+    publish(&server, &["nachos.tool.mail.task", "hello", "--conversation", "c-7"]);
+    let following =
+        tail(&server, &["nachos.tool.>", "--conversation", "c-7", "--for", "30s", "--count", "1"]);
     let worker = [
         "consume",
         "tasks",
@@ -304,7 +344,7 @@ fn retries_and_dead_letters_are_drawn_at_their_message() {
     let failed = conversation(server.http(), &["--state", "failed"]);
     assert_eq!((&failed["id"], &failed["deadLetters"]), (&"c-7".into(), &1.into()), "{failed}");
     let page = said(ask(&server, &["trace", "c-7"]));
-    has_all(&page, &["tasks.mail", "dead letter after attempt 2", "trouble", "1 dead letter"]);
+    has_all(&page, &["nachos.tool.mail.task", "dead letter after attempt 2", "trouble", "1 dead letter"]);
     parse_mermaid(&[said(ask(&server, &["trace", "c-7", "--mermaid"]))]);
     worker.signal(Signal::SIGTERM);
     worker.end();

@@ -12,7 +12,7 @@ pub struct Observation {
     /// Running number within the record that holds it, from 1 in the order in which it was seen; 0 before that.
     #[serde(default)]
     pub seq: u64,
-    /// When it happened, to the microsecond.
+    /// When it happened, to the microsecond; of a handler when it began.
     pub time: Timestamp,
     /// What happened.
     pub what: What,
