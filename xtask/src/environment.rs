@@ -79,6 +79,11 @@ pub(crate) fn deploy() -> PathBuf {
     test_environment().join("deploy")
 }
 
+/// The directory of Mermaid, which reads what `trunkline trace --mermaid` writes.
+pub(crate) fn mermaid() -> PathBuf {
+    test_environment().join("mermaid")
+}
+
 /// The directory of the versions of Redis beside the system's own.
 pub(crate) fn redis_servers() -> PathBuf {
     test_environment().join("redis")
@@ -104,6 +109,7 @@ pub(crate) fn test_variables() -> impl Iterator<Item = (&'static str, PathBuf)> 
         (NATS_2_9_VARIABLE, nats_2_9_server()),
         (NATS_C_VARIABLE, nats_c_prefix()),
         ("TRUNKLINE_TEST_DEPLOY", deploy()),
+        ("TRUNKLINE_TEST_MERMAID", mermaid()),
     ];
     programs.into_iter().chain(test_redis_servers())
 }

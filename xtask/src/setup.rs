@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::environment::{
-    deploy, nats_2_9, nats_2_9_server, nats_c, nats_c_files, node_path, redis_servers, root,
+    deploy, mermaid, nats_2_9, nats_2_9_server, nats_c, nats_c_files, node_path, redis_servers, root,
     test_environment, test_redis_servers, venv,
 };
 use crate::error::Error;
@@ -150,7 +150,7 @@ fn apt_install<'a>(packages: impl Iterator<Item = &'a str>) -> Result<(), Error>
     run_command(apt().args(["install", "--no-install-recommends"]).args(packages))
 }
 
-fn installations() -> [Installation; 6] {
+fn installations() -> [Installation; 7] {
     let clients = root().join("crates/trunkline-testkit/clients");
     let servers = root().join("crates/trunkline-testkit/servers");
     let deployments = root().join("crates/trunkline-testkit/deploy");
@@ -204,6 +204,13 @@ fn installations() -> [Installation; 6] {
             ],
             install: install_deploy,
         },
+        Installation {
+            what: "the parser of Mermaid",
+            directory: mermaid(),
+            pinned_by: vec![clients.join("mermaid/npm.txt")],
+            provides: vec![mermaid().join("package/dist/mermaid.esm.min.mjs")],
+            install: install_mermaid,
+        },
     ]
 }
 
@@ -252,16 +259,28 @@ fn install_deploy(installation: &Installation) -> Result<(), Error> {
     .arg("-r")
     .arg(&installation.pinned_by[0]);
     run_command(&mut pip)?;
-    let package = &installation.pinned_by[1];
-    let package = fs::read_to_string(package).map_err(file_error(package))?;
+    unpack_from_npm(&installation.pinned_by[1], &installation.directory, &[])
+}
+
+/// Of Mermaid the one module for programs, and the parts that it loads; it has all in it that it needs.
+fn install_mermaid(installation: &Installation) -> Result<(), Error> {
+    make_directory(&installation.directory)?;
+    let parts =
+        ["package/package.json", "package/dist/mermaid.esm.min.mjs", "package/dist/chunks/mermaid.esm.min"];
+    unpack_from_npm(&installation.pinned_by[0], &installation.directory, &parts)
+}
+
+/// Unpacks the package that the list names, without what it depends on: all of it, or these parts.
+fn unpack_from_npm(list: &Path, directory: &Path, parts: &[&str]) -> Result<(), Error> {
+    let package = fs::read_to_string(list).map_err(file_error(list))?;
     run_command(
         Command::new("npm")
             .args(["pack", package.trim(), "--silent", "--loglevel", "error", "--pack-destination"])
-            .arg(&installation.directory)
+            .arg(directory)
             .stdout(Stdio::null()),
     )?;
-    let archive = installation.directory.join(format!("{}.tgz", package.trim().replace('@', "-")));
-    run_command(Command::new("tar").arg("xzf").arg(&archive).arg("-C").arg(&installation.directory))?;
+    let archive = directory.join(format!("{}.tgz", package.trim().replace('@', "-")));
+    run_command(Command::new("tar").arg("xzf").arg(&archive).arg("-C").arg(directory).args(parts))?;
     remove_if_there(&archive, fs::remove_file)
 }
 

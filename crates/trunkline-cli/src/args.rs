@@ -21,6 +21,8 @@ use crate::commands::request::RequestArgs;
 use crate::commands::status::StatusArgs;
 use crate::commands::stream::StreamArgs;
 use crate::commands::subscribe::SubscribeArgs;
+use crate::commands::tail::TailArgs;
+use crate::commands::trace::TraceArgs;
 use crate::commands::up::UpArgs;
 use crate::settings::GlobalArgs;
 
@@ -45,6 +47,7 @@ const STYLES: Styles = Styles::styled()
   trunkline sub 'nachos.>'                             every message of the platform
   trunkline reply math.add --exec 'jq -c .a+.b'        a tool, as a command
   trunkline request math.add '{\"a\":1,\"b\":2}'           ask it
+  trunkline trace --last                               what happened in the last conversation, as a tree and a time line
   trunkline init                                       write config.yaml, by a few questions
   trunkline doctor                                     what is wrong, and what to do about it
   trunkline nats-server -p 4222                        the server with flags, config file and signals of nats-server
@@ -73,6 +76,8 @@ pub(crate) enum Command {
     Consume(ConsumeArgs),
     Dlq(DeadLetterArgs),
     Replay(ReplayArgs),
+    Trace(TraceArgs),
+    Tail(TailArgs),
     Status(StatusArgs),
     Doctor(DoctorArgs),
     Config(ConfigArgs),

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::failure::{Explain, Kind};
 use crate::logging;
+use crate::trace::is_steering;
 
 /// Why data could not be printed.
 #[derive(Debug, thiserror::Error)]
@@ -72,9 +73,8 @@ pub(crate) fn bytes(bytes: &[u8]) -> Result<(), OutputError> {
 /// # Errors
 /// See [`OutputError`].
 pub(crate) fn json(value: &impl Serialize) -> Result<(), OutputError> {
-    let mut text = serde_json::to_vec(value).map_err(OutputError::Json)?;
-    text.push(b'\n');
-    bytes(&text)
+    let text = serde_json::to_string(value).map_err(OutputError::Json)?;
+    bytes(format!("{}\n", harmless(text)).as_bytes())
 }
 
 /// Writes a value as indented JSON, for documents that people read too.
@@ -82,9 +82,26 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), OutputError> {
 /// # Errors
 /// See [`OutputError`].
 pub(crate) fn json_document(value: &impl Serialize) -> Result<(), OutputError> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(OutputError::Json)?;
-    text.push(b'\n');
-    bytes(&text)
+    let text = serde_json::to_string_pretty(value).map_err(OutputError::Json)?;
+    bytes(format!("{}\n", harmless(text)).as_bytes())
+}
+
+/// The same JSON, with the characters escaped that JSON may have as they are and that steer a terminal: they can only
+/// stand in its strings.
+fn harmless(json: String) -> String {
+    let steers = |character: char| character != '\n' && is_steering(character);
+    if !json.contains(steers) {
+        return json;
+    }
+    let mut escaped = String::with_capacity(json.len() + 16);
+    for character in json.chars() {
+        match steers(character) {
+            // All of them are below U+10000.
+            true => escaped.push_str(&format!("\\u{:04x}", u32::from(character))),
+            false => escaped.push(character),
+        }
+    }
+    escaped
 }
 
 /// Writes a line of progress on stderr, where it cannot get between the data.
@@ -94,4 +111,21 @@ pub(crate) fn note(text: &str) {
     }
     // Progress that nobody can see is no reason to stop.
     let _ = writeln!(anstream::stderr().lock(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn json_says_the_same_without_steering_the_terminal() {
+        let value = json!({"a\u{9b}": "x\u{1b}[2J\u{7f}\u{202e}y\nz", "天": "\\u{9b}"});
+        for text in [serde_json::to_string(&value), serde_json::to_string_pretty(&value)] {
+            let text = harmless(text.unwrap());
+            assert!(!text.contains(|c| c != '\n' && is_steering(c)), "{text:?}");
+            assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+        }
+    }
 }

@@ -19,6 +19,8 @@ pub const NATS_2_9_VARIABLE: &str = "TRUNKLINE_TEST_NATS_2_9";
 pub const NATS_C_VARIABLE: &str = "TRUNKLINE_TEST_NATS_C";
 /// Names the directory of what reads deployments: schemas, and `kubectl`.
 pub const DEPLOY_VARIABLE: &str = "TRUNKLINE_TEST_DEPLOY";
+/// Names the directory of Mermaid.
+pub const MERMAID_VARIABLE: &str = "TRUNKLINE_TEST_MERMAID";
 /// Names the `redis-server` program of the system.
 pub const REDIS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_SERVER";
 /// Names a `redis-server` of version 6.0.
@@ -79,6 +81,16 @@ pub fn nats_c() -> PathBuf {
 /// When there is none; the message says which variable or command provides it.
 pub fn deploy() -> PathBuf {
     locate(DEPLOY_VARIABLE, "deploy", "what reads deployments")
+}
+
+/// The module of Mermaid that Node can load.
+///
+/// # Panics
+/// When there is none; the message says which variable or command provides it.
+pub fn mermaid() -> PathBuf {
+    let module = locate(MERMAID_VARIABLE, "mermaid", "Mermaid").join("package/dist/mermaid.esm.min.mjs");
+    require(&module, MERMAID_VARIABLE, "Mermaid");
+    module
 }
 
 /// The server of this version: the system's own, or where `setup` puts the others.

@@ -21,6 +21,8 @@ pub(crate) enum AdminError {
     Url { url: String },
     #[error("cannot reach the admin API at {url}: {reason}")]
     Unreachable { url: String, reason: String },
+    #[error("no `trunkline up` of this user on this machine serves clients at {url}")]
+    NoServerThere { url: String },
     #[error("{url} does not answer as an admin API")]
     NotAdmin { url: String },
     #[error("{url} answered {status}: {said}")]
@@ -74,6 +76,9 @@ impl Explain for AdminError {
             }
             Self::Url { .. } => "give --http as in http://127.0.0.1:8222".into(),
             Self::Unreachable { .. } => "start a bus with `trunkline up`, or name another with --http or --url".into(),
+            Self::NoServerThere { .. } => {
+                "name its HTTP address with --http, and its token with --token where it runs elsewhere".into()
+            }
             Self::NotAdmin { .. } => "--http takes the HTTP address of a Trunkline server".into(),
             Self::Answer { hint, .. } => hint.clone()?.into(),
             Self::Settings(error) => error.hint()?.into(),

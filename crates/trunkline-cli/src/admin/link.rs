@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
 use hyper::{Method, Request};
 use hyper_util::client::legacy::Client;
@@ -72,14 +73,50 @@ impl Link {
     /// Asks, for the answer to a person.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminError> {
         let url = self.server();
-        self.call::<(), T>(Method::GET, path, None, self.limit).await.map_err(|error| match error {
-            CallError::Said(401, said) => AdminError::Refused { url, said: said.error },
-            CallError::Said(404, _) => AdminError::NotAdmin { url },
-            CallError::Said(status, said) => {
-                AdminError::Answer { url, status, said: said.error, hint: said.hint }
+        self.call::<(), T>(Method::GET, path, None, self.limit).await.map_err(|error| error.of(url))
+    }
+
+    /// The token in use. It changes when the one that was found is refused and there is another.
+    pub(super) fn token(&self) -> String {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks for an answer without end, and returns what comes of it once it has begun.
+    pub(super) async fn open(&self, path: &str) -> Result<Incoming, CallError> {
+        let token = self.token();
+        let first = self.begin(&Method::GET, path, Bytes::new(), &token).await?;
+        let (status, body) = match first {
+            (401, _) if self.renew(&token) => {
+                self.begin(&Method::GET, path, Bytes::new(), &self.token()).await?
             }
-            CallError::Lost { reason, .. } => AdminError::Unreachable { url, reason },
-        })
+            answered => answered,
+        };
+        match status {
+            200..300 => Ok(body),
+            status => {
+                let answer = tokio::time::timeout(self.limit, whole(body)).await;
+                let answer = answer.unwrap_or_else(|_| Err(self.timed_out(self.limit)))?;
+                Err(CallError::Said(status, Box::new(said(&answer))))
+            }
+        }
+    }
+
+    fn timed_out(&self, limit: Duration) -> CallError {
+        CallError::Lost { reason: format!("no answer within {limit:?}"), sent: true }
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    async fn begin(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Bytes,
+        token: &str,
+    ) -> Result<(u16, Incoming), CallError> {
+        match tokio::time::timeout(self.limit, self.send(method, path, body, token)).await {
+            Ok(result) => result,
+            Err(_) => Err(self.timed_out(self.limit)),
+        }
     }
 
     /// One request; a token that was found and is refused is looked for once more.
@@ -95,13 +132,10 @@ impl Link {
             Some(body) => serde_json::to_vec(body).map_err(|error| not_sent(error.to_string()))?.into(),
             None => Bytes::new(),
         };
-        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let token = self.token();
         let first = self.once(&method, path, body.clone(), &token, limit).await;
         let (status, answer) = match first? {
-            (401, _) if self.renew(&token) => {
-                let token = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                self.once(&method, path, body, &token, limit).await?
-            }
+            (401, _) if self.renew(&token) => self.once(&method, path, body, &self.token(), limit).await?,
             answered => answered,
         };
         if (200..300).contains(&status) {
@@ -110,12 +144,7 @@ impl Link {
                 sent: true,
             });
         }
-        let said = serde_json::from_slice(&answer).unwrap_or_else(|_| ErrorJson {
-            error: String::from_utf8_lossy(&answer).chars().take(200).collect::<String>().trim().to_owned(),
-            hint: None,
-            problem: Problem::Internal,
-        });
-        Err(CallError::Said(status, Box::new(said)))
+        Err(CallError::Said(status, Box::new(said(&answer))))
     }
 
     /// Looks for the token of a server that was started anew; `false` when there is no other.
@@ -138,6 +167,23 @@ impl Link {
         token: &str,
         limit: Duration,
     ) -> Result<(u16, Bytes), CallError> {
+        let exchange = async {
+            let (status, body) = self.send(method, path, body, token).await?;
+            Ok((status, whole(body).await?))
+        };
+        match tokio::time::timeout(limit, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(self.timed_out(limit)),
+        }
+    }
+
+    async fn send(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Bytes,
+        token: &str,
+    ) -> Result<(u16, Incoming), CallError> {
         let request = Request::builder()
             .method(method)
             .uri(format!("{}{BASE}{path}", self.server()))
@@ -145,20 +191,36 @@ impl Link {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| CallError::Lost { reason: error.to_string(), sent: false })?;
-        let exchange = async {
-            let response = self
-                .client
-                .request(request)
-                .await
-                .map_err(|error| CallError::Lost { sent: !error.is_connect(), reason: chain(&error) })?;
-            let status = response.status().as_u16();
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|error| CallError::Lost { reason: error.to_string(), sent: true })?;
-            Ok((status, body.to_bytes()))
-        };
-        match tokio::time::timeout(limit, exchange).await {
-            Ok(result) => result,
-            Err(_) => Err(CallError::Lost { reason: format!("no answer within {limit:?}"), sent: true }),
+        let response = self.client.request(request).await;
+        let response =
+            response.map_err(|error| CallError::Lost { sent: !error.is_connect(), reason: chain(&error) })?;
+        Ok((response.status().as_u16(), response.into_body()))
+    }
+}
+
+impl CallError {
+    /// The same for a person, of the server at this address.
+    pub(super) fn of(self, url: String) -> AdminError {
+        match self {
+            Self::Said(401, said) => AdminError::Refused { url, said: said.error },
+            Self::Said(404, _) => AdminError::NotAdmin { url },
+            Self::Said(status, said) => AdminError::Answer { url, status, said: said.error, hint: said.hint },
+            Self::Lost { reason, .. } => AdminError::Unreachable { url, reason },
         }
     }
+}
+
+/// All of an answer.
+async fn whole(body: Incoming) -> Result<Bytes, CallError> {
+    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+    Ok(body.map_err(|error| CallError::Lost { reason: error.to_string(), sent: true })?.to_bytes())
+}
+
+/// What the server says is wrong, in its own form or in whatever it sent.
+fn said(answer: &[u8]) -> ErrorJson {
+    serde_json::from_slice(answer).unwrap_or_else(|_| ErrorJson {
+        error: String::from_utf8_lossy(answer).chars().take(200).collect::<String>().trim().to_owned(),
+        hint: None,
+        problem: Problem::Internal,
+    })
 }

@@ -5,8 +5,10 @@
 
 mod backend;
 mod error;
+mod events;
 mod link;
 mod member;
+mod observe;
 mod token;
 
 use std::net::SocketAddr;
@@ -29,6 +31,7 @@ use crate::settings::{self, GlobalArgs};
 use backend::AdminBackend;
 pub(crate) use error::AdminError;
 use link::Link;
+pub(crate) use observe::{Follower, News, ObserveArgs, Observer, Question};
 pub(crate) use token::RuntimeFile;
 
 /// How long a command that is done waits for its connection to close.
@@ -125,17 +128,7 @@ impl AdminArgs {
     }
 
     async fn over_http(&self, url: Url, configured: Option<&Config>) -> Result<AdminClient, Failure> {
-        let from_environment =
-            || std::env::var("TRUNKLINE_ADMIN_TOKEN").ok().filter(|token| !token.is_empty());
-        let given = self.token.clone().or_else(from_environment);
-        let found = || token::find(&url).map(|file| file.admin_token);
-        // Only for the address that the same configuration names: a token is not shown to strangers.
-        let of_config = || {
-            let token = configured.and_then(|config| config.server.auth.admin_token.as_ref());
-            token.map(|token| token.expose().to_owned())
-        };
-        let is_found = given.is_none();
-        let token = given.or_else(found).or_else(of_config);
+        let (token, is_found) = token_for(&url, self.token.clone(), configured);
         let token = token.ok_or_else(|| AdminError::NoToken { url: shown(&url) })?;
         let link = Arc::new(Link::new(&url, token, is_found, self.api_timeout)?);
         let server: ServerJson = link.get("/server").await?;
@@ -179,12 +172,7 @@ pub(crate) async fn components(
     configured: Option<&Config>,
     limit: Duration,
 ) -> Result<Option<ComponentsJson>, AdminError> {
-    let given =
-        token.or_else(|| std::env::var("TRUNKLINE_ADMIN_TOKEN").ok().filter(|token| !token.is_empty()));
-    let is_found = given.is_none();
-    let found = || token::find(url).map(|file| file.admin_token);
-    let of_config = || configured.and_then(|config| config.server.auth.admin_token.as_ref());
-    let token = given.or_else(found).or_else(|| of_config().map(|token| token.expose().to_owned()));
+    let (token, is_found) = token_for(url, token, configured);
     let Some(token) = token.filter(|_| url.scheme() == "http") else { return Ok(None) };
     let link = Link::new(url, token, is_found, limit)?;
     match link.get("/components").await {
@@ -194,6 +182,21 @@ pub(crate) async fn components(
         Err(AdminError::Refused { .. }) if is_found => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The token for the server at this address: the given one, else that of the environment, of a server of this user on this
+/// machine, or of the configuration. And whether it had to be looked for.
+fn token_for(url: &Url, given: Option<String>, configured: Option<&Config>) -> (Option<String>, bool) {
+    let from_environment = || std::env::var("TRUNKLINE_ADMIN_TOKEN").ok().filter(|token| !token.is_empty());
+    let given = given.or_else(from_environment);
+    let is_found = given.is_none();
+    let found = || token::find(url).map(|file| file.admin_token);
+    // Only for the address that the same configuration names: a token is not shown to strangers.
+    let of_config = || {
+        let token = configured.and_then(|config| config.server.auth.admin_token.as_ref());
+        token.map(|token| token.expose().to_owned())
+    };
+    (given.or_else(found).or_else(of_config), is_found)
 }
 
 /// A NATS address is that of a Trunkline server when one of this user says so; else it is taken as it is.

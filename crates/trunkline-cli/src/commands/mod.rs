@@ -16,6 +16,8 @@ pub(crate) mod request;
 pub(crate) mod status;
 pub(crate) mod stream;
 pub(crate) mod subscribe;
+pub(crate) mod tail;
+pub(crate) mod trace;
 pub(crate) mod up;
 
 use std::borrow::Cow;
@@ -77,6 +79,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Consume(args) => block_on(CLIENT_THREADS, consume::run(&global, args)),
         Command::Dlq(args) => block_on(CLIENT_THREADS, dlq::run(&global, args)),
         Command::Replay(args) => block_on(CLIENT_THREADS, replay::run(&global, args)),
+        Command::Trace(args) => block_on(CLIENT_THREADS, trace::run(&global, &args)),
+        Command::Tail(args) => block_on(CLIENT_THREADS, tail::run(&global, &args)),
         Command::Status(args) => block_on(CLIENT_THREADS, status::run(&global, &args)),
         Command::Init(args) => block_on(CLIENT_THREADS, init::run(&global, args)),
         Command::Doctor(args) => block_on(CLIENT_THREADS, doctor::run(&global, &args)),

@@ -43,7 +43,7 @@ fn wrong_usage_exits_with_2_and_a_hint() {
 
 #[test]
 fn help_shows_an_example_for_every_command() {
-    for name in ["up", "pub", "sub", "request", "reply", "status", "bench", "completions"] {
+    for name in ["up", "pub", "sub", "request", "reply", "trace", "tail", "status", "bench", "completions"] {
         let help = run(&[name, "--help"]).lines().join("\n");
         assert!(
             help.contains(&format!("Examples:\n  trunkline {name}")) || help.contains("| trunkline"),
