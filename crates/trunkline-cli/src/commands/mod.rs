@@ -4,6 +4,7 @@ pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod consume;
 pub(crate) mod consumer;
+pub(crate) mod dashboard;
 pub(crate) mod dlq;
 pub(crate) mod doctor;
 pub(crate) mod export;
@@ -78,6 +79,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Dlq(args) => block_on(CLIENT_THREADS, dlq::run(&global, args)),
         Command::Replay(args) => block_on(CLIENT_THREADS, replay::run(&global, args)),
         Command::Status(args) => block_on(CLIENT_THREADS, status::run(&global, &args)),
+        Command::Dashboard(args) => block_on(CLIENT_THREADS, dashboard::run(&global, &args)),
         Command::Init(args) => block_on(CLIENT_THREADS, init::run(&global, args)),
         Command::Doctor(args) => block_on(CLIENT_THREADS, doctor::run(&global, &args)),
         Command::Config(args) => config::run(&global, &args),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use trunkline::backend::memory::Hub;
-use trunkline::config::Loaded;
+use trunkline::config::{Loaded, Origin};
 use trunkline::{Bus, ConnectError, Front};
 use trunkline_server::admin::ComponentsJson;
 use trunkline_server::{
@@ -175,13 +175,18 @@ pub(crate) async fn start(
             );
         }
         let access = Access::new(config, Place::Nats, MadeUsers::default());
-        // Without components there is nothing to ask for, and the address may be that of another `up`.
-        let beside = match config.components.is_empty() {
-            true => None,
-            false => {
-                let backend_status = bus.backend_status();
-                BesideServer::start(BesideOptions { config, backend_status, components }).await?
+        let backend_status = bus.backend_status();
+        let beside =
+            BesideServer::start(BesideOptions { config, bus: &bus, backend_status, components }).await;
+        let beside = match beside {
+            // Several buses of one machine may be with NATS servers, and each works without a page about it.
+            Err(StartError::Bind { address, source, .. })
+                if config.components.is_empty() && loaded.origin("server.http") == Origin::Default =>
+            {
+                tracing::warn!(%address, error = %source, "no dashboard and no admin API: the address is taken (server.http)");
+                None
             }
+            beside => beside?,
         };
         return Ok(Running { bus, server: None, beside, hub, access });
     };
