@@ -18,8 +18,8 @@ pub use dead_letter::{
 pub use message::{DeliveryJson, MessageJson, SettleJson, SettledJson, SettlementJson, StoredJson};
 pub use message::{Fetch, FetchedJson, LeaseJson, LeaseRequest, Publish, ReceiptJson, Settlements};
 pub use overview::{
-    BackendJson, ClientsJson, ConnectionJson, ConnectionsJson, MessagesJson, OverviewJson, ProcessJson,
-    SubjectJson, SubjectsJson, SubscriptionJson,
+    BackendJson, ClientsJson, ConnectionJson, ConnectionsJson, LatencyJson, MessagesJson, OverviewJson,
+    ProcessJson, SubjectJson, SubjectsJson, SubscriptionJson,
 };
 pub use problem::{ErrorJson, Problem};
 pub use stream::{

@@ -552,6 +552,10 @@ impl SessionSink for Subscription {
         }
     }
 
+    fn client(&self) -> u64 {
+        self.client.id
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

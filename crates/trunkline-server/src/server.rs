@@ -212,6 +212,10 @@ impl Server {
             }
             None => (None, None),
         };
+        let observer = options.observer.or_else(|| match &options.front {
+            Front::Hub(hub) => hub.observer().cloned(),
+            Front::Bridge(_) => None,
+        });
         let (hub, bridge, backend): (_, _, Arc<dyn Backend>) = match options.front {
             Front::Hub(hub) => (hub.clone(), None, Arc::new(MemoryBackend::connect_to(&hub))),
             Front::Bridge(backend) => {
@@ -260,13 +264,17 @@ impl Server {
         });
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(memory::keep(shared.clone(), stop.clone()));
+        if let Some(observer) = &observer {
+            tasks.spawn(observer.clone().run(stop.clone()));
+        }
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
             let seen = options.backend.unwrap_or(backend);
             let own =
                 BusOptions { subject_root: root, source: "dashboard".to_owned(), ..BusOptions::default() };
             let bus = Bus::with_backend(seen.clone(), own);
-            let views = Views::new(bus, health.status(), options.telemetry.clone(), Some(shared.clone()));
+            let seen_by = (Some(shared.clone()), observer.clone());
+            let views = Views::new(bus, health.status(), options.telemetry.clone(), seen_by);
             let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
             let secured = shared.clone();
             let secure = move || secured.tls.http.get();
@@ -277,7 +285,7 @@ impl Server {
                 options.subject_root,
                 limits.max_payload,
                 (options.admin_defaults, options.components),
-                limits.http_timeout,
+                (observer, limits.http_timeout),
             ));
             tasks.spawn(expire_members(api.members().clone(), stop.clone()));
             let app = http::router(monitor, api, Arc::new(views));

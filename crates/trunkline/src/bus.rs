@@ -130,6 +130,8 @@ pub(crate) struct Inner {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) options: BusOptions,
     pub(crate) topics: Topics,
+    /// `options.source`, for who looks on.
+    pub(crate) name: Arc<str>,
     /// `{root}.dead.`: where only the bus publishes.
     dead_prefix: Box<str>,
     pub(crate) telemetry: Telemetry,
@@ -170,6 +172,7 @@ impl Bus {
             backend,
             dead_prefix: format!("{}.dead.", options.subject_root).into(),
             topics,
+            name: options.source.as_str().into(),
             options,
             telemetry,
             draining: CancellationToken::new(),

@@ -32,6 +32,21 @@ fn ports(server: &TrunklineServer) -> Value {
     serde_json::from_slice(&std::fs::read(file).expect("it is written")).expect("it is JSON")
 }
 
+/// Asks the admin API; the status, and what is answered.
+fn ask(http: &str, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let mut stream = TcpStream::connect(http.trim_start_matches("http://")).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("the timeout is not zero");
+    let length = body.len();
+    let head = format!("{method} /api/v1/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+    let rest = format!("Authorization: Bearer {TOKEN}\r\nContent-Length: {length}\r\n\r\n{body}");
+    stream.write_all((head + &rest).as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    (status, serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {answer}")))
+}
+
 /// Three messages that no worker could handle.
 fn bury(server: &TrunklineServer) {
     for payload in [EVIL, "second", "third"] {
@@ -101,6 +116,42 @@ fn a_browser_sees_everything_and_is_shown_nothing_that_is_not_its_own() {
 }
 
 #[test]
+fn a_redrive_sends_back_what_was_named_and_nothing_else() {
+    let config = format!(
+        "server: {{auth: {{admin_token: '{TOKEN}'}}}}\n\
+         messaging:\n  streams: [{{name: tasks, subjects: ['nachos.tool.*.task']}}]\n"
+    );
+    let (server, _directory) = up(&config, &[]);
+    bury(&server);
+    let letters = || ask(server.http(), "GET", "dead-letters", "").1;
+    let offset = |n: usize| letters()["letters"][n]["offset"].as_str().expect("an offset").to_owned();
+    let redrive = |body: Value| ask(server.http(), "POST", "dead-letters/redrive", &body.to_string());
+    let (first, second) = (offset(0), offset(1));
+    for nothing in [
+        json!({}),
+        json!({"offsets": ["x"]}),
+        json!({"streams": "tasks"}),
+        json!({"all": true, "until": "x"}),
+    ] {
+        assert_eq!(redrive(nothing.clone()).0, 400, "{nothing}");
+    }
+    let (_, none) = redrive(json!({"stream": "tasks", "consumer": "others"}));
+    assert_eq!(none, json!({"redriven": [], "failed": [], "more": false}));
+    let (status, one) = redrive(json!({"offsets": [first, "999"]}));
+    assert_eq!((status, &one["redriven"][0]["deadLetter"]), (200, &json!(first)), "{one}");
+    assert_eq!(one["failed"], json!([{"deadLetter": "999", "error": "it is not there any more"}]));
+    let (_, until) = redrive(json!({"all": true, "until": second}));
+    assert_eq!(until["redriven"].as_array().map(Vec::len), Some(1), "{until}");
+    let left = letters();
+    assert_eq!(left["letters"].as_array().map(Vec::len), Some(1), "the last one was not seen: {left}");
+    let (_, whole) = ask(server.http(), "GET", &format!("dead-letters/{}", offset(0)), "");
+    assert_eq!(whole["message"]["payloadBase64"], json!("dGhpcmQ="), "{whole}");
+    assert_eq!(ask(server.http(), "GET", "dead-letters/999", "").0, 404);
+    let (_, consumers) = ask(server.http(), "GET", "consumers", "");
+    assert_eq!((&consumers["consumers"][0]["name"], &consumers["total"]), (&json!("workers"), &json!(1)));
+}
+
+#[test]
 fn the_address_of_the_dashboard_is_printed_written_and_found() {
     let (server, _directory) = up("", &[]);
     let ports = ports(&server);
@@ -143,18 +194,7 @@ fn beside_nats_servers_the_dashboard_says_what_is_known_and_what_is_not() {
     std::fs::write(&file, config).expect("a new directory takes a file");
     let mut up = start(command(&["up", "--config", text(&file)]), b"");
     up.until_it_says("is ready");
-    let get = |path: &str| -> Value {
-        let mut stream = TcpStream::connect(http.trim_start_matches("http://")).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("the timeout is not zero");
-        let request = format!(
-            "GET /api/v1/{path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).expect("it reads");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("it answers");
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {answer}"))
-    };
+    let get = |path: &str| ask(&http, "GET", path, "").1;
     let overview = get("overview");
     assert_eq!(overview["backend"]["name"], json!("nats"), "{overview}");
     assert_eq!(overview["clients"], Value::Null, "{overview}");

@@ -4,7 +4,7 @@ import { follow, get } from './api.js';
 import { Problem, el, facts, heading } from './dom.js';
 import { pause } from './live.js';
 import { Sequence } from './sequence.js';
-import { body, bytes, duration, micros, number, shortened, time, tone } from './text.js';
+import { body, bytes, count, duration, micros, number, shortened, time, tone } from './text.js';
 
 /** Observations that the page keeps; older ones make room. */
 const KEPT = 2000;
@@ -23,11 +23,13 @@ export function show(main, { signal, rest, pulse }) {
     problem.element, summary, live,
     el('div', { class: 'split' }, sequence.element, detail),
   );
-  sequence.root = pulse.now?.overview.subjectRoot ?? '';
-  run(id, { signal, problem, summary, live, sequence });
+  run(id, { signal, pulse, problem, summary, live, sequence });
 }
 
-async function run(id, { signal, problem, summary, live, sequence }) {
+async function run(id, { signal, pulse, problem, summary, live, sequence }) {
+  // Subjects are shown without their root, which the first beat tells.
+  if (!pulse.now) await new Promise((beaten) => pulse.addEventListener('beat', beaten, { once: true, signal }));
+  sequence.root = pulse.now?.overview.subjectRoot ?? '';
   while (!signal.aborted) {
     try {
       const record = await get(`conversations/${encodeURIComponent(id)}`, {}, signal);
@@ -40,7 +42,7 @@ async function run(id, { signal, problem, summary, live, sequence }) {
       const after = record.observations.at(-1)?.seq ?? 0;
       await follow({ conversation: id, after }, {
         seen: (observation) => {
-          count(state.summary, observation);
+          reckon(state.summary, observation);
           summarize(summary, state.summary);
           sequence.add(observation, KEPT);
         },
@@ -58,7 +60,7 @@ async function run(id, { signal, problem, summary, live, sequence }) {
 }
 
 /** What the server would count; the next reading of the record corrects it. */
-function count(summary, observation) {
+function reckon(summary, observation) {
   summary.last = observation.time;
   if (observation.what === 'published') {
     summary.messages += 1;
@@ -71,12 +73,12 @@ function count(summary, observation) {
 
 function summarize(element, summary) {
   const parts = [
-    `${number(summary.messages)} messages, ${bytes(summary.bytes)}`,
+    `${count(summary.messages, 'message', 'messages')}, ${bytes(summary.bytes)}`,
     `began ${time(summary.first)}`,
     `took ${duration(Date.parse(summary.last) - Date.parse(summary.first))}`,
-    summary.retries ? `${number(summary.retries)} retries` : null,
-    summary.deadLetters ? `${number(summary.deadLetters)} dead letters` : null,
-    summary.gaps ? `${number(summary.gaps)} gaps` : null,
+    summary.retries ? count(summary.retries, 'retry', 'retries') : null,
+    summary.deadLetters ? count(summary.deadLetters, 'dead letter', 'dead letters') : null,
+    summary.gaps ? count(summary.gaps, 'gap', 'gaps') : null,
     summary.omitted ? `${number(summary.omitted)} are not in the record any more` : null,
   ];
   element.replaceChildren(el('span', { class: `word ${tone(summary.state)}` }, summary.state), ` · ${parts.filter(Boolean).join(' · ')}`);

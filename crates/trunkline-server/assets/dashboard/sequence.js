@@ -6,7 +6,7 @@
 import { el, svg } from './dom.js';
 import { micros, shortened, time } from './text.js';
 
-const [TIME_WIDTH, LANE_WIDTH, ROW_HEIGHT, HEAD_HEIGHT] = [96, 168, 36, 34];
+const [TIME_WIDTH, LANE_WIDTH, ROW_HEIGHT, HEAD_HEIGHT] = [96, 144, 36, 34];
 /** Lanes that are drawn; whoever comes later shares the last one. */
 const LANES_MAX = 24;
 const OTHERS = 'others';
@@ -101,11 +101,13 @@ export class Sequence {
 
   row(observation, index) {
     const [top, middle] = [index * ROW_HEIGHT, index * ROW_HEIGHT + 24];
+    const drawn = observation.what === 'published' || observation.what === 'noResponders';
+    const [shown, parts] = drawn ? this.arrows(observation, middle) : this.mark(observation, middle);
     const row = svg('g', {
       class: `row ${manner(observation, this.requests)}`,
       role: 'option',
       'aria-selected': 'false',
-      'aria-label': this.sentence(observation),
+      'aria-label': this.sentence(observation, shown),
       tabindex: index === 0 ? 0 : -1,
       'data-index': index,
       onclick: () => this.select(index, { focus: true }),
@@ -113,11 +115,11 @@ export class Sequence {
     },
     svg('rect', { class: 'ground', x: 2, y: top + 1, width: this.width() - 4, height: ROW_HEIGHT - 2, rx: 4 }),
     svg('text', { class: 'when', x: 8, y: middle - 2 }, time(observation.time).slice(-12)));
-    const drawn = observation.what === 'published' || observation.what === 'noResponders';
-    row.append(...(drawn ? this.arrows(observation, middle) : this.mark(observation, middle)));
+    row.append(...parts);
     return row;
   }
 
+  /** The text of a message on its way, and what is drawn. */
   arrows(observation, y) {
     const from = this.x(observation.from);
     const to = observation.to?.length ? observation.to : [null];
@@ -133,15 +135,15 @@ export class Sequence {
     const ends = to.map((who) => (who === null ? from + LANE_WIDTH * 0.4 : this.x(who)));
     const left = Math.min(from, ...ends);
     const room = Math.max(Math.abs(Math.max(from, ...ends) - left), LANE_WIDTH) / 6.3;
-    return [svg('text', { x: left + 8, y: y - 6 }, shortened(this.label(observation), Math.max(Math.floor(room), 20))), ...parts];
+    const shown = shortened(this.label(observation), Math.max(Math.floor(room), 20));
+    return [shown, [svg('text', { x: left + 8, y: y - 6 }, shown), ...parts]];
   }
 
+  /** The text of something that happened to a message, and what is drawn. */
   mark(observation, y) {
     const at = this.x(observation.to?.[0] ?? observation.from);
-    return [
-      svg('circle', { class: 'mark', cx: at, cy: y - 4, r: 5 }),
-      svg('text', { x: at + 10, y }, shortened(this.label(observation), 44)),
-    ];
+    const shown = shortened(this.label(observation), 44);
+    return [shown, [svg('circle', { class: 'mark', cx: at, cy: y - 4, r: 5 }), svg('text', { x: at + 10, y }, shown)]];
   }
 
   /** A subject without the root that all have; of an answer what it answers. */
@@ -156,7 +158,7 @@ export class Sequence {
     const attempt = observation.attempt > 1 ? `, attempt ${observation.attempt}` : '';
     const why = observation.reason ? `: ${observation.reason}` : '';
     switch (observation.what) {
-      case 'published': return this.place(observation);
+      case 'published': return observation.stream && !observation.to?.length ? `${this.place(observation)} (stored in ${observation.stream})` : this.place(observation);
       case 'noResponders': return `nobody answers ${this.place(observation)}`;
       case 'handled': return `${(observation.outcome ?? 'handled').replace('answeredError', 'answered with an error')}${attempt}${took}${why}`;
       case 'deadLettered': return `dead letter${attempt}${why}`;
@@ -166,11 +168,13 @@ export class Sequence {
     }
   }
 
-  sentence(observation) {
-    const from = observation.from ?? 'somebody';
+  /** What a screen reader says of a row: first what is seen there, then what the drawing shows. */
+  sentence(observation, shown) {
+    const label = this.label(observation);
     const to = observation.to?.length ? observation.to.join(', ') : NOBODY;
-    const who = observation.what === 'published' ? `${from} to ${to}, ` : observation.to?.length ? `${to}, ` : observation.from ? `${from}, ` : '';
-    return `${time(observation.time).slice(-12)} ${who}${this.label(observation)}${observation.type ? `, ${observation.type}` : ''}`;
+    const who = observation.what === 'published' ? `${observation.from ?? 'somebody'} to ${to}` : observation.to?.length ? to : observation.from;
+    const rest = [label === shown ? null : label, who, observation.type];
+    return [`${time(observation.time).slice(-12)} ${shown}`, ...rest.filter(Boolean)].join(', ');
   }
 
   rowAt(index) {

@@ -4,6 +4,11 @@ export function number(value) {
   return Number(value ?? 0).toLocaleString('en');
 }
 
+/** A number and what it counts. */
+export function count(value, one, many) {
+  return `${number(value)} ${value === 1 ? one : many}`;
+}
+
 export function rate(value) {
   if (!(value > 0)) return '0/s';
   return value < 10 ? `${value.toFixed(1)}/s` : `${number(Math.round(value))}/s`;

@@ -21,6 +21,9 @@ pub struct OverviewJson {
     /// Clients of the server; absent where they are with the NATS servers themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<ClientsJson>,
+    /// How long requests took that were answered in the last ten seconds, as far as messages are recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<LatencyJson>,
     /// What the process uses.
     pub process: ProcessJson,
 }
@@ -82,6 +85,18 @@ pub struct ClientsJson {
     pub rtt_max_micros: Option<u64>,
     /// The one in the middle.
     pub rtt_median_micros: Option<u64>,
+}
+
+/// How long requests took until their first answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LatencyJson {
+    /// How many there were.
+    pub requests: usize,
+    /// The one in the middle, in microseconds.
+    pub median_micros: u64,
+    /// The longest.
+    pub max_micros: u64,
 }
 
 /// What the process uses.

@@ -17,10 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trunkline::Bus;
 use trunkline::config::Config;
+use trunkline::observe::Observer;
 use trunkline::status::BackendStatus;
 
 use super::api::answer::{ApiError, ok};
-use super::api::{Token, Views, token_guard, views};
+use super::api::{Token, Views, conversations, token_guard, views};
 use super::{Bounds, dashboard, host, json as document, serve};
 use crate::admin::{BASE, ComponentsJson, Problem};
 use crate::auth::AuthOptions;
@@ -39,6 +40,9 @@ pub struct BesideOptions<'a> {
     pub backend_status: watch::Receiver<BackendStatus>,
     /// What runs beside the bus, for `/api/v1/components`.
     pub components: watch::Receiver<ComponentsJson>,
+    /// What sees the messages of the bus, for `/api/v1/conversations` and `/api/v1/observations`; it is run here. `None`
+    /// records nothing.
+    pub observer: Option<Arc<Observer>>,
 }
 
 /// `/healthz`, `/readyz`, the dashboard and what it shows of `/api/v1`, over HTTP. Dropping it stops it without waiting.
@@ -81,8 +85,12 @@ impl BesideServer {
         let listener = bind(wanted, "server.http", rule)?;
         let address = local_address(&listener, wanted, "server.http")?;
         let loopback = address.ip().is_loopback();
+        let observer = options.observer.clone();
         let app = router(options, token.clone(), !loopback);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        if let Some(observer) = observer {
+            tasks.spawn(observer.run(stop.clone()));
+        }
         let bounds = Bounds::alone(&Limits::from(&server.limits));
         tasks.spawn(serve(listener, app, bounds, move || tls.http.get(), stop.clone(), tasks.clone()));
         Ok(Some(Self { address, secure, token, stop, tasks }))
@@ -121,10 +129,12 @@ impl Drop for BesideServer {
 fn router(options: BesideOptions<'_>, token: Token, any_host: bool) -> Router {
     let (bus, status) = (options.bus.clone(), options.backend_status.clone());
     let telemetry = bus.telemetry().clone();
-    let seen = Views::new(bus, status, Some(telemetry), None);
+    let seen = Views::new(bus, status, Some(telemetry), (None, options.observer.clone()));
+    let state = Beside { components: options.components, observer: options.observer };
     let api = Router::new()
         .route("/components", get(components))
-        .with_state(options.components)
+        .merge(conversations::routes(|beside: &Beside| beside.observer.clone()))
+        .with_state(state)
         .merge(views::router(Arc::new(seen)))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(token, token_guard));
@@ -142,8 +152,15 @@ fn router(options: BesideOptions<'_>, token: Token, any_host: bool) -> Router {
         }))
 }
 
-async fn components(State(components): State<watch::Receiver<ComponentsJson>>) -> Response {
-    ok(&*components.borrow())
+/// What the handlers of the API know.
+#[derive(Clone)]
+struct Beside {
+    components: watch::Receiver<ComponentsJson>,
+    observer: Option<Arc<Observer>>,
+}
+
+async fn components(State(beside): State<Beside>) -> Response {
+    ok(&*beside.components.borrow())
 }
 
 async fn readyz(State(status): State<watch::Receiver<BackendStatus>>) -> Response {

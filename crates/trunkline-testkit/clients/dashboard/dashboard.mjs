@@ -46,9 +46,10 @@ function say(conversation, id, text) {
   nats.publish("nachos.channel.web.inbound", JSON.stringify(envelope));
 }
 
-async function accessible(page, what) {
+/** Nothing that keeps somebody out; of what was looked at in another colour only the colours. */
+async function accessible(page, what, options = {}) {
   await page.evaluate(axe);
-  const { violations } = await page.evaluate(() => globalThis.axe.run());
+  const { violations } = await page.evaluate((options) => globalThis.axe.run(options), options);
   const grave = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
   const shown = grave.map(({ id, nodes }) => `${id}: ${nodes.slice(0, 3).map((node) => `${node.html} ${node.failureSummary}`).join("; ")}`);
   assert.deepEqual(shown, [], what);
@@ -111,7 +112,7 @@ const tests = {
       for (const view of VIEWS) {
         await page.goto(`${DASHBOARD}#/${view}`);
         await content[view].first().waitFor();
-        await accessible(page, `${view}, ${colorScheme}`);
+        await accessible(page, `${view}, ${colorScheme}`, colorScheme === "dark" ? { runOnly: ["color-contrast"] } : {});
       }
       const dark = "rgb(16, 21, 27)";
       assert.equal((await ground()) === dark, colorScheme === "dark");
@@ -164,6 +165,48 @@ const tests = {
     await page.keyboard.press("Home");
     assert.equal(await chosen(), "0");
     await accessible(page, "a conversation");
+    await page.context().close();
+  },
+
+  async "retries, dead letters, gaps and errors are seen for what they are"() {
+    const page = await open();
+    const at = (ms) => new Date(Date.UTC(2026, 10, 22, 10, 15, 30, ms)).toISOString();
+    const seen = (seq, what, more) => ({ seq, what, time: at(seq * 10), subject: "nachos.tool.search.task", size: 10, ...more });
+    const observations = [
+      seen(1, "published", { from: "gateway", to: [], stream: "tasks", type: "tool.task", body: { json: { query: EVIL } } }),
+      seen(2, "handled", { to: ["worker-1"], attempt: 1, outcome: "nacked", reason: "out of quota", tookUs: 1500, consumer: "workers" }),
+      seen(3, "handled", { to: ["worker-2"], attempt: 2, outcome: "terminated", tookUs: 90, consumer: "workers" }),
+      seen(4, "deadLettered", { to: ["worker-2"], attempt: 2, reason: "rejected" }),
+      seen(5, "redriven", { from: "dashboard" }),
+      seen(6, "published", { from: "gateway", to: ["search"], subject: "nachos.tool.search.call", reply: "_INBOX.1", body: { text: EVIL } }),
+      seen(7, "published", { from: "search", to: ["gateway"], subject: "_INBOX.1", body: { base64: "/w==" } }),
+      seen(8, "noResponders", { from: "gateway", subject: "nachos.tool.gone.call" }),
+    ];
+    const summary = { id: "c-made", first: at(10), last: at(80), messages: 3, bytes: 30, state: "failed", participants: [], personas: [], tools: [], skills: [], retries: 1, deadLetters: 1, gaps: 0, errors: 1, omitted: 0 };
+    await page.route("**/api/v1/conversations/c-made", (route) => route.fulfill({ json: { summary, observations } }));
+    const followed = [];
+    await page.route("**/api/v1/observations?*", (route) => {
+      followed.push(new URL(route.request().url()).search);
+      if (followed.length > 1) return; // Nothing more comes, and the stream does not end.
+      const gap = { ...seen(9, "gap"), from: "gateway", missed: 7, reason: "slow" };
+      route.fulfill({ contentType: "text/event-stream", body: `: following\n\nid: 9\ndata: ${JSON.stringify(gap)}\n\nevent: missed\ndata: {"missed":5}\n\n` });
+      observations.push(gap);
+      summary.gaps = 1;
+    });
+    await page.goto(`${DASHBOARD}#token=${TOKEN}`);
+    await page.goto(`${DASHBOARD}#/conversation/c-made`);
+    const row = (text) => page.getByRole("option", { name: text });
+    for (const text of [/tool\.search\.task, gateway to \(nobody\)/, /nacked in 1\.5 ms: out of quota, worker-1/, /terminated, attempt 2 in 90 µs, worker-2/, /dead letter, attempt 2: rejected/, /sent back to tool\.search\.task/, /answer to tool\.search\.call, search to gateway/, /nobody answers tool\.gone\.call/, /gap: 7 missing: slow/]) {
+      await row(text).first().waitFor();
+    }
+    assert.equal(followed[0], "?conversation=c-made&after=8");
+    assert.equal(await page.locator(".row.trouble").count() >= 4, true);
+    assert.equal(await page.locator(".row.retry").count(), 2);
+    await row(/tool\.search\.call/).first().click();
+    assert.equal(await page.getByLabel("Payload").textContent(), EVIL);
+    assert.equal(await page.evaluate(() => window.hacked), undefined);
+    if (process.env.SHOT) await page.screenshot({ path: process.env.SHOT });
+    await accessible(page, "a conversation that went wrong");
     await page.context().close();
   },
 

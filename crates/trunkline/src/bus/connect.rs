@@ -14,6 +14,7 @@ use crate::backend::redis::{RedisBackend, RedisConnectError, RedisOptions};
 use crate::backend::{Backend, BackendKind, Capabilities, Start, StreamConfig, StreamError, Unsupported};
 use crate::config::{self, Config, Fallback, InitialStreamId, Messaging, RedisTopology};
 use crate::memory::MemoryBudget;
+use crate::observe::{ObserveOptions, Observer};
 use crate::topics::Topics;
 
 /// Why a bus could not be had as configured.
@@ -168,23 +169,22 @@ impl Bus {
         Self::open_as(config, false).await
     }
 
-    async fn open_as(
-        config: &Config,
-        #[cfg_attr(
-            not(feature = "redis"),
-            expect(unused_variables, reason = "only backend redis is bridged")
-        )]
-        front: bool,
-    ) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
+    async fn open_as(config: &Config, front: bool) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
         let messaging = &config.messaging;
         for (key, reason) in config.without_effect() {
             tracing::warn!(key, reason, "this setting has no effect");
         }
         let mut options = BusOptions::try_from(messaging)?;
         let root = options.subject_root.clone();
+        // Where there is no server in front of it nobody could look at what was recorded.
+        let is_observed = front && config.observe.enabled.unwrap_or(true);
         let hub = || {
             let hub = Arc::new(Hub::new(HubOptions::from(config)));
             reserve_dead_letters(&hub, &root);
+            if is_observed {
+                let wanted = ObserveOptions::from_config(config, root.clone(), hub.memory().clone());
+                hub.observe(&Observer::new(wanted));
+            }
             hub
         };
         let (backend, hub): (Arc<dyn Backend>, _) = match messaging.backend {

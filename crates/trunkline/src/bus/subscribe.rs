@@ -42,7 +42,11 @@ impl Bus {
     /// # Errors
     /// When awaited: see [`SubscribeError`].
     pub fn subscribe(&self, pattern: Pattern) -> SubscribeBuilder {
-        let options = SubscribeOptions { max_pending: self.options().max_pending, ..Default::default() };
+        let options = SubscribeOptions {
+            max_pending: self.options().max_pending,
+            name: Some(self.inner().name.clone()),
+            ..Default::default()
+        };
         SubscribeBuilder { bus: self.clone(), pattern, options }
     }
 }

@@ -176,8 +176,14 @@ pub(crate) async fn start(
         }
         let access = Access::new(config, Place::Nats, MadeUsers::default());
         let backend_status = bus.backend_status();
-        let beside =
-            BesideServer::start(BesideOptions { config, bus: &bus, backend_status, components }).await;
+        let beside = BesideServer::start(BesideOptions {
+            config,
+            bus: &bus,
+            backend_status,
+            components,
+            observer: None,
+        })
+        .await;
         let beside = match beside {
             // Several buses of one machine may be with NATS servers, and each works without a page about it.
             Err(StartError::Bind { address, source, .. })

@@ -5,6 +5,7 @@
 
 pub(crate) mod answer;
 mod consumers;
+pub(crate) mod conversations;
 mod guard;
 mod members;
 mod publish;
@@ -22,6 +23,7 @@ use axum::routing::{get, post};
 use tokio::sync::watch;
 use trunkline::Unsupported;
 use trunkline::backend::{Backend, Streams};
+use trunkline::observe::Observer;
 
 use crate::admin::{BASE, ComponentsJson, Problem, ServerJson};
 use crate::options::AdminDefaults;
@@ -42,6 +44,8 @@ pub(crate) struct Api {
     defaults: AdminDefaults,
     members: Arc<Members>,
     components: Option<watch::Receiver<ComponentsJson>>,
+    /// What sees the messages; `None` where nothing is recorded.
+    observer: Option<Arc<Observer>>,
     /// Longest wait for the rest of a request's body.
     patience: Duration,
 }
@@ -53,10 +57,25 @@ impl Api {
         subject_root: String,
         max_payload: usize,
         (defaults, components): (AdminDefaults, Option<watch::Receiver<ComponentsJson>>),
-        patience: Duration,
+        (observer, patience): (Option<Arc<Observer>>, Duration),
     ) -> Self {
         let members = Arc::default();
-        Self { backend, token, auth, subject_root, max_payload, defaults, members, components, patience }
+        Self {
+            backend,
+            token,
+            auth,
+            subject_root,
+            max_payload,
+            defaults,
+            members,
+            components,
+            observer,
+            patience,
+        }
+    }
+
+    pub(crate) fn observer(&self) -> Option<&Arc<Observer>> {
+        self.observer.as_ref()
     }
 
     pub(crate) fn members(&self) -> &Arc<Members> {
@@ -86,6 +105,7 @@ pub(crate) fn router(api: Arc<Api>, views: Arc<Views>) -> Router {
         .route("/members/{member}/settle", post(members::settle))
         .route("/members/{member}/lease", post(members::lease))
         .route("/members/{member}/heartbeat", post(members::heartbeat))
+        .merge(conversations::routes(|api: &Arc<Api>| api.observer().cloned()))
         .with_state(api.clone())
         .merge(views::router(views))
         .fallback(not_found)

@@ -3,22 +3,29 @@
 //!
 //! Everything is read when somebody asks. Nothing here changes anything but a redrive, which is the library's.
 
+mod census;
 mod connections;
 mod consumers;
 mod dead_letters;
 mod overview;
 mod subjects;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::{get, post};
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use trunkline::backend::StreamError;
+use trunkline::observe::{Followed, Follower, Observation, Observer};
 use trunkline::status::BackendStatus;
 use trunkline::{Bus, Telemetry};
 
+use self::census::Census;
 use super::answer::ApiError;
 use crate::admin::Problem;
 use crate::process::CpuShare;
@@ -38,6 +45,9 @@ pub(crate) struct Views {
     server: Option<Arc<Shared>>,
     /// Tells runs of the process apart.
     run: String,
+    /// What the record tells of subjects and requests; `None` where nothing is recorded. Held while the record is read on,
+    /// which one of those who ask at a time has to do.
+    census: Option<Mutex<Reading>>,
     started: Instant,
     cpu: CpuShare,
 }
@@ -47,14 +57,50 @@ impl Views {
         bus: Bus,
         status: watch::Receiver<BackendStatus>,
         telemetry: Option<Telemetry>,
-        server: Option<Arc<Shared>>,
+        (server, observer): (Option<Arc<Shared>>, Option<Arc<Observer>>),
     ) -> Self {
         // A new inbox has a name that nobody else has, in no other run either.
         let run = match &server {
             Some(shared) => shared.id.clone(),
             None => bus.backend().new_inbox().to_string(),
         };
-        Self { bus, status, telemetry, server, run, started: Instant::now(), cpu: CpuShare::new() }
+        let census = observer
+            .map(|observer| Mutex::new(Reading { observer, follower: None, census: Census::default() }));
+        Self { bus, status, telemetry, server, run, census, started: Instant::now(), cpu: CpuShare::new() }
+    }
+
+    /// Reads on in the record, and looks at what it says by now.
+    fn seen<T>(&self, look: impl FnOnce(&Census, Timestamp) -> T) -> Option<T> {
+        let mut reading = self.census.as_ref()?.lock();
+        reading.read_on();
+        Some(look(&reading.census, Timestamp::now()))
+    }
+}
+
+/// Reads the record as far as it goes.
+struct Reading {
+    observer: Arc<Observer>,
+    /// From the first who asks on.
+    follower: Option<Follower>,
+    census: Census,
+}
+
+impl Reading {
+    fn read_on(&mut self) {
+        let follower = self.follower.get_or_insert_with(|| self.observer.follow(Some(0)));
+        loop {
+            let census = RefCell::new(&mut self.census);
+            let look = |seen: &Observation| {
+                census.borrow_mut().note(seen);
+                // It is looked at where it lies, and never copied.
+                false
+            };
+            match follower.next(look).now_or_never() {
+                // What was let go of before it was read is missing in the counts.
+                Some(Some(Followed::Missed(_) | Followed::Observation(_))) => {}
+                Some(_) | None => return,
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::Views;
+use super::census::Census;
 use crate::admin::{BackendJson, ClientsJson, MessagesJson, OverviewJson, ProcessJson};
 use crate::health::timestamp;
 use crate::http::api::answer::ok;
@@ -35,6 +36,7 @@ fn take(views: &Views) -> OverviewJson {
         backend,
         messages: messages(views),
         clients: views.server.as_deref().map(clients),
+        latency: views.seen(Census::latency).flatten(),
         process: process(views),
     }
 }

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::Views;
+use super::census::Census;
 use crate::admin::{LIST_MAX, SubjectsJson, SubscriptionJson};
 use crate::http::api::answer::ok;
 use crate::http::subsz::subscriptions_of;
@@ -19,7 +20,10 @@ pub(super) async fn subjects(State(views): State<Arc<Views>>) -> Response {
     crate::http::aside(move || {
         let (subscriptions, subscriptions_omitted) =
             views.server.as_deref().map(subscriptions).unwrap_or_default();
-        ok(&SubjectsJson { subscriptions, subscriptions_omitted, ..SubjectsJson::default() })
+        let seen = views.seen(Census::subjects);
+        let recorded = seen.is_some();
+        let (subjects, subjects_omitted) = seen.unwrap_or_default();
+        ok(&SubjectsJson { subjects, subjects_omitted, subscriptions, subscriptions_omitted, recorded })
     })
     .await
 }
