@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use trunkline::backend::memory::MemoryBackend;
 use trunkline::backend::{Backend, BackendKind};
 use trunkline::memory::Relief;
-use trunkline::{Bus, BusOptions, Front, Pattern, Subject, Token, Topics};
+use trunkline::{Bus, BusOptions, Front, Pattern, Subject, Token, Topics, observe};
 use trunkline_core::SubjectError;
 use trunkline_protocol::ServerError;
 
@@ -265,7 +265,11 @@ impl Server {
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(memory::keep(shared.clone(), stop.clone()));
         if let Some(observer) = &observer {
+            shared.set_observer(observer);
             tasks.spawn(observer.clone().run(stop.clone()));
+            if shared.bridge.is_some() {
+                tasks.spawn(observe::collect(observer.clone(), backend.clone(), stop.clone()));
+            }
         }
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {

@@ -71,7 +71,7 @@ impl Session {
         let bridge = client.orders.clone().map(Front::new);
         let mut session = Self {
             hub: server.hub.clone(),
-            observer: server.hub.observer().cloned(),
+            observer: server.observer(&server.hub),
             access: Access::new(),
             limits: server.limits(),
             server,
@@ -288,10 +288,7 @@ impl Session {
         self.options = options.clone();
         self.client.set_connect(options);
         if let Some(observer) = &self.observer {
-            let name = self.options.name.clone().filter(|name| !name.is_empty());
-            if let Some(name) = name.or_else(|| self.client.shown_name()) {
-                observer.client_came(self.client.id, &name);
-            }
+            observer.client_came(self.client.id, &self.client.seen_as());
         }
         Ok(())
     }
@@ -500,7 +497,12 @@ impl Session {
             false => bridge.publish(m),
         };
         let refused = match published {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                if let Some(observer) = &self.observer {
+                    look_at_answer(observer, m, self.client.id, staging);
+                }
+                return Ok(());
+            }
             Err(Unpublishable::Message) => ServerError::PublishPermission { subject: m.subject },
             Err(Unpublishable::Reply) => ServerError::ReplyPermission { reply: m.reply.unwrap_or_default() },
         };
@@ -518,6 +520,21 @@ impl Session {
         };
         if let Some(subscription) = targets.subscribers.iter().filter_map(subscription_of).find(own) {
             encode::no_responders(staging.line(&self.client), reply, &subscription.sid, subject);
+        }
+    }
+}
+
+/// Shows to who looks on what a client of a bridge answers: the streams have everything else, and of inboxes nobody can read
+/// but who made them.
+fn look_at_answer(observer: &Arc<Observer>, m: &Outgoing<'_>, from: u64, staging: &mut Staging) {
+    if observer.is_recorded(m.subject) {
+        if let Some(reply) = m.reply {
+            observer.expect_reply(reply);
+        }
+    } else if observer.expects(m.subject) {
+        let (subject, reply, header, payload) = (m.subject, m.reply, m.header, m.payload);
+        if staging.seen.begin(observer, &RawMessage { subject, reply, header, payload, from }) {
+            staging.seen.end(false);
         }
     }
 }

@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trunkline::Bus;
+use trunkline::backend::Backend;
 use trunkline::config::Config;
-use trunkline::observe::Observer;
+use trunkline::observe::{self, Observer};
 use trunkline::status::BackendStatus;
 
 use super::api::answer::{ApiError, ok};
@@ -43,6 +44,8 @@ pub struct BesideOptions<'a> {
     /// What sees the messages of the bus, for `/api/v1/conversations` and `/api/v1/observations`; it is run here. `None`
     /// records nothing.
     pub observer: Option<Arc<Observer>>,
+    /// Where libraries report what they see.
+    pub backend: Arc<dyn Backend>,
 }
 
 /// `/healthz`, `/readyz`, the dashboard and what it shows of `/api/v1`, over HTTP. Dropping it stops it without waiting.
@@ -85,11 +88,12 @@ impl BesideServer {
         let listener = bind(wanted, "server.http", rule)?;
         let address = local_address(&listener, wanted, "server.http")?;
         let loopback = address.ip().is_loopback();
-        let observer = options.observer.clone();
+        let (observer, backend) = (options.observer.clone(), options.backend.clone());
         let app = router(options, token.clone(), !loopback);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         if let Some(observer) = observer {
-            tasks.spawn(observer.run(stop.clone()));
+            tasks.spawn(observer.clone().run(stop.clone()));
+            tasks.spawn(observe::collect(observer, backend, stop.clone()));
         }
         let bounds = Bounds::alone(&Limits::from(&server.limits));
         tasks.spawn(serve(listener, app, bounds, move || tls.http.get(), stop.clone(), tasks.clone()));

@@ -11,6 +11,7 @@ use trunkline_core::{Pattern, Token};
 use super::received::Received;
 use super::{Bus, Inner};
 use crate::backend::{Fut, Gap, LiveEvent, LiveSource, Start, SubscribeError, SubscribeOptions};
+use crate::observe::Witness;
 use crate::telemetry::Telemetry;
 
 /// Most messages taken from the backend at a time.
@@ -102,6 +103,7 @@ impl IntoFuture for SubscribeBuilder {
                 source: Source::Live(source),
                 batch: Vec::new(),
                 telemetry: inner.telemetry.clone(),
+                witness: inner.witness.clone(),
                 draining: Box::pin(inner.draining.clone().cancelled_owned()),
             })
         })
@@ -134,6 +136,7 @@ pub struct Subscription {
     /// What has been taken from the source and not given out, last first.
     batch: Vec<LiveEvent>,
     telemetry: Telemetry,
+    witness: Option<Witness>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
@@ -267,6 +270,9 @@ impl Subscription {
                 LiveEvent::Gap(gap) => {
                     self.telemetry.gaps.inc();
                     self.telemetry.missed.inc_by(gap.missed.unwrap_or(0));
+                    if let Some(witness) = &self.witness {
+                        witness.gap(&self.pattern, *gap);
+                    }
                 }
             }
         }

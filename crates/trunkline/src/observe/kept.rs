@@ -85,7 +85,7 @@ impl KeptBody {
         }
     }
 
-    fn show(&self) -> Option<Body> {
+    pub(super) fn show(&self) -> Option<Body> {
         match self {
             Self::Nothing => None,
             Self::Omitted(bytes) => Some(Body::Omitted(*bytes)),

@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn what_was_lately_is_remembered_and_no_more_than_twice_the_half() {
         let mut lately = Lately::new(100);
-        for n in 0..1000 {
+        for n in 0..1000_usize {
             lately.insert(n, n);
             assert!(lately.len() <= 200);
             for recent in n.saturating_sub(99)..=n {

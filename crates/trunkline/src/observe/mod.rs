@@ -8,6 +8,7 @@
 //! finds out to which conversation they belong, hides what is to be hidden, and keeps them within a bound.
 
 mod batch;
+mod collect;
 mod conversation;
 mod filter;
 mod kept;
@@ -17,12 +18,18 @@ mod observer;
 mod options;
 mod record;
 mod redact;
+mod reports;
 mod sighting;
 mod summary;
+mod witness;
 
 pub use batch::{Batch, RawMessage, Receiver};
+pub use collect::collect;
 pub use filter::{ConversationFilter, ObservationFilter};
 pub use observation::{Body, Observation, Outcome, What};
 pub use observer::{Followed, Follower, Observer, Published, Report};
 pub use options::ObserveOptions;
+pub(crate) use reports::Reports;
 pub use summary::{ConversationList, ConversationRecord, ConversationState, ConversationSummary};
+pub use witness::Handling;
+pub(crate) use witness::Witness;

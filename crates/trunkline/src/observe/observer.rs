@@ -12,15 +12,15 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use trunkline_core::{Headers, Message, Pattern, StreamOffset};
+use trunkline_core::{Headers, Message, Pattern, StreamOffset, Subject};
 
 use super::batch::{Entry, Raw, Receiver};
 use super::conversation::Aside;
 use super::filter::ConversationFilter;
 use super::kept::Kept;
 use super::record::Record;
-use super::sighting::{Sighting, Sightings};
-use super::{ConversationList, ConversationRecord, Observation, ObserveOptions};
+use super::sighting::{Sighting, Sightings, look_at};
+use super::{ConversationList, ConversationRecord, Observation, ObserveOptions, What};
 use crate::envelope::Envelope;
 
 /// How often what was seen is read while something is seen.
@@ -49,6 +49,8 @@ enum Waiting {
     Observation(Box<Observation>),
     /// The payload of a report.
     Report(Bytes),
+    /// A request that is being handled.
+    Asked(Box<Observation>),
 }
 
 /// A message that was published in this process.
@@ -128,8 +130,11 @@ pub struct Observer {
     record: Mutex<Record>,
     /// The number of the latest observation; wakes followers.
     latest: watch::Sender<u64>,
-    /// Whether reports tell of messages that this process sees itself.
+    /// Reports of published messages are passed over: of all, and of those under the root.
     sees_messages: AtomicBool,
+    sees_root: AtomicBool,
+    /// What was seen and could not be reported.
+    not_reported: AtomicU64,
     closed: CancellationToken,
 }
 
@@ -161,11 +166,17 @@ impl Observer {
             random: foldhash::fast::FixedState::with_seed(0x0b5e_7e55),
             queue: Mutex::default(),
             woken: Notify::new(),
-            sightings: Mutex::new(Sightings::new(&options.redact, options.payload_max)),
+            sightings: Mutex::new(Sightings::new(
+                &options.redact,
+                options.payload_max,
+                options.root.as_str(),
+            )),
             names: Mutex::default(),
             record: Mutex::new(Record::new(&options)),
             latest: watch::Sender::new(0),
             sees_messages: AtomicBool::new(false),
+            sees_root: AtomicBool::new(false),
+            not_reported: AtomicU64::new(0),
             closed: CancellationToken::new(),
             options,
         })
@@ -189,6 +200,35 @@ impl Observer {
     /// From now on reports of published messages are passed over: a tap of this process sees them all.
     pub fn sees_messages_itself(&self) {
         self.sees_messages.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on reports of what was published under the root are passed over: it is read from the streams.
+    pub(super) fn sees_streams(&self) {
+        self.sees_root.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what is published on this subject is recorded.
+    pub fn is_recorded(&self, subject: &[u8]) -> bool {
+        subject.starts_with(self.prefix.as_bytes())
+    }
+
+    pub(super) fn is_under_root(&self, subject: &Subject) -> bool {
+        self.is_recorded(subject.as_bytes())
+    }
+
+    /// Whether it is one that the bus talks to itself on: of those no library reports.
+    pub(super) fn is_of_the_system(&self, subject: &Subject) -> bool {
+        subject.as_str().strip_prefix(&*self.prefix).is_some_and(|rest| rest.starts_with("system."))
+    }
+
+    /// Whether it is to be told how a message of this subject was handled.
+    pub(super) fn is_shown(&self, subject: &Subject) -> bool {
+        self.is_under_root(subject) && !self.is_of_the_system(subject)
+    }
+
+    /// What a message says of itself.
+    pub(super) fn observation_of(&self, message: &Message, with_body: bool) -> Observation {
+        look_at(message, with_body.then_some(self.options.payload_max))
     }
 
     /// Messages that were not recorded because there were more than the record takes.
@@ -220,7 +260,7 @@ impl Observer {
     }
 
     /// An answer to something that is recorded will come on this subject.
-    pub(super) fn expect_reply(&self, subject: &[u8]) {
+    pub fn expect_reply(&self, subject: &[u8]) {
         let (place, hash) = self.place_of_reply(subject);
         place.store(hash, Ordering::Relaxed);
     }
@@ -283,6 +323,21 @@ impl Observer {
     /// Takes note of an observation that somebody has made.
     pub fn observed(&self, seen: Observation) {
         self.push(Waiting::Observation(Box::new(seen)), WAITING_BYTES);
+    }
+
+    /// A request is being handled, which may have been published where nobody saw it.
+    pub(super) fn asked(&self, seen: Observation) {
+        self.push(Waiting::Asked(Box::new(seen)), WAITING_BYTES);
+    }
+
+    /// So much could not be reported.
+    pub(super) fn not_reported(&self, observations: u64) {
+        self.not_reported.fetch_add(observations, Ordering::Relaxed);
+    }
+
+    /// Reads what waits now.
+    pub(super) fn read_now(&self) {
+        self.read(false);
     }
 
     /// Takes the payload of a message on `{root}.system.trace`.
@@ -460,6 +515,7 @@ impl Observer {
             }
             Waiting::Observation(seen) => out.push(sightings.take(*seen)),
             Waiting::Report(payload) => self.read_report(&payload, sightings, out),
+            Waiting::Asked(seen) => sightings.ask(&seen),
         }
     }
 
@@ -467,9 +523,14 @@ impl Observer {
         let Some(envelope) = Envelope::from_bytes(body) else { return };
         let Ok(report) = envelope.decode::<Report>() else { return };
         self.not_recorded.fetch_add(report.missed, Ordering::Relaxed);
-        let sees_messages = self.sees_messages.load(Ordering::Relaxed);
+        let (all, root) =
+            (self.sees_messages.load(Ordering::Relaxed), self.sees_root.load(Ordering::Relaxed));
         for mut seen in report.observations {
-            if sees_messages && seen.what.is_of_the_message() {
+            let is_seen = match seen.what {
+                What::Published | What::DeadLettered => root && seen.subject.starts_with(&*self.prefix),
+                _ => false,
+            };
+            if is_seen || (all && seen.what.is_of_the_message()) {
                 continue;
             }
             seen.from = seen.from.or_else(|| envelope.source.clone());
@@ -574,12 +635,35 @@ impl Follower {
     /// Nothing is lost when the future is dropped.
     pub async fn next(&mut self, wanted: impl Fn(&Observation) -> bool) -> Option<Followed> {
         loop {
+            self.latest.borrow_and_update();
+            match self.read_on(&wanted) {
+                Some(followed) => return Some(followed),
+                None => tokio::select! {
+                    biased;
+                    changed = self.latest.changed() => changed.ok()?,
+                    () = self.observer.closed.cancelled() => return None,
+                },
+            }
+        }
+    }
+
+    /// The next observation, if there is one by now.
+    pub(super) fn next_now(&mut self) -> Option<Followed> {
+        self.read_on(&|_| true)
+    }
+
+    /// What could not be reported; it counts from there anew.
+    pub(super) fn take_not_reported(&self) -> u64 {
+        self.observer.not_reported.swap(0, Ordering::Relaxed)
+    }
+
+    fn read_on(&mut self, wanted: &impl Fn(&Observation) -> bool) -> Option<Followed> {
+        loop {
             for kept in self.page.by_ref() {
                 if wanted(&kept.seen) {
                     return Some(Followed::Observation(Box::new(kept.show())));
                 }
             }
-            self.latest.borrow_and_update();
             let (page, missed) = self.observer.record.lock().after(self.at, PAGE);
             self.at = page.last().map_or(self.at + missed, |kept| kept.seen.seq);
             self.page = page.into_iter();
@@ -587,11 +671,7 @@ impl Follower {
                 return Some(Followed::Missed(missed));
             }
             if self.page.len() == 0 {
-                tokio::select! {
-                    biased;
-                    changed = self.latest.changed() => changed.ok()?,
-                    () = self.observer.closed.cancelled() => return None,
-                }
+                return None;
             }
         }
     }

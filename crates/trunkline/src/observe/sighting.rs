@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Deserialize;
-use trunkline_core::Headers;
+use trunkline_core::{Headers, Message};
 
 use super::conversation::Aside;
 use super::kept::{Kept, KeptBody};
@@ -113,6 +113,8 @@ struct Asked {
 pub(super) struct Sightings {
     redaction: Redaction,
     payload_max: usize,
+    /// `{root}.system.`: what is published there and names no conversation belongs to none.
+    system: String,
     /// Requests by where their answers go.
     asked: Lately<String, Asked>,
     /// Conversations by correlation id.
@@ -120,10 +122,11 @@ pub(super) struct Sightings {
 }
 
 impl Sightings {
-    pub(super) fn new(redact: &[String], payload_max: usize) -> Self {
+    pub(super) fn new(redact: &[String], payload_max: usize, root: &str) -> Self {
         Self {
             redaction: Redaction::new(redact),
             payload_max,
+            system: format!("{root}.system."),
             asked: Lately::new(REQUESTS_HALF),
             correlated: Lately::new(CORRELATIONS_HALF),
         }
@@ -148,7 +151,7 @@ impl Sightings {
         if let Some(place) = asked.and_then(|asked| asked.conversation.clone()) {
             return Some(place);
         }
-        let correlation = correlation?;
+        let correlation = correlation.filter(|_| !seen.subject.starts_with(&self.system))?;
         Some(self.correlated.get(correlation).cloned().unwrap_or_else(|| correlation.into()))
     }
 
@@ -172,12 +175,7 @@ impl Sightings {
         let head = Head::read(body);
         let is_envelope = head.is_some();
         if let Some(head) = head {
-            let trace = head.trace.unwrap_or_default();
-            (seen.id, seen.kind, seen.correlation_id) = (Some(head.id), Some(head.kind), head.correlation_id);
-            (seen.conversation_id, seen.persona_id) = (trace.conversation_id, trace.persona_id);
-            (seen.tool_id, seen.skill_id) = (trace.tool_id, trace.skill_id);
-            (seen.causation_id, aside.deadline) = (trace.causation_id, head.deadline);
-            seen.from = head.source.or(seen.from.take());
+            aside.deadline = fill(&mut seen, head);
         }
         let asked = self.asked.get(subject).cloned();
         if let Some(asked) = &asked {
@@ -227,18 +225,14 @@ impl Sightings {
         }));
     }
 
-    /// What is to be kept of an observation that somebody else has made.
-    pub(super) fn take(&mut self, mut seen: Observation) -> (Kept, Aside) {
-        let body = KeptBody::of_read(seen.body.take(), self.payload_max, &self.redaction);
-        let asked = self.asked.get(seen.subject.as_str()).cloned();
-        let aside = Aside { deadline: None, ends_request: asked.is_some() && seen.outcome.is_some() };
-        let conversation = self.place(&seen, asked.as_ref());
-        if seen.what == What::Published
-            && let Some(reply) = &seen.reply
-            && reply.len() <= REMEMBERED_BYTES_MAX
+    /// Remembers a request that is being handled here and may have been published where nobody saw it.
+    pub(super) fn ask(&mut self, seen: &Observation) {
+        let conversation = self.place(seen, None);
+        if let Some(reply) = seen.reply.as_ref().filter(|reply| reply.len() <= REMEMBERED_BYTES_MAX)
+            && self.asked.get(reply).is_none()
         {
             let asked = Asked {
-                conversation: conversation.clone(),
+                conversation,
                 conversation_id: seen.conversation_id.clone(),
                 correlation_id: seen.correlation_id.clone(),
                 id: seen.id.clone(),
@@ -246,8 +240,55 @@ impl Sightings {
             };
             self.asked.insert(reply.clone(), asked);
         }
-        (Kept { conversation, seen, body }, aside)
     }
+
+    /// What is to be kept of an observation that somebody else has made.
+    pub(super) fn take(&mut self, mut seen: Observation) -> (Kept, Aside) {
+        let body = KeptBody::of_read(seen.body.take(), self.payload_max, &self.redaction);
+        let found = match (&seen.what, &seen.reply) {
+            (What::NoResponders | What::Handled, Some(reply)) => self.asked.get(reply),
+            _ => self.asked.get(seen.subject.as_str()),
+        };
+        let asked = found.cloned();
+        if let Some(asked) = &asked {
+            seen.conversation_id = seen.conversation_id.or_else(|| asked.conversation_id.clone());
+            seen.correlation_id = seen.correlation_id.or_else(|| asked.correlation_id.clone());
+        }
+        let answers = seen.what == What::Published && seen.outcome.is_some();
+        let conversation = self.place(&seen, asked.as_ref());
+        if matches!(seen.what, What::Published | What::Handled) {
+            self.ask(&seen);
+        }
+        (Kept { conversation, seen, body }, Aside { deadline: None, ends_request: answers })
+    }
+}
+
+/// What a message says of itself, to whoever has it in hand; with its body where that is wanted.
+pub(super) fn look_at(message: &Message, payload_max: Option<usize>) -> Observation {
+    let mut seen = Observation::new(What::Handled, Timestamp::now(), message.subject.as_str());
+    seen.size = (message.headers.size_bytes() + message.payload.len()) as u64;
+    seen.reply = message.reply.as_ref().map(ToString::to_string);
+    seen.trace_id = message.headers.get("traceparent").and_then(trace_id);
+    let head = Head::read(&message.payload);
+    if let Some(payload_max) = payload_max {
+        let body = KeptBody::of(&message.payload, head.is_some(), payload_max, &Redaction::default());
+        seen.body = body.show();
+    }
+    if let Some(head) = head {
+        fill(&mut seen, head);
+    }
+    seen
+}
+
+/// Takes over what an envelope says; returns its deadline.
+fn fill(seen: &mut Observation, head: Head) -> Option<Timestamp> {
+    let trace = head.trace.unwrap_or_default();
+    (seen.id, seen.kind, seen.correlation_id) = (Some(head.id), Some(head.kind), head.correlation_id);
+    (seen.conversation_id, seen.persona_id) = (trace.conversation_id, trace.persona_id);
+    (seen.tool_id, seen.skill_id) = (trace.tool_id, trace.skill_id);
+    seen.causation_id = trace.causation_id;
+    seen.from = head.source.or(seen.from.take());
+    head.deadline
 }
 
 /// What an answer says of itself. Returns whether it is the last one.

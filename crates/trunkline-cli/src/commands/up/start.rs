@@ -175,25 +175,7 @@ pub(crate) async fn start(
             );
         }
         let access = Access::new(config, Place::Nats, MadeUsers::default());
-        let backend_status = bus.backend_status();
-        let beside = BesideServer::start(BesideOptions {
-            config,
-            bus: &bus,
-            backend_status,
-            components,
-            observer: None,
-        })
-        .await;
-        let beside = match beside {
-            // Several buses of one machine may be with NATS servers, and each works without a page about it.
-            Err(StartError::Bind { address, source, .. })
-                if config.components.is_empty() && loaded.origin("server.http") == Origin::Default =>
-            {
-                tracing::warn!(%address, error = %source, "no dashboard and no admin API: the address is taken (server.http)");
-                None
-            }
-            beside => beside?,
-        };
+        let beside = start_beside(loaded, &bus, components).await?;
         return Ok(Running { bus, server: None, beside, hub, access });
     };
     let users = MadeUsers::make(config)?;
@@ -204,6 +186,7 @@ pub(crate) async fn start(
         admin_defaults: AdminDefaults::from(bus.options()),
         auth_source: Some(users.clone().beside(source)),
         components: Some(components),
+        observer: bus.options().observer.clone(),
         ..ServerOptions::from_config(config, front)?
     };
     users.join(&mut options.auth);
@@ -211,6 +194,29 @@ pub(crate) async fn start(
     let tls = config.server.tls.is_on() && !config.server.tls.allow_non_tls;
     let access = Access::new(config, Place::Embedded { address: server.nats_addr(), tls }, users);
     Ok(Running { bus, server: Some(server), beside: None, hub, access })
+}
+
+/// HTTP beside the NATS servers: for components, conversations, and the dashboard.
+async fn start_beside(
+    loaded: &Loaded,
+    bus: &Bus,
+    components: watch::Receiver<ComponentsJson>,
+) -> Result<Option<BesideServer>, StartError> {
+    let (config, observer) = (&loaded.config, bus.options().observer.clone());
+    // Several buses of one machine may be with NATS servers, and each of them works without a page about it.
+    let may_do_without = config.components.is_empty() && loaded.origin("server.http") == Origin::Default;
+    let (backend_status, backend) = (bus.backend_status(), bus.backend().clone());
+    let options = BesideOptions { config, bus, backend_status, components, observer, backend };
+    match BesideServer::start(options).await {
+        Err(error @ StartError::Bind { .. }) if may_do_without => {
+            tracing::warn!(
+                error = chain(&error),
+                "there is no dashboard, and conversations are not served (server.http)"
+            );
+            Ok(None)
+        }
+        outcome => outcome,
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::backend::{Delivery, Settle};
 use crate::bus::Bus;
 use crate::bus::handler::{BoxError, HandlerError, Retry, panic_text};
 use crate::bus::received::Received;
+use crate::observe::Handling;
 use crate::telemetry::{Counted, Telemetry};
 
 /// Shortest delay before a dead letter that could not be written is tried again.
@@ -56,13 +57,38 @@ impl Rules {
         let settle = match self.admit(&delivery, &received).await {
             Some(settle) => settle,
             None => {
+                let handling = self.show(&delivery, &received);
                 let delivered = Delivered::new(self.bus.clone(), &delivery, received);
-                let ending = self.handle(&delivery, delivered, service).await;
-                self.conclude(&delivery, ending).await
+                let result = self.handle(delivered, service).await;
+                let settle = self.conclude(&delivery, self.ending(&delivery, &result)).await;
+                if let Some(handling) = handling {
+                    handling.settled(&settle, result.err().map(|error| error.to_string()));
+                }
+                settle
             }
         };
         std::mem::forget(unfinished);
         settle
+    }
+
+    /// Shows to who looks on that the handler begins.
+    fn show(&self, delivery: &Delivery, received: &Received) -> Option<Handling> {
+        let witness = self.bus.inner().witness.as_ref()?;
+        witness.delivery((&self.stream, &self.consumer), delivery, received)
+    }
+
+    /// Shows to who looks on what limits have removed.
+    pub(super) fn show_removed(&self, missed: u64) {
+        if let Some(witness) = &self.bus.inner().witness {
+            witness.removed(&self.stream, &self.consumer, missed);
+        }
+    }
+
+    fn ending(&self, delivery: &Delivery, result: &Result<(), HandlerError>) -> Ending {
+        match result {
+            Ok(()) => Ending::Succeeded,
+            Err(error) => self.failed(delivery, error),
+        }
     }
 
     /// Concludes a delivery that failed before it reached its handler.
@@ -74,7 +100,14 @@ impl Rules {
     ) -> Settle {
         match self.admit(&delivery, &received).await {
             Some(settle) => settle,
-            None => self.conclude(&delivery, self.failed(&delivery, &error)).await,
+            None => {
+                let handling = self.show(&delivery, &received);
+                let settle = self.conclude(&delivery, self.failed(&delivery, &error)).await;
+                if let Some(handling) = handling {
+                    handling.settled(&settle, Some(error.to_string()));
+                }
+                settle
+            }
         }
     }
 
@@ -89,7 +122,7 @@ impl Rules {
         }
     }
 
-    async fn handle<S>(&self, delivery: &Delivery, delivered: Delivered, service: S) -> Ending
+    async fn handle<S>(&self, delivered: Delivered, service: S) -> Result<(), HandlerError>
     where
         S: Service<Delivered, Response = ()>,
         S::Error: Into<BoxError>,
@@ -109,15 +142,14 @@ impl Rules {
             Poll::Pending => tokio::time::timeout(self.max_handling, handling).await,
         };
         drop(spawned);
-        let error = match result {
+        match result {
             Ok(Ok(())) => {
                 self.bus.inner().telemetry.handled.inc();
-                return Ending::Succeeded;
+                Ok(())
             }
-            Ok(Err(error)) => error,
-            Err(_) => HandlerError::new(format!("handler took longer than {:?}", self.max_handling)),
-        };
-        self.failed(delivery, &error)
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(HandlerError::new(format!("handler took longer than {:?}", self.max_handling))),
+        }
     }
 
     /// Takes note of a failure, and of what it calls for.
