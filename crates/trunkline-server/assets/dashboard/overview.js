@@ -89,8 +89,8 @@ function messageFacts(messages) {
   return facts([
     ['published', number(messages.published)],
     ['delivered', number(messages.delivered)],
-    ['redelivered', number(messages.redelivered)],
-    ['dead letters', number(messages.deadLetters)],
+    ['redelivered here', number(messages.redelivered)],
+    ['dead letters of here', number(messages.deadLetters)],
     ['nobody answered', number(messages.noResponders)],
     ['dropped', number(messages.dropped)],
   ]);

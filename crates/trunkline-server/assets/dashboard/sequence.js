@@ -114,15 +114,16 @@ export class Sequence {
       onfocus: () => { if (this.selected !== index) this.select(index, {}); },
     },
     svg('rect', { class: 'ground', x: 2, y: top + 1, width: this.width() - 4, height: ROW_HEIGHT - 2, rx: 4 }),
-    svg('text', { class: 'when', x: 8, y: middle - 2 }, time(observation.time).slice(-12)));
+    svg('text', { class: 'when', x: 8, y: middle - 2 }, `${clock(observation)} `));
     row.append(...parts);
     return row;
   }
 
   /** The text of a message on its way, and what is drawn. */
   arrows(observation, y) {
-    const from = this.x(observation.from);
     const to = observation.to?.length ? observation.to : [null];
+    // Who sent it is not always known; then its arrow begins beside those it goes to.
+    const from = observation.from || to[0] === null ? this.x(observation.from) : Math.min(...to.map((who) => this.x(who))) - LANE_WIDTH * 0.4;
     const parts = to.flatMap((who) => {
       const self = who !== null && this.x(who) === from;
       const end = who === null || self ? from + LANE_WIDTH * 0.4 : this.x(who);
@@ -135,7 +136,7 @@ export class Sequence {
     const ends = to.map((who) => (who === null ? from + LANE_WIDTH * 0.4 : this.x(who)));
     const left = Math.min(from, ...ends);
     const room = Math.max(Math.abs(Math.max(from, ...ends) - left), LANE_WIDTH) / 6.3;
-    const shown = shortened(this.label(observation), Math.max(Math.floor(room), 20));
+    const shown = shortened(this.label(observation), Math.max(Math.floor(room), 28));
     return [shown, [svg('text', { x: left + 8, y: y - 6 }, shown), ...parts]];
   }
 
@@ -174,7 +175,7 @@ export class Sequence {
     const to = observation.to?.length ? observation.to.join(', ') : NOBODY;
     const who = observation.what === 'published' ? `${observation.from ?? 'somebody'} to ${to}` : observation.to?.length ? to : observation.from;
     const rest = [label === shown ? null : label, who, observation.type];
-    return [`${time(observation.time).slice(-12)} ${shown}`, ...rest.filter(Boolean)].join(', ');
+    return [`${clock(observation)} ${shown}`, ...rest.filter(Boolean)].join(', ');
   }
 
   rowAt(index) {
@@ -203,6 +204,12 @@ export class Sequence {
     event.preventDefault();
     this.select(to, { focus: true });
   }
+}
+
+/** When it was over: handling takes its time, and is seen at its end. */
+function clock({ time: began, tookUs }) {
+  const over = tookUs === undefined ? began : new Date(Date.parse(began) + tookUs / 1000).toISOString();
+  return time(over).slice(-12);
 }
 
 /** How a row is drawn: as trouble, a retry, an answer, or as it is. */

@@ -196,7 +196,7 @@ const tests = {
     await page.goto(`${DASHBOARD}#token=${TOKEN}`);
     await page.goto(`${DASHBOARD}#/conversation/c-made`);
     const row = (text) => page.getByRole("option", { name: text });
-    for (const text of [/tool\.search\.task, gateway to \(nobody\)/, /nacked in 1\.5 ms: out of quota, worker-1/, /terminated, attempt 2 in 90 µs, worker-2/, /dead letter, attempt 2: rejected/, /sent back to tool\.search\.task/, /answer to tool\.search\.call, search to gateway/, /nobody answers tool\.gone\.call/, /gap: 7 missing: slow/]) {
+    for (const text of [/tool\.search\.task \(stored in tasks\), gateway to \(nobody\)/, /nacked in 1\.5 ms: out of quota, worker-1/, /terminated, attempt 2 in 90 µs, worker-2/, /dead letter, attempt 2: rejected/, /sent back to tool\.search\.task/, /answer to tool\.search\.call, search to gateway/, /nobody answers tool\.gone\.call/, /gap: 7 missing: slow/]) {
       await row(text).first().waitFor();
     }
     assert.equal(followed[0], "?conversation=c-made&after=8");

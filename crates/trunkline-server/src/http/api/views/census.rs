@@ -2,6 +2,7 @@
 //!
 //! It reads on in the record when somebody asks, and only then: where nobody looks it costs nothing.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -93,7 +94,6 @@ impl Census {
     }
 
     fn published(&mut self, seen: &Observation) {
-        let name = shown(&seen.subject);
         if let Some(asked) = self.requests.remove(&seen.subject) {
             let took = seen.time.duration_since(asked).unsigned_abs();
             self.latencies.push_back((seen.time, took));
@@ -110,7 +110,7 @@ impl Census {
                 self.requests.remove(&oldest);
             }
         }
-        let Some(place) = self.place(name, seen.time) else { return };
+        let Some(place) = self.place(&shown(seen), seen.time) else { return };
         place.count(seen.time);
         if let Some(from) = &seen.from {
             add(&mut place.publishers, from);
@@ -120,7 +120,7 @@ impl Census {
 
     fn handled(&mut self, seen: &Observation) {
         let answers = matches!(seen.outcome, Some(Outcome::Answered | Outcome::AnsweredError));
-        let Some(place) = self.place(shown(&seen.subject), seen.time) else { return };
+        let Some(place) = self.place(&shown(seen), seen.time) else { return };
         let names = if answers { &mut place.responders } else { &mut place.listeners };
         seen.to.iter().for_each(|to| add(names, to));
     }
@@ -176,11 +176,20 @@ impl Census {
     }
 }
 
-/// A subject as it is listed: every inbox is the one of its kind, or there would be a line for each request.
-fn shown(subject: &str) -> &str {
-    match subject.starts_with("_INBOX.") {
-        true => "_INBOX.>",
-        false => subject,
+/// A subject as it is listed, without what would make a line for each request and for each conversation: every inbox is the
+/// one of its kind, and the id of a conversation is `*`.
+fn shown(seen: &Observation) -> Cow<'_, str> {
+    let subject = seen.subject.as_str();
+    if subject.starts_with("_INBOX.") {
+        return "_INBOX.>".into();
+    }
+    let conversation = seen.conversation_id.as_deref().filter(|id| !id.is_empty());
+    match conversation.filter(|id| subject.split('.').any(|token| token == *id)) {
+        Some(id) => {
+            let tokens = subject.split('.').map(|token| if token == id { "*" } else { token });
+            tokens.collect::<Vec<_>>().join(".").into()
+        }
+        None => subject.into(),
     }
 }
 
@@ -234,6 +243,18 @@ mod tests {
         assert_eq!(census.latency(at(60_000)), None);
         let names: Vec<_> = census.subjects(at(0)).0.into_iter().map(|subject| subject.subject).collect();
         assert_eq!(names, ["_INBOX.>", "nachos.llm.request"]);
+    }
+
+    #[test]
+    fn conversations_do_not_make_a_subject_each() {
+        let mut census = Census::default();
+        for id in ["c-1", "c-2", "llm"] {
+            let conversation_id = Some(id.to_owned());
+            let subject = format!("nachos.llm.stream.{id}");
+            census.note(&Observation { conversation_id, ..published(0, &subject, None) });
+        }
+        let names: Vec<_> = census.subjects(at(0)).0.into_iter().map(|subject| subject.subject).collect();
+        assert_eq!(names, ["nachos.llm.stream.*", "nachos.*.stream.*"]);
     }
 
     #[test]
