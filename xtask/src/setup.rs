@@ -63,7 +63,7 @@ const PROGRAMS: [Requirement; 7] = [
         package: "gcc libc6-dev",
     },
     Requirement {
-        what: "Chromium, for the clients that run in browsers",
+        what: "Chromium, for the clients that run in browsers and for the dashboard",
         probe: &["chromium", "--version"],
         package: "chromium",
     },
@@ -169,6 +169,8 @@ fn installations() -> [Installation; 7] {
             provides: vec![
                 node_path().join("node_modules/nats"),
                 node_path().join("node_modules/@nats-io/transport-node"),
+                node_path().join("node_modules/axe-core"),
+                node_path().join("node_modules/playwright-core"),
             ],
             install: install_node_modules,
         },

@@ -9,6 +9,7 @@ use crate::commands::completions::CompletionsArgs;
 use crate::commands::config::ConfigArgs;
 use crate::commands::consume::ConsumeArgs;
 use crate::commands::consumer::ConsumerArgs;
+use crate::commands::dashboard::DashboardArgs;
 use crate::commands::dlq::DeadLetterArgs;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::export::ExportArgs;
@@ -79,6 +80,7 @@ pub(crate) enum Command {
     Trace(TraceArgs),
     Tail(TailArgs),
     Status(StatusArgs),
+    Dashboard(DashboardArgs),
     Doctor(DoctorArgs),
     Config(ConfigArgs),
     Export(ExportArgs),

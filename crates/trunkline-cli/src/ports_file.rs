@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::admin::dashboard_url;
 use crate::failure::Explain;
 
 /// The file could not be written.
@@ -34,6 +35,8 @@ struct Ports {
     websocket: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     admin_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dashboard: Option<String>,
 }
 
 /// The file, as long as it exists.
@@ -43,7 +46,7 @@ pub(crate) struct PortsFile {
 }
 
 impl PortsFile {
-    /// Writes `{"nats":"nats://HOST:PORT","http":"http://HOST:PORT","admin_token":"TOKEN"}`, with `"websocket":"ws://HOST:PORT"` where there is one, beside the path and renames it
+    /// Writes `{"nats":"nats://HOST:PORT","http":"http://HOST:PORT","admin_token":"TOKEN","dashboard":URL}`, with `"websocket":"ws://HOST:PORT"` where there is one, beside the path and renames it
     /// there, so that whoever waits for the file never reads half of it. Only this user may read it.
     ///
     /// # Errors
@@ -56,6 +59,7 @@ impl PortsFile {
         admin_token: Option<&str>,
     ) -> Result<Self, PortsFileError> {
         let ports = Ports {
+            dashboard: http.as_deref().map(|http| dashboard_url(http, admin_token)),
             nats: nats.map(|addr| format!("nats://{addr}")),
             http,
             websocket,
@@ -102,7 +106,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(
             text,
-            "{\"nats\":\"nats://127.0.0.1:41\",\"http\":\"http://127.0.0.1:42\",\"websocket\":\"wss://127.0.0.1:43\",\"admin_token\":\"x\"}\n"
+            "{\"nats\":\"nats://127.0.0.1:41\",\"http\":\"http://127.0.0.1:42\",\"websocket\":\"wss://127.0.0.1:43\",\"admin_token\":\"x\",\"dashboard\":\"http://127.0.0.1:42/dashboard#token=x\"}\n"
         );
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
         assert_eq!(mode & 0o777, 0o600);

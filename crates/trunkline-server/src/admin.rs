@@ -4,13 +4,23 @@
 //! Base64. Here are values only; what is done with them stands in `http::api`.
 
 mod component;
+mod dead_letter;
 mod message;
+mod overview;
 mod problem;
 mod stream;
 
 pub use component::{ComponentJson, ComponentState, ComponentsJson, ResourcesJson};
+pub use dead_letter::{
+    DEAD_LETTERS_MAX, DeadLetterJson, DeadLettersJson, NotRedrivenJson, REDRIVE_MAX, Redrive, RedriveJson,
+    RedrivenJson,
+};
 pub use message::{DeliveryJson, MessageJson, SettleJson, SettledJson, SettlementJson, StoredJson};
 pub use message::{Fetch, FetchedJson, LeaseJson, LeaseRequest, Publish, ReceiptJson, Settlements};
+pub use overview::{
+    BackendJson, ClientsJson, ConnectionJson, ConnectionsJson, LatencyJson, MessagesJson, OverviewJson,
+    ProcessJson, SubjectJson, SubjectsJson, SubscriptionJson,
+};
 pub use problem::{ErrorJson, Problem};
 pub use stream::{
     ConsumerConfigJson, ConsumerJson, ConsumersJson, DeleteMessages, Deleted, Joined, PageJson, ServerJson,

@@ -106,6 +106,8 @@ pub(crate) struct Client {
     pub(crate) missed: AtomicU64,
     /// Gaps in what it was given, of known and of unknown size. Only on a bridge.
     pub(crate) gaps: AtomicU64,
+    /// Messages and subscriptions that it was refused for want of permission.
+    pub(crate) denied: AtomicU64,
     /// Guards the subscriptions. Changed by the session, and by whoever makes a subscription's last delivery; monitoring
     /// looks on. No other lock is taken while it is held.
     pub(crate) table: Mutex<Subscriptions>,
@@ -177,6 +179,7 @@ impl Client {
             orders,
             missed: AtomicU64::new(0),
             gaps: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
             table: Mutex::default(),
             started: SystemTime::now(),
             nonce,

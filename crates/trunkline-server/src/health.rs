@@ -101,6 +101,11 @@ impl Health {
         Self { shared, bus, status: status.unwrap_or_else(in_memory) }
     }
 
+    /// The backend's status, to follow.
+    pub(crate) fn status(&self) -> watch::Receiver<BackendStatus> {
+        self.status.clone()
+    }
+
     pub(crate) fn backend(&self) -> BackendStatus {
         self.status.borrow().clone()
     }

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use trunkline::backend::memory::MemoryBackend;
 use trunkline::backend::{Backend, BackendKind};
 use trunkline::memory::Relief;
-use trunkline::{Front, Pattern, Subject, observe};
+use trunkline::{Bus, BusOptions, Front, Pattern, Subject, Token, Topics, observe};
 use trunkline_core::SubjectError;
 use trunkline_protocol::ServerError;
 
@@ -20,7 +20,7 @@ use crate::bridge::orders::Orders;
 use crate::client::{Client, Kind};
 use crate::connection::Connection;
 use crate::health::{HEALTH_TYPE, Health};
-use crate::http::{self, Api, Members, Monitor, Token};
+use crate::http::{self, Api, Members, Monitor, Token as AdminToken, Views};
 use crate::lame_duck;
 use crate::memory;
 use crate::options::ServerOptions;
@@ -158,7 +158,7 @@ impl StartError {
 pub struct Server {
     shared: Arc<Shared>,
     http: Option<SocketAddr>,
-    token: Token,
+    token: AdminToken,
     reloader: Arc<Reloader>,
     /// Ends looking after, and HTTP, and with them accepting.
     stop: CancellationToken,
@@ -191,7 +191,9 @@ impl Server {
         let reload_subject =
             Pattern::new(format!("{}.{RELOAD_SUBJECT}", options.subject_root)).map_err(bad_root)?;
         let dead_letters = Pattern::new(format!("{}.dead.>", options.subject_root)).map_err(bad_root)?;
-        let token = Token::new(options.admin_token.map(|token| token.expose().to_owned()))
+        let root = Token::new(options.subject_root.as_str()).map_err(bad_root)?;
+        Topics::new(root.clone()).map_err(bad_root)?;
+        let token = AdminToken::new(options.admin_token.map(|token| token.expose().to_owned()))
             .map_err(|error| StartError::AdminToken { reason: error.to_string() })?;
         let plan = plan(options.tls.as_ref(), options.websocket.as_ref(), options.http_tls)?;
         let read = plan.clone();
@@ -292,12 +294,18 @@ impl Server {
         }
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
+            let seen = options.backend.unwrap_or(backend);
+            let own =
+                BusOptions { subject_root: root, source: "dashboard".to_owned(), ..BusOptions::default() };
+            let bus = Bus::with_backend(seen.clone(), own);
+            let seen_by = (Some(shared.clone()), observer.clone());
+            let views = Views::new(bus, health.status(), options.telemetry.clone(), seen_by);
             let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
             let secured = shared.clone();
             let secure = move || secured.tls.http.get();
             let (bounds, limits) = (http::Bounds::of(&shared), shared.limits());
             let api = Arc::new(Api::new(
-                options.backend.unwrap_or(backend),
+                seen,
                 (token.clone(), shared.clone()),
                 options.subject_root,
                 limits.max_payload,
@@ -305,7 +313,7 @@ impl Server {
                 (observer, limits.http_timeout),
             ));
             tasks.spawn(expire_members(api.members().clone(), stop.clone()));
-            let app = http::router(monitor, api);
+            let app = http::router(monitor, api, Arc::new(views));
             tasks.spawn(http::serve(listener, app, bounds, secure, stop.clone(), tasks.clone()));
             address
         });

@@ -321,7 +321,7 @@ impl Session {
             None => self.may_ask_for(subject, queue),
         };
         if !may_subscribe {
-            self.server.count_denied_subscription();
+            self.server.count_denied_subscription(&self.client);
             self.note_violation("subscribe", subject);
             return self.refuse(ServerError::SubscribePermission { subject, queue }, staging);
         }
@@ -484,7 +484,7 @@ impl Session {
 
     #[cold]
     fn deny(&mut self, m: &Outgoing<'_>, staging: &mut Staging) -> Result<(), Stop> {
-        self.server.count_denied();
+        self.server.count_denied(&self.client);
         self.note_violation("publish", m.subject);
         self.refuse(ServerError::PublishPermission { subject: m.subject }, staging)
     }
@@ -506,7 +506,7 @@ impl Session {
             Err(Unpublishable::Message) => ServerError::PublishPermission { subject: m.subject },
             Err(Unpublishable::Reply) => ServerError::ReplyPermission { reply: m.reply.unwrap_or_default() },
         };
-        self.server.count_denied();
+        self.server.count_denied(&self.client);
         self.refuse(refused, staging)
     }
 

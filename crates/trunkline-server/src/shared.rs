@@ -486,7 +486,8 @@ impl Shared {
         self.closed[why as usize].load(Ordering::Relaxed)
     }
 
-    pub(crate) fn count_denied(&self) {
+    pub(crate) fn count_denied(&self, client: &Client) {
+        client.denied.fetch_add(1, Ordering::Relaxed);
         self.denied.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -495,7 +496,8 @@ impl Shared {
         self.denied.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn count_denied_subscription(&self) {
+    pub(crate) fn count_denied_subscription(&self, client: &Client) {
+        client.denied.fetch_add(1, Ordering::Relaxed);
         self.denied_subscriptions.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -45,6 +45,8 @@ pub(crate) struct ClientView {
     pub(crate) missed: u64,
     /// Gaps of any size in what a bridge gave it.
     pub(crate) gaps: u64,
+    /// Messages and subscriptions that it was refused for want of permission.
+    pub(crate) denied: u64,
     /// Who it is, or has failed to prove to be.
     pub(crate) user: Option<String>,
     /// Where it is, once it was let in.
@@ -81,6 +83,7 @@ impl ClientView {
             subscriptions: client.subscriptions.load(Ordering::Relaxed),
             missed: client.missed.load(Ordering::Relaxed),
             gaps: client.gaps.load(Ordering::Relaxed),
+            denied: client.denied.load(Ordering::Relaxed),
             user: client.shown_name(),
             account: client.identity().map(|identity| identity.account.name.clone()),
             name: said(|options| &options.name),

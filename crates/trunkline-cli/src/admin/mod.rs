@@ -4,6 +4,7 @@
 //! Either way the command gets a [`Bus`], so that retry, dead letters and replay are the library's own.
 
 mod backend;
+mod dashboard;
 mod error;
 mod events;
 mod link;
@@ -29,6 +30,7 @@ use crate::failure::Failure;
 use crate::settings::{self, GlobalArgs};
 
 use backend::AdminBackend;
+pub(crate) use dashboard::{DashboardPlace, dashboard_url};
 pub(crate) use error::AdminError;
 use link::Link;
 pub(crate) use observe::{Follower, News, ObserveArgs, Observer, Question};

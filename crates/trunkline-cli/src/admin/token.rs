@@ -37,6 +37,8 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub(crate) struct RuntimeFile {
     path: PathBuf,
+    /// Where a page may lie that sends a browser there.
+    redirect: PathBuf,
     content: Vec<u8>,
 }
 
@@ -68,7 +70,31 @@ impl RuntimeFile {
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         file.write_all(&content)?;
         file.persist(&path).map_err(|error| error.error)?;
-        Ok(Self { path, content })
+        Ok(Self { path, redirect: directory.join(redirect_name(http.port())), content })
+    }
+}
+
+impl RuntimeFile {
+    /// Writes a page with the token of the server at this port, readable by this user alone, for a browser to be sent to it.
+    /// It goes with the server's own file.
+    ///
+    /// # Errors
+    /// There is no directory that is this user's alone, or it cannot be written to.
+    pub(crate) fn redirect(
+        port: u16,
+        write: impl FnOnce(&mut tempfile::NamedTempFile) -> io::Result<()>,
+    ) -> io::Result<PathBuf> {
+        let directory = directory();
+        match DirBuilder::new().mode(0o700).create(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        check_private(&directory)?;
+        let path = directory.join(redirect_name(port));
+        let mut file = tempfile::NamedTempFile::new_in(&directory)?;
+        write(&mut file)?;
+        file.persist(&path).map_err(|error| error.error)?;
+        Ok(path)
     }
 }
 
@@ -77,6 +103,7 @@ impl Drop for RuntimeFile {
         // A server that took over the port in the meantime has written its own.
         if fs::read(&self.path).is_ok_and(|content| content == self.content) {
             let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(&self.redirect);
         }
     }
 }
@@ -137,6 +164,10 @@ fn read(path: &Path) -> Option<Found> {
 
 fn file_name(port: u16) -> String {
     format!("admin-{port}.json")
+}
+
+fn redirect_name(port: u16) -> String {
+    format!("dashboard-{port}.html")
 }
 
 fn directory() -> PathBuf {

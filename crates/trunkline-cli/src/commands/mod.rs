@@ -4,6 +4,7 @@ pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod consume;
 pub(crate) mod consumer;
+pub(crate) mod dashboard;
 pub(crate) mod dlq;
 pub(crate) mod doctor;
 pub(crate) mod export;
@@ -82,6 +83,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Trace(args) => block_on(CLIENT_THREADS, trace::run(&global, &args)),
         Command::Tail(args) => block_on(CLIENT_THREADS, tail::run(&global, &args)),
         Command::Status(args) => block_on(CLIENT_THREADS, status::run(&global, &args)),
+        Command::Dashboard(args) => block_on(CLIENT_THREADS, dashboard::run(&global, &args)),
         Command::Init(args) => block_on(CLIENT_THREADS, init::run(&global, args)),
         Command::Doctor(args) => block_on(CLIENT_THREADS, doctor::run(&global, &args)),
         Command::Config(args) => config::run(&global, &args),

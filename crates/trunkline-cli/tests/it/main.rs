@@ -13,6 +13,7 @@ mod command;
 mod components;
 mod conformance;
 mod conversation;
+mod dashboard;
 mod demo;
 mod doctor;
 mod envelope;

@@ -331,7 +331,7 @@ impl Lane {
     fn refuse(&mut self, outbound: &Outbound, error: &PublishError) {
         let subject = &outbound.message.subject;
         tracing::debug!(client = self.client.id, %subject, %error, "the backend refused a message");
-        self.server.count_denied();
+        self.server.count_denied(&self.client);
         let said_next = match self.under_way.front_mut() {
             Some(Step::Say(bytes)) => Some(bytes),
             _ => None,

@@ -15,14 +15,15 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use trunkline::Bus;
 use trunkline::backend::Backend;
 use trunkline::config::Config;
 use trunkline::observe::{self, Observer};
 use trunkline::status::BackendStatus;
 
 use super::api::answer::{ApiError, ok};
-use super::api::{Token, conversations, token_guard};
-use super::{Bounds, host, json as document, serve};
+use super::api::{Token, Views, conversations, token_guard, views};
+use super::{Bounds, dashboard, host, json as document, serve};
 use crate::admin::{BASE, ComponentsJson, Problem};
 use crate::auth::AuthOptions;
 use crate::health::Readiness;
@@ -34,6 +35,8 @@ use crate::tls::{Plan, TlsError, TlsOptions};
 pub struct BesideOptions<'a> {
     /// Where it listens, and for whom; section `server`.
     pub config: &'a Config,
+    /// The bus that the dashboard looks at.
+    pub bus: &'a Bus,
     /// How the backend is, for `/readyz`.
     pub backend_status: watch::Receiver<BackendStatus>,
     /// What runs beside the bus, for `/api/v1/components`.
@@ -45,7 +48,7 @@ pub struct BesideOptions<'a> {
     pub backend: Arc<dyn Backend>,
 }
 
-/// `/healthz`, `/readyz`, `/api/v1/components` and what was seen on the bus, over HTTP. Dropping it stops it without waiting.
+/// `/healthz`, `/readyz`, the dashboard and what it shows of `/api/v1`, over HTTP. Dropping it stops it without waiting.
 pub struct BesideServer {
     address: SocketAddr,
     secure: bool,
@@ -128,18 +131,23 @@ impl Drop for BesideServer {
 }
 
 fn router(options: BesideOptions<'_>, token: Token, any_host: bool) -> Router {
+    let (bus, status) = (options.bus.clone(), options.backend_status.clone());
+    let telemetry = bus.telemetry().clone();
+    let seen = Views::new(bus, status, Some(telemetry), (None, options.observer.clone()));
     let state = Beside { components: options.components, observer: options.observer };
     let api = Router::new()
         .route("/components", get(components))
         .merge(conversations::routes(|beside: &Beside| beside.observer.clone()))
+        .with_state(state)
+        .merge(views::router(Arc::new(seen)))
         .fallback(not_found)
-        .layer(middleware::from_fn_with_state(token, token_guard))
-        .with_state(state);
+        .layer(middleware::from_fn_with_state(token, token_guard));
     Router::new()
         .route("/healthz", get(async || document(&json!({"status": "ok"}))))
         .route("/readyz", get(readyz))
         .with_state(options.backend_status)
         .nest(BASE, api)
+        .merge(dashboard::router())
         .layer(middleware::from_fn(move |request: Request, next: Next| async move {
             match host::check(&request, any_host) {
                 Ok(()) => next.run(request).await,

@@ -8,6 +8,7 @@ mod alone;
 mod api;
 mod beside;
 mod connz;
+mod dashboard;
 mod durations;
 mod guests;
 mod host;
@@ -34,13 +35,14 @@ use crate::health::{Health, Readiness};
 use crate::process::CpuShare;
 use crate::shared::Shared;
 
-pub(crate) use api::{Api, Members, Token};
+pub(crate) use api::{Api, Members, Token, Views};
 pub use beside::{BesideOptions, BesideServer};
 pub(crate) use serve::{Bounds, serve};
 
 /// What there is to ask for: path, and what it answers.
-const ENDPOINTS: [(&str, &str); 11] = [
+const ENDPOINTS: [(&str, &str); 12] = [
     ("/", "this list"),
+    ("/dashboard", "all of this to look at; needs the admin token"),
     ("/healthz", "whether the server is alive"),
     ("/readyz", "whether it can do what the configuration promises"),
     ("/metrics", "metrics, in OpenMetrics text"),
@@ -91,7 +93,7 @@ impl Monitor {
 }
 
 /// Everything that is served.
-pub(crate) fn router(monitor: Arc<Monitor>, api: Arc<Api>) -> Router {
+pub(crate) fn router(monitor: Arc<Monitor>, api: Arc<Api>, views: Arc<Views>) -> Router {
     Router::new()
         .route("/", get(index))
         .route("/healthz", get(healthz))
@@ -108,7 +110,8 @@ pub(crate) fn router(monitor: Arc<Monitor>, api: Arc<Api>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .with_state(monitor.clone())
-        .merge(api::router(api))
+        .merge(api::router(api, views))
+        .merge(dashboard::router())
         .layer(middleware::from_fn_with_state(monitor, guard))
 }
 

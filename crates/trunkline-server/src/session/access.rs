@@ -220,7 +220,7 @@ impl Session {
             // Before it leaves the table: nothing that is under way may still reach it.
             subscription.end();
             self.forget(&subscription.sid);
-            self.server.count_denied_subscription();
+            self.server.count_denied_subscription(&self.client);
             let (subject, sid) = (subscription.pattern.as_bytes(), &subscription.sid[..]);
             let queue = subscription.queue.as_ref().map(|queue| &queue.as_bytes()[..]);
             ServerError::SubscriptionRevoked { subject, queue, sid }.write(self.line(staging));

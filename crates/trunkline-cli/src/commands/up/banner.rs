@@ -8,6 +8,7 @@ use trunkline::status::BackendState;
 use trunkline_server::AuthOptions;
 
 use super::start::Running;
+use crate::admin::dashboard_url;
 
 const NAME: Style = AnsiColor::Cyan.on_default().bold();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
@@ -32,6 +33,10 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
         Some(_) if is_configured => "as configured (server.auth.admin_token)".to_owned(),
         Some(token) => format!("{token} {DIM}(admin API){DIM:#}"),
         None => "no admin API".to_owned(),
+    };
+    let dashboard = match (running.http_url(), running.admin_token()) {
+        (Some(http), Some(token)) => dashboard_url(&http, Some(token).filter(|_| !is_configured)),
+        _ => "not served".to_owned(),
     };
     let backend = match &status.state {
         BackendState::Connected => format!("{} ({})", status.backend, status.server),
@@ -79,6 +84,7 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
          clients   {url_line}\n  \
          http      {http}\n  \
          token     {token}\n  \
+         dashboard {dashboard}\n  \
          backend   {backend}\n  \
          config    {file}\n  \
          try next  {next}\n  \

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use trunkline::backend::memory::Hub;
-use trunkline::config::Loaded;
+use trunkline::config::{Loaded, Origin};
 use trunkline::{Bus, ConnectError, Front};
 use trunkline_server::admin::ComponentsJson;
 use trunkline_server::{
@@ -197,23 +197,23 @@ pub(crate) async fn start(
     Ok(Running { bus, server: Some(server), beside: None, hub, access })
 }
 
-/// HTTP beside the NATS servers: for components, and for conversations.
+/// HTTP beside the NATS servers: for components, conversations, and the dashboard.
 async fn start_beside(
     loaded: &Loaded,
     bus: &Bus,
     components: watch::Receiver<ComponentsJson>,
 ) -> Result<Option<BesideServer>, StartError> {
     let (config, observer) = (&loaded.config, bus.options().observer.clone());
-    let alone = config.components.is_empty();
-    // With neither there is nothing to ask for, and the address may be that of another `up`.
-    if alone && observer.is_none() {
-        return Ok(None);
-    }
+    // Several buses of one machine may be with NATS servers, and each of them works without a page about it.
+    let may_do_without = config.components.is_empty() && loaded.origin("server.http") == Origin::Default;
     let (backend_status, backend) = (bus.backend_status(), bus.backend().clone());
-    let options = BesideOptions { config, backend_status, components, observer, backend };
+    let options = BesideOptions { config, bus, backend_status, components, observer, backend };
     match BesideServer::start(options).await {
-        Err(error @ StartError::Bind { .. }) if alone => {
-            tracing::warn!(error = chain(&error), "conversations are not served here");
+        Err(error @ StartError::Bind { .. }) if may_do_without => {
+            tracing::warn!(
+                error = chain(&error),
+                "there is no dashboard, and conversations are not served (server.http)"
+            );
             Ok(None)
         }
         outcome => outcome,

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
@@ -11,12 +12,14 @@ use serde::de::DeserializeOwned;
 use trunkline::Unsupported;
 use trunkline::backend::{ConsumeError, PublishError, StreamError};
 
-use super::Api;
+use super::{Api, Views};
 use crate::admin::{ErrorJson, Problem, Unreadable};
 use crate::http::params::ParamError;
 
 /// Bytes of a request's body beside the message in it.
 const BODY_SLACK_BYTES: usize = 512 << 10;
+/// Longest wait for a body without a message in it.
+const BODY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// An answer that is no success.
 #[derive(Debug)]
@@ -98,29 +101,46 @@ pub(crate) fn ok(value: &impl Serialize) -> Response {
 /// A body in JSON: bounded in bytes and in time.
 pub(super) struct Body<T>(pub(super) T);
 
+/// Reads a body of at most `limit` bytes, whose rest has to come within `patience`.
+async fn read<T: DeserializeOwned>(
+    request: Request,
+    limit: usize,
+    patience: Duration,
+) -> Result<Body<T>, ApiError> {
+    let reading = axum::body::to_bytes(request.into_body(), limit);
+    let bytes = match tokio::time::timeout(patience, reading).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) => {
+            let text = format!("the body cannot be read, or is over {limit} bytes: {error}");
+            return Err(ApiError::new(Problem::RequestTooLarge, text));
+        }
+        Err(_) => {
+            let text = format!("the body did not come within {patience:?}");
+            return Err(ApiError::new(Problem::RequestTimeout, text));
+        }
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(value) => Ok(Body(value)),
+        Err(error) => {
+            Err(ApiError::new(Problem::BadRequest, format!("the body is not what is expected: {error}")))
+        }
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest<Arc<Views>> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &Arc<Views>) -> Result<Self, ApiError> {
+        read(request, BODY_SLACK_BYTES, BODY_PATIENCE).await
+    }
+}
+
 impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, ApiError> {
         // A message in Base64 takes four bytes for three, and JSON may escape what stands in headers.
         let limit = api.max_payload.saturating_mul(2).saturating_add(BODY_SLACK_BYTES);
-        let reading = axum::body::to_bytes(request.into_body(), limit);
-        let bytes = match tokio::time::timeout(api.patience, reading).await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(error)) => {
-                let text = format!("the body cannot be read, or is over {limit} bytes: {error}");
-                return Err(ApiError::new(Problem::RequestTooLarge, text));
-            }
-            Err(_) => {
-                let text = format!("the body did not come within {:?}", api.patience);
-                return Err(ApiError::new(Problem::RequestTimeout, text));
-            }
-        };
-        match serde_json::from_slice(&bytes) {
-            Ok(value) => Ok(Self(value)),
-            Err(error) => {
-                Err(ApiError::new(Problem::BadRequest, format!("the body is not what is expected: {error}")))
-            }
-        }
+        read(request, limit, api.patience).await
     }
 }

@@ -10,6 +10,7 @@ mod guard;
 mod members;
 mod publish;
 mod streams;
+pub(super) mod views;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,7 @@ use crate::shared::Shared;
 use answer::{ApiError, ok};
 pub(crate) use guard::{Token, token_guard};
 pub(crate) use members::Members;
+pub(crate) use views::Views;
 
 /// What the handlers know.
 pub(crate) struct Api {
@@ -86,7 +88,7 @@ impl Api {
 }
 
 /// The routes of the API.
-pub(crate) fn router(api: Arc<Api>) -> Router {
+pub(crate) fn router(api: Arc<Api>, views: Arc<Views>) -> Router {
     let routes = Router::new()
         .route("/server", get(server))
         .route("/components", get(components))
@@ -104,10 +106,11 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/members/{member}/lease", post(members::lease))
         .route("/members/{member}/heartbeat", post(members::heartbeat))
         .merge(conversations::routes(|api: &Arc<Api>| api.observer().cloned()))
+        .with_state(api.clone())
+        .merge(views::router(views))
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
-        .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
-        .with_state(api);
+        .layer(middleware::from_fn_with_state(api, guard::guard));
     Router::new().nest(BASE, routes)
 }
 
