@@ -19,6 +19,8 @@ pub const NATS_2_9_VARIABLE: &str = "TRUNKLINE_TEST_NATS_2_9";
 pub const NATS_C_VARIABLE: &str = "TRUNKLINE_TEST_NATS_C";
 /// Names the directory of what reads deployments: schemas, and `kubectl`.
 pub const DEPLOY_VARIABLE: &str = "TRUNKLINE_TEST_DEPLOY";
+/// Names the directory of the programs `prometheus` and `promtool`.
+pub const PROMETHEUS_VARIABLE: &str = "TRUNKLINE_TEST_PROMETHEUS";
 /// Names the `redis-server` program of the system.
 pub const REDIS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_SERVER";
 /// Names a `redis-server` of version 6.0.
@@ -79,6 +81,18 @@ pub fn nats_c() -> PathBuf {
 /// When there is none; the message says which variable or command provides it.
 pub fn deploy() -> PathBuf {
     locate(DEPLOY_VARIABLE, "deploy", "what reads deployments")
+}
+
+/// The directory of the programs `prometheus` and `promtool`, as Debian 12 has them.
+///
+/// # Panics
+/// When there is none; the message says which variable or command provides it.
+pub fn prometheus() -> PathBuf {
+    let directory = locate(PROMETHEUS_VARIABLE, "prometheus/usr/bin", "Prometheus with promtool");
+    for program in ["prometheus", "promtool"] {
+        require(&directory.join(program), PROMETHEUS_VARIABLE, "Prometheus with promtool");
+    }
+    directory
 }
 
 /// The server of this version: the system's own, or where `setup` puts the others.

@@ -18,7 +18,7 @@ use crate::bus::frame::{self, FrameKind};
 use crate::bus::handler::{BoxError, HandlerError, error_reply, panic_text};
 use crate::bus::received::Received;
 use crate::bus::subscribe::{Event, Subscription};
-use crate::telemetry::Counted;
+use crate::telemetry::{Counted, Meters, made};
 
 /// Longest wait of a responder that was stopped for the server to hear of it.
 const LEAVING: Duration = Duration::from_secs(2);
@@ -32,6 +32,7 @@ pub(super) struct Server<S> {
     pub(super) streaming: bool,
     /// Cancels the handlers.
     pub(super) kill: CancellationToken,
+    pub(super) meters: Arc<Meters>,
 }
 
 impl<S> Server<S>
@@ -89,7 +90,11 @@ where
             bus: self.bus.clone(),
             received,
         };
+        let meters = self.meters.clone();
+        let handling =
+            meters.begin(made(request.received.envelope().and_then(|envelope| envelope.timestamp)));
         let result = self.handle(request.clone()).await;
+        drop(handling);
         // Whatever the handler spawned and tied to this request ends with it.
         request.cancel.cancel();
         match &result {
