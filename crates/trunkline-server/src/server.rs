@@ -237,7 +237,8 @@ impl Server {
         let shared = Arc::new(shared);
         let relief: Weak<dyn Relief> = Arc::downgrade(&(shared.clone() as Arc<dyn Relief>));
         shared.memory.set_relief(relief);
-        let health = Arc::new(Health::new(shared.clone(), backend.clone(), status));
+        let beside = (options.components.clone(), options.bus);
+        let health = Arc::new(Health::new(shared.clone(), backend.clone(), status, beside));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let closed = stop.child_token();
         let unreachable = CancellationToken::new();
@@ -258,9 +259,14 @@ impl Server {
         });
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(memory::keep(shared.clone(), stop.clone()));
-        tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
+        tasks.spawn(health.clone().tell((health_subject, options.health_interval), stop.clone()));
         let http = http.map(|(listener, address)| {
-            let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
+            let monitor = Arc::new(Monitor::new(
+                shared.clone(),
+                health,
+                options.telemetry,
+                (address, options.nats_probes),
+            ));
             let secured = shared.clone();
             let secure = move || secured.tls.http.get();
             let (bounds, limits) = (http::Bounds::of(&shared), shared.limits());

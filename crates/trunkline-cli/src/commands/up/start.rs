@@ -178,10 +178,7 @@ pub(crate) async fn start(
         // Without components there is nothing to ask for, and the address may be that of another `up`.
         let beside = match config.components.is_empty() {
             true => None,
-            false => {
-                let backend_status = bus.backend_status();
-                BesideServer::start(BesideOptions { config, backend_status, components }).await?
-            }
+            false => BesideServer::start(BesideOptions { config, bus: bus.clone(), components }).await?,
         };
         return Ok(Running { bus, server: None, beside, hub, access });
     };
@@ -189,6 +186,7 @@ pub(crate) async fn start(
     let mut options = ServerOptions {
         backend_status: Some(bus.backend_status()),
         telemetry: Some(bus.telemetry().clone()),
+        bus: Some(bus.clone()),
         backend: Some(bus.backend().clone()),
         admin_defaults: AdminDefaults::from(bus.options()),
         auth_source: Some(users.clone().beside(source)),
