@@ -74,6 +74,23 @@ pub(crate) fn nats_c_files() -> Vec<PathBuf> {
 /// Names the directory of a C client to the tests.
 pub(crate) const NATS_C_VARIABLE: &str = "TRUNKLINE_TEST_NATS_C";
 
+/// The directory of the Prometheus that Debian 12 has.
+pub(crate) fn prometheus() -> PathBuf {
+    test_environment().join("prometheus")
+}
+
+/// The directory of its programs, `prometheus` and `promtool`: one that the environment names, or else the one that is
+/// installed.
+pub(crate) fn prometheus_programs() -> PathBuf {
+    match env::var_os(PROMETHEUS_VARIABLE) {
+        Some(named) => named.into(),
+        None => prometheus().join("usr/bin"),
+    }
+}
+
+/// Names the directory of `prometheus` and `promtool` to the tests.
+pub(crate) const PROMETHEUS_VARIABLE: &str = "TRUNKLINE_TEST_PROMETHEUS";
+
 /// The directory of what reads deployments: schemas and the programs that hold files against them.
 pub(crate) fn deploy() -> PathBuf {
     test_environment().join("deploy")
@@ -110,6 +127,7 @@ pub(crate) fn test_variables() -> impl Iterator<Item = (&'static str, PathBuf)> 
         (NATS_C_VARIABLE, nats_c_prefix()),
         ("TRUNKLINE_TEST_DEPLOY", deploy()),
         ("TRUNKLINE_TEST_MERMAID", mermaid()),
+        (PROMETHEUS_VARIABLE, prometheus_programs()),
     ];
     programs.into_iter().chain(test_redis_servers())
 }

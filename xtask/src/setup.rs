@@ -1,6 +1,6 @@
 //! Installs what the tests need beside cargo: programs from Debian's packages, and below
 //! `target/test-env` a Python environment (with `nats-py` and a current `nats-server`), the NATS clients
-//! for Node, further versions of Redis, and of Debian 12 its `nats-server` and the C client, all at pinned versions.
+//! for Node, further versions of Redis, and of Debian 12 its `nats-server`, its Prometheus and the C client, all at pinned versions.
 //!
 //! It can run again at any time and then does only what is missing. Where it may not install, it
 //! says what is missing and how to get it.
@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::environment::{
-    deploy, mermaid, nats_2_9, nats_2_9_server, nats_c, nats_c_files, node_path, redis_servers, root,
-    test_environment, test_redis_servers, venv,
+    deploy, mermaid, nats_2_9, nats_2_9_server, nats_c, nats_c_files, node_path, prometheus,
+    prometheus_programs, redis_servers, root, test_environment, test_redis_servers, venv,
 };
 use crate::error::Error;
 use crate::step::run_command;
@@ -150,7 +150,7 @@ fn apt_install<'a>(packages: impl Iterator<Item = &'a str>) -> Result<(), Error>
     run_command(apt().args(["install", "--no-install-recommends"]).args(packages))
 }
 
-fn installations() -> [Installation; 7] {
+fn installations() -> [Installation; 8] {
     let clients = root().join("crates/trunkline-testkit/clients");
     let servers = root().join("crates/trunkline-testkit/servers");
     let deployments = root().join("crates/trunkline-testkit/deploy");
@@ -194,6 +194,13 @@ fn installations() -> [Installation; 7] {
             pinned_by: vec![clients.join("c/packages.txt")],
             provides: nats_c_files(),
             install: debian::install_nats_c,
+        },
+        Installation {
+            what: debian::PROMETHEUS,
+            directory: prometheus(),
+            pinned_by: vec![servers.join("prometheus.txt")],
+            provides: ["prometheus", "promtool"].map(|name| prometheus_programs().join(name)).to_vec(),
+            install: debian::install_prometheus,
         },
         Installation {
             what: "the schemas of Compose and Kubernetes, and kubectl",

@@ -13,7 +13,7 @@ use trunkline::memory::MemoryBudget;
 use trunkline::observe::Observer;
 use trunkline::redelivery::RetryPolicy;
 use trunkline::status::BackendStatus;
-use trunkline::{BusOptions, Start, Telemetry};
+use trunkline::{Bus, BusOptions, Start, Telemetry};
 
 use crate::admin::ComponentsJson;
 use crate::auth::AuthOptions;
@@ -70,10 +70,14 @@ pub struct ServerOptions {
     /// `in_memory` one that works.
     pub backend_status: Option<watch::Receiver<BackendStatus>>,
     /// How often the server's health is published on `{root}.system.health`; a change of the backend's state is
-    /// published at once. Default 10 s.
+    /// published at once, other changes within a quarter of a second. Default 10 s.
     pub health_interval: Duration,
     /// Counters of a bus in this process, shown on `/metrics` beside the server's.
     pub telemetry: Option<Telemetry>,
+    /// That bus, for what of its health is not that of its backend: what waits in its outbox.
+    pub bus: Option<Bus>,
+    /// Whether `/healthz` answers what nats-server's does, and no more. Default no.
+    pub nats_probes: bool,
     /// Token of the admin API; `None` makes a new one at every start. Key `server.auth.admin_token`.
     pub admin_token: Option<Secret>,
     /// What the admin API works on; `None` is what the server is a front of.
@@ -149,6 +153,8 @@ impl ServerOptions {
             backend_status: None,
             health_interval: Duration::from_secs(10),
             telemetry: None,
+            bus: None,
+            nats_probes: false,
             admin_token: None,
             backend: None,
             admin_defaults: AdminDefaults::from(&BusOptions::default()),

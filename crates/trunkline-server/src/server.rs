@@ -253,7 +253,8 @@ impl Server {
         let shared = Arc::new(shared);
         let relief: Weak<dyn Relief> = Arc::downgrade(&(shared.clone() as Arc<dyn Relief>));
         shared.memory.set_relief(relief);
-        let health = Arc::new(Health::new(shared.clone(), backend.clone(), status));
+        let beside = (options.components.clone(), options.bus);
+        let health = Arc::new(Health::new(shared.clone(), backend.clone(), status, beside));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let count = if shared.bridge.is_some() { 0 } else { options.threads };
         let threads =
@@ -292,7 +293,7 @@ impl Server {
                 tasks.spawn(observe::collect(observer.clone(), backend.clone(), stop.clone()));
             }
         }
-        tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
+        tasks.spawn(health.clone().tell((health_subject, options.health_interval), stop.clone()));
         let http = http.map(|(listener, address)| {
             let seen = options.backend.unwrap_or(backend);
             let own =
@@ -300,7 +301,12 @@ impl Server {
             let bus = Bus::with_backend(seen.clone(), own);
             let seen_by = (Some(shared.clone()), observer.clone());
             let views = Views::new(bus, health.status(), options.telemetry.clone(), seen_by);
-            let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
+            let monitor = Arc::new(Monitor::new(
+                shared.clone(),
+                health,
+                options.telemetry,
+                (address, options.nats_probes),
+            ));
             let secured = shared.clone();
             let secure = move || secured.tls.http.get();
             let (bounds, limits) = (http::Bounds::of(&shared), shared.limits());

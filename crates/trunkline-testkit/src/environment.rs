@@ -21,6 +21,8 @@ pub const NATS_C_VARIABLE: &str = "TRUNKLINE_TEST_NATS_C";
 pub const DEPLOY_VARIABLE: &str = "TRUNKLINE_TEST_DEPLOY";
 /// Names the directory of Mermaid.
 pub const MERMAID_VARIABLE: &str = "TRUNKLINE_TEST_MERMAID";
+/// Names the directory of the programs `prometheus` and `promtool`.
+pub const PROMETHEUS_VARIABLE: &str = "TRUNKLINE_TEST_PROMETHEUS";
 /// Names the `redis-server` program of the system.
 pub const REDIS_SERVER_VARIABLE: &str = "TRUNKLINE_TEST_REDIS_SERVER";
 /// Names a `redis-server` of version 6.0.
@@ -91,6 +93,18 @@ pub fn mermaid() -> PathBuf {
     let module = locate(MERMAID_VARIABLE, "mermaid", "Mermaid").join("package/dist/mermaid.esm.min.mjs");
     require(&module, MERMAID_VARIABLE, "Mermaid");
     module
+}
+
+/// The directory of the programs `prometheus` and `promtool`, as Debian 12 has them.
+///
+/// # Panics
+/// When there is none; the message says which variable or command provides it.
+pub fn prometheus() -> PathBuf {
+    let directory = locate(PROMETHEUS_VARIABLE, "prometheus/usr/bin", "Prometheus with promtool");
+    for program in ["prometheus", "promtool"] {
+        require(&directory.join(program), PROMETHEUS_VARIABLE, "Prometheus with promtool");
+    }
+    directory
 }
 
 /// The server of this version: the system's own, or where `setup` puts the others.

@@ -22,6 +22,7 @@ pub mod subscribe;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -35,6 +36,7 @@ use trunkline_core::{Message, Subject, Token};
 use crate::backend::{
     Backend, DrainError, Fut, PublishError, PublishOptions, Publishing, Receipt, Start, SubscribeError,
 };
+use crate::health::{self, HealthCheck, HealthStatus, MemoryWatch, SystemHealth};
 use crate::observe::{Observer, Published, Reports, Witness};
 use crate::status::BackendStatus;
 use crate::telemetry::{Counters, Telemetry};
@@ -157,6 +159,8 @@ pub(crate) struct Inner {
     pub(crate) inbox: InboxSlot,
     blocking: OnceLock<BlockingPublisher>,
     outbox: Option<Arc<Outbox>>,
+    started: Instant,
+    memory: MemoryWatch,
 }
 
 impl std::fmt::Debug for Bus {
@@ -198,6 +202,8 @@ impl Bus {
             inbox: InboxSlot::default(),
             blocking: OnceLock::new(),
             outbox,
+            started: Instant::now(),
+            memory: MemoryWatch::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -227,6 +233,32 @@ impl Bus {
             counters: self.inner.telemetry.counters(),
             outbox: self.inner.outbox.as_ref().map(|outbox| outbox.status()),
         }
+    }
+
+    /// How the component is that has this bus, as far as the bus knows: its backend, what waits in its outbox, and the memory
+    /// of its buffers. Named as [`BusOptions::source`] says, and ready to be published on
+    /// [`Topics::system`](crate::Topics::system)'s health, with checks of the component's own where it has some.
+    pub fn health(&self) -> SystemHealth {
+        let version = env!("CARGO_PKG_VERSION");
+        SystemHealth::new(&*self.inner.options.source, version, self.inner.started.elapsed(), self.checks())
+    }
+
+    /// The checks of [`Bus::health`] alone.
+    pub fn checks(&self) -> BTreeMap<String, HealthCheck> {
+        let status = self.status();
+        let mut checks = BTreeMap::new();
+        let mut enter = |name: &str, check| checks.insert(name.to_owned(), check);
+        enter(health::BACKEND, HealthCheck::of_backend(&status.backend));
+        if let Some(outbox) = &status.outbox {
+            enter(health::OUTBOX, HealthCheck::of_outbox(outbox));
+        }
+        if let Some(memory) = self.inner.backend.memory() {
+            enter(health::MEMORY, self.inner.memory.check(&memory));
+        }
+        if status.draining {
+            enter("drain", HealthCheck::new(HealthStatus::Down, Some("the bus drains".to_owned())));
+        }
+        checks
     }
 
     /// Its metrics.
@@ -439,7 +471,16 @@ impl Drop for Inner {
 
 fn count_publish(telemetry: &Telemetry, result: &Result<Receipt, PublishError>) {
     match result {
-        Ok(_) => telemetry.published.inc(),
-        Err(_) => telemetry.publish_errors.inc(),
-    };
+        Ok(_) => {
+            telemetry.published.inc();
+        }
+        Err(error) => count_publish_error(telemetry, error),
+    }
+}
+
+pub(crate) fn count_publish_error(telemetry: &Telemetry, error: &PublishError) {
+    telemetry.publish_errors.inc();
+    if matches!(error, PublishError::Denied { .. }) {
+        telemetry.denied.inc();
+    }
 }

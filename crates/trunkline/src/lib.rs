@@ -39,6 +39,7 @@ pub mod backend;
 pub mod bus;
 pub mod config;
 pub mod envelope;
+pub mod health;
 pub mod memory;
 pub mod observe;
 pub mod status;

@@ -1,10 +1,17 @@
 //! The bus's counters, as metrics and as numbers for `status()`.
 //!
-//! Counting is one atomic addition. No metric has a subject, a message id or a person's id as a label.
+//! Counting is one atomic addition, and a duration two. No metric has a subject, a message id or a person's id as a label.
+
+mod latency;
+
+use std::sync::Arc;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+use crate::backend::{Settle, Settled};
+pub(crate) use latency::{Latencies, Meters, made};
 
 macro_rules! telemetry {
     (counters { $($counter:ident: $counter_name:literal, $counter_help:literal;)* }
@@ -14,6 +21,7 @@ macro_rules! telemetry {
         pub struct Telemetry {
             $(pub(crate) $counter: Counter,)*
             $(pub(crate) $gauge: Gauge,)*
+            pub(crate) latencies: Arc<Latencies>,
         }
 
         /// What a bus has counted since it was made.
@@ -30,6 +38,9 @@ macro_rules! telemetry {
                 // The library adds `_total` to counters and a full stop to help texts.
                 $(registry.register($counter_name, $counter_help.trim_end_matches('.'), self.$counter.clone());)*
                 $(registry.register($gauge_name, $gauge_help.trim_end_matches('.'), self.$gauge.clone());)*
+                let help = "Messages that seem to have been handled before they were made, for the clocks of two machines differ";
+                registry.register("trunkline_clock_skewed_messages", help, self.latencies.skewed.clone());
+                registry.register_collector(Box::new(latency::Shown(self.latencies.clone())));
             }
 
             /// The numbers now.
@@ -47,6 +58,7 @@ telemetry! {
     counters {
         published: "trunkline_published_messages", "Messages published.";
         publish_errors: "trunkline_publish_errors", "Publishes that failed or whose outcome is unknown.";
+        denied: "trunkline_denied_publishes", "Of those that failed, the ones that the server's permissions refused.";
         received: "trunkline_received_messages", "Messages given to subscriptions, replies included.";
         gaps: "trunkline_gaps", "Gaps reported to subscriptions.";
         missed: "trunkline_missed_messages", "Messages that subscriptions or consumers are known to have missed.";
@@ -55,6 +67,10 @@ telemetry! {
         late_replies: "trunkline_late_replies", "Replies that nobody waited for any more.";
         answered: "trunkline_answered_requests", "Requests that a responder here answered.";
         answer_errors: "trunkline_answered_errors", "Requests that a responder here answered with an error.";
+        delivered: "trunkline_deliveries", "Deliveries of stored messages that consumers here were given.";
+        acked: "trunkline_acked_deliveries", "Deliveries that were acked, and the backend took it.";
+        nacked: "trunkline_nacked_deliveries", "Deliveries that were given back to come again, and the backend took it.";
+        terminated: "trunkline_terminated_deliveries", "Deliveries that were ended for good, mostly behind a dead letter, and the backend took it.";
         handled: "trunkline_handled_deliveries", "Deliveries whose handler succeeded.";
         failed: "trunkline_failed_deliveries", "Deliveries whose handler failed, panicked or was cancelled.";
         redelivered: "trunkline_redelivered_deliveries", "Deliveries that were not the first of their message.";
@@ -73,6 +89,19 @@ telemetry! {
         outbox_messages: "trunkline_outbox_messages", "Messages that wait in the outbox now.";
         outbox_bytes: "trunkline_outbox_bytes", "Bytes that wait in the outbox now.";
         handlers_running: "trunkline_handlers_running", "Handlers at work now.";
+    }
+}
+
+impl Telemetry {
+    /// What became of a settlement. One that came too late is counted as a lost lease, by who sees to that.
+    pub(crate) fn settled(&self, settle: Settle, outcome: Settled) {
+        match (settle, outcome) {
+            (_, Settled::LeaseLost) | (Settle::Progress, _) => return,
+            (Settle::Ack, Settled::Done) => &self.acked,
+            (Settle::Nak(_), Settled::Done) => &self.nacked,
+            (Settle::Term, Settled::Done) => &self.terminated,
+        }
+        .inc();
     }
 }
 

@@ -7,11 +7,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{Installation, file_error, make_directory, may_use_apt, remove_if_there, succeeds};
-use crate::environment::{NATS_2_9_VARIABLE, NATS_C_VARIABLE, nats_2_9_server};
+use crate::environment::{NATS_2_9_VARIABLE, NATS_C_VARIABLE, PROMETHEUS_VARIABLE, nats_2_9_server};
 use crate::error::Error;
 use crate::step::{run_command, run_command_in};
 
 pub(super) const NATS_2_9: &str = "the nats-server of Debian 12";
+pub(super) const PROMETHEUS: &str = "the Prometheus of Debian 12, with promtool";
 pub(super) const NATS_C: &str = "the C client of Debian 12";
 
 pub(super) fn install_nats_2_9(installation: &Installation) -> Result<(), Error> {
@@ -45,6 +46,19 @@ pub(super) fn install_nats_c(installation: &Installation) -> Result<(), Error> {
         what: NATS_C,
         reason: format!(
             "{reason}; name a directory of your own, with include/nats/nats.h and lib/libnats.so, in {NATS_C_VARIABLE}"
+        ),
+    })
+}
+
+/// Go programs that need nothing beside the C library, so that the package alone is enough.
+pub(super) fn install_prometheus(installation: &Installation) -> Result<(), Error> {
+    if env::var_os(PROMETHEUS_VARIABLE).is_some() {
+        return Ok(());
+    }
+    unpack(&["prometheus"], &installation.directory, |reason| Error::CannotBeHad {
+        what: PROMETHEUS,
+        reason: format!(
+            "{reason}; name a directory of your own with prometheus and promtool in {PROMETHEUS_VARIABLE}"
         ),
     })
 }

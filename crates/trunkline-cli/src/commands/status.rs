@@ -4,6 +4,7 @@
 //! other NATS server is connected to, and the round trip of a PING is the answer.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 use trunkline::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
 use trunkline::backend::{Backend as _, PublishError};
 use trunkline::config::{Backend, Config, NatsUrl};
+use trunkline::health::{BACKEND, HealthCheck, HealthStatus, MEMORY, SystemHealth};
 use trunkline_server::admin::{ComponentJson, ComponentState, ResourcesJson};
 use url::Url;
 
@@ -85,7 +87,7 @@ pub(crate) struct StatusArgs {
     #[arg(long, value_name = "TOKEN", conflicts_with = "url")]
     token: Option<String>,
 
-    /// One JSON document: ready, status, reason, server, resources, components
+    /// One JSON document: ready, status, reason, component, version, uptime, checks, server, resources, components
     #[arg(long)]
     json: bool,
 }
@@ -135,6 +137,11 @@ struct Report {
     status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Who answered, and as it says of itself: its version, seconds since its start, and what it looked at.
+    component: String,
+    version: String,
+    uptime: Option<u64>,
+    checks: BTreeMap<String, HealthCheck>,
     /// The address that was asked.
     asked: String,
     #[serde(rename = "roundTripMicros")]
@@ -273,10 +280,16 @@ async fn over_http(url: &Url, limit: Duration) -> Result<Report, StatusError> {
         health = http::get(url, "/healthz", limit).await?;
     }
     let round_trip_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let said: Value = serde_json::from_slice(&health.body).unwrap_or_default();
-    let text = |pointer: &str| said.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     let ready = health.status == 200;
-    let status = text("/status").unwrap_or_else(|| if ready { "ok" } else { "not ready" }.to_owned());
+    let error = serde_json::from_slice(&health.body).ok();
+    let error = error.and_then(|said: Value| said.get("error")?.as_str().map(str::to_owned));
+    let said: SystemHealth = serde_json::from_slice(&health.body).unwrap_or_default();
+    let status = match said.status.as_str() {
+        "" => if ready { "ok" } else { "not ready" }.to_owned(),
+        status => status.to_owned(),
+    };
+    // A component that is not ready is told as what it is, further down.
+    let bus_ready = ready || (!said.checks.is_empty() && bus_is_well(&said));
     let facts = http::get(url, "/varz", limit).await?;
     let server = match serde_json::from_slice(&facts.body) {
         Ok(Value::Object(server)) if facts.status == 200 => server,
@@ -284,15 +297,27 @@ async fn over_http(url: &Url, limit: Duration) -> Result<Report, StatusError> {
     };
     Ok(Report {
         ready,
-        bus_ready: ready,
+        bus_ready,
         status,
-        reason: text("/checks/backend/reason").or_else(|| text("/error")),
+        reason: said.reason.or(error),
+        component: said.component,
+        version: said.version,
+        uptime: said.uptime,
+        checks: said.checks,
         asked: url.as_str().trim_end_matches('/').to_owned(),
         round_trip_micros,
         server,
         resources: None,
         components: Vec::new(),
     })
+}
+
+/// Whether all that is not well is components.
+fn bus_is_well(health: &SystemHealth) -> bool {
+    let ok = |(name, check): (&String, &HealthCheck)| {
+        name.starts_with("component.") || name == MEMORY || check.status() == HealthStatus::Ok
+    };
+    health.checks.iter().all(ok)
 }
 
 async fn over_nats(url: &NatsUrl, options: NatsOptions, limit: Duration) -> Result<Report, StatusError> {
@@ -322,11 +347,17 @@ async fn over_nats(url: &NatsUrl, options: NatsOptions, limit: Duration) -> Resu
         true => ("shutting down", false),
         false => ("ok", true),
     };
+    let connection = HealthCheck::of_backend(&backend.status().borrow().clone());
     Ok(Report {
         ready,
         bus_ready: ready,
         status: status.to_owned(),
         reason: None,
+        component: "nats-server".to_owned(),
+        version: info.version.clone(),
+        // It tells that to nobody who is only a client.
+        uptime: None,
+        checks: BTreeMap::from([(BACKEND.to_owned(), connection)]),
         asked: url.to_string(),
         round_trip_micros,
         server,

@@ -1,54 +1,56 @@
 //! HTTP where there is no embedded server, because clients are with the NATS servers themselves: probes, and what runs
 //! beside the bus.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::HeaderMap;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trunkline::Bus;
-use trunkline::backend::Backend;
 use trunkline::config::Config;
+use trunkline::health::{HealthCheck, SystemHealth};
 use trunkline::observe::{self, Observer};
-use trunkline::status::BackendStatus;
+use trunkline::{Bus, Message, PublishError, PublishOptions};
 
 use super::api::answer::{ApiError, ok};
 use super::api::{Token, Views, conversations, token_guard, views};
-use super::{Bounds, dashboard, host, json as document, serve};
+use super::metrics::{Process, of_bus};
+use super::{Bounds, dashboard, host, json, readiness, serve};
 use crate::admin::{BASE, ComponentsJson, Problem};
 use crate::auth::AuthOptions;
-use crate::health::Readiness;
+use crate::health::{Speaker, broadcast, component_checks};
 use crate::options::Limits;
 use crate::server::{Exposure, StartError, bind, local_address};
 use crate::tls::{Plan, TlsError, TlsOptions};
+
+/// Who speaks: `trunkline up`, which is no server here.
+const COMPONENT: &str = "trunkline";
+/// How often the health of the bus is told where nothing changes.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How to start a [`BesideServer`].
 pub struct BesideOptions<'a> {
     /// Where it listens, and for whom; section `server`.
     pub config: &'a Config,
-    /// The bus that the dashboard looks at.
+    /// The bus of this process: for the dashboard, `/readyz`, `/metrics` and `{root}.system.health`.
     pub bus: &'a Bus,
-    /// How the backend is, for `/readyz`.
-    pub backend_status: watch::Receiver<BackendStatus>,
     /// What runs beside the bus, for `/api/v1/components`.
     pub components: watch::Receiver<ComponentsJson>,
     /// What sees the messages of the bus, for `/api/v1/conversations` and `/api/v1/observations`; it is run here. `None`
     /// records nothing.
     pub observer: Option<Arc<Observer>>,
-    /// Where libraries report what they see.
-    pub backend: Arc<dyn Backend>,
 }
 
-/// `/healthz`, `/readyz`, the dashboard and what it shows of `/api/v1`, over HTTP. Dropping it stops it without waiting.
+/// `/healthz`, `/readyz`, `/metrics`, the dashboard and what it shows of `/api/v1`, over HTTP; and the health of the bus,
+/// told on `{root}.system.health`. Dropping it stops it without waiting.
 pub struct BesideServer {
     address: SocketAddr,
     secure: bool,
@@ -88,13 +90,22 @@ impl BesideServer {
         let listener = bind(wanted, "server.http", rule)?;
         let address = local_address(&listener, wanted, "server.http")?;
         let loopback = address.ip().is_loopback();
-        let (observer, backend) = (options.observer.clone(), options.backend.clone());
-        let app = router(options, token.clone(), !loopback);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        if let Some(observer) = observer {
+        if let Some(observer) = options.observer.clone() {
+            let backend = options.bus.backend().clone();
             tasks.spawn(observer.clone().run(stop.clone()));
             tasks.spawn(observe::collect(observer, backend, stop.clone()));
         }
+        let beside = Arc::new(Beside {
+            bus: options.bus.clone(),
+            components: options.components,
+            observer: options.observer,
+            started: Instant::now(),
+        });
+        let subject = beside.bus.topics().system().health().subject().clone();
+        let status = beside.bus.backend_status();
+        tasks.spawn(broadcast(beside.clone(), status, (subject, HEALTH_INTERVAL), stop.clone()));
+        let app = router(beside, token.clone(), !loopback);
         let bounds = Bounds::alone(&Limits::from(&server.limits));
         tasks.spawn(serve(listener, app, bounds, move || tls.http.get(), stop.clone(), tasks.clone()));
         Ok(Some(Self { address, secure, token, stop, tasks }))
@@ -130,22 +141,53 @@ impl Drop for BesideServer {
     }
 }
 
-fn router(options: BesideOptions<'_>, token: Token, any_host: bool) -> Router {
-    let (bus, status) = (options.bus.clone(), options.backend_status.clone());
+/// What the handlers know.
+struct Beside {
+    bus: Bus,
+    components: watch::Receiver<ComponentsJson>,
+    observer: Option<Arc<Observer>>,
+    started: Instant,
+}
+
+impl Beside {
+    fn health(&self, checks: BTreeMap<String, HealthCheck>) -> SystemHealth {
+        SystemHealth::new(COMPONENT, env!("CARGO_PKG_VERSION"), self.started.elapsed(), checks)
+    }
+}
+
+impl Speaker for Beside {
+    fn document(&self) -> SystemHealth {
+        let mut checks = component_checks(&self.components.borrow().components);
+        checks.extend(self.bus.checks());
+        self.health(checks)
+    }
+
+    async fn send(&self, message: Message) {
+        // Past the outbox: what was true then must not be told when the server is back.
+        match self.bus.backend().publish(message, PublishOptions::default()).outcome().await {
+            // The state has been logged, and there is nobody here to tell.
+            Ok(_) | Err(PublishError::NotConnected { .. } | PublishError::Closed) => {}
+            Err(error) => tracing::warn!(%error, "the health of the bus was not published"),
+        }
+    }
+}
+
+fn router(beside: Arc<Beside>, token: Token, any_host: bool) -> Router {
+    let (bus, status) = (beside.bus.clone(), beside.bus.backend_status());
     let telemetry = bus.telemetry().clone();
-    let seen = Views::new(bus, status, Some(telemetry), (None, options.observer.clone()));
-    let state = Beside { components: options.components, observer: options.observer };
+    let seen = Views::new(bus, status, Some(telemetry), (None, beside.observer.clone()));
     let api = Router::new()
         .route("/components", get(components))
-        .merge(conversations::routes(|beside: &Beside| beside.observer.clone()))
-        .with_state(state)
+        .merge(conversations::routes(|beside: &Arc<Beside>| beside.observer.clone()))
+        .with_state(beside.clone())
         .merge(views::router(Arc::new(seen)))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(token, token_guard));
     Router::new()
-        .route("/healthz", get(async || document(&json!({"status": "ok"}))))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(options.backend_status)
+        .route("/metrics", get(metrics))
+        .with_state(beside)
         .nest(BASE, api)
         .merge(dashboard::router())
         .layer(middleware::from_fn(move |request: Request, next: Next| async move {
@@ -156,34 +198,27 @@ fn router(options: BesideOptions<'_>, token: Token, any_host: bool) -> Router {
         }))
 }
 
-/// What the handlers of the API know.
-#[derive(Clone)]
-struct Beside {
-    components: watch::Receiver<ComponentsJson>,
-    observer: Option<Arc<Observer>>,
-}
-
-async fn components(State(beside): State<Beside>) -> Response {
+async fn components(State(beside): State<Arc<Beside>>) -> Response {
     ok(&*beside.components.borrow())
 }
 
-async fn readyz(State(status): State<watch::Receiver<BackendStatus>>) -> Response {
-    let backend = status.borrow().clone();
-    let readiness = Readiness::of(&backend.state);
-    let code = match readiness {
-        Readiness::Ok => StatusCode::OK,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
+async fn healthz(State(beside): State<Arc<Beside>>) -> Response {
+    json(&beside.health(BTreeMap::from([("process".to_owned(), HealthCheck::ok())])))
+}
+
+async fn readyz(State(beside): State<Arc<Beside>>) -> Response {
+    readiness(&beside.document())
+}
+
+async fn metrics(State(beside): State<Arc<Beside>>, headers: HeaderMap) -> Response {
+    let process = Process {
+        uptime: beside.started.elapsed(),
+        memory: beside.bus.backend().memory().unwrap_or_default(),
+        backend: beside.bus.status().backend,
+        health: beside.document(),
+        components: beside.components.borrow().components.clone(),
     };
-    let check = json!({
-        "status": readiness,
-        "backend": backend.backend.to_string(),
-        "server": backend.server,
-        "state": backend.state.as_str(),
-        "reason": backend.state.reason(),
-    });
-    let version = env!("CARGO_PKG_VERSION");
-    (code, document(&json!({"status": readiness, "version": version, "checks": {"backend": check}})))
-        .into_response()
+    of_bus(&beside.bus, process, headers).await
 }
 
 async fn not_found(uri: axum::http::Uri) -> ApiError {

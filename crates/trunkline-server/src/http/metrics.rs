@@ -1,91 +1,80 @@
-//! `/metrics`: counters and gauges in OpenMetrics text, read when somebody scrapes.
+//! `/metrics`: counters, gauges and histograms, read when somebody scrapes.
 //!
 //! Names are `trunkline_<noun>_<unit>[_total]`; where a bus in this process counts the same thing, the server's name
 //! begins with `trunkline_server_`. Labels are names from the configuration, never subjects or ids.
 
+mod format;
+mod page;
+mod process;
+mod streams;
+
 use std::fmt::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use trunkline::backend::memory::HubStats;
-use trunkline::backend::{ConsumerInfo, StreamInfo, Streams};
-use trunkline::memory::Holding;
-use trunkline::status::{BackendState, BackendStatus};
+use trunkline::{Bus, Telemetry};
 
+use self::page::Page;
+pub(super) use self::process::Process;
+use self::streams::StreamsSnapshot;
 use super::{Monitor, aside, internal};
 use crate::auth::Failure;
-use crate::bridge::Bridge;
+use crate::health::Speaker as _;
 use crate::outbox::SlowBy;
-use crate::process::Usage;
 use crate::shared::{Closed, Shared, Totals};
 
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// Most streams, and most consumers, that have series of their own; how many are left out is a metric itself.
-const SERIES_MAX: usize = 1000;
-/// Longest wait for what the backend of a bridge says of its streams.
-const ASKING_MAX: Duration = Duration::from_secs(1);
-/// Every word that [`BackendState::as_str`] has.
-const BACKEND_STATES: [&str; 5] = ["connecting", "ok", "degraded", "disconnected", "closed"];
-
-pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>) -> Response {
+pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>, headers: HeaderMap) -> Response {
     let streams = match &monitor.shared.bridge {
         None => StreamsSnapshot::take(&*monitor.shared.hub).await,
-        Some(bridge) => StreamsSnapshot::of_bridge(bridge).await,
+        Some(bridge) => StreamsSnapshot::of_backend(&*bridge.backend).await,
     };
     aside(move || {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Snapshot::take(&monitor, streams)));
-        if let Some(telemetry) = &monitor.telemetry {
-            telemetry.register(&mut registry);
-        }
-        let mut body = String::new();
-        match text::encode(&mut body, &registry) {
-            Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response(),
-            Err(error) => internal(&error),
-        }
+        let snapshot = Snapshot::take(&monitor, streams);
+        answer(Box::new(snapshot), monitor.telemetry.as_ref(), &headers)
     })
     .await
 }
 
-#[derive(Debug, Default)]
-struct StreamsSnapshot {
-    streams: Vec<StreamInfo>,
-    /// With the name of the stream.
-    consumers: Vec<(String, ConsumerInfo)>,
-    omitted: usize,
+/// As [`metrics`], where no server is in this process: of the bus alone.
+pub(super) async fn of_bus(bus: &Bus, process: Process, headers: HeaderMap) -> Response {
+    let streams = StreamsSnapshot::of_backend(&**bus.backend()).await;
+    let telemetry = bus.telemetry().clone();
+    aside(move || answer(Box::new(OfBus { process, streams }), Some(&telemetry), &headers)).await
 }
 
-impl StreamsSnapshot {
-    /// Nothing while the backend is away: whoever scrapes must not wait for it.
-    async fn of_bridge(bridge: &Bridge) -> Self {
-        match bridge.backend.streams() {
-            Ok(streams) => tokio::time::timeout(ASKING_MAX, Self::take(streams)).await.unwrap_or_default(),
-            Err(_) => Self::default(),
-        }
+fn answer(collector: Box<dyn Collector>, telemetry: Option<&Telemetry>, headers: &HeaderMap) -> Response {
+    let mut registry = Registry::default();
+    registry.register_collector(collector);
+    if let Some(telemetry) = telemetry {
+        telemetry.register(&mut registry);
     }
+    let mut body = String::new();
+    match text::encode(&mut body, &registry) {
+        Ok(()) => format::negotiate(headers, body),
+        Err(error) => internal(&error),
+    }
+}
 
-    async fn take(all: &dyn Streams) -> Self {
-        let mut snapshot = Self { streams: all.list().await.unwrap_or_default(), ..Self::default() };
-        for stream in &snapshot.streams {
-            for consumer in &stream.consumers {
-                if snapshot.consumers.len() == SERIES_MAX {
-                    snapshot.omitted += 1;
-                } else if let Ok(Some(info)) = all.consumer_info(&stream.config.name, consumer).await {
-                    snapshot.consumers.push((stream.config.name.clone(), info));
-                }
-            }
-        }
-        snapshot.omitted += snapshot.streams.len().saturating_sub(SERIES_MAX);
-        snapshot.streams.truncate(SERIES_MAX);
-        snapshot
+/// Everything that is shown where no server is.
+#[derive(Debug)]
+struct OfBus {
+    process: Process,
+    streams: StreamsSnapshot,
+}
+
+impl Collector for OfBus {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let mut page = Page(encoder);
+        self.process.encode(&mut page)?;
+        self.streams.encode(&mut page)
     }
 }
 
@@ -97,8 +86,7 @@ struct Snapshot {
     hub: HubStats,
     subscriptions: u64,
     streams: StreamsSnapshot,
-    backend: BackendStatus,
-    usage: Usage,
+    process: Process,
 }
 
 impl Snapshot {
@@ -109,8 +97,13 @@ impl Snapshot {
             hub: shared.hub.stats(),
             subscriptions: shared.subscriptions(),
             streams,
-            backend: monitor.health.backend(),
-            usage: Usage::now(),
+            process: Process {
+                uptime: shared.uptime(),
+                memory: shared.memory.clone(),
+                backend: monitor.health.backend(),
+                health: monitor.health.document(),
+                components: monitor.health.components(),
+            },
             shared,
         }
     }
@@ -119,74 +112,19 @@ impl Snapshot {
 impl Collector for Snapshot {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let mut page = Page(encoder);
-        self.encode_process(&mut page)?;
-        self.encode_connections(&mut page)?;
-        self.encode_messages(&mut page)?;
-        self.encode_streams(&mut page)?;
-        self.encode_consumers(&mut page)
-    }
-}
-
-impl Snapshot {
-    fn encode_process(&self, page: &mut Page<'_>) -> Result<(), Error> {
-        page.info("trunkline_build", "What is running", &[("version", env!("CARGO_PKG_VERSION"))])?;
-        page.gauge(
-            "trunkline_uptime_seconds",
-            "Since the server started",
-            self.shared.uptime().as_secs_f64(),
-        )?;
-        let memory = self.usage.resident_bytes as f64;
-        page.gauge("trunkline_process_resident_memory_bytes", "Memory of the process", memory)?;
-        page.counter_seconds(
-            "trunkline_process_cpu_seconds",
-            "CPU time of the process",
-            self.usage.cpu.as_secs_f64(),
-        )?;
-        let backend = self.backend.backend.as_str();
-        let state = self.backend.state.as_str();
-        page.family(
-            "trunkline_backend_state",
-            "1 for the state that the backend in use is in",
-            MetricType::Gauge,
-            BACKEND_STATES.map(|known| ([("backend", backend), ("state", known)], u64::from(known == state))),
-        )?;
-        self.encode_memory(page)?;
-        let degraded = matches!(self.backend.state, BackendState::Degraded { .. });
-        page.gauge(
-            "trunkline_backend_degraded",
-            "1 while the server runs on the fallback",
-            f64::from(u8::from(degraded)),
-        )
-    }
-
-    /// What buffers hold, and what they may.
-    fn encode_memory(&self, page: &mut Page<'_>) -> Result<(), Error> {
-        let memory = &self.shared.memory;
-        page.gauge("trunkline_memory_used_bytes", "Memory of all buffers together", memory.used() as f64)?;
-        page.family(
-            "trunkline_memory_held_bytes",
-            "Memory of buffers, by what it is held for",
-            MetricType::Gauge,
-            Holding::ALL.map(|what| ([("holding", what.as_str())], memory.held(what) as u64)),
-        )?;
-        if let (Some(configured), Some(limit)) = (memory.configured(), memory.limit()) {
-            let help = "Most memory of the process (runtime.resources.memory)";
-            page.gauge("trunkline_memory_configured_bytes", help, configured as f64)?;
-            let help = "Most memory of all buffers together: what the process leaves for them";
-            page.gauge("trunkline_memory_limit_bytes", help, limit as f64)?;
-        }
-        page.counter(
-            "trunkline_memory_exceeded",
-            "How often somebody had to give way, or was refused, for want of memory",
-            memory.exceeded(),
-        )?;
+        self.process.encode(&mut page)?;
         page.counter(
             "trunkline_stream_discarded_messages",
             "Messages that streams gave up for want of memory, before their own limits would have removed them",
             self.hub.discarded,
-        )
+        )?;
+        self.encode_connections(&mut page)?;
+        self.encode_messages(&mut page)?;
+        self.streams.encode(&mut page)
     }
+}
 
+impl Snapshot {
     fn encode_connections(&self, page: &mut Page<'_>) -> Result<(), Error> {
         let shared = &self.shared;
         page.gauge("trunkline_connections", "Connections now", shared.connections() as f64)?;
@@ -287,88 +225,5 @@ impl Snapshot {
             hub.delivered,
         )?;
         page.counter("trunkline_hub_dropped_messages", "Deliveries dropped in this process", hub.dropped)
-    }
-
-    fn encode_streams(&self, page: &mut Page<'_>) -> Result<(), Error> {
-        let streams = &self.streams.streams;
-        let mut family = |name, help, of: fn(&StreamInfo) -> u64| {
-            let rows = streams.iter().map(|stream| ([("stream", stream.config.name.as_str())], of(stream)));
-            page.family(name, help, MetricType::Gauge, rows)
-        };
-        family("trunkline_stream_messages", "Messages kept", |stream| stream.messages)?;
-        family("trunkline_stream_bytes", "Bytes kept", |stream| stream.bytes)?;
-        let help = "Streams and consumers without series of their own, because there are too many";
-        page.gauge("trunkline_series_omitted", help, self.streams.omitted as f64)
-    }
-
-    fn encode_consumers(&self, page: &mut Page<'_>) -> Result<(), Error> {
-        let consumers = &self.streams.consumers;
-        let mut family = |name, help, kind, of: fn(&ConsumerInfo) -> u64| {
-            let rows = consumers.iter().map(|(stream, info)| {
-                ([("stream", stream.as_str()), ("consumer", info.config.name.as_str())], of(info))
-            });
-            page.family(name, help, kind, rows)
-        };
-        use MetricType::{Counter, Gauge};
-        family("trunkline_consumer_members", "Members now", Gauge, |info| info.members)?;
-        family("trunkline_consumer_pending_messages", "Handed out and not settled", Gauge, |info| {
-            info.pending
-        })?;
-        family("trunkline_consumer_lag_messages", "Never handed out yet", Gauge, |info| info.lag)?;
-        family("trunkline_consumer_redelivered_messages", "Repeated deliveries", Counter, |info| {
-            info.redelivered
-        })?;
-        family(
-            "trunkline_consumer_missed_messages",
-            "Removed by limits before they were settled",
-            Counter,
-            |info| info.missed,
-        )
-    }
-}
-
-/// The answer being written.
-struct Page<'a>(DescriptorEncoder<'a>);
-
-impl Page<'_> {
-    fn gauge(&mut self, name: &str, help: &str, value: f64) -> Result<(), Error> {
-        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), Error> {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
-    }
-
-    fn counter_seconds(&mut self, name: &str, help: &str, value: f64) -> Result<(), Error> {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
-    }
-
-    fn info(&mut self, name: &str, help: &str, labels: &[(&str, &str)]) -> Result<(), Error> {
-        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
-    }
-
-    /// One series for each set of labels; nothing at all for none, as a family without series is not valid.
-    fn family<L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        kind: MetricType,
-        rows: impl IntoIterator<Item = (L, u64)>,
-    ) -> Result<(), Error> {
-        let mut rows = rows.into_iter().peekable();
-        if rows.peek().is_none() {
-            return Ok(());
-        }
-        let mut metric = self.0.encode_descriptor(name, help, None, kind)?;
-        for (labels, value) in rows {
-            let mut series = metric.encode_family(&labels)?;
-            match kind {
-                MetricType::Counter => series.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
-                _ => series.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX))?,
-            }
-        }
-        Ok(())
     }
 }

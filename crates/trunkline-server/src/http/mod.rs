@@ -30,8 +30,9 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use serde::Serialize;
 use trunkline::Telemetry;
+use trunkline::health::SystemHealth;
 
-use crate::health::{Health, Readiness};
+use crate::health::{Health, Speaker as _, is_ready};
 use crate::process::CpuShare;
 use crate::shared::Shared;
 
@@ -45,7 +46,7 @@ const ENDPOINTS: [(&str, &str); 12] = [
     ("/dashboard", "all of this to look at; needs the admin token"),
     ("/healthz", "whether the server is alive"),
     ("/readyz", "whether it can do what the configuration promises"),
-    ("/metrics", "metrics, in OpenMetrics text"),
+    ("/metrics", "metrics, for Prometheus"),
     ("/varz", "the server"),
     ("/connz", "its connections"),
     ("/subsz", "its subscriptions"),
@@ -64,6 +65,8 @@ pub(crate) struct Monitor {
     telemetry: Option<Telemetry>,
     /// Where it is served.
     address: SocketAddr,
+    /// `/healthz` answers as nats-server's does, and no more.
+    nats_probes: bool,
     /// Requests for each of [`ENDPOINTS`].
     requests: [AtomicU64; ENDPOINTS.len()],
     cpu: CpuShare,
@@ -74,9 +77,17 @@ impl Monitor {
         shared: Arc<Shared>,
         health: Arc<Health>,
         telemetry: Option<Telemetry>,
-        address: SocketAddr,
+        (address, nats_probes): (SocketAddr, bool),
     ) -> Self {
-        Self { shared, health, telemetry, address, requests: Default::default(), cpu: CpuShare::new() }
+        Self {
+            shared,
+            health,
+            telemetry,
+            address,
+            nats_probes,
+            requests: Default::default(),
+            cpu: CpuShare::new(),
+        }
     }
 
     fn count_request(&self, path: &str) {
@@ -136,22 +147,26 @@ async fn index() -> Html<String> {
 
 /// The server is alive when it answers, whatever has become of the backend: restarting it would help nobody. How the
 /// backend is stands beside that where it is not well.
-async fn healthz(State(monitor): State<Arc<Monitor>>) -> impl IntoResponse {
+async fn healthz(State(monitor): State<Arc<Monitor>>) -> Response {
+    if monitor.nats_probes {
+        return ([(header::CONTENT_TYPE, "application/json")], r#"{"status":"ok"}"#).into_response();
+    }
     let state = monitor.health.backend().state;
-    let body = match state.is_ready() {
-        true => r#"{"status":"ok"}"#.to_owned(),
-        false => format!(r#"{{"status":"ok","backend":"{}"}}"#, state.as_str()),
-    };
-    ([(header::CONTENT_TYPE, "application/json")], body)
+    let mut document = serde_json::to_value(monitor.health.alive()).unwrap_or_default();
+    if let (false, Some(fields)) = (state.is_ready(), document.as_object_mut()) {
+        fields.insert("backend".to_owned(), state.as_str().into());
+    }
+    // In one line, which is what probes show of it.
+    ([(header::CONTENT_TYPE, "application/json")], document.to_string()).into_response()
 }
 
 async fn readyz(State(monitor): State<Arc<Monitor>>) -> Response {
-    let document = monitor.health.document();
-    let status = match document.status {
-        Readiness::Ok => StatusCode::OK,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    (status, json(&document)).into_response()
+    readiness(&monitor.health.document())
+}
+
+fn readiness(health: &SystemHealth) -> Response {
+    let status = if is_ready(health) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, json(health)).into_response()
 }
 
 async fn not_found(request: Request) -> (StatusCode, String) {

@@ -1,12 +1,16 @@
 //! The HTTP side: what it answers, whom it refuses, and how little a bad client can take from it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::watch;
+use trunkline::MemoryBudget;
 use trunkline::backend::BackendKind;
+use trunkline::memory::{Charge, Holding};
 use trunkline::status::{BackendState, BackendStatus};
 use trunkline::topics::payload::SystemHealth;
+use trunkline_server::admin::{ComponentJson, ComponentState, ComponentsJson};
 
 use super::client::{Raw, get, http, json, within};
 use super::fixture::Fixture;
@@ -15,12 +19,15 @@ use super::fixture::Fixture;
 async fn probes_answer_in_the_shapes_that_tools_expect() {
     let mut fixture = Fixture::start().await;
     let alive = get(fixture.http(), "/healthz").await;
-    assert_eq!((alive.status, alive.body.as_str()), (200, r#"{"status":"ok"}"#));
+    assert_eq!(alive.status, 200);
     let ready = json(fixture.http(), "/readyz").await;
-    assert_eq!(ready["status"], "ok");
-    assert_eq!(ready["component"], "trunkline-server");
-    assert_eq!(ready["version"], env!("CARGO_PKG_VERSION"));
-    assert!(ready["uptime"].is_u64());
+    for (document, check) in [(alive.json(), "process"), (ready.clone(), "backend")] {
+        assert_eq!(document["status"], "ok");
+        assert_eq!(document["component"], "trunkline-server");
+        assert_eq!(document["version"], env!("CARGO_PKG_VERSION"));
+        assert!(document["uptime"].is_u64());
+        assert_eq!(document["checks"][check]["status"], "ok");
+    }
     assert_eq!(ready["checks"]["backend"]["backend"], "in_memory");
     assert_eq!(ready["checks"]["backend"]["state"], "ok");
     let index = get(fixture.http(), "/").await;
@@ -110,6 +117,89 @@ async fn a_change_of_health_does_not_wait_for_the_interval() {
     let changed =
         async { while broadcast(&mut raw).await["payload"]["checks"]["backend"]["reason"] != "gone" {} };
     within("a broadcast of the change", changed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_server_has_a_probe_of_its_own_shape() {
+    let fixture = Fixture::with(|options| options.nats_probes = true).await;
+    assert_eq!(get(fixture.http(), "/healthz").await.body, r#"{"status":"ok"}"#);
+}
+
+fn component(state: ComponentState) -> ComponentsJson {
+    let component = ComponentJson {
+        name: "search".to_owned(),
+        state,
+        waiting_for: Vec::new(),
+        pid: None,
+        restarts: 0,
+        since: "2026-11-22T10:15:30Z".to_owned(),
+        restart_at: None,
+        reason: (state == ComponentState::Failed).then(|| "exit code 3".to_owned()),
+    };
+    ComponentsJson { components: vec![component], ..ComponentsJson::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_component_that_fails_is_told_with_its_reason_everywhere_at_once() {
+    let (sender, receiver) = watch::channel(component(ComponentState::Ready));
+    let fixture = Fixture::with(|options| {
+        options.components = Some(receiver);
+        options.health_interval = Duration::from_secs(3600);
+    })
+    .await;
+    let mut raw = fixture.client().await;
+    raw.send("SUB nachos.system.health 1\r\nPING\r\n").await;
+    while raw.line().await != "PONG" {}
+    let metrics = get(fixture.http(), "/metrics").await.body;
+    assert!(metrics.contains("trunkline_component_ready{component=\"search\"} 1\n"), "{metrics}");
+    sender.send_replace(component(ComponentState::Failed));
+    let reason = "component.search: failed (exit code 3)";
+    let told = async { while broadcast(&mut raw).await["payload"]["reason"] != reason {} };
+    within("a broadcast of the change", told).await;
+    let answer = get(fixture.http(), "/readyz").await;
+    assert_eq!((answer.status, &answer.json()["status"]), (503, &Value::from("degraded")));
+    let metrics = get(fixture.http(), "/metrics").await.body;
+    for line in [
+        "trunkline_component_ready{component=\"search\"} 0",
+        "trunkline_health_check_ok{check=\"component.search\"} 0",
+        "trunkline_health_state{state=\"degraded\"} 1",
+        "trunkline_health_state{state=\"ok\"} 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in {metrics}");
+    }
+    sender.send_replace(component(ComponentState::Ready));
+    let told = async { while broadcast(&mut raw).await["payload"]["status"] != "ok" {} };
+    within("a broadcast of the end of it", told).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_near_its_limit_is_told_and_keeps_the_server_ready() {
+    let memory = Arc::new(MemoryBudget::new(64 << 20));
+    let budget = memory.clone();
+    let fixture = Fixture::with(|options| options.memory = Some(budget)).await;
+    assert_eq!(json(fixture.http(), "/readyz").await["checks"]["memory"]["status"], "ok");
+    // The server sets the limit by what the process leaves; most of whatever it is now.
+    let bytes = memory.limit().expect("there is one") / 100 * 94;
+    let charge = Charge::of(&memory, Holding::Streams, bytes);
+    let near = async {
+        loop {
+            let answer = get(fixture.http(), "/readyz").await;
+            let document = answer.json();
+            if document["status"] == "degraded" {
+                assert_eq!(answer.status, 200, "{document}");
+                break document;
+            }
+        }
+    };
+    let document = within("health that tells of memory", near).await;
+    let reason = document["reason"].as_str().expect("a reason");
+    assert!(
+        reason.starts_with("memory: buffers take ") && reason.contains("runtime.resources.memory"),
+        "{reason}"
+    );
+    drop(charge);
+    let well = async { while json(fixture.http(), "/readyz").await["status"] != "ok" {} };
+    within("room again", well).await;
 }
 
 async fn broadcast(raw: &mut Raw) -> Value {

@@ -7,7 +7,7 @@ use trunkline::Message;
 use trunkline::backend::memory::MemoryBackend;
 use trunkline::backend::{Backend, ConsumerConfig, PublishOptions, Start, StreamConfig, Streams};
 
-use super::client::{Raw, get};
+use super::client::{Raw, get, http};
 use super::fixture::Fixture;
 
 /// Series by name and labels.
@@ -35,7 +35,7 @@ fn parse(text: &str) -> Series {
                         finished.insert(last);
                     }
                     assert!(!finished.contains(name), "{name} is not in one piece");
-                    assert!(["counter", "gauge", "info"].contains(&value), "{line}");
+                    assert!(["counter", "gauge", "histogram", "info"].contains(&value), "{line}");
                 }
                 other => panic!("{other} in {line}"),
             }
@@ -44,12 +44,13 @@ fn parse(text: &str) -> Series {
         let (family, kind) = family.as_ref().expect("a type comes before its series");
         let (key, value) = line.rsplit_once(' ').expect("a name and a value");
         let (name, labels) = key.split_once('{').map_or((key, None), |(name, rest)| (name, Some(rest)));
-        let suffix = match kind.as_str() {
-            "counter" => "_total",
-            "info" => "_info",
-            _ => "",
+        let suffixes: &[&str] = match kind.as_str() {
+            "counter" => &["_total"],
+            "info" => &["_info"],
+            "histogram" => &["_sum", "_count", "_bucket"],
+            _ => &[""],
         };
-        assert_eq!(name, format!("{family}{suffix}"), "{line}");
+        assert!(suffixes.iter().any(|suffix| name == format!("{family}{suffix}")), "{line}");
         assert!(name.starts_with("trunkline_"), "{line}");
         assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{line}");
         for pair in labels.iter().flat_map(|labels| labels.strip_suffix('}').expect("labels end").split(','))
@@ -66,7 +67,8 @@ fn parse(text: &str) -> Series {
 }
 
 async fn scrape(fixture: &Fixture) -> Series {
-    let answer = get(fixture.http(), "/metrics").await;
+    let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: application/openmetrics-text\r\nConnection: close\r\n\r\n";
+    let answer = http(fixture.http(), ask).await;
     assert_eq!(answer.status, 200);
     let kind = answer.header("content-type");
     assert_eq!(kind, Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
@@ -130,6 +132,8 @@ async fn streams_and_consumers_have_series_of_their_own() {
     assert_eq!(fetched.deliveries.len(), 2);
     let found = scrape(&fixture).await;
     let labels = "{stream=\"audit\",consumer=\"siem\"}";
+    let oldest = found[&format!("trunkline_consumer_oldest_pending_seconds{labels}")];
+    assert!(oldest > 0.0 && oldest < 60.0, "{oldest}");
     for (name, expected) in [
         ("trunkline_stream_messages{stream=\"audit\"}".to_owned(), 3.0),
         (format!("trunkline_consumer_pending_messages{labels}"), 2.0),
@@ -154,4 +158,14 @@ async fn a_bus_in_this_process_is_shown_beside_the_server() {
     assert_eq!(found.get("trunkline_published_messages_total"), Some(&0.0));
     assert!(found.contains_key("trunkline_received_messages_total"), "the bus's");
     assert!(found["trunkline_server_received_messages_total"] > 0.0, "the bystander's");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_ask_for_open_metrics_gets_the_classic_format() {
+    let fixture = Fixture::start().await;
+    let answer = get(fixture.http(), "/metrics").await;
+    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert!(answer.body.contains("# TYPE trunkline_connections_accepted_total counter\n"), "{}", answer.body);
+    assert!(answer.body.contains("# TYPE trunkline_build_info gauge\n"), "{}", answer.body);
+    assert!(!answer.body.contains("# EOF"), "{}", answer.body);
 }

@@ -312,7 +312,9 @@ impl ConsumerBuilder {
     }
 
     fn rules(self) -> Rules {
+        let latencies = &self.bus.inner().telemetry.latencies;
         Rules {
+            meters: latencies.consumer(&self.stream, &self.config.name),
             bus: self.bus,
             stream: self.stream,
             consumer: self.config.name,

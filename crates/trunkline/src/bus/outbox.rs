@@ -344,7 +344,7 @@ impl Attempt {
             matches!(error, PublishError::OutcomeUnknown { .. } | PublishError::NotReplicated { .. });
         let keep = matches!(error, PublishError::NotConnected { .. }) || (unknown && entry.is_repeatable());
         if !keep {
-            telemetry.publish_errors.inc();
+            super::count_publish_error(telemetry, &error);
             return Err(error);
         }
         let mut queue = self.outbox.queue.lock();

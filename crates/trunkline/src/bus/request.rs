@@ -158,9 +158,13 @@ impl Bus {
     ) -> Result<Received, RequestError> {
         let telemetry = &self.inner().telemetry;
         telemetry.requests.inc();
+        let asked = Instant::now();
         let result = self.exchange(message, timeout).await;
-        if result.is_err() {
-            telemetry.request_errors.inc();
+        match &result {
+            Ok(_) => telemetry.latencies.requests.observe(asked.elapsed()),
+            Err(_) => {
+                telemetry.request_errors.inc();
+            }
         }
         result
     }

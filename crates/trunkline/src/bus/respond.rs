@@ -262,6 +262,7 @@ impl<S> RespondBuilder<S> {
         S::Error: Into<BoxError>,
         S::Future: Send,
     {
+        let meters = self.bus.inner().telemetry.latencies.responder(self.queue.as_deref());
         let mut builder = self.bus.subscribe(self.pattern).responder();
         if let Some(queue) = self.queue {
             builder = builder.queue(Token::new(queue)?);
@@ -275,6 +276,7 @@ impl<S> RespondBuilder<S> {
             concurrency: self.concurrency,
             streaming: self.streaming,
             kill: kill.clone(),
+            meters,
         };
         let task = inner.tasks.spawn(server.run(subscription, stop.clone()));
         Ok(Responder { stop, kill, task: Some(task) })

@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use crate::health::{HealthCheck, SystemHealth};
+
 /// Something a person said: `{root}.channel.{channel}.inbound`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -183,22 +185,6 @@ pub struct AuditRecord {
     pub target: Option<String>,
     /// What came of it, such as `allowed`, `denied` or `failed`.
     pub outcome: String,
-    /// The particulars.
-    #[serde(skip_serializing_if = "Value::is_null")]
-    pub details: Value,
-}
-
-/// How a component is: `{root}.system.health`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct SystemHealth {
-    /// Which component.
-    pub component: String,
-    /// `ok`, `degraded` or `down`.
-    pub status: String,
-    /// Why, when it is not well.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
     /// The particulars.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub details: Value,

@@ -182,6 +182,7 @@ pub(crate) async fn start(
     let mut options = ServerOptions {
         backend_status: Some(bus.backend_status()),
         telemetry: Some(bus.telemetry().clone()),
+        bus: Some(bus.clone()),
         backend: Some(bus.backend().clone()),
         admin_defaults: AdminDefaults::from(bus.options()),
         auth_source: Some(users.clone().beside(source)),
@@ -206,8 +207,7 @@ async fn start_beside(
     let (config, observer) = (&loaded.config, bus.options().observer.clone());
     // Several buses of one machine may be with NATS servers, and each of them works without a page about it.
     let may_do_without = config.components.is_empty() && loaded.origin("server.http") == Origin::Default;
-    let (backend_status, backend) = (bus.backend_status(), bus.backend().clone());
-    let options = BesideOptions { config, bus, backend_status, components, observer, backend };
+    let options = BesideOptions { config, bus, components, observer };
     match BesideServer::start(options).await {
         Err(error @ StartError::Bind { .. }) if may_do_without => {
             tracing::warn!(

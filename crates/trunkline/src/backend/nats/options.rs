@@ -32,7 +32,7 @@ pub struct NatsOptions {
     /// Longest wait for the outcome of a publish or a flush. Default 5 s.
     pub publish_timeout: Duration,
     /// How often a silent connection is probed; the third unanswered probe ends it, so that a stopped
-    /// server is noticed within three intervals. Default 700 ms, at least 10 ms.
+    /// server is noticed within three intervals. Default 600 ms, so that it is within two seconds; at least 10 ms.
     pub ping_interval: Duration,
     /// Most messages that wait for the reader of a subscription which does not say otherwise. Default 65536.
     pub max_pending: usize,
@@ -57,7 +57,7 @@ impl NatsOptions {
             inbox_prefix: "_INBOX".to_owned(),
             connect_timeout: Duration::from_secs(3),
             publish_timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_millis(700),
+            ping_interval: Duration::from_millis(600),
             max_pending: 65_536,
             stream_prefix: "atlas_bus".to_owned(),
             subject_root: "nachos".to_owned(),

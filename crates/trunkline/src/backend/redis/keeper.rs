@@ -1,4 +1,4 @@
-//! What keeps the connections of a link: looks at the servers every second, finds out who serves which slots, connects
+//! What keeps the connections of a link: looks at the servers often, finds out who serves which slots, connects
 //! to who is missing, and says in the status how all of it stands.
 
 use std::collections::{HashMap, HashSet};
@@ -17,8 +17,9 @@ use super::topology::{Health, LOOK_TIMEOUT, takes_writes};
 use crate::backend::Fut;
 use crate::status::BackendState;
 
-/// How often the servers are looked at, and how often while one is missing that may be replaced by another.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the servers are looked at, and how often while one is missing that may be replaced by another. Together with
+/// `LOOK_TIMEOUT` it is less than the two seconds within which a server that stands still must be known for it.
+const LOOK_INTERVAL: Duration = Duration::from_millis(800);
 const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
 /// How often the map of the slots is asked for where nothing seems to have changed.
 const MAP_INTERVAL: Duration = Duration::from_secs(3);

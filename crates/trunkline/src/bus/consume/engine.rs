@@ -348,6 +348,7 @@ where
                 "limits of the stream removed messages before they were handled"
             );
         }
+        self.telemetry.delivered.inc_by(fetched.deliveries.len() as u64);
         // Redeliveries come first: what was due when a fetch began and is not in it is not coming any more.
         let first_ones = fetched.deliveries.iter().any(|delivery| delivery.attempt == 1);
         self.backlog = fetched.deliveries.len() >= asked;
@@ -467,6 +468,7 @@ where
         // An answer that is missing counts as lost: the message comes again.
         let outcomes = outcomes.into_iter().chain(std::iter::repeat(Settled::LeaseLost));
         for (Settling { token, settle, key }, outcome) in batch.into_iter().zip(outcomes) {
+            self.telemetry.settled(settle, outcome);
             match (settle, outcome) {
                 (Settle::Progress, outcome) => self.renewed(&token, key.as_deref(), outcome),
                 (Settle::Ack | Settle::Term, Settled::Done) => {

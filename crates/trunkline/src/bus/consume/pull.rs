@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use trunkline_core::StreamOffset;
 use trunkline_core::redelivery::DeadReason;
 
-use super::work::Rules;
+use super::work::{Rules, sent};
 use crate::backend::{ConsumeError, Delivery, Member, Settle, Settled};
 use crate::bus::context::Context;
 use crate::bus::received::Received;
@@ -46,12 +46,17 @@ impl Puller {
         loop {
             let left = by.saturating_duration_since(Instant::now());
             let fetched = self.member.fetch(max.max(1), left).await?;
-            self.rules.bus.telemetry().missed.inc_by(fetched.missed);
+            let telemetry = self.rules.bus.telemetry();
+            telemetry.missed.inc_by(fetched.missed);
+            telemetry.delivered.inc_by(fetched.deliveries.len() as u64);
             let mut pulled = Vec::with_capacity(fetched.deliveries.len());
             for delivery in fetched.deliveries {
                 let received = Received::new(delivery.message.clone(), Some(delivery.offset));
                 match self.rules.admit(&delivery, &received).await {
-                    None => pulled.push(Pulled { puller: self.clone(), delivery, received }),
+                    None => {
+                        self.rules.meters.arrived(sent(&delivery, &received));
+                        pulled.push(Pulled { puller: self.clone(), delivery, received });
+                    }
                     Some(settle) => drop(self.settle(&delivery, settle).await?),
                 }
             }
@@ -72,6 +77,7 @@ impl Puller {
     async fn settle(&self, delivery: &Delivery, settle: Settle) -> Result<Settled, ConsumeError> {
         let outcomes = self.member.settle(vec![(delivery.token.clone(), settle)]).await?;
         let outcome = outcomes.first().copied().unwrap_or(Settled::LeaseLost);
+        self.rules.bus.telemetry().settled(settle, outcome);
         if outcome == Settled::LeaseLost {
             self.rules.bus.telemetry().leases_lost.inc();
         }

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{FutureExt as _, poll};
 use tower::{Service, ServiceExt as _};
@@ -18,7 +18,7 @@ use crate::bus::Bus;
 use crate::bus::handler::{BoxError, HandlerError, Retry, panic_text};
 use crate::bus::received::Received;
 use crate::observe::Handling;
-use crate::telemetry::{Counted, Telemetry};
+use crate::telemetry::{Counted, Meters, Telemetry, made};
 
 /// Shortest delay before a dead letter that could not be written is tried again.
 const DEAD_LETTER_DELAY_MIN: Duration = Duration::from_secs(1);
@@ -32,6 +32,13 @@ impl Drop for Unfinished<'_> {
     }
 }
 
+/// When the message was made, or stored where it does not say. Only of a first delivery: later ones tell of the backoff.
+pub(super) fn sent(delivery: &Delivery, received: &Received) -> Option<SystemTime> {
+    let envelope = received.envelope();
+    let made = || made(envelope.and_then(|envelope| envelope.timestamp)).unwrap_or(delivery.time);
+    (delivery.attempt == 1).then(made)
+}
+
 /// What all deliveries of a consumer have in common.
 #[derive(Debug)]
 pub(super) struct Rules {
@@ -41,6 +48,7 @@ pub(super) struct Rules {
     pub(super) retry: RetryPolicy,
     /// Longest time a handler may take; then it has failed.
     pub(super) max_handling: Duration,
+    pub(super) meters: Arc<Meters>,
 }
 
 impl Rules {
@@ -59,7 +67,9 @@ impl Rules {
             None => {
                 let handling = self.show(&delivery, &received);
                 let delivered = Delivered::new(self.bus.clone(), &delivery, received);
+                let running = self.meters.begin(sent(&delivery, delivered.received()));
                 let result = self.handle(delivered, service).await;
+                drop(running);
                 let settle = self.conclude(&delivery, self.ending(&delivery, &result)).await;
                 if let Some(handling) = handling {
                     handling.settled(&settle, result.err().map(|error| error.to_string()));

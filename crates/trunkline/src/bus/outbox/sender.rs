@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::queue::{Entry, Next, Place};
 use super::{Outbox, Refused, is_connected};
 use crate::backend::{Fut, PublishError, PublishOptions, Publishing, Receipt};
+use crate::bus::count_publish_error;
 
 /// Most messages under way at once.
 const UNDER_WAY_MAX: usize = 256;
@@ -221,7 +222,7 @@ impl Outbox {
                 self.telemetry.published.inc();
             }
             Err(error) => {
-                self.telemetry.publish_errors.inc();
+                count_publish_error(&self.telemetry, error);
                 if matches!(error, PublishError::OutcomeUnknown { .. }) {
                     self.telemetry.outbox_unknown.inc();
                     tracing::warn!(

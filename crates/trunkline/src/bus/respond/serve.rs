@@ -19,7 +19,7 @@ use crate::bus::handler::{BoxError, HandlerError, error_reply, panic_text};
 use crate::bus::received::Received;
 use crate::bus::subscribe::{Event, Subscription};
 use crate::observe::Outcome;
-use crate::telemetry::Counted;
+use crate::telemetry::{Counted, Meters, made};
 
 /// Longest wait of a responder that was stopped for the server to hear of it.
 const LEAVING: Duration = Duration::from_secs(2);
@@ -33,6 +33,7 @@ pub(super) struct Server<S> {
     pub(super) streaming: bool,
     /// Cancels the handlers.
     pub(super) kill: CancellationToken,
+    pub(super) meters: Arc<Meters>,
 }
 
 impl<S> Server<S>
@@ -91,7 +92,10 @@ where
             received,
         };
         let handling = request.bus.inner().witness.as_ref().and_then(|it| it.request(&request.received));
+        let meters = self.meters.clone();
+        let running = meters.begin(made(request.received.envelope().and_then(|envelope| envelope.timestamp)));
         let result = self.handle(request.clone()).await;
+        drop(running);
         if let Some(handling) = handling {
             // Before the reply goes out: whoever has it may look.
             match &result {
