@@ -25,6 +25,7 @@ mod ports_file;
 mod settings;
 mod show;
 mod supervisor;
+mod traces;
 mod unverified;
 
 use std::ffi::OsString;

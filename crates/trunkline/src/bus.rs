@@ -16,6 +16,7 @@ pub mod received;
 pub mod request;
 pub mod request_stream;
 pub mod respond;
+pub mod spans;
 pub mod stream;
 pub mod subscribe;
 
@@ -41,6 +42,7 @@ use crate::topics::Topics;
 use blocking::BlockingPublisher;
 use inbox::InboxSlot;
 use outbox::{Outbox, OutboxOptions, OutboxStatus};
+use spans::{Operation, Tracer};
 
 /// Longest wait for cancelled handlers at the end of a drain, the farewell of consumers included.
 const CANCELLED_WAIT: Duration = Duration::from_secs(3);
@@ -81,6 +83,8 @@ pub struct BusOptions {
     /// How much is kept of what is published while the server is away. `None`, the default, keeps nothing: such a publish
     /// is an error. Key `messaging.outbox`.
     pub outbox: Option<OutboxOptions>,
+    /// Where spans go. Default: what [`Tracer::make_default`] was called on, else nowhere.
+    pub tracer: Option<Tracer>,
 }
 
 impl Default for BusOptions {
@@ -102,6 +106,7 @@ impl Default for BusOptions {
             dead_letter_age: Duration::from_secs(30 * 24 * 3600),
             dead_letters_max: 1_000_000,
             outbox: None,
+            tracer: Tracer::default_one(),
         }
     }
 }
@@ -290,6 +295,11 @@ impl Bus {
 impl Inner {
     /// Publishes what an application gave.
     pub(crate) fn publish(self: &Arc<Self>, message: Message, options: PublishOptions) -> Publishing {
+        spans::publishing(self, Operation::Publish, message, |message| self.publish_unseen(message, options))
+    }
+
+    /// Publishes what an application gave, without a span of its own.
+    pub(crate) fn publish_unseen(self: &Arc<Self>, message: Message, options: PublishOptions) -> Publishing {
         match &self.outbox {
             // Whatever wants a reply has somebody who waits for it, and for no longer than that.
             Some(outbox)

@@ -12,6 +12,7 @@ use super::work::Rules;
 use crate::backend::{ConsumeError, Delivery, Member, Settle, Settled};
 use crate::bus::context::Context;
 use crate::bus::received::Received;
+use crate::bus::spans::Operation;
 use crate::envelope::DecodeError;
 
 /// A member of a consumer that is told what to do. Dropping it without [`Puller::leave`] leaves its deliveries to their
@@ -50,9 +51,10 @@ impl Puller {
             let mut pulled = Vec::with_capacity(fetched.deliveries.len());
             for delivery in fetched.deliveries {
                 let received = Received::new(delivery.message.clone(), Some(delivery.offset));
+                let received = self.rules.begin(Operation::Receive, &delivery, received);
                 match self.rules.admit(&delivery, &received).await {
                     None => pulled.push(Pulled { puller: self.clone(), delivery, received }),
-                    Some(settle) => drop(self.settle(&delivery, settle).await?),
+                    Some(settle) => drop(self.settle(&delivery, &received, settle).await?),
                 }
             }
             if !pulled.is_empty() || Instant::now() >= by {
@@ -69,9 +71,18 @@ impl Puller {
         self.member.leave().await
     }
 
-    async fn settle(&self, delivery: &Delivery, settle: Settle) -> Result<Settled, ConsumeError> {
+    async fn settle(
+        &self,
+        delivery: &Delivery,
+        received: &Received,
+        settle: Settle,
+    ) -> Result<Settled, ConsumeError> {
+        let span = received.hop().and_then(|hop| hop.settle(settle));
         let outcomes = self.member.settle(vec![(delivery.token.clone(), settle)]).await?;
         let outcome = outcomes.first().copied().unwrap_or(Settled::LeaseLost);
+        if let Some(span) = span {
+            span.settled(outcome);
+        }
         if outcome == Settled::LeaseLost {
             self.rules.bus.telemetry().leases_lost.inc();
         }
@@ -127,7 +138,7 @@ impl Pulled {
     /// # Errors
     /// No connection: the outcome is unknown.
     pub async fn ack(self) -> Result<Settled, ConsumeError> {
-        self.puller.settle(&self.delivery, Settle::Ack).await
+        self.puller.settle(&self.delivery, &self.received, Settle::Ack).await
     }
 
     /// Has it delivered again, after `delay`, or after the consumer's backoff.
@@ -136,7 +147,7 @@ impl Pulled {
     /// No connection: the outcome is unknown.
     pub async fn nak(self, delay: Option<Duration>) -> Result<Settled, ConsumeError> {
         let delay = delay.unwrap_or_else(|| self.puller.rules.retry.delay_after(self.delivery.attempt));
-        self.puller.settle(&self.delivery, Settle::Nak(delay)).await
+        self.puller.settle(&self.delivery, &self.received, Settle::Nak(delay)).await
     }
 
     /// Drops it: it is not delivered again, and leaves no dead letter.
@@ -144,7 +155,7 @@ impl Pulled {
     /// # Errors
     /// No connection: the outcome is unknown.
     pub async fn term(self) -> Result<Settled, ConsumeError> {
-        self.puller.settle(&self.delivery, Settle::Term).await
+        self.puller.settle(&self.delivery, &self.received, Settle::Term).await
     }
 
     /// Makes it a dead letter: it will never succeed.
@@ -153,7 +164,7 @@ impl Pulled {
     /// No connection: the outcome is unknown.
     pub async fn reject(self) -> Result<Settled, ConsumeError> {
         let settle = self.puller.rules.bury(&self.delivery, DeadReason::Rejected).await;
-        self.puller.settle(&self.delivery, settle).await
+        self.puller.settle(&self.delivery, &self.received, settle).await
     }
 
     /// Asks for another `ack_wait` of time.
@@ -161,6 +172,6 @@ impl Pulled {
     /// # Errors
     /// No connection: the outcome is unknown.
     pub async fn progress(&self) -> Result<Settled, ConsumeError> {
-        self.puller.settle(&self.delivery, Settle::Progress).await
+        self.puller.settle(&self.delivery, &self.received, Settle::Progress).await
     }
 }

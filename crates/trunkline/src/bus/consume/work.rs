@@ -17,6 +17,7 @@ use crate::backend::{Delivery, Settle};
 use crate::bus::Bus;
 use crate::bus::handler::{BoxError, HandlerError, Retry, panic_text};
 use crate::bus::received::Received;
+use crate::bus::spans::{self, Call, Operation};
 use crate::telemetry::{Counted, Telemetry};
 
 /// Shortest delay before a dead letter that could not be written is tried again.
@@ -53,16 +54,31 @@ impl Rules {
         let telemetry = &self.bus.inner().telemetry;
         let _running = Counted::one(&telemetry.handlers_running);
         let unfinished = Unfinished(telemetry);
-        let settle = match self.admit(&delivery, &received).await {
-            Some(settle) => settle,
-            None => {
-                let delivered = Delivered::new(self.bus.clone(), &delivery, received);
-                let ending = self.handle(&delivery, delivered, service).await;
-                self.conclude(&delivery, ending).await
+        let call = Call::of(received.hop().cloned());
+        let context = received.context();
+        // Its log lines, and the dead letter, belong to the message as what the handler does.
+        let work = spans::within(&received.clone(), &context, Some(delivery.attempt), async {
+            match self.admit(&delivery, &received).await {
+                Some(settle) => (settle, Err(("dead_letter", "delivered too often or too late".to_owned()))),
+                None => {
+                    let delivered = Delivered::new(self.bus.clone(), &delivery, received, context.clone());
+                    let (ending, outcome) = self.handle(&delivery, delivered, service).await;
+                    (self.conclude(&delivery, ending).await, outcome)
+                }
             }
-        };
+        });
+        let (settle, outcome) = work.await;
+        match outcome {
+            Ok(()) => call.succeed(),
+            Err((kind, text)) => call.fail(kind, &text),
+        }
         std::mem::forget(unfinished);
         settle
+    }
+
+    /// The same message, with the span of this delivery where spans are made.
+    pub(super) fn begin(&self, operation: Operation, delivery: &Delivery, received: Received) -> Received {
+        spans::deliver(self.bus.inner(), operation, &self.stream, &self.consumer, delivery, received)
     }
 
     /// Concludes a delivery that failed before it reached its handler.
@@ -89,15 +105,20 @@ impl Rules {
         }
     }
 
-    async fn handle<S>(&self, delivery: &Delivery, delivered: Delivered, service: S) -> Ending
+    /// Runs the handler: what its end calls for, and whether it failed, in a word and in words.
+    async fn handle<S>(
+        &self,
+        delivery: &Delivery,
+        delivered: Delivered,
+        service: S,
+    ) -> (Ending, Result<(), (&'static str, String)>)
     where
         S: Service<Delivered, Response = ()>,
         S::Error: Into<BoxError>,
     {
-        let context = delivered.context().clone();
         // Whatever the handler spawned and tied to this delivery ends with it.
         let spawned = delivered.end_of_work();
-        let handling = AssertUnwindSafe(context.scope(service.oneshot(delivered))).catch_unwind();
+        let handling = AssertUnwindSafe(service.oneshot(delivered)).catch_unwind();
         let mut handling = pin!(handling.map(|result| match result {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(HandlerError::from_service(error.into())),
@@ -109,15 +130,17 @@ impl Rules {
             Poll::Pending => tokio::time::timeout(self.max_handling, handling).await,
         };
         drop(spawned);
-        let error = match result {
+        let (kind, error) = match result {
             Ok(Ok(())) => {
                 self.bus.inner().telemetry.handled.inc();
-                return Ending::Succeeded;
+                return (Ending::Succeeded, Ok(()));
             }
-            Ok(Err(error)) => error,
-            Err(_) => HandlerError::new(format!("handler took longer than {:?}", self.max_handling)),
+            Ok(Err(error)) => ("handler", error),
+            Err(_) => {
+                ("timeout", HandlerError::new(format!("handler took longer than {:?}", self.max_handling)))
+            }
         };
-        self.failed(delivery, &error)
+        (self.failed(delivery, &error), Err((kind, error.to_string())))
     }
 
     /// Takes note of a failure, and of what it calls for.
