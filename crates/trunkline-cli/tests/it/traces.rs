@@ -177,12 +177,11 @@ fn every_conversation_of_the_demo_is_one_trace_from_channel_to_tool() {
 fn processes_share_a_trace_and_send_their_spans_before_they_end() {
     let (collector, server) = (Collector::start(), server());
     let url = server.url();
-    let mut reply =
-        start(collector.of(&["reply", "--url", &url, "work.echo", "--echo", "--count", "1"]), b"");
+    let mut reply = start(collector.of(&["reply", "--url", url, "work.echo", "--echo", "--count", "1"]), b"");
     reply.until_it_says("answering");
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let header = format!("traceparent: {PARENT}");
-    end(collector.of(&["request", "--url", &url, "work.echo", "hello", "--header", &header])).ok();
+    end(collector.of(&["request", "--url", url, "work.echo", "hello", "--header", &header])).ok();
     reply.end().ok();
     let all = spans(&collector.all());
     let paths = paths(&all);
@@ -192,6 +191,23 @@ fn processes_share_a_trace_and_send_their_spans_before_they_end() {
         let trace: String = span.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(trace, &PARENT[3..35]);
     }
+}
+
+#[test]
+fn a_command_for_each_request_finds_its_span_in_its_environment() {
+    let (collector, server) = (Collector::start(), server());
+    let url = server.url();
+    let exec = "sh -c 'cat >/dev/null; printf %s \"$TRACEPARENT\"'";
+    let arguments = ["reply", "--url", url, "work.parent", "--exec", exec, "--count", "1"];
+    let mut reply = start(collector.of(&arguments), b"");
+    reply.until_it_says("answering");
+    let parent = run(&["request", "--url", url, "work.parent", "x", "--raw"]).ok();
+    reply.end().ok();
+    let all = spans(&collector.all());
+    assert_eq!(all.len(), 1, "{:?}", paths(&all));
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let expected = format!("00-{}-{}-01", hex(&all[0].trace_id), hex(&all[0].span_id));
+    assert_eq!(String::from_utf8_lossy(&parent).trim_end(), expected);
 }
 
 #[test]
@@ -226,7 +242,7 @@ fn a_collector_that_is_away_is_one_warning_and_messages_flow() {
 
     let server = server();
     let url = server.url();
-    let mut publish = command(&["pub", "--url", &url, "a.b", "hello"]);
+    let mut publish = command(&["pub", "--url", url, "a.b", "hello"]);
     publish.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
     let ended = end(publish);
     assert!(ended.status.success(), "{ended:?}");
@@ -237,13 +253,13 @@ fn a_collector_that_is_away_is_one_warning_and_messages_flow() {
 fn a_protocol_that_is_not_spoken_is_said_and_harms_nobody() {
     let server = server();
     let url = server.url();
-    let mut publish = command(&["pub", "--url", &url, "a.b", "hello"]);
+    let mut publish = command(&["pub", "--url", url, "a.b", "hello"]);
     publish
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
         .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
     let ended = end(publish);
     assert!(ended.status.success() && ended.stderr.contains("http/protobuf only"), "{ended:?}");
     // And without any variable nothing is said.
-    let quiet = run(&["pub", "--url", &url, "a.b", "hello"]);
+    let quiet = run(&["pub", "--url", url, "a.b", "hello"]);
     assert!(quiet.status.success() && !quiet.stderr.contains("span"), "{quiet:?}");
 }

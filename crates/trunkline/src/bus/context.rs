@@ -87,8 +87,14 @@ impl Context {
 
     /// The W3C trace that it belongs to, 32 hexadecimal digits, if it belongs to one.
     pub fn trace_id(&self) -> Option<&str> {
-        let (_, value) = self.0.trace_headers.iter().find(|(name, _)| *name == spans::TRACEPARENT)?;
-        spans::trace_id(value)
+        spans::trace_id(self.traceparent()?)
+    }
+
+    /// The header of W3C trace context that is passed on, to take along where this library does not go. Where no spans are
+    /// made it is as it came, and may be anything.
+    pub fn traceparent(&self) -> Option<&str> {
+        let mut headers = self.0.trace_headers.iter();
+        headers.find(|(name, _)| *name == spans::TRACEPARENT).map(|(_, value)| value.as_str())
     }
 
     /// When nobody will want the answer any more.
