@@ -113,9 +113,13 @@ impl ExecCommand {
         limit: Duration,
     ) -> Result<Vec<u8>, ExecError> {
         let program = || self.program.clone();
+        // What makes spans in the command finds its parent in this variable, which is OpenTelemetry's for that.
+        let context = trunkline::Context::current();
+        let parent = context.as_ref().filter(|context| context.trace_id().is_some());
+        let parent = parent.and_then(trunkline::Context::traceparent).map(|value| ("TRACEPARENT", value));
         let mut child = Command::new(&self.program)
             .args(&self.arguments)
-            .envs(variables.iter().copied())
+            .envs(variables.iter().copied().chain(parent))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

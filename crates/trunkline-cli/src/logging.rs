@@ -1,16 +1,25 @@
 //! Logs on stderr: which lines, and how they look.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
+use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::format::{Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+use trunkline::Context;
 
 use crate::failure::{Explain, Kind};
 
 /// The environment variable that is asked when `--log-level` is not given.
 const VARIABLE: &str = "TRUNKLINE_LOG";
+
+/// The spans that the library has around handlers, for subscribers that know no other way to tell whose a line is.
+const HANDLERS_OFF: &str = "trunkline::handler=off";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -64,17 +73,106 @@ pub(crate) fn start(flag: Option<&str>, default: &str, format: LogFormat) -> Res
     };
     let filter =
         EnvFilter::builder().parse(&given).map_err(|source| LogFilterError { origin, given, source })?;
+    // What it would tell of each handled message stands in the lines themselves, and only where there is a line.
+    let filter = filter.add_directive(HANDLERS_OFF.parse().expect("a literal directive"));
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     // Errors here and below mean that logging was started before, which only tests in one process could do; it keeps
     // working then.
     let _ = FORMAT.set(format);
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = match format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal() && !no_color).try_init(),
+        LogFormat::Text => {
+            let ansi = std::io::stderr().is_terminal() && !no_color;
+            let look = Format::default().with_target(false).with_ansi(ansi);
+            lines.with_ansi(ansi).event_format(WithIds { lines: look, json: false }).try_init()
+        }
         LogFormat::Json => {
-            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+            let look = Format::default().json().with_target(false).flatten_event(true);
+            let look = look.with_current_span(false).with_span_list(false);
+            lines
+                .fmt_fields(tracing_subscriber::fmt::format::JsonFields::new())
+                .event_format(WithIds { lines: look, json: true })
+                .try_init()
         }
     };
     Ok(())
+}
+
+/// Lines that end with trace and conversation of the message being handled, where one is.
+struct WithIds<F> {
+    lines: F,
+    json: bool,
+}
+
+impl<S, N, F> FormatEvent<S, N> for WithIds<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let Some(message) = Context::current() else {
+            return self.lines.format_event(context, writer, event);
+        };
+        let mut line = String::new();
+        self.lines.format_event(context, Writer::new(&mut line), event)?;
+        writer.write_str(&with_ids(line, &message, self.json))
+    }
+}
+
+/// A line with the ids of the message being handled at its end.
+fn with_ids(mut line: String, message: &Context, json: bool) -> String {
+    let tail = if json { "}\n" } else { "\n" };
+    let Some(end) = line.strip_suffix(tail).map(str::len) else { return line };
+    line.truncate(end);
+    let ids =
+        [("trace_id", message.trace_id()), ("conversation_id", message.trace().conversation_id.as_deref())];
+    for (name, id) in ids {
+        let Some(id) = id else { continue };
+        // An id may be anything that a client has sent.
+        let _ = match json {
+            true => write!(line, ",\"{name}\":{}", serde_json::Value::from(id)),
+            false if id.chars().all(|c| c.is_ascii_graphic() && c != '"') => write!(line, " {name}={id}"),
+            false => write!(line, " {name}={id:?}"),
+        };
+    }
+    line + tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_stand_at_the_end_of_a_line_whatever_they_are() {
+        let bus = trunkline::Bus::in_memory();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let context = |conversation: &str| {
+            let conversation = conversation.to_owned();
+            runtime.block_on(async {
+                let mut live = bus.subscribe("a".parse().unwrap()).await.unwrap();
+                let topic: trunkline::Topic<u8> = trunkline::Topic::new("a".parse().unwrap());
+                let header = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+                let publish = bus.publish(topic, &1).conversation(conversation).header("traceparent", header);
+                publish.await.unwrap();
+                live.next().await.and_then(trunkline::Event::into_message).unwrap().context()
+            })
+        };
+        let (plain, odd) = (context("c-1"), context("a \"b\"\n{"));
+        const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let text = with_ids("INFO said\n".to_owned(), &plain, false);
+        assert_eq!(text, format!("INFO said trace_id={TRACE} conversation_id=c-1\n"));
+        let text = with_ids("INFO said\n".to_owned(), &odd, false);
+        assert_eq!(text, format!("INFO said trace_id={TRACE} conversation_id={:?}\n", "a \"b\"\n{"));
+        let json = with_ids("{\"a\":{\"b\":1}}\n".to_owned(), &odd, true);
+        let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let expected = serde_json::json!({"a": {"b": 1}, "trace_id": TRACE, "conversation_id": "a \"b\"\n{"});
+        assert_eq!(read, expected);
+        assert_eq!(json.matches('\n').count(), 1);
+    }
 }

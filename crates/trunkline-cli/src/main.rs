@@ -26,6 +26,7 @@ mod settings;
 mod show;
 mod supervisor;
 mod trace;
+mod traces;
 mod unverified;
 
 use std::ffi::OsString;

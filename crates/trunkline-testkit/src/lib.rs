@@ -23,6 +23,7 @@ pub mod redis_server;
 pub mod redis_version;
 pub mod seeds;
 pub mod servers;
+pub mod spans;
 pub mod tcp_proxy;
 pub mod unusable_redis;
 

@@ -16,6 +16,7 @@ pub mod received;
 pub mod request;
 pub mod request_stream;
 pub mod respond;
+pub mod spans;
 pub mod stream;
 pub mod subscribe;
 
@@ -44,6 +45,7 @@ use crate::topics::Topics;
 use blocking::BlockingPublisher;
 use inbox::InboxSlot;
 use outbox::{Outbox, OutboxOptions, OutboxStatus};
+use spans::{Operation, Tracer};
 
 /// Longest wait for cancelled handlers at the end of a drain, the farewell of consumers included.
 const CANCELLED_WAIT: Duration = Duration::from_secs(3);
@@ -87,6 +89,8 @@ pub struct BusOptions {
     /// Where the bus shows what it publishes and how its handlers fare. `None`, the default, shows it to nobody. Key
     /// `observe.enabled`.
     pub observer: Option<Arc<Observer>>,
+    /// Where spans go. Default: what [`Tracer::make_default`] was called on, else nowhere.
+    pub tracer: Option<Tracer>,
 }
 
 impl Default for BusOptions {
@@ -109,6 +113,7 @@ impl Default for BusOptions {
             dead_letters_max: 1_000_000,
             outbox: None,
             observer: None,
+            tracer: Tracer::default_one(),
         }
     }
 }
@@ -357,6 +362,11 @@ impl Bus {
 impl Inner {
     /// Publishes what an application gave.
     pub(crate) fn publish(self: &Arc<Self>, message: Message, options: PublishOptions) -> Publishing {
+        spans::publishing(self, Operation::Publish, message, |message| self.publish_unseen(message, options))
+    }
+
+    /// Publishes what an application gave, without a span of its own.
+    pub(crate) fn publish_unseen(self: &Arc<Self>, message: Message, options: PublishOptions) -> Publishing {
         match &self.outbox {
             // Whatever wants a reply has somebody who waits for it, and for no longer than that.
             Some(outbox)

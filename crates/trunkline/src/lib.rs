@@ -59,11 +59,13 @@ pub use bus::received::Received;
 pub use bus::request::RequestError;
 pub use bus::request_stream::{RawReplyStream, ReplyStream, StreamReplyError};
 pub use bus::respond::{Reply, ReplySink, Request, RespondError, Responder, SinkError};
+pub use bus::spans::Tracer;
 pub use bus::stream::{Replay, Replayed, StreamHandle};
 pub use bus::subscribe::{Event, Subscription};
 pub use bus::{Bus, BusOptions, BusStatus};
 pub use envelope::{DecodeError, Envelope, Payload, Trace};
 pub use memory::{MemoryBudget, MemoryExhausted};
+pub use opentelemetry;
 pub use telemetry::{Counters, Telemetry};
 pub use topics::{Topic, Topics};
 pub use trunkline_core::{

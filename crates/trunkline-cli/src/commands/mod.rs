@@ -30,7 +30,8 @@ use crate::args::{Cli, Command};
 use crate::bench::{self, BenchError};
 use crate::failure::{Explain, Failure, Kind};
 use crate::logging;
-use crate::settings;
+use crate::settings::{self, GlobalArgs};
+use crate::traces;
 
 /// Threads of a command that is a client: one that works, one that waits for a slow stdout.
 const CLIENT_THREADS: usize = 2;
@@ -64,30 +65,38 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         _ => "warn,async_nats=error",
     };
     logging::start(global.log_level.as_deref(), default_level, global.log_format)?;
+    let traces = traces::start(&command);
+    let result = carry_out(&global, command);
+    traces.finish();
+    result
+}
+
+/// Carries the command out.
+fn carry_out(global: &GlobalArgs, command: Command) -> Result<(), Failure> {
     match command {
         Command::Up(args) => {
-            let loaded = settings::load(&global, args.overrides())?;
-            let source = settings::auth_source(&global, args.overrides());
+            let loaded = settings::load(global, args.overrides())?;
+            let source = settings::auth_source(global, args.overrides());
             let threads = worker_threads(loaded.config.runtime.resources.cpus);
             block_on(threads, up::run(loaded, args, source, threads))
         }
-        Command::Pub(args) => block_on(CLIENT_THREADS, publish::run(&global, &args)),
-        Command::Sub(args) => block_on(CLIENT_THREADS, subscribe::run(&global, &args)),
-        Command::Request(args) => block_on(CLIENT_THREADS, request::run(&global, &args)),
-        Command::Reply(args) => block_on(CLIENT_THREADS, reply::run(&global, args)),
-        Command::Stream(args) => block_on(CLIENT_THREADS, stream::run(&global, args)),
-        Command::Consumer(args) => block_on(CLIENT_THREADS, consumer::run(&global, args)),
-        Command::Consume(args) => block_on(CLIENT_THREADS, consume::run(&global, args)),
-        Command::Dlq(args) => block_on(CLIENT_THREADS, dlq::run(&global, args)),
-        Command::Replay(args) => block_on(CLIENT_THREADS, replay::run(&global, args)),
-        Command::Trace(args) => block_on(CLIENT_THREADS, trace::run(&global, &args)),
-        Command::Tail(args) => block_on(CLIENT_THREADS, tail::run(&global, &args)),
-        Command::Status(args) => block_on(CLIENT_THREADS, status::run(&global, &args)),
-        Command::Dashboard(args) => block_on(CLIENT_THREADS, dashboard::run(&global, &args)),
-        Command::Init(args) => block_on(CLIENT_THREADS, init::run(&global, args)),
-        Command::Doctor(args) => block_on(CLIENT_THREADS, doctor::run(&global, &args)),
-        Command::Config(args) => config::run(&global, &args),
-        Command::Export(args) => export::run(&global, &args),
+        Command::Pub(args) => block_on(CLIENT_THREADS, publish::run(global, &args)),
+        Command::Sub(args) => block_on(CLIENT_THREADS, subscribe::run(global, &args)),
+        Command::Request(args) => block_on(CLIENT_THREADS, request::run(global, &args)),
+        Command::Reply(args) => block_on(CLIENT_THREADS, reply::run(global, args)),
+        Command::Stream(args) => block_on(CLIENT_THREADS, stream::run(global, args)),
+        Command::Consumer(args) => block_on(CLIENT_THREADS, consumer::run(global, args)),
+        Command::Consume(args) => block_on(CLIENT_THREADS, consume::run(global, args)),
+        Command::Dlq(args) => block_on(CLIENT_THREADS, dlq::run(global, args)),
+        Command::Replay(args) => block_on(CLIENT_THREADS, replay::run(global, args)),
+        Command::Trace(args) => block_on(CLIENT_THREADS, trace::run(global, &args)),
+        Command::Tail(args) => block_on(CLIENT_THREADS, tail::run(global, &args)),
+        Command::Status(args) => block_on(CLIENT_THREADS, status::run(global, &args)),
+        Command::Dashboard(args) => block_on(CLIENT_THREADS, dashboard::run(global, &args)),
+        Command::Init(args) => block_on(CLIENT_THREADS, init::run(global, args)),
+        Command::Doctor(args) => block_on(CLIENT_THREADS, doctor::run(global, &args)),
+        Command::Config(args) => config::run(global, &args),
+        Command::Export(args) => export::run(global, &args),
         Command::Passwd(args) => passwd::run(&args),
         Command::Bench(args) => block_on(0, async { Ok(bench::run(args).await?) }),
         Command::Completions(args) => completions::run(&args),

@@ -74,9 +74,9 @@ async fn serve(bus: Bus, mut messages: Subscription) {
     while let Some(event) = messages.next().await {
         match event {
             Event::Message(message) => {
-                // Within the message's context, everything published inherits its conversation and correlation.
-                let context = message.context();
-                conversations.spawn(context.scope(handle(bus.clone(), message)));
+                // While the message is processed, everything published inherits its conversation and correlation.
+                let processing = message.process(handle(bus.clone(), message.clone()));
+                conversations.spawn(processing);
             }
             Event::Gap(gap) => tracing::warn!(missed = gap.missed, "messages of people were lost"),
         }

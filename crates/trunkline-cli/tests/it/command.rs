@@ -75,7 +75,11 @@ pub(crate) fn command<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("TRUNKLINE_") || text == "NATS_URL" || text == "REDIS_URL" {
+        if text.starts_with("TRUNKLINE_")
+            || text.starts_with("OTEL_")
+            || text == "NATS_URL"
+            || text == "REDIS_URL"
+        {
             command.env_remove(&name);
         }
     }

@@ -33,6 +33,7 @@ mod redis;
 mod stored;
 mod streams;
 mod tls;
+mod traces;
 mod up;
 
 use std::path::Path;

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use trunkline::backend::Fut;
 
-use bus::{calls, contexts, ordered, outbox, replies, survival, work};
+use bus::{calls, contexts, ordered, outbox, replies, survival, traces, work};
 pub use harness::{Column, Faults, Harness};
 
 /// Longest time one property may take; it only ends a test that hangs.
@@ -220,6 +220,10 @@ properties! { $
     contexts {
         context_passes_on_through_every_hop: Nothing,
         contexts_of_concurrent_handlers_do_not_mix: Nothing,
+    }
+    traces {
+        stored_conversation_is_one_trace_through_retry_and_redrive: Streams,
+        requests_and_reply_streams_pass_the_trace_on: Nothing,
     }
     replies {
         reply_stream_gives_its_chunks_in_order_then_ends: Nothing,

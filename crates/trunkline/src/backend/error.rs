@@ -119,6 +119,23 @@ pub enum PublishError {
 }
 
 impl PublishError {
+    /// One word for programs, JSON and spans.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotConnected { .. } => "not_connected",
+            Self::OutcomeUnknown { .. } => "outcome_unknown",
+            Self::NotReplicated { .. } => "not_replicated",
+            Self::TooLarge { .. } => "too_large",
+            Self::Reserved(_) => "reserved",
+            Self::Denied { .. } => "denied",
+            Self::Encode { .. } => "encode",
+            Self::Header(_) => "header",
+            Self::OutboxFull { .. } => "outbox_full",
+            Self::Closed => "closed",
+            Self::Unsupported(_) => "unsupported",
+        }
+    }
+
     /// Whether the same publish may succeed later. `OutcomeUnknown` and `NotReplicated` are: with a deduplication id, or
     /// where twice does no harm.
     pub fn is_retryable(&self) -> bool {

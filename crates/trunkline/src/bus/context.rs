@@ -6,10 +6,11 @@ use std::sync::{Arc, LazyLock};
 use jiff::Timestamp;
 use trunkline_core::Headers;
 
+use super::spans::{self, Hop};
 use crate::envelope::{Envelope, Trace};
 
-/// The headers of W3C trace context, which pass on unchanged.
-const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
+/// The headers of W3C trace context. They pass on unchanged where this process makes no spans.
+const TRACE_HEADERS: [&str; 2] = [spans::TRACEPARENT, spans::TRACESTATE];
 
 tokio::task_local! {
     static CURRENT: Context;
@@ -48,12 +49,16 @@ impl Context {
         CURRENT.scope(self, future)
     }
 
-    /// What a message with this envelope and these headers passes on.
-    pub(crate) fn of(envelope: Option<&Envelope>, headers: &Headers) -> Self {
-        let trace_headers: Vec<_> = TRACE_HEADERS
-            .into_iter()
-            .filter_map(|name| Some((name, headers.get(name)?.to_owned())))
-            .collect();
+    /// What a message with this envelope and these headers passes on; the trace is that of `hop`, where the message has
+    /// one here.
+    pub(crate) fn of(envelope: Option<&Envelope>, headers: &Headers, hop: Option<&Hop>) -> Self {
+        let trace_headers: Vec<_> = match hop {
+            Some(hop) => hop.headers(),
+            None => TRACE_HEADERS
+                .into_iter()
+                .filter_map(|name| Some((name, headers.get(name)?.to_owned())))
+                .collect(),
+        };
         if envelope.is_none() && trace_headers.is_empty() {
             static NOTHING: LazyLock<Context> = LazyLock::new(Context::default);
             return NOTHING.clone();
@@ -78,6 +83,18 @@ impl Context {
     /// Conversation, persona, tool and skill; `causation_id` is the id of the message being handled.
     pub fn trace(&self) -> &Trace {
         &self.0.trace
+    }
+
+    /// The W3C trace that it belongs to, 32 hexadecimal digits, if it belongs to one.
+    pub fn trace_id(&self) -> Option<&str> {
+        spans::trace_id(self.traceparent()?)
+    }
+
+    /// The header of W3C trace context that is passed on, to take along where this library does not go. Where no spans are
+    /// made it is as it came, and may be anything.
+    pub fn traceparent(&self) -> Option<&str> {
+        let mut headers = self.0.trace_headers.iter();
+        headers.find(|(name, _)| *name == spans::TRACEPARENT).map(|(_, value)| value.as_str())
     }
 
     /// When nobody will want the answer any more.

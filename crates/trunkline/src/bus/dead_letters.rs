@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use trunkline_core::{HeaderError, Headers, Message, Pattern, StreamOffset, Subject};
 
 use super::Bus;
+use super::spans::{self, Operation};
 use crate::backend::{
     PublishError, PublishOptions, ReadRequest, Receipt, Start, StoredMessage, StreamError, StreamInfo,
 };
@@ -211,7 +212,11 @@ impl DeadLetters {
         let message = letter.revived(subject.clone())?;
         let options = PublishOptions { dedupe_id: Some(letter.redrive_id()), ..PublishOptions::default() };
         // Past the outbox: only what is stored is taken from the dead letters.
-        let receipt = self.bus.inner().publish_past_outbox(message, options).outcome().await?;
+        let inner = self.bus.inner();
+        let redriving = spans::publishing(inner, Operation::Redrive, message, |message| {
+            inner.publish_past_outbox(message, options)
+        });
+        let receipt = redriving.outcome().await?;
         match &receipt {
             Receipt::Stored { stream, .. } if *stream == letter.stream => {}
             // The stream was removed or changed in this moment.

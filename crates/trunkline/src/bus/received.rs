@@ -1,5 +1,6 @@
 //! A message as its receiver sees it.
 
+use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -7,6 +8,7 @@ use serde::de::DeserializeOwned;
 use trunkline_core::{Headers, Message, StreamOffset, Subject};
 
 use super::context::Context;
+use super::spans::{self, Call, Hop};
 use crate::envelope::{DecodeError, Envelope, decode_body};
 
 /// A message that came. Its envelope is read when it is first asked for, and once. Cheap to clone before that.
@@ -15,11 +17,22 @@ pub struct Received {
     message: Arc<Message>,
     offset: Option<StreamOffset>,
     envelope: OnceLock<Option<Arc<Envelope>>>,
+    /// The span in which it came, where spans are made.
+    hop: Option<Hop>,
 }
 
 impl Received {
     pub(crate) fn new(message: Arc<Message>, offset: Option<StreamOffset>) -> Self {
-        Self { message, offset, envelope: OnceLock::new() }
+        Self { message, offset, envelope: OnceLock::new(), hop: None }
+    }
+
+    /// The same message, in whose context this span is the parent.
+    pub(super) fn on(self, hop: Hop) -> Self {
+        Self { hop: Some(hop), ..self }
+    }
+
+    pub(super) fn hop(&self) -> Option<&Hop> {
+        self.hop.as_ref()
     }
 
     /// Where it was published.
@@ -70,7 +83,23 @@ impl Received {
 
     /// What it passes on to the messages that it causes.
     pub fn context(&self) -> Context {
-        Context::of(self.envelope(), self.headers())
+        Context::of(self.envelope(), self.headers(), self.hop())
+    }
+
+    /// Handles it: runs `handling` in its context, as the handlers of responders and consumers are run by themselves. What
+    /// is published there inherits from it, log lines tell its conversation, and where spans are made it is one.
+    pub fn process<F: Future>(&self, handling: F) -> impl Future<Output = F::Output> + use<F> {
+        let handled = match spans::process(self) {
+            Some(hop) => self.clone().on(hop),
+            None => self.clone(),
+        };
+        let context = handled.context();
+        let call = Call::of(handled.hop.clone());
+        spans::within(&handled, &context, None, async move {
+            let result = handling.await;
+            call.succeed();
+            result
+        })
     }
 
     /// Whether its deadline has passed.

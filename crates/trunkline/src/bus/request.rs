@@ -16,6 +16,7 @@ use super::frame;
 use super::handler::service_error;
 use super::inbox::{InboxError, Waiter};
 use super::received::Received;
+use super::spans;
 use crate::backend::{Fut, PublishError, PublishOptions, SubscribeError};
 use crate::envelope::{DecodeError, now};
 use crate::topics::Topic;
@@ -153,17 +154,22 @@ impl Bus {
     /// Dropping the future gives the reply up.
     pub async fn request_message(
         &self,
-        message: Message,
+        mut message: Message,
         timeout: Duration,
     ) -> Result<Received, RequestError> {
         let telemetry = &self.inner().telemetry;
         telemetry.requests.inc();
+        let call = spans::request(self.inner(), &mut message);
         let asked = Instant::now();
         let result = self.exchange(message, timeout).await;
         match &result {
-            Ok(_) => telemetry.latencies.requests.observe(asked.elapsed()),
-            Err(_) => {
+            Ok(_) => {
+                telemetry.latencies.requests.observe(asked.elapsed());
+                call.succeed();
+            }
+            Err(error) => {
                 telemetry.request_errors.inc();
+                call.fail(error.kind(), error);
             }
         }
         result
@@ -176,11 +182,26 @@ impl Bus {
     /// See [`RequestError`]; [`RequestError::Timeout`] when not one came. Error replies are among the replies.
     pub async fn request_many(
         &self,
-        message: Message,
+        mut message: Message,
         timeout: Duration,
         max: usize,
     ) -> Result<Vec<Received>, RequestError> {
         self.inner().telemetry.requests.inc();
+        let call = spans::request(self.inner(), &mut message);
+        let result = self.collect(message, timeout, max).await;
+        match &result {
+            Ok(_) => call.succeed(),
+            Err(error) => call.fail(error.kind(), error),
+        }
+        result
+    }
+
+    async fn collect(
+        &self,
+        message: Message,
+        timeout: Duration,
+        max: usize,
+    ) -> Result<Vec<Received>, RequestError> {
         let capacity = max.clamp(1, 1024);
         let (subject, mut waiter) = self.send_request(message, timeout, capacity).await?;
         let mut replies = Vec::new();
@@ -262,7 +283,7 @@ impl Bus {
         message.reply = Some(reply.clone());
         let wait = timeout.min(inner.options.publish_timeout);
         let options = PublishOptions { timeout: Some(wait), ..PublishOptions::default() };
-        inner.publish(message, options).outcome().await?;
+        inner.publish_unseen(message, options).outcome().await?;
         Ok(subject)
     }
 }

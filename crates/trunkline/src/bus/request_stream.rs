@@ -21,6 +21,7 @@ use super::handler::service_error;
 use super::inbox::Waiter;
 use super::received::Received;
 use super::request::RequestError;
+use super::spans::{self, Call};
 use crate::backend::{Fut, PublishError};
 use crate::envelope::DecodeError;
 use crate::topics::Topic;
@@ -80,6 +81,18 @@ pub enum StreamReplyError {
 }
 
 impl StreamReplyError {
+    /// One word for programs, JSON and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NoResponders { .. } => "no_responders",
+            Self::Timeout { .. } => "timeout",
+            Self::Missing { .. } => "missing",
+            Self::Service { .. } => "service",
+            Self::Decode { .. } => "decode",
+            Self::Closed => "closed",
+        }
+    }
+
     /// Whether the stream has ended with it.
     pub fn is_terminal(&self) -> bool {
         !matches!(self, Self::Missing { .. } | Self::Decode { .. })
@@ -240,6 +253,8 @@ pub struct RawReplyStream {
     /// The idle timer runs only while somebody waits.
     idle_runs: bool,
     ended: bool,
+    /// The span, until the stream has ended.
+    call: Call,
 }
 
 impl std::fmt::Debug for RawReplyStream {
@@ -255,16 +270,22 @@ impl std::fmt::Debug for RawReplyStream {
 impl RawReplyStream {
     async fn open(
         bus: Bus,
-        message: Message,
+        mut message: Message,
         window: u32,
         idle_timeout: Duration,
     ) -> Result<Self, RequestError> {
         bus.inner().telemetry.requests.inc();
+        let call = spans::request(bus.inner(), &mut message);
         // Room for a whole window, and the end or error after it.
         let sent = bus.send_request(message, idle_timeout, window as usize + 2).await;
-        let (subject, waiter) = sent.inspect_err(|_| {
-            bus.inner().telemetry.request_errors.inc();
-        })?;
+        let (subject, waiter) = match sent {
+            Ok(sent) => sent,
+            Err(error) => {
+                bus.inner().telemetry.request_errors.inc();
+                call.fail(error.kind(), &error);
+                return Err(error);
+            }
+        };
         Ok(Self {
             bus,
             subject,
@@ -278,6 +299,7 @@ impl RawReplyStream {
             idle: Box::pin(tokio::time::sleep(idle_timeout)),
             idle_runs: false,
             ended: false,
+            call,
         })
     }
 
@@ -360,7 +382,7 @@ impl RawReplyStream {
                 Some(Ok(Received::new(message, None)))
             }
             Some((FrameKind::End, _)) => {
-                self.ended = true;
+                self.finish();
                 None
             }
             Some((FrameKind::Error, _)) => {
@@ -370,14 +392,20 @@ impl RawReplyStream {
             // A plain reply is all there is.
             None => {
                 self.expected += 1;
-                self.ended = true;
+                self.finish();
                 Some(Ok(Received::new(message, None)))
             }
         }
     }
 
+    fn finish(&mut self) {
+        self.ended = true;
+        std::mem::take(&mut self.call).succeed();
+    }
+
     fn fail(&mut self, error: StreamReplyError) -> StreamReplyError {
         self.ended = true;
+        std::mem::take(&mut self.call).fail(error.kind(), &error);
         self.bus.inner().telemetry.request_errors.inc();
         error
     }

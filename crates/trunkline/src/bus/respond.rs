@@ -267,7 +267,7 @@ impl<S> RespondBuilder<S> {
         if let Some(queue) = self.queue {
             builder = builder.queue(Token::new(queue)?);
         }
-        let subscription = builder.await?;
+        let subscription = builder.await?.untraced();
         let inner = self.bus.inner().clone();
         let (stop, kill) = (CancellationToken::new(), inner.killed.child_token());
         let server = serve::Server {

@@ -2,6 +2,7 @@
 
 use std::future::{Future as _, IntoFuture, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::Stream;
@@ -9,7 +10,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use trunkline_core::{Pattern, Token};
 
 use super::received::Received;
-use super::{Bus, Inner};
+use super::{Bus, Inner, spans};
 use crate::backend::{Fut, Gap, LiveEvent, LiveSource, Start, SubscribeError, SubscribeOptions};
 use crate::observe::Witness;
 use crate::telemetry::Telemetry;
@@ -104,6 +105,7 @@ impl IntoFuture for SubscribeBuilder {
                 batch: Vec::new(),
                 telemetry: inner.telemetry.clone(),
                 witness: inner.witness.clone(),
+                traced: inner.options.tracer.is_some().then(|| inner.clone()),
                 draining: Box::pin(inner.draining.clone().cancelled_owned()),
             })
         })
@@ -137,6 +139,8 @@ pub struct Subscription {
     batch: Vec<LiveEvent>,
     telemetry: Telemetry,
     witness: Option<Witness>,
+    /// The bus, where it makes spans of what is given out.
+    traced: Option<Arc<Inner>>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
@@ -180,7 +184,7 @@ impl Subscription {
             let taken = self.batch.len().min(max);
             out.reserve(taken);
             for _ in 0..taken {
-                out.extend(self.batch.pop().map(event));
+                out.extend(self.pop());
             }
             Poll::Ready(taken)
         })
@@ -221,11 +225,25 @@ impl Subscription {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        if let Some(next) = self.batch.pop() {
-            return Poll::Ready(Some(event(next)));
+        if let Some(next) = self.pop() {
+            return Poll::Ready(Some(next));
         }
         ready!(self.poll_fill(cx));
-        Poll::Ready(self.batch.pop().map(event))
+        Poll::Ready(self.pop())
+    }
+
+    fn pop(&mut self) -> Option<Event> {
+        let event = event(self.batch.pop()?);
+        Some(match (&self.traced, event) {
+            (Some(inner), Event::Message(received)) => Event::Message(spans::receive(inner, received)),
+            (_, event) => event,
+        })
+    }
+
+    /// Makes no spans of what it gives out: whoever reads it makes others.
+    pub(super) fn untraced(mut self) -> Self {
+        self.traced = None;
+        self
     }
 
     /// Ready with a batch that is empty only at the end.

@@ -9,6 +9,7 @@ pub mod ordered;
 pub mod outbox;
 pub mod replies;
 pub mod survival;
+pub mod traces;
 pub mod work;
 
 use std::sync::Arc;

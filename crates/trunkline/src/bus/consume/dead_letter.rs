@@ -10,6 +10,7 @@ use crate::backend::{
     Delivery, PublishError, PublishOptions, Receipt, StreamConfig, StreamError, Streams, Unsupported,
 };
 use crate::bus::Inner;
+use crate::bus::spans::{self, Operation};
 
 /// Longest root that stands in the name of the built-in stream as it is: a name has at most 64 bytes.
 const ROOT_BYTES_MAX: usize = 59;
@@ -121,7 +122,10 @@ pub(super) async fn write(
         let dedupe_id = Some(dedupe_id(stream, consumer, delivery));
         let options = PublishOptions { dedupe_id, ..PublishOptions::default() };
         // Past the outbox: a dead letter that waits in this process is none, and the original may be given up for it.
-        match inner.publish_now(message, options).outcome().await {
+        let writing = spans::publishing(inner, Operation::DeadLetter, message, |message| {
+            inner.publish_now(message, options)
+        });
+        match writing.outcome().await {
             Ok(Receipt::Stored { .. }) => return Ok(()),
             // Without a stream there is neither storage nor deduplication; which of them is said depends on the backend.
             Ok(Receipt::Accepted | Receipt::Queued) | Err(PublishError::Unsupported(_)) => {

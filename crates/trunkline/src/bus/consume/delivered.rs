@@ -45,8 +45,8 @@ impl Drop for EndOfWork {
 }
 
 impl Delivered {
-    pub(super) fn new(bus: Bus, delivery: &Delivery, received: Received) -> Self {
-        let (context, cancel) = (received.context(), Arc::default());
+    pub(super) fn new(bus: Bus, delivery: &Delivery, received: Received, context: Context) -> Self {
+        let cancel = Arc::default();
         Self { bus, received, context, time: delivery.time, attempt: delivery.attempt, cancel }
     }
 

@@ -26,6 +26,7 @@ use super::work::Rules;
 use crate::backend::{AckToken, ConsumeError, Delivery, Fetched, Member, Settle, Settled};
 use crate::bus::handler::{BoxError, HandlerError, panic_text};
 use crate::bus::received::Received;
+use crate::bus::spans::{Hop, Operation};
 use crate::telemetry::Telemetry;
 
 /// Longest wait of one fetch; the next one follows at once.
@@ -67,6 +68,8 @@ struct Running {
     renewed: Instant,
     /// Its lease is lost: it was cancelled, and must not be settled.
     lost: bool,
+    /// Its span, where spans are made.
+    hop: Option<Hop>,
 }
 
 /// A fetch under way: when it began, how much it asked for, and what it brings.
@@ -392,7 +395,7 @@ where
                 let error = HandlerError::new(format!("key function panicked: {}", panic_text(&*panic)));
                 let token = delivery.token.clone();
                 let work = self.rules.clone().give_up(delivery, received, error);
-                self.spawn(work, token, None, now);
+                self.spawn(work, token, None, now, None);
             }
         }
     }
@@ -414,8 +417,10 @@ where
     /// Starts the handler of a delivery whose lease was last renewed at `renewed`.
     fn start(&mut self, delivery: Delivery, received: Received, key: Option<String>, renewed: Instant) {
         let token = delivery.token.clone();
+        let received = self.rules.begin(Operation::Process, &delivery, received);
+        let hop = received.hop().cloned();
         let work = self.rules.clone().work(delivery, received, self.service.clone());
-        self.spawn(work, token, key, renewed);
+        self.spawn(work, token, key, renewed, hop);
     }
 
     fn spawn(
@@ -424,9 +429,10 @@ where
         token: AckToken,
         key: Option<String>,
         renewed: Instant,
+        hop: Option<Hop>,
     ) {
         let cancel = self.handlers.spawn(work);
-        self.running.insert(cancel.id(), Running { token, key, cancel, renewed, lost: false });
+        self.running.insert(cancel.id(), Running { token, key, cancel, renewed, lost: false, hop });
     }
 
     /// Settles what a handler's end calls for.
@@ -446,7 +452,8 @@ where
         }
         match settle {
             Some(settle) if !running.lost => {
-                self.settlements.push(Settling { token: running.token, settle, key: running.key });
+                let span = running.hop.and_then(|hop| hop.settle(settle));
+                self.settlements.push(Settling { token: running.token, settle, key: running.key, span });
             }
             // It comes again: to whoever holds its lease now, or after it, or when this member has left.
             _ => self.wait_for(running.key, running.token.offset, Duration::ZERO),
@@ -467,8 +474,11 @@ where
         };
         // An answer that is missing counts as lost: the message comes again.
         let outcomes = outcomes.into_iter().chain(std::iter::repeat(Settled::LeaseLost));
-        for (Settling { token, settle, key }, outcome) in batch.into_iter().zip(outcomes) {
+        for (Settling { token, settle, key, span }, outcome) in batch.into_iter().zip(outcomes) {
             self.telemetry.settled(settle, outcome);
+            if let Some(span) = span {
+                span.settled(outcome);
+            }
             match (settle, outcome) {
                 (Settle::Progress, outcome) => self.renewed(&token, key.as_deref(), outcome),
                 (Settle::Ack | Settle::Term, Settled::Done) => {
@@ -510,7 +520,7 @@ where
         let parked = self.keyed.iter().filter(|(_, parked)| !parked.lost && due(parked.renewed));
         let parked = parked.map(|(key, parked)| (parked.delivery.token.clone(), Some(key.to_owned())));
         for (token, key) in running.chain(parked) {
-            self.settlements.push(Settling { token, settle: Settle::Progress, key });
+            self.settlements.push(Settling { token, settle: Settle::Progress, key, span: None });
         }
     }
 

@@ -12,6 +12,7 @@ use super::work::{Rules, sent};
 use crate::backend::{ConsumeError, Delivery, Member, Settle, Settled};
 use crate::bus::context::Context;
 use crate::bus::received::Received;
+use crate::bus::spans::Operation;
 use crate::envelope::DecodeError;
 
 /// A member of a consumer that is told what to do. Dropping it without [`Puller::leave`] leaves its deliveries to their
@@ -52,12 +53,13 @@ impl Puller {
             let mut pulled = Vec::with_capacity(fetched.deliveries.len());
             for delivery in fetched.deliveries {
                 let received = Received::new(delivery.message.clone(), Some(delivery.offset));
+                let received = self.rules.begin(Operation::Receive, &delivery, received);
                 match self.rules.admit(&delivery, &received).await {
                     None => {
                         self.rules.meters.arrived(sent(&delivery, &received));
                         pulled.push(Pulled { puller: self.clone(), delivery, received });
                     }
-                    Some(settle) => drop(self.settle(&delivery, settle).await?),
+                    Some(settle) => drop(self.settle(&delivery, &received, settle).await?),
                 }
             }
             if !pulled.is_empty() || Instant::now() >= by {
@@ -74,10 +76,19 @@ impl Puller {
         self.member.leave().await
     }
 
-    async fn settle(&self, delivery: &Delivery, settle: Settle) -> Result<Settled, ConsumeError> {
+    async fn settle(
+        &self,
+        delivery: &Delivery,
+        received: &Received,
+        settle: Settle,
+    ) -> Result<Settled, ConsumeError> {
+        let span = received.hop().and_then(|hop| hop.settle(settle));
         let outcomes = self.member.settle(vec![(delivery.token.clone(), settle)]).await?;
         let outcome = outcomes.first().copied().unwrap_or(Settled::LeaseLost);
         self.rules.bus.telemetry().settled(settle, outcome);
+        if let Some(span) = span {
+            span.settled(outcome);
+        }
         if outcome == Settled::LeaseLost {
             self.rules.bus.telemetry().leases_lost.inc();
         }
@@ -133,7 +144,7 @@ impl Pulled {
     /// # Errors
     /// No connection: the outcome is unknown.
     pub async fn ack(self) -> Result<Settled, ConsumeError> {
-        self.puller.settle(&self.delivery, Settle::Ack).await
+        self.puller.settle(&self.delivery, &self.received, Settle::Ack).await
     }
 
     /// Has it delivered again, after `delay`, or after the consumer's backoff.
@@ -142,7 +153,7 @@ impl Pulled {
     /// No connection: the outcome is unknown.
     pub async fn nak(self, delay: Option<Duration>) -> Result<Settled, ConsumeError> {
         let delay = delay.unwrap_or_else(|| self.puller.rules.retry.delay_after(self.delivery.attempt));
-        self.puller.settle(&self.delivery, Settle::Nak(delay)).await
+        self.puller.settle(&self.delivery, &self.received, Settle::Nak(delay)).await
     }
 
     /// Drops it: it is not delivered again, and leaves no dead letter.
@@ -150,7 +161,7 @@ impl Pulled {
     /// # Errors
     /// No connection: the outcome is unknown.
     pub async fn term(self) -> Result<Settled, ConsumeError> {
-        self.puller.settle(&self.delivery, Settle::Term).await
+        self.puller.settle(&self.delivery, &self.received, Settle::Term).await
     }
 
     /// Makes it a dead letter: it will never succeed.
@@ -159,7 +170,7 @@ impl Pulled {
     /// No connection: the outcome is unknown.
     pub async fn reject(self) -> Result<Settled, ConsumeError> {
         let settle = self.puller.rules.bury(&self.delivery, DeadReason::Rejected).await;
-        self.puller.settle(&self.delivery, settle).await
+        self.puller.settle(&self.delivery, &self.received, settle).await
     }
 
     /// Asks for another `ack_wait` of time.
@@ -167,6 +178,6 @@ impl Pulled {
     /// # Errors
     /// No connection: the outcome is unknown.
     pub async fn progress(&self) -> Result<Settled, ConsumeError> {
-        self.puller.settle(&self.delivery, Settle::Progress).await
+        self.puller.settle(&self.delivery, &self.received, Settle::Progress).await
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use crate::backend::{AckToken, ConsumeError, Member, Settle, Settled};
+use crate::bus::spans::Hop;
 
 /// Most settlements of one batch.
 const BATCH_MAX: usize = 512;
@@ -18,6 +19,8 @@ pub(super) struct Settling {
     pub(super) token: AckToken,
     pub(super) settle: Settle,
     pub(super) key: Option<String>,
+    /// Its span, where spans are made.
+    pub(super) span: Option<Hop>,
 }
 
 type UnderWay = Pin<Box<dyn Future<Output = Result<Vec<Settled>, ConsumeError>> + Send>>;

@@ -17,6 +17,7 @@ use crate::backend::{Delivery, Settle};
 use crate::bus::Bus;
 use crate::bus::handler::{BoxError, HandlerError, Retry, panic_text};
 use crate::bus::received::Received;
+use crate::bus::spans::{self, Call, Operation};
 use crate::observe::Handling;
 use crate::telemetry::{Counted, Meters, Telemetry, made};
 
@@ -62,23 +63,38 @@ impl Rules {
         let telemetry = &self.bus.inner().telemetry;
         let _running = Counted::one(&telemetry.handlers_running);
         let unfinished = Unfinished(telemetry);
-        let settle = match self.admit(&delivery, &received).await {
-            Some(settle) => settle,
-            None => {
-                let handling = self.show(&delivery, &received);
-                let delivered = Delivered::new(self.bus.clone(), &delivery, received);
-                let running = self.meters.begin(sent(&delivery, delivered.received()));
-                let result = self.handle(delivered, service).await;
-                drop(running);
-                let settle = self.conclude(&delivery, self.ending(&delivery, &result)).await;
-                if let Some(handling) = handling {
-                    handling.settled(&settle, result.err().map(|error| error.to_string()));
+        let call = Call::of(received.hop().cloned());
+        let context = received.context();
+        // Its log lines, and the dead letter, belong to the message as what the handler does.
+        let work = spans::within(&received.clone(), &context, Some(delivery.attempt), async {
+            match self.admit(&delivery, &received).await {
+                Some(settle) => (settle, Err(("dead_letter", "delivered too often or too late".to_owned()))),
+                None => {
+                    let handling = self.show(&delivery, &received);
+                    let delivered = Delivered::new(self.bus.clone(), &delivery, received, context.clone());
+                    let running = self.meters.begin(sent(&delivery, delivered.received()));
+                    let (ending, outcome) = self.handle(&delivery, delivered, service).await;
+                    drop(running);
+                    let settle = self.conclude(&delivery, ending).await;
+                    if let Some(handling) = handling {
+                        handling.settled(&settle, outcome.as_ref().err().map(|(_, text)| text.clone()));
+                    }
+                    (settle, outcome)
                 }
-                settle
             }
-        };
+        });
+        let (settle, outcome) = work.await;
+        match outcome {
+            Ok(()) => call.succeed(),
+            Err((kind, text)) => call.fail(kind, &text),
+        }
         std::mem::forget(unfinished);
         settle
+    }
+
+    /// The same message, with the span of this delivery where spans are made.
+    pub(super) fn begin(&self, operation: Operation, delivery: &Delivery, received: Received) -> Received {
+        spans::deliver(self.bus.inner(), operation, &self.stream, &self.consumer, delivery, received)
     }
 
     /// Shows to who looks on that the handler begins.
@@ -91,13 +107,6 @@ impl Rules {
     pub(super) fn show_removed(&self, missed: u64) {
         if let Some(witness) = &self.bus.inner().witness {
             witness.removed(&self.stream, &self.consumer, missed);
-        }
-    }
-
-    fn ending(&self, delivery: &Delivery, result: &Result<(), HandlerError>) -> Ending {
-        match result {
-            Ok(()) => Ending::Succeeded,
-            Err(error) => self.failed(delivery, error),
         }
     }
 
@@ -132,15 +141,20 @@ impl Rules {
         }
     }
 
-    async fn handle<S>(&self, delivered: Delivered, service: S) -> Result<(), HandlerError>
+    /// Runs the handler: what its end calls for, and whether it failed, in a word and in words.
+    async fn handle<S>(
+        &self,
+        delivery: &Delivery,
+        delivered: Delivered,
+        service: S,
+    ) -> (Ending, Result<(), (&'static str, String)>)
     where
         S: Service<Delivered, Response = ()>,
         S::Error: Into<BoxError>,
     {
-        let context = delivered.context().clone();
         // Whatever the handler spawned and tied to this delivery ends with it.
         let spawned = delivered.end_of_work();
-        let handling = AssertUnwindSafe(context.scope(service.oneshot(delivered))).catch_unwind();
+        let handling = AssertUnwindSafe(service.oneshot(delivered)).catch_unwind();
         let mut handling = pin!(handling.map(|result| match result {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(HandlerError::from_service(error.into())),
@@ -152,14 +166,17 @@ impl Rules {
             Poll::Pending => tokio::time::timeout(self.max_handling, handling).await,
         };
         drop(spawned);
-        match result {
+        let (kind, error) = match result {
             Ok(Ok(())) => {
                 self.bus.inner().telemetry.handled.inc();
-                Ok(())
+                return (Ending::Succeeded, Ok(()));
             }
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(HandlerError::new(format!("handler took longer than {:?}", self.max_handling))),
-        }
+            Ok(Err(error)) => ("handler", error),
+            Err(_) => {
+                ("timeout", HandlerError::new(format!("handler took longer than {:?}", self.max_handling)))
+            }
+        };
+        (self.failed(delivery, &error), Err((kind, error.to_string())))
     }
 
     /// Takes note of a failure, and of what it calls for.

@@ -14,9 +14,11 @@ use trunkline_core::{Message, Subject};
 use super::{Reply, Request};
 use crate::backend::PublishOptions;
 use crate::bus::Bus;
+use crate::bus::context::Context;
 use crate::bus::frame::{self, FrameKind};
 use crate::bus::handler::{BoxError, HandlerError, error_reply, panic_text};
 use crate::bus::received::Received;
+use crate::bus::spans::{self, Call};
 use crate::bus::subscribe::{Event, Subscription};
 use crate::observe::Outcome;
 use crate::telemetry::{Counted, Meters, made};
@@ -82,10 +84,17 @@ where
     }
 
     async fn answer(self, received: Received) {
+        let received = spans::respond(self.bus.inner(), received);
+        let (call, context) = (Call::of(received.hop().cloned()), received.context());
+        spans::within(&received.clone(), &context, None, self.answer_within(received, context.clone(), call))
+            .await;
+    }
+
+    async fn answer_within(self, received: Received, context: Context, call: Call) {
         let telemetry = self.bus.inner().telemetry.clone();
         let _running = Counted::one(&telemetry.handlers_running);
         let request = Request {
-            context: received.context(),
+            context,
             cancel: self.kill.child_token(),
             frames: self.streaming.then(Arc::default),
             bus: self.bus.clone(),
@@ -106,14 +115,23 @@ where
         // Whatever the handler spawned and tied to this request ends with it.
         request.cancel.cancel();
         match &result {
-            Ok(_) => telemetry.answered.inc(),
-            Err(_) => telemetry.answer_errors.inc(),
-        };
+            Ok(_) => {
+                telemetry.answered.inc();
+                call.succeed();
+            }
+            Err(error) => {
+                telemetry.answer_errors.inc();
+                tracing::debug!(subject = %request.subject(), %error, "request answered with an error");
+                call.fail("handler", error);
+            }
+        }
         let Some(to) = request.received.reply().cloned() else { return };
         let reply = match result {
             Ok(Reply { payload: None, .. }) => return,
             Ok(Reply { headers, payload: Some(payload) }) => {
-                Message { subject: to, reply: None, headers, payload }
+                let mut reply = Message { subject: to, reply: None, headers, payload };
+                spans::carry(&request.context, &mut reply.headers);
+                reply
             }
             Err(error) => failed(&request, to, &error),
         };
@@ -145,8 +163,7 @@ where
             }
         };
         let cancel = request.cancel.clone();
-        let context = request.context.clone();
-        let handling = AssertUnwindSafe(context.scope(self.service.oneshot(request))).catch_unwind();
+        let handling = AssertUnwindSafe(self.service.oneshot(request)).catch_unwind();
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(HandlerError::new("responder stopped").code(503)),
@@ -166,6 +183,7 @@ where
 fn failed(request: &Request, to: Subject, error: &HandlerError) -> Message {
     let (code, text) = error.as_reply();
     let mut reply = error_reply(to, code, text);
+    spans::carry(&request.context, &mut reply.headers);
     if let Some(frames) = &request.frames {
         frame::mark(&mut reply.headers, FrameKind::Error, frames.load(Ordering::Acquire), None);
     }

@@ -21,6 +21,7 @@ use crate::backend::{Fut, PublishError, PublishOptions};
 use crate::bus::frame::{self, Control, FrameKind};
 use crate::bus::handler::{Failure, HandlerError};
 use crate::bus::inbox::InboxError;
+use crate::bus::spans;
 
 /// Control messages that may wait beside the credits of one window.
 const CONTROL_SLACK: usize = 64;
@@ -92,6 +93,7 @@ impl SinkShared {
         let Some(to) = self.to.clone() else { return Ok(()) };
         let seq = self.frames.fetch_add(1, Ordering::AcqRel);
         let mut headers = reply.headers;
+        spans::carry(self.request.context(), &mut headers);
         frame::mark(&mut headers, kind, seq, (seq == 0).then_some(&self.control));
         let payload = reply.payload.unwrap_or_default();
         let message = Message { subject: to, reply: None, headers, payload };

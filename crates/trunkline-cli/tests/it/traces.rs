@@ -1,0 +1,265 @@
+//! Spans as a collector gets them from the binary, and log lines that tell whose message they are about.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message as _;
+use serde_json::Value;
+
+use crate::command::{Ended, PATIENCE, command, run, start};
+use crate::server;
+
+const DEMO: [&str; 6] = ["up", "--demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+
+/// What a collector was sent in one request.
+struct Sent {
+    /// The request line and the headers.
+    head: Vec<String>,
+    spans: ExportTraceServiceRequest,
+}
+
+/// A receiver of spans by OTLP over HTTP.
+struct Collector {
+    endpoint: String,
+    sent: Receiver<Sent>,
+}
+
+impl Collector {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let (sender, sent) = channel();
+        // Ends with the test's process; a connection carries one request.
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let mut reader = BufReader::new(stream);
+                let lines = reader.by_ref().lines().map_while(Result::ok);
+                let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+                let length = head.iter().find_map(|line| {
+                    line.to_ascii_lowercase().strip_prefix("content-length: ")?.trim().parse().ok()
+                });
+                let mut body = vec![0; length.unwrap_or(0)];
+                reader.read_exact(&mut body).expect("the body is as long as was said");
+                let spans = ExportTraceServiceRequest::decode(&*body).expect("spans in protobuf");
+                let answer =
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
+                reader.get_mut().write_all(answer.as_bytes()).expect("the answer is read");
+                if sender.send(Sent { head, spans }).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { endpoint, sent }
+    }
+
+    /// Has a command send its spans here.
+    fn of(&self, arguments: &[&str]) -> Command {
+        let mut command = command(arguments);
+        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", &self.endpoint);
+        command
+    }
+
+    /// All that was sent by processes that have ended.
+    fn all(&self) -> Vec<Sent> {
+        self.sent.try_iter().collect()
+    }
+}
+
+/// All spans of several requests.
+fn spans(sent: &[Sent]) -> Vec<Span> {
+    let resources = sent.iter().flat_map(|sent| &sent.spans.resource_spans);
+    resources.flat_map(|resource| &resource.scope_spans).flat_map(|scope| scope.spans.clone()).collect()
+}
+
+fn text(attributes: &[KeyValue], name: &str) -> Option<String> {
+    let found = attributes.iter().find(|attribute| attribute.key == name)?;
+    match found.value.as_ref()?.value.as_ref()? {
+        any_value::Value::StringValue(text) => Some(text.clone()),
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+/// The names of spans, each behind those of its ancestors.
+fn paths(spans: &[Span]) -> BTreeSet<String> {
+    fn path(spans: &[Span], span: &Span) -> String {
+        match spans.iter().find(|other| other.span_id == span.parent_span_id) {
+            Some(parent) => format!("{} > {}", path(spans, parent), span.name),
+            None => span.name.clone(),
+        }
+    }
+    spans.iter().map(|span| path(spans, span)).collect()
+}
+
+fn end(command: Command) -> Ended {
+    start(command, b"").end()
+}
+
+#[test]
+fn every_conversation_of_the_demo_is_one_trace_from_channel_to_tool() {
+    let collector = Collector::start();
+    let mut demo = collector.of(&[&DEMO[..], &["--demo-conversations", "6"]].concat());
+    demo.env("OTEL_SERVICE_NAME", "platform")
+        .env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test");
+    demo.env("OTEL_EXPORTER_OTLP_HEADERS", "api-key=k%20y");
+    demo.args(["--log-format", "json", "--log-level", "warn,trunkline=debug"]);
+    let ended = end(demo);
+    assert!(ended.status.success(), "{ended:?}");
+    let sent = collector.all();
+    for sent in &sent {
+        assert_eq!(sent.head[0], "POST /v1/traces HTTP/1.1");
+        let head = sent.head.join("\n").to_ascii_lowercase();
+        assert!(
+            head.contains("api-key: k y") && head.contains("content-type: application/x-protobuf"),
+            "{head}"
+        );
+        for resource in &sent.spans.resource_spans {
+            let attributes = &resource.resource.as_ref().expect("a resource").attributes;
+            assert_eq!(text(attributes, "service.name").as_deref(), Some("platform"));
+            assert_eq!(text(attributes, "deployment.environment.name").as_deref(), Some("test"));
+            assert!(text(attributes, "service.version").is_some());
+        }
+    }
+    let all = spans(&sent);
+    let mut conversations = BTreeMap::<_, BTreeSet<_>>::new();
+    for span in &all {
+        if let Some(id) = text(&span.attributes, "gen_ai.conversation.id") {
+            conversations.entry(id).or_default().insert(span.trace_id.clone());
+        }
+    }
+    assert!(conversations.len() >= 6, "{conversations:?}");
+    assert!(conversations.values().all(|traces| traces.len() == 1), "{conversations:?}");
+    let distinct: BTreeSet<_> = conversations.values().flatten().collect();
+    assert_eq!(distinct.len(), conversations.len(), "a trace is one conversation");
+    // Every parent is there, but of what was cut off at the end.
+    let roots: BTreeSet<_> =
+        all.iter().filter(|span| span.parent_span_id.is_empty()).map(|span| span.name.as_str()).collect();
+    assert!(roots.iter().all(|root| root.starts_with("publish nachos.channel.")), "{roots:?}");
+
+    let paths = paths(&all);
+    let gateway = "publish nachos.channel.web.inbound > receive nachos.channel.web.inbound > \
+                   process nachos.channel.web.inbound";
+    for below in [
+        "request nachos.llm.request > respond nachos.llm.request",
+        "request nachos.tool.weather.call > respond nachos.tool.weather.call",
+        "publish nachos.channel.web.outbound",
+        "publish nachos.analytics.turn",
+    ] {
+        let path = format!("{gateway} > {below}");
+        assert!(paths.contains(&path), "{path} is missing: {paths:#?}");
+    }
+    let tools: BTreeSet<_> = all
+        .iter()
+        .filter(|span| span.name == "respond nachos.tool.weather.call")
+        .map(|span| text(&span.attributes, "gen_ai.tool.name"))
+        .collect();
+    assert_eq!(tools, BTreeSet::from([Some("weather".to_owned())]));
+
+    // The weather service fails now and then; the lines about that tell in which conversation and trace.
+    let lines = ended.stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines: Vec<_> = lines.filter(|line| line["message"] == "request answered with an error").collect();
+    assert!(!lines.is_empty(), "{}", ended.stderr);
+    for line in lines {
+        let conversation = line["conversation_id"].as_str().unwrap_or_else(|| panic!("{line}"));
+        let trace = conversations[conversation].first().expect("it has a trace");
+        let trace: String = trace.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(line["trace_id"], trace, "{line}");
+    }
+}
+
+#[test]
+fn processes_share_a_trace_and_send_their_spans_before_they_end() {
+    let (collector, server) = (Collector::start(), server());
+    let url = server.url();
+    let mut reply = start(collector.of(&["reply", "--url", url, "work.echo", "--echo", "--count", "1"]), b"");
+    reply.until_it_says("answering");
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let header = format!("traceparent: {PARENT}");
+    end(collector.of(&["request", "--url", url, "work.echo", "hello", "--header", &header])).ok();
+    reply.end().ok();
+    let all = spans(&collector.all());
+    let paths = paths(&all);
+    let expected = ["request work.echo".to_owned(), "request work.echo > respond work.echo".to_owned()];
+    assert_eq!(paths, BTreeSet::from(expected));
+    for span in &all {
+        let trace: String = span.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(trace, &PARENT[3..35]);
+    }
+}
+
+#[test]
+fn a_command_for_each_request_finds_its_span_in_its_environment() {
+    let (collector, server) = (Collector::start(), server());
+    let url = server.url();
+    let exec = "sh -c 'cat >/dev/null; printf %s \"$TRACEPARENT\"'";
+    let arguments = ["reply", "--url", url, "work.parent", "--exec", exec, "--count", "1"];
+    let mut reply = start(collector.of(&arguments), b"");
+    reply.until_it_says("answering");
+    let parent = run(&["request", "--url", url, "work.parent", "x", "--raw"]).ok();
+    reply.end().ok();
+    let all = spans(&collector.all());
+    assert_eq!(all.len(), 1, "{:?}", paths(&all));
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let expected = format!("00-{}-{}-01", hex(&all[0].trace_id), hex(&all[0].span_id));
+    assert_eq!(String::from_utf8_lossy(&parent).trim_end(), expected);
+}
+
+#[test]
+fn nothing_is_sent_where_the_environment_asks_for_nothing() {
+    for (name, value) in [
+        ("OTEL_TRACES_SAMPLER", "always_off"),
+        ("OTEL_SDK_DISABLED", "true"),
+        ("OTEL_TRACES_EXPORTER", "none"),
+    ] {
+        let collector = Collector::start();
+        let mut demo = collector.of(&[&DEMO[..], &["--demo-conversations", "1"]].concat());
+        demo.env(name, value);
+        end(demo).ok();
+        assert!(collector.all().is_empty(), "{name}={value}");
+    }
+}
+
+#[test]
+fn a_collector_that_is_away_is_one_warning_and_messages_flow() {
+    let mut demo = command(&[&DEMO[..], &["--demo-conversations", "3"]].concat());
+    // Nothing listens on port 1, and the queue is sent at once and often.
+    demo.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1").env("OTEL_BSP_SCHEDULE_DELAY", "50");
+    let ended = end(demo);
+    let took = ended.took;
+    let said = ended.stderr.clone();
+    let lines = ended.lines();
+    assert_eq!(lines.iter().filter(|line| line.contains("answered in")).count(), 3, "{lines:#?}");
+    assert_eq!(said.matches("the collector takes no spans").count(), 1, "{said}");
+    assert_eq!(said.matches("WARN").count(), 1, "{said}");
+    assert!(!said.contains("ERROR"), "{said}");
+    assert!(took < PATIENCE, "{took:?}");
+
+    let server = server();
+    let url = server.url();
+    let mut publish = command(&["pub", "--url", url, "a.b", "hello"]);
+    publish.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
+    let ended = end(publish);
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(ended.stderr.matches("the collector takes no spans").count(), 1, "{}", ended.stderr);
+}
+
+#[test]
+fn a_protocol_that_is_not_spoken_is_said_and_harms_nobody() {
+    let server = server();
+    let url = server.url();
+    let mut publish = command(&["pub", "--url", url, "a.b", "hello"]);
+    publish
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+    let ended = end(publish);
+    assert!(ended.status.success() && ended.stderr.contains("http/protobuf only"), "{ended:?}");
+    // And without any variable nothing is said.
+    let quiet = run(&["pub", "--url", url, "a.b", "hello"]);
+    assert!(quiet.status.success() && !quiet.stderr.contains("span"), "{quiet:?}");
+}
