@@ -164,7 +164,8 @@ impl Explain for TraceError {
             }
             Self::Several { .. } => "give more of the id".into(),
             Self::Nothing { .. } => {
-                "messages with a conversationId or a correlationId in their envelope are recorded; `trunkline tail` shows all".into()
+                "recorded are messages below messaging.subject_root whose envelope has a conversationId or a correlationId; `trunkline tail` shows those without, too"
+                    .into()
             }
         })
     }

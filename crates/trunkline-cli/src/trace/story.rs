@@ -135,7 +135,7 @@ impl<'a> Entry<'a> {
         let handled = self.events.iter().filter(|seen| seen.what == What::Handled);
         let mut names = handled.flat_map(|seen| &seen.to);
         let first = names.next()?;
-        names.all(|name| name == first).then_some(first)
+        names.all(|name| name == first).then_some(first.as_str())
     }
 
     /// Whether anything of it is worth a line of its own.

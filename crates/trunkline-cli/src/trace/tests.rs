@@ -230,6 +230,29 @@ fn words_of_a_model_share_a_row_unless_asked_for() {
 }
 
 #[test]
+fn an_answer_without_a_name_comes_from_who_handled_its_request() {
+    let list = vec![
+        seen(
+            0,
+            "published",
+            "a.ask",
+            json!({"id": "m1", "from": "x", "to": ["y", "z"], "reply": "_INBOX.1"}),
+        ),
+        seen(
+            50,
+            "handled",
+            "a.ask",
+            json!({"id": "m1", "to": ["y"], "attempt": 1, "outcome": "answered", "tookUs": 900}),
+        ),
+        seen(940, "published", "_INBOX.1", json!({"to": ["x"], "size": 40})),
+    ];
+    let text = text(&record(list), &options(80));
+    lines_with(&text, "└─ ↩ answer  y → x");
+    // The time of a handler is that of its beginning.
+    assert!(lines_with(&text, "a.ask  x → y, z")[0].ends_with("950 µs"), "{text}");
+}
+
+#[test]
 fn circles_and_long_chains_come_to_an_end() {
     let mut list: Vec<Observation> = (0..3000)
         .map(|n: u64| {
