@@ -54,7 +54,7 @@ impl DashboardPlace {
         let http = match (&self.http, &self.url) {
             (Some(http), _) => http.clone(),
             (None, Some(url)) => {
-                let found = url.servers().iter().find_map(|server| token::find_by_nats(&server.to_string()));
+                let found = token::find_by_nats(&url.to_string());
                 let http = found.and_then(|file| Url::parse(&file.http).ok());
                 http.ok_or_else(|| AdminError::NoDashboard { url: url.to_string() })?
             }

@@ -49,7 +49,8 @@ pub struct BackendJson {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MessagesJson {
-    /// Published by clients and by components of this process.
+    /// Published, as far as it is seen: with `in_memory` all; else those of the record (`observe.enabled`), without which
+    /// only those of this server's clients and of its own bus are known.
     pub published: u64,
     /// Sent to clients, or given to components of this process.
     pub delivered: u64,

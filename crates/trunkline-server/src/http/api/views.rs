@@ -69,6 +69,13 @@ impl Views {
         Self { bus, status, telemetry, server, run, census, started: Instant::now(), cpu: CpuShare::new() }
     }
 
+    /// Messages that the record has seen, those included that were too many to be kept; `None` where nothing is recorded.
+    fn recorded(&self) -> Option<u64> {
+        let messages = self.seen(Census::messages)?;
+        let too_many = self.census.as_ref().map_or(0, |reading| reading.lock().observer.not_recorded());
+        Some(messages + too_many)
+    }
+
     /// Reads on in the record, and looks at what it says by now.
     fn seen<T>(&self, look: impl FnOnce(&Census, Timestamp) -> T) -> Option<T> {
         let mut reading = self.census.as_ref()?.lock();

@@ -24,6 +24,8 @@ const LATENCIES_MAX: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Census {
     subjects: BTreeMap<String, Place>,
+    /// Messages of all of them, and of those without a place.
+    published: u64,
     /// Subjects that found no room, and how often.
     left_out: BTreeSet<String>,
     /// When requests were published, by where their answers go.
@@ -94,6 +96,7 @@ impl Census {
     }
 
     fn published(&mut self, seen: &Observation) {
+        self.published += 1;
         if let Some(asked) = self.requests.remove(&seen.subject) {
             let took = seen.time.duration_since(asked).unsigned_abs();
             self.latencies.push_back((seen.time, took));
@@ -137,6 +140,11 @@ impl Census {
             self.subjects.insert(name.to_owned(), Place::new(time));
         }
         self.subjects.get_mut(name)
+    }
+
+    /// Messages that were seen.
+    pub(super) fn messages(&self, _: Timestamp) -> u64 {
+        self.published
     }
 
     /// The subjects, the busiest first, and how many were left out.
@@ -264,6 +272,7 @@ mod tests {
             census.note(&published(n, &format!("nachos.{n}"), Some(&format!("_INBOX.{n}"))));
         }
         assert_eq!((census.subjects.len(), census.left_out.len()), (LIST_MAX, LIST_MAX));
+        assert_eq!(census.messages(at(0)), 3 * REQUESTS_MAX as u64);
         assert!(census.requests.len() <= REQUESTS_MAX && census.order.len() <= REQUESTS_MAX);
     }
 }

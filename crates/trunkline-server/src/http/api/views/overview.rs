@@ -41,8 +41,8 @@ fn take(views: &Views) -> OverviewJson {
     }
 }
 
-/// What this process sees of messages: with a hub all of them, on a bridge those of its clients and of its own bus, and
-/// beside NATS servers those of its own bus.
+/// What this process sees of messages: with a hub all of them; on a bridge and beside NATS servers those of the record, and
+/// where there is none those of its clients and of its own bus.
 fn messages(views: &Views) -> MessagesJson {
     let bus = views.telemetry.as_ref().map(|telemetry| telemetry.counters()).unwrap_or_default();
     let mut messages = MessagesJson {
@@ -51,7 +51,7 @@ fn messages(views: &Views) -> MessagesJson {
         ..MessagesJson::default()
     };
     let Some(server) = &views.server else {
-        messages.published = bus.published;
+        messages.published = views.recorded().unwrap_or(bus.published);
         messages.delivered = bus.received;
         messages.dropped = bus.missed;
         return messages;
@@ -66,7 +66,8 @@ fn messages(views: &Views) -> MessagesJson {
             messages.no_responders = hub.no_responders + server.no_responders();
         }
         Some(bridge) => {
-            messages.published = totals.received.messages + bus.published;
+            let own = totals.received.messages + bus.published;
+            messages.published = views.recorded().unwrap_or(own);
             messages.delivered = totals.sent.messages + bus.received;
             messages.dropped = bridge.missed() + bus.missed;
             messages.no_responders = server.no_responders();
