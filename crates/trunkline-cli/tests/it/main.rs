@@ -29,6 +29,7 @@ mod nats_page;
 mod nats_server;
 mod observe;
 mod observed;
+mod observability;
 mod readme;
 mod redis;
 mod stored;

@@ -39,7 +39,7 @@ impl Histogram {
     }
 
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), Error> {
-        let bounds = BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::MAX]);
+        let bounds = BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> =
             bounds.zip(self.buckets.iter().map(|count| count.load(Ordering::Relaxed))).collect();
         // Not counted apart, so that the count is always that of the buckets.

@@ -147,11 +147,14 @@ fn tells_everywhere_of(server: &Bridge, hurt: impl FnOnce()) {
 
 #[test]
 fn an_outage_shows_within_two_seconds_everywhere() {
-    let redis = RedisServer::start_volatile();
+    let mut redis = RedisServer::start_volatile();
     let server = Bridge::start(&redis);
     // Frozen, so that no broken connection tells.
     tells_everywhere_of(&server, || redis.pause());
     redis.resume();
+    until_status(&server, "ok");
+    tells_everywhere_of(&server, || redis.kill());
+    redis.restart();
     until_status(&server, "ok");
 }
 
