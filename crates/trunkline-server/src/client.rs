@@ -279,6 +279,12 @@ impl Client {
         name.or(self.claimed.get().map(|name| &**name)).map(str::to_owned)
     }
 
+    /// The name that it goes by where people look at conversations.
+    pub(crate) fn seen_as(&self) -> String {
+        let given = self.connect().and_then(|options| options.name.clone()).filter(|name| !name.is_empty());
+        given.or_else(|| self.shown_name()).unwrap_or_else(|| format!("cid:{}", self.id))
+    }
+
     /// Keeps the mark of what it publishes and must not get back.
     pub(crate) fn set_origin(&self, origin: ByteString) {
         let _ = self.origin.set(origin);
@@ -547,6 +553,10 @@ impl SessionSink for Subscription {
                 Delivered::Done
             }
         }
+    }
+
+    fn client(&self) -> u64 {
+        self.client.id
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -146,6 +146,9 @@ impl Connection {
             self.server.count_slow(&self.client, slow);
         }
         self.server.leave(&self.client, view, why);
+        if let Some(observer) = self.session.observer() {
+            observer.client_left(self.client.id);
+        }
         self.client.outbox.close();
         self.client.part();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");

@@ -10,6 +10,7 @@ use trunkline::backend::Backend;
 use trunkline::backend::memory::Hub;
 use trunkline::config::{Config, Secret, Server as ServerConfig};
 use trunkline::memory::MemoryBudget;
+use trunkline::observe::Observer;
 use trunkline::redelivery::RetryPolicy;
 use trunkline::status::BackendStatus;
 use trunkline::{BusOptions, Start, Telemetry};
@@ -81,6 +82,9 @@ pub struct ServerOptions {
     pub admin_defaults: AdminDefaults,
     /// What runs beside the bus, for `/api/v1/components`; `None` is nothing.
     pub components: Option<watch::Receiver<ComponentsJson>>,
+    /// What sees the messages of the bus, for `/api/v1/conversations` and `/api/v1/observations`; the server runs it. `None`
+    /// is the one of the hub that it is a front of, if there is one.
+    pub observer: Option<Arc<Observer>>,
 }
 
 /// Defaults of consumers that run in clients of the admin API; keys `messaging.consumer.*` and
@@ -149,6 +153,7 @@ impl ServerOptions {
             backend: None,
             admin_defaults: AdminDefaults::from(&BusOptions::default()),
             components: None,
+            observer: None,
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use trunkline::backend::memory::MemoryBackend;
 use trunkline::backend::{Backend, BackendKind};
 use trunkline::memory::Relief;
-use trunkline::{Front, Pattern, Subject};
+use trunkline::{Front, Pattern, Subject, observe};
 use trunkline_core::SubjectError;
 use trunkline_protocol::ServerError;
 
@@ -220,6 +220,10 @@ impl Server {
             }
             None => (None, None),
         };
+        let observer = options.observer.or_else(|| match &options.front {
+            Front::Hub(hub) => hub.observer().cloned(),
+            Front::Bridge(_) => None,
+        });
         let (hub, bridge, backend): (_, _, Arc<dyn Backend>) = match options.front {
             Front::Hub(hub) => (hub.clone(), None, Arc::new(MemoryBackend::connect_to(&hub))),
             Front::Bridge(backend) => {
@@ -279,6 +283,13 @@ impl Server {
         });
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(memory::keep(shared.clone(), stop.clone()));
+        if let Some(observer) = &observer {
+            shared.set_observer(observer);
+            tasks.spawn(observer.clone().run(stop.clone()));
+            if shared.bridge.is_some() {
+                tasks.spawn(observe::collect(observer.clone(), backend.clone(), stop.clone()));
+            }
+        }
         tasks.spawn(health.clone().broadcast(health_subject, options.health_interval, stop.clone()));
         let http = http.map(|(listener, address)| {
             let monitor = Arc::new(Monitor::new(shared.clone(), health, options.telemetry, address));
@@ -291,7 +302,7 @@ impl Server {
                 options.subject_root,
                 limits.max_payload,
                 (options.admin_defaults, options.components),
-                limits.http_timeout,
+                (observer, limits.http_timeout),
             ));
             tasks.spawn(expire_members(api.members().clone(), stop.clone()));
             let app = http::router(monitor, api);

@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use bytestring::ByteString;
 use trunkline::backend::Receipt;
-use trunkline::backend::memory::{Delivered, Hub, Target};
+use trunkline::backend::memory::{Delivered, Hub, Target, is_observed, stream_of};
 use trunkline::memory::Holding;
+use trunkline::observe::{Observer, RawMessage, Receiver};
 use trunkline::{Headers, Message, Pattern, Subject};
 use trunkline_core::{MatchCache, MatchSet, Role, StreamOffset};
 use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ServerError, encode, parse};
@@ -49,6 +50,8 @@ pub(crate) struct Session {
     client: Arc<Client>,
     /// Where the client's account meets.
     hub: Arc<Hub>,
+    /// What sees the messages of that hub, at hand so that nobody pays for looking where nobody looks on.
+    observer: Option<Arc<Observer>>,
     access: Access,
     /// The bounds that it goes by, of the same time as `access`.
     limits: Arc<Limits>,
@@ -68,6 +71,7 @@ impl Session {
         let bridge = client.orders.clone().map(Front::new);
         let mut session = Self {
             hub: server.hub.clone(),
+            observer: server.observer(&server.hub),
             access: Access::new(),
             limits: server.limits(),
             server,
@@ -283,7 +287,15 @@ impl Session {
         }
         self.options = options.clone();
         self.client.set_connect(options);
+        if let Some(observer) = &self.observer {
+            observer.client_came(self.client.id, &self.client.seen_as());
+        }
         Ok(())
+    }
+
+    /// What sees its messages.
+    pub(crate) fn observer(&self) -> Option<&Arc<Observer>> {
+        self.observer.as_ref()
     }
 
     fn refuse(&mut self, error: ServerError<'_>, staging: &mut Staging) -> Result<(), Stop> {
@@ -433,6 +445,7 @@ impl Session {
             message: None,
             offset: None,
             somebody: false,
+            seen: false,
         };
         if !(targets.stores.is_empty() && targets.taps.is_empty()) {
             match delivery.store(targets) {
@@ -444,6 +457,9 @@ impl Session {
                 Stored::Reserved => return self.deny(m, staging),
             }
         }
+        if let Some(observer) = &self.observer {
+            delivery.look(observer, targets, staging);
+        }
         // As on nats-server before the client's own subscriptions get the message.
         if self.options.verbose {
             encode::ok(staging.line(&self.client));
@@ -453,6 +469,9 @@ impl Session {
         }
         for queue in &targets.queues {
             delivery.give_one(&queue.members, self.random.usize(..queue.members.len()), staging);
+        }
+        if delivery.seen {
+            staging.seen.end(!delivery.somebody && m.reply.is_some());
         }
         if !delivery.somebody
             && self.options.no_responders
@@ -478,7 +497,12 @@ impl Session {
             false => bridge.publish(m),
         };
         let refused = match published {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                if let Some(observer) = &self.observer {
+                    look_at_answer(observer, m, self.client.id, staging);
+                }
+                return Ok(());
+            }
             Err(Unpublishable::Message) => ServerError::PublishPermission { subject: m.subject },
             Err(Unpublishable::Reply) => ServerError::ReplyPermission { reply: m.reply.unwrap_or_default() },
         };
@@ -496,6 +520,21 @@ impl Session {
         };
         if let Some(subscription) = targets.subscribers.iter().filter_map(subscription_of).find(own) {
             encode::no_responders(staging.line(&self.client), reply, &subscription.sid, subject);
+        }
+    }
+}
+
+/// Shows to who looks on what a client of a bridge answers: the streams have everything else, and of inboxes nobody can read
+/// but who made them.
+fn look_at_answer(observer: &Arc<Observer>, m: &Outgoing<'_>, from: u64, staging: &mut Staging) {
+    if observer.is_recorded(m.subject) {
+        if let Some(reply) = m.reply {
+            observer.expect_reply(reply);
+        }
+    } else if observer.expects(m.subject) {
+        let (subject, reply, header, payload) = (m.subject, m.reply, m.header, m.payload);
+        if staging.seen.begin(observer, &RawMessage { subject, reply, header, payload, from }) {
+            staging.seen.end(false);
         }
     }
 }
@@ -555,9 +594,28 @@ struct Delivery<'a> {
     offset: Option<StreamOffset>,
     /// Somebody got it, or a stream keeps it.
     somebody: bool,
+    /// It is shown to who looks on.
+    seen: bool,
 }
 
 impl Delivery<'_> {
+    /// Shows the message to who looks on, where it is one of those that are seen.
+    #[inline]
+    fn look(&mut self, observer: &Arc<Observer>, targets: &MatchSet<Target>, staging: &mut Staging) {
+        let m = self.m;
+        if !is_observed(targets) && !observer.expects(m.subject) {
+            return;
+        }
+        let (subject, reply, header, payload) = (m.subject, m.reply, m.header, m.payload);
+        let message = RawMessage { subject, reply, header, payload, from: self.own };
+        self.seen = staging.seen.begin(observer, &message);
+        if self.seen
+            && let (Some(stream), Some(offset)) = (stream_of(targets), self.offset)
+        {
+            staging.seen.stored(stream, offset);
+        }
+    }
+
     #[inline]
     fn give(&mut self, target: &Target, staging: &mut Staging) -> bool {
         let given = match subscription_of(target) {
@@ -568,16 +626,19 @@ impl Delivery<'_> {
                     && subscription.take_delivery();
                 if wanted {
                     staging.message(client, &subscription.sid, self.m, self.input);
+                    if self.seen {
+                        staging.seen.given(Receiver::Client(client.id));
+                    }
                 }
                 wanted
             }
-            None => self.give_inbox(target, true),
+            None => self.give_inbox(target, true, staging),
         };
         self.somebody |= given;
         given
     }
 
-    fn give_inbox(&mut self, target: &Target, count: bool) -> bool {
+    fn give_inbox(&mut self, target: &Target, count: bool, staging: &mut Staging) -> bool {
         let Target::Inbox(inbox) = target else { return false };
         let offset = self.offset;
         let Some(message) = self.message() else { return false };
@@ -587,6 +648,15 @@ impl Delivery<'_> {
         };
         if count || outcome == Delivered::Done {
             self.hub.count(outcome);
+        }
+        if self.seen
+            && let Some(owner) = inbox.owner()
+        {
+            match outcome {
+                Delivered::Done => staging.seen.given(Receiver::Named(owner.clone())),
+                Delivered::Full if count => staging.seen.missed(Receiver::Named(owner.clone())),
+                Delivered::Full | Delivered::Gone => {}
+            }
         }
         // One that is full listens all the same, and was told what it missed.
         outcome == Delivered::Done || (count && outcome == Delivered::Full)
@@ -598,7 +668,7 @@ impl Delivery<'_> {
         for n in 0..members.len() {
             let member = &members[(first + n) % members.len()];
             let given = match member {
-                Target::Inbox(_) => self.give_inbox(member, false),
+                Target::Inbox(_) => self.give_inbox(member, false, staging),
                 other => self.give(other, staging),
             };
             if given {
@@ -609,7 +679,7 @@ impl Delivery<'_> {
         // Dropped at a member that can tell its reader so; sessions that could not take it are gone.
         staging.looked_at(members.len());
         let mut others = (0..members.len()).map(|n| &members[(first + n) % members.len()]);
-        self.somebody |= others.any(|member| self.give_inbox(member, true));
+        self.somebody |= others.any(|member| self.give_inbox(member, true, staging));
     }
 
     #[cold]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytestring::ByteString;
@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 use trunkline::backend::memory::{Hub, SessionSink as _};
 use trunkline::memory::{Charge, Holding, MemoryBudget};
+use trunkline::observe::{Observation, Observer, What};
 use trunkline::{Message, Pattern};
 use trunkline_protocol::{ServerError, ServerInfo};
 
@@ -201,6 +202,8 @@ pub(crate) struct Shared {
     pub(crate) relieving: Mutex<Instant>,
     /// Clients are asked to leave.
     lame_duck: AtomicBool,
+    /// What sees the messages of a bridge; a hub has its own.
+    observer: OnceLock<Arc<Observer>>,
     /// Wakes who waits for the last client to leave.
     emptied: Notify,
 }
@@ -300,7 +303,21 @@ impl Shared {
             memory,
             relieving: Mutex::new(Instant::now()),
             lame_duck: AtomicBool::new(false),
+            observer: OnceLock::new(),
             emptied: Notify::new(),
+        }
+    }
+
+    /// Says what sees the messages of a bridge. The first one stays.
+    pub(crate) fn set_observer(&self, observer: &Arc<Observer>) {
+        let _ = self.observer.set(observer.clone());
+    }
+
+    /// What sees the messages of clients that are on `hub`.
+    pub(crate) fn observer(&self, hub: &Hub) -> Option<Arc<Observer>> {
+        match &self.bridge {
+            None => hub.observer().cloned(),
+            Some(_) => self.observer.get().cloned(),
         }
     }
 
@@ -529,6 +546,13 @@ impl Shared {
         self.slow[slow.by as usize].fetch_add(1, Ordering::Relaxed);
         let (limit, pending_bytes) = (slow.by.as_str(), slow.pending);
         tracing::warn!(client = client.id, address = %client.address, limit, pending_bytes, "slow consumer: cut off");
+        if let Some(observer) = self.observer.get() {
+            // What it was sent and has not got, nobody can tell any more.
+            let mut seen = Observation::new(What::Gap, jiff::Timestamp::now(), ">");
+            seen.to = vec![client.seen_as()];
+            seen.reason = Some(format!("slow consumer: cut off ({limit})"));
+            observer.observed(seen);
+        }
     }
 
     /// Clients cut off because they did not read, by the bound that they had reached.

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use hashbrown::HashMap;
 use smallvec::SmallVec;
+use trunkline::observe::Batch;
 use trunkline_protocol::encode;
 
 use crate::client::Client;
@@ -49,6 +50,8 @@ pub(crate) struct Staging {
     kept_bytes: usize,
     /// Destinations that do not keep up, found when writing.
     behind: Option<Arc<Client>>,
+    /// What the batch shows to who looks on.
+    pub(crate) seen: Batch,
 }
 
 #[derive(Default)]
@@ -166,6 +169,8 @@ impl Staging {
     /// Writes everything, the batch's own client last: its PONG then says that the others were served. Returns a
     /// destination that does not keep up, if there is one.
     pub(crate) fn flush(&mut self, own: u64, input: &[u8]) -> Option<Arc<Client>> {
+        // First, so that whoever has got something finds it in the record.
+        self.seen.hand_over();
         let mut own_slot = None;
         for at in 0..self.used {
             if self.slots[at].id == own {

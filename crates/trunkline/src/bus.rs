@@ -36,6 +36,7 @@ use trunkline_core::{Message, Subject, Token};
 use crate::backend::{
     Backend, DrainError, Fut, PublishError, PublishOptions, Publishing, Receipt, Start, SubscribeError,
 };
+use crate::observe::{Observer, Published, Reports, Witness};
 use crate::status::BackendStatus;
 use crate::telemetry::{Counters, Telemetry};
 use crate::topics::Topics;
@@ -83,6 +84,9 @@ pub struct BusOptions {
     /// How much is kept of what is published while the server is away. `None`, the default, keeps nothing: such a publish
     /// is an error. Key `messaging.outbox`.
     pub outbox: Option<OutboxOptions>,
+    /// Where the bus shows what it publishes and how its handlers fare. `None`, the default, shows it to nobody. Key
+    /// `observe.enabled`.
+    pub observer: Option<Arc<Observer>>,
     /// Where spans go. Default: what [`Tracer::make_default`] was called on, else nowhere.
     pub tracer: Option<Tracer>,
 }
@@ -106,6 +110,7 @@ impl Default for BusOptions {
             dead_letter_age: Duration::from_secs(30 * 24 * 3600),
             dead_letters_max: 1_000_000,
             outbox: None,
+            observer: None,
             tracer: Tracer::default_one(),
         }
     }
@@ -135,6 +140,12 @@ pub(crate) struct Inner {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) options: BusOptions,
     pub(crate) topics: Topics,
+    /// `options.source`, for who looks on.
+    pub(crate) name: Arc<str>,
+    /// Who looks on, if anybody does.
+    pub(crate) witness: Option<Witness>,
+    /// What is reported to another process, where that is wanted.
+    reports: OnceLock<Arc<Reports>>,
     /// `{root}.dead.`: where only the bus publishes.
     dead_prefix: Box<str>,
     pub(crate) telemetry: Telemetry,
@@ -171,10 +182,17 @@ impl Bus {
         let outbox = options
             .outbox
             .map(|limits| Outbox::new(backend.clone(), limits, options.publish_timeout, telemetry.clone()));
+        let name: Arc<str> = options.source.as_str().into();
+        let kind = backend.capabilities().kind;
+        let witness =
+            options.observer.as_ref().map(|observer| Witness::new(observer.clone(), kind, name.clone()));
         let inner = Inner {
             backend,
             dead_prefix: format!("{}.dead.", options.subject_root).into(),
             topics,
+            name,
+            witness,
+            reports: OnceLock::new(),
             options,
             telemetry,
             draining: CancellationToken::new(),
@@ -254,6 +272,10 @@ impl Bus {
         inner.tasks.close();
         let finished = tokio::time::timeout_at(by, inner.tasks.wait()).await.is_ok();
         let left = inner.telemetry.counters().handlers_running;
+        if let Some(reports) = inner.reports.get() {
+            // How the last handlers fared; who does not hear of it by then counts it as missed.
+            let _ = tokio::time::timeout_at(by, reports.send(inner)).await;
+        }
         inner.killed.cancel();
         if let Some(outbox) = &inner.outbox {
             // What is left at the deadline is counted below.
@@ -284,6 +306,19 @@ impl Bus {
             }
             Err(_) => Err(DrainError::Deadline { left: 1 }),
             Ok(_) => drained,
+        }
+    }
+
+    /// Reports what is shown to `observer` on `{root}.system.trace`, until the bus ends. To be called once, on a runtime.
+    pub(crate) fn report(&self, observer: &Arc<Observer>) {
+        let (inner, reports) = (&self.inner, Arc::new(Reports::new(observer)));
+        if inner.reports.set(reports.clone()).is_ok() {
+            // Both end by `killed`; the drain joins them.
+            inner.services.spawn(observer.clone().run(inner.killed.clone()));
+            let (killed, bus) = (inner.killed.clone(), Arc::downgrade(inner));
+            inner.services.spawn(async move {
+                killed.run_until_cancelled(reports.run(bus)).await;
+            });
         }
     }
 
@@ -335,9 +370,11 @@ impl Inner {
             return Publishing::Ready(Err(PublishError::Closed));
         }
         options.timeout.get_or_insert(self.options.publish_timeout);
+        let seen = self.witness.as_ref().and_then(|witness| witness.publishes(&message, &options));
         match self.backend.publish(message, options) {
             Publishing::Ready(result) => {
                 count_publish(&self.telemetry, &result);
+                self.show(seen, &result);
                 Publishing::Ready(result)
             }
             Publishing::Pending(future) => {
@@ -346,9 +383,16 @@ impl Inner {
                 Publishing::Pending(Box::pin(async move {
                     let result = future.await;
                     count_publish(&inner.telemetry, &result);
+                    inner.show(seen, &result);
                     result
                 }))
             }
+        }
+    }
+
+    fn show(&self, seen: Option<Box<Published>>, result: &Result<Receipt, PublishError>) {
+        if let (Some(witness), Some(seen), Ok(receipt)) = (&self.witness, seen, result) {
+            witness.published(seen, receipt);
         }
     }
 

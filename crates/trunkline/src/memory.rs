@@ -30,11 +30,13 @@ pub enum Holding {
     Inboxes,
     /// What clients have published through a bridge and its backend has not taken.
     Bridge,
+    /// The record of what was seen on the bus.
+    Observations,
 }
 
 impl Holding {
     /// All of them, in the order they are shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Output,
         Self::Input,
         Self::Connections,
@@ -42,6 +44,7 @@ impl Holding {
         Self::Streams,
         Self::Inboxes,
         Self::Bridge,
+        Self::Observations,
     ];
 
     /// Its name in metrics.
@@ -54,15 +57,17 @@ impl Holding {
             Self::Streams => "streams",
             Self::Inboxes => "inboxes",
             Self::Bridge => "bridge",
+            Self::Observations => "observations",
         }
     }
 
-    /// Most eighths of all memory for buffers that may be held for it. What stays for long shares three quarters, so that
+    /// Most eighths of all memory for buffers that may be held for it. What stays for long shares seven of them, so that
     /// there is always room for what is on its way.
     fn eighths(self) -> usize {
         match self {
             Self::Output | Self::Input | Self::Inboxes | Self::Bridge => 8,
             Self::Connections | Self::Subscriptions | Self::Streams => 2,
+            Self::Observations => 1,
         }
     }
 }

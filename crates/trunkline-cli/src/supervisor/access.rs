@@ -110,13 +110,30 @@ pub(crate) struct Access {
     users: MadeUsers,
     nats_url: NatsUrl,
     nats_auth: trunkline::config::NatsAuth,
+    /// What components are to report of themselves, where conversations are recorded.
+    observe: Vec<(String, String)>,
+}
+
+/// The variables by which components that are built on the library report what they see.
+fn observe(config: &Config) -> Vec<(String, String)> {
+    if !config.observe.enabled.unwrap_or(true) {
+        return Vec::new();
+    }
+    let mut variables = vec![("TRUNKLINE_OBSERVE_ENABLED".to_owned(), "true".to_owned())];
+    if !config.observe.redact.is_empty() {
+        // What nobody is to see does not even leave the component.
+        let names = serde_json::Value::from(config.observe.redact.clone()).to_string();
+        variables.push(("TRUNKLINE_OBSERVE_REDACT".to_owned(), names));
+    }
+    variables
 }
 
 impl Access {
     /// The way of this configuration's components.
     pub(crate) fn new(config: &Config, place: Place, users: MadeUsers) -> Self {
         let messaging = &config.messaging;
-        Self { place, users, nats_url: messaging.nats_url.clone(), nats_auth: messaging.nats_auth.clone() }
+        let (nats_url, nats_auth) = (messaging.nats_url.clone(), messaging.nats_auth.clone());
+        Self { place, users, nats_url, nats_auth, observe: observe(config) }
     }
 
     /// The variables of one component. Stock clients differ in what they read of a URL, so user and password stand beside
@@ -156,6 +173,7 @@ impl Access {
         let first = urls.first().cloned().unwrap_or_default();
         let mut variables =
             vec![("TRUNKLINE_URL".to_owned(), urls.join(",")), ("NATS_URL".to_owned(), first)];
+        variables.extend(self.observe.iter().cloned());
         if let Some((name, password)) = user {
             variables.push(("NATS_USER".to_owned(), name));
             variables.push(("NATS_PASSWORD".to_owned(), password.expose().to_owned()));
@@ -213,9 +231,19 @@ mod tests {
     #[test]
     fn without_users_there_is_nothing_but_the_address() {
         let variables = variables(COMPONENT, embedded());
-        assert_eq!(variables.len(), 2);
+        assert_eq!(variables.len(), 3);
+        assert_eq!(variables["TRUNKLINE_OBSERVE_ENABLED"], "true");
         assert_eq!(variables["NATS_URL"], "nats://127.0.0.1:4300");
         assert_eq!(variables["TRUNKLINE_URL"], "nats://127.0.0.1:4300");
+    }
+
+    #[test]
+    fn components_report_what_they_see_unless_nothing_is_recorded_and_hide_what_is_to_be_hidden() {
+        let off = variables(&format!("{COMPONENT}observe: {{enabled: false, redact: [pin]}}"), embedded());
+        assert_eq!(off.len(), 2, "{off:?}");
+        let on = variables(&format!("{COMPONENT}observe: {{redact: [pin, 'a\"b']}}"), embedded());
+        assert_eq!(on["TRUNKLINE_OBSERVE_ENABLED"], "true");
+        assert_eq!(on["TRUNKLINE_OBSERVE_REDACT"], r#"["pin","a\"b"]"#);
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod messages;
 mod nats_access;
 mod nats_page;
 mod nats_server;
+mod observed;
 mod readme;
 mod redis;
 mod stored;

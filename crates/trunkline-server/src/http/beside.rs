@@ -2,6 +2,7 @@
 //! beside the bus.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -14,11 +15,13 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use trunkline::backend::Backend;
 use trunkline::config::Config;
+use trunkline::observe::{self, Observer};
 use trunkline::status::BackendStatus;
 
 use super::api::answer::{ApiError, ok};
-use super::api::{Token, token_guard};
+use super::api::{Token, conversations, token_guard};
 use super::{Bounds, host, json as document, serve};
 use crate::admin::{BASE, ComponentsJson, Problem};
 use crate::auth::AuthOptions;
@@ -35,9 +38,14 @@ pub struct BesideOptions<'a> {
     pub backend_status: watch::Receiver<BackendStatus>,
     /// What runs beside the bus, for `/api/v1/components`.
     pub components: watch::Receiver<ComponentsJson>,
+    /// What sees the messages of the bus, for `/api/v1/conversations` and `/api/v1/observations`; it is run here. `None`
+    /// records nothing.
+    pub observer: Option<Arc<Observer>>,
+    /// Where libraries report what they see.
+    pub backend: Arc<dyn Backend>,
 }
 
-/// `/healthz`, `/readyz` and `/api/v1/components`, over HTTP. Dropping it stops it without waiting.
+/// `/healthz`, `/readyz`, `/api/v1/components` and what was seen on the bus, over HTTP. Dropping it stops it without waiting.
 pub struct BesideServer {
     address: SocketAddr,
     secure: bool,
@@ -77,8 +85,13 @@ impl BesideServer {
         let listener = bind(wanted, "server.http", rule)?;
         let address = local_address(&listener, wanted, "server.http")?;
         let loopback = address.ip().is_loopback();
+        let (observer, backend) = (options.observer.clone(), options.backend.clone());
         let app = router(options, token.clone(), !loopback);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        if let Some(observer) = observer {
+            tasks.spawn(observer.clone().run(stop.clone()));
+            tasks.spawn(observe::collect(observer, backend, stop.clone()));
+        }
         let bounds = Bounds::alone(&Limits::from(&server.limits));
         tasks.spawn(serve(listener, app, bounds, move || tls.http.get(), stop.clone(), tasks.clone()));
         Ok(Some(Self { address, secure, token, stop, tasks }))
@@ -115,11 +128,13 @@ impl Drop for BesideServer {
 }
 
 fn router(options: BesideOptions<'_>, token: Token, any_host: bool) -> Router {
+    let state = Beside { components: options.components, observer: options.observer };
     let api = Router::new()
         .route("/components", get(components))
+        .merge(conversations::routes(|beside: &Beside| beside.observer.clone()))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(token, token_guard))
-        .with_state(options.components);
+        .with_state(state);
     Router::new()
         .route("/healthz", get(async || document(&json!({"status": "ok"}))))
         .route("/readyz", get(readyz))
@@ -133,8 +148,15 @@ fn router(options: BesideOptions<'_>, token: Token, any_host: bool) -> Router {
         }))
 }
 
-async fn components(State(components): State<watch::Receiver<ComponentsJson>>) -> Response {
-    ok(&*components.borrow())
+/// What the handlers of the API know.
+#[derive(Clone)]
+struct Beside {
+    components: watch::Receiver<ComponentsJson>,
+    observer: Option<Arc<Observer>>,
+}
+
+async fn components(State(beside): State<Beside>) -> Response {
+    ok(&*beside.components.borrow())
 }
 
 async fn readyz(State(status): State<watch::Receiver<BackendStatus>>) -> Response {

@@ -197,6 +197,7 @@ impl Session {
     fn adopt(&mut self, identity: Arc<Identity>) {
         let permissions = identity.permissions.clone();
         self.hub = identity.account.hub.clone();
+        self.observer = self.server.observer(&self.hub);
         let responses = permissions.as_ref().and_then(|permissions| permissions.responses);
         let replies = self.access.replies.take().filter(|replies| responses == Some(replies.limits()));
         self.access.replies = replies.or_else(|| responses.map(|limits| Arc::new(Replies::new(limits))));

@@ -21,6 +21,8 @@ pub struct SubscribeOptions {
     /// Most messages that wait for the reader; past it they are dropped, counted and reported as a gap.
     /// `None` is `messaging.max_pending`.
     pub max_pending: Option<usize>,
+    /// The component that subscribes, as it is shown to who looks at conversations.
+    pub name: Option<Arc<str>>,
 }
 
 /// Messages the subscription could not be given: `missed` of them where the number is known.

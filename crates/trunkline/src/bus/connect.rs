@@ -14,6 +14,7 @@ use crate::backend::redis::{RedisBackend, RedisConnectError, RedisOptions};
 use crate::backend::{Backend, BackendKind, Capabilities, Start, StreamConfig, StreamError, Unsupported};
 use crate::config::{self, Config, Fallback, InitialStreamId, Messaging, RedisTopology};
 use crate::memory::MemoryBudget;
+use crate::observe::{ObserveOptions, Observer};
 use crate::topics::Topics;
 
 /// Why a bus could not be had as configured.
@@ -107,6 +108,9 @@ impl std::fmt::Debug for Front {
 #[cfg(feature = "redis")]
 const OWN_HEADER_BYTES: usize = 1024;
 
+/// What was seen and is not reported yet takes no more than this.
+const REPORTED_BYTES_MAX: usize = 4 << 20;
+
 impl Bus {
     /// A bus within this process, with default settings and a hub of its own. Nothing outlives it.
     pub fn in_memory() -> Self {
@@ -168,23 +172,22 @@ impl Bus {
         Self::open_as(config, false).await
     }
 
-    async fn open_as(
-        config: &Config,
-        #[cfg_attr(
-            not(feature = "redis"),
-            expect(unused_variables, reason = "only backend redis is bridged")
-        )]
-        front: bool,
-    ) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
+    async fn open_as(config: &Config, front: bool) -> Result<(Self, Option<Arc<Hub>>), ConnectError> {
         let messaging = &config.messaging;
         for (key, reason) in config.without_effect() {
             tracing::warn!(key, reason, "this setting has no effect");
         }
         let mut options = BusOptions::try_from(messaging)?;
         let root = options.subject_root.clone();
+        let is_observed = config.observe.enabled.unwrap_or(front);
         let hub = || {
             let hub = Arc::new(Hub::new(HubOptions::from(config)));
             reserve_dead_letters(&hub, &root);
+            // Where there is no server in front of it nobody could look at what was recorded.
+            if is_observed && front {
+                let wanted = ObserveOptions::from_config(config, root.clone(), hub.memory().clone());
+                hub.observe(&Observer::new(wanted));
+            }
             hub
         };
         let (backend, hub): (Arc<dyn Backend>, _) = match messaging.backend {
@@ -229,7 +232,24 @@ impl Bus {
         }
         options.initial_start = start_on(capabilities, messaging.backend, options.initial_start)?;
         ensure_streams(&*backend, messaging).await?;
-        Ok((Self::with_backend(backend, options), hub))
+        options.observer = match &hub {
+            Some(hub) => hub.observer().cloned(),
+            None => is_observed.then(|| {
+                let memory = backend.memory().unwrap_or_default();
+                let mut wanted = ObserveOptions::from_config(config, root.clone(), memory);
+                if !front {
+                    // It is only on its way to the process that keeps it.
+                    wanted.memory = wanted.memory.min(REPORTED_BYTES_MAX);
+                }
+                Observer::new(wanted)
+            }),
+        };
+        let reported = options.observer.clone().filter(|_| !front && hub.is_none());
+        let bus = Self::with_backend(backend, options);
+        if let Some(observer) = reported {
+            bus.report(&observer);
+        }
+        Ok((bus, hub))
     }
 }
 

@@ -130,7 +130,11 @@ impl Inbox {
         let prefix = inner.backend.new_inbox();
         let pattern =
             Pattern::new(format!("{prefix}.*")).expect("a subject and one more token make a pattern");
-        let options = SubscribeOptions { max_pending: inner.options.max_pending, ..Default::default() };
+        let options = SubscribeOptions {
+            max_pending: inner.options.max_pending,
+            name: Some(inner.name.clone()),
+            ..Default::default()
+        };
         let source = inner.backend.subscribe(pattern, options).await?;
         let shared = Arc::new(Shared {
             prefix,

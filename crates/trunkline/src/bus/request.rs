@@ -237,6 +237,9 @@ impl Bus {
             Err(_) => return Err(RequestError::Timeout { subject, waited: timeout }),
         };
         if frame::is_no_responders(&message) {
+            if let Some(witness) = &inner.witness {
+                witness.found_nobody(&subject, &waiter.reply);
+            }
             return Err(RequestError::NoResponders { subject });
         }
         if let Some((code, message)) = service_error(&message.headers) {

@@ -12,6 +12,7 @@ use trunkline_core::{Pattern, Token};
 use super::received::Received;
 use super::{Bus, Inner, spans};
 use crate::backend::{Fut, Gap, LiveEvent, LiveSource, Start, SubscribeError, SubscribeOptions};
+use crate::observe::Witness;
 use crate::telemetry::Telemetry;
 
 /// Most messages taken from the backend at a time.
@@ -43,7 +44,11 @@ impl Bus {
     /// # Errors
     /// When awaited: see [`SubscribeError`].
     pub fn subscribe(&self, pattern: Pattern) -> SubscribeBuilder {
-        let options = SubscribeOptions { max_pending: self.options().max_pending, ..Default::default() };
+        let options = SubscribeOptions {
+            max_pending: self.options().max_pending,
+            name: Some(self.inner().name.clone()),
+            ..Default::default()
+        };
         SubscribeBuilder { bus: self.clone(), pattern, options }
     }
 }
@@ -99,6 +104,7 @@ impl IntoFuture for SubscribeBuilder {
                 source: Source::Live(source),
                 batch: Vec::new(),
                 telemetry: inner.telemetry.clone(),
+                witness: inner.witness.clone(),
                 traced: inner.options.tracer.is_some().then(|| inner.clone()),
                 draining: Box::pin(inner.draining.clone().cancelled_owned()),
             })
@@ -132,6 +138,7 @@ pub struct Subscription {
     /// What has been taken from the source and not given out, last first.
     batch: Vec<LiveEvent>,
     telemetry: Telemetry,
+    witness: Option<Witness>,
     /// The bus, where it makes spans of what is given out.
     traced: Option<Arc<Inner>>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -281,6 +288,9 @@ impl Subscription {
                 LiveEvent::Gap(gap) => {
                     self.telemetry.gaps.inc();
                     self.telemetry.missed.inc_by(gap.missed.unwrap_or(0));
+                    if let Some(witness) = &self.witness {
+                        witness.gap(&self.pattern, *gap);
+                    }
                 }
             }
         }

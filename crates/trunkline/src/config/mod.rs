@@ -30,6 +30,7 @@ mod error;
 mod keys;
 mod loader;
 mod messaging;
+mod observe;
 mod runtime;
 mod server;
 mod settings;
@@ -51,6 +52,7 @@ pub use messaging::{
     Backend, Consumer, Fallback, InitialStreamId, Messaging, NatsAuth, NatsTls, RedisSentinel, RedisTls,
     Stream,
 };
+pub use observe::Observe;
 pub use runtime::{Command, Component, Ready, Resources, Restart, Runtime};
 pub use server::{
     Account, Auth, HandshakeFirst, Limits, Permissions, Responses, Server, SubjectRules, Tls, TlsVersion,
@@ -72,6 +74,8 @@ settings! {
         pub messaging: Messaging;
         /// The embedded server: where it listens, who may connect, and its limits.
         pub server: Server;
+        /// What is recorded of messages, for `trace`, `tail` and the dashboard.
+        pub observe: Observe;
         /// What the process may use.
         pub runtime: Runtime;
         /// Programs that `up` starts beside the bus, by name.
@@ -114,6 +118,12 @@ impl Default for Consumer {
 
 impl Default for Server {
     fn default() -> Server {
+        defaults()
+    }
+}
+
+impl Default for Observe {
+    fn default() -> Observe {
         defaults()
     }
 }

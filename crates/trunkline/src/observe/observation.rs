@@ -72,7 +72,7 @@ pub struct Observation {
     /// Which delivery of it, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// How handling it ended.
+    /// How handling it ended; of an answer that was published, whether it is one or an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
     /// From its publication to the start of its handler, in microseconds.
@@ -87,6 +87,41 @@ pub struct Observation {
     /// Messages that a gap left out, where their number is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed: Option<u64>,
+}
+
+impl Observation {
+    /// That something happened at a time, cut to the microsecond, to a message of a subject; nothing else is known yet.
+    pub fn new(what: What, time: Timestamp, subject: impl Into<String>) -> Self {
+        Self {
+            seq: 0,
+            time: Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time),
+            what,
+            subject: subject.into(),
+            reply: None,
+            from: None,
+            to: Vec::new(),
+            id: None,
+            kind: None,
+            correlation_id: None,
+            causation_id: None,
+            conversation_id: None,
+            persona_id: None,
+            tool_id: None,
+            skill_id: None,
+            trace_id: None,
+            size: 0,
+            body: None,
+            stream: None,
+            consumer: None,
+            offset: None,
+            attempt: None,
+            outcome: None,
+            waited_us: None,
+            took_us: None,
+            reason: None,
+            missed: None,
+        }
+    }
 }
 
 /// What happened.
@@ -106,6 +141,13 @@ pub enum What {
     NoResponders,
     /// Somebody was not given what they asked for; `missed` and `reason` tell how much and why.
     Gap,
+}
+
+impl What {
+    /// Whether a tap that sees the messages themselves sees it, too.
+    pub(super) fn is_of_the_message(self) -> bool {
+        matches!(self, Self::Published | Self::DeadLettered | Self::Redriven | Self::NoResponders)
+    }
 }
 
 /// How handling a delivery ended.

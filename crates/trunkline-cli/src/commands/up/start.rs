@@ -175,14 +175,7 @@ pub(crate) async fn start(
             );
         }
         let access = Access::new(config, Place::Nats, MadeUsers::default());
-        // Without components there is nothing to ask for, and the address may be that of another `up`.
-        let beside = match config.components.is_empty() {
-            true => None,
-            false => {
-                let backend_status = bus.backend_status();
-                BesideServer::start(BesideOptions { config, backend_status, components }).await?
-            }
-        };
+        let beside = start_beside(loaded, &bus, components).await?;
         return Ok(Running { bus, server: None, beside, hub, access });
     };
     let users = MadeUsers::make(config)?;
@@ -194,6 +187,7 @@ pub(crate) async fn start(
         auth_source: Some(users.clone().beside(source)),
         components: Some(components),
         threads: tokio::runtime::Handle::current().metrics().num_workers(),
+        observer: bus.options().observer.clone(),
         ..ServerOptions::from_config(config, front)?
     };
     users.join(&mut options.auth);
@@ -201,6 +195,29 @@ pub(crate) async fn start(
     let tls = config.server.tls.is_on() && !config.server.tls.allow_non_tls;
     let access = Access::new(config, Place::Embedded { address: server.nats_addr(), tls }, users);
     Ok(Running { bus, server: Some(server), beside: None, hub, access })
+}
+
+/// HTTP beside the NATS servers: for components, and for conversations.
+async fn start_beside(
+    loaded: &Loaded,
+    bus: &Bus,
+    components: watch::Receiver<ComponentsJson>,
+) -> Result<Option<BesideServer>, StartError> {
+    let (config, observer) = (&loaded.config, bus.options().observer.clone());
+    let alone = config.components.is_empty();
+    // With neither there is nothing to ask for, and the address may be that of another `up`.
+    if alone && observer.is_none() {
+        return Ok(None);
+    }
+    let (backend_status, backend) = (bus.backend_status(), bus.backend().clone());
+    let options = BesideOptions { config, backend_status, components, observer, backend };
+    match BesideServer::start(options).await {
+        Err(error @ StartError::Bind { .. }) if alone => {
+            tracing::warn!(error = chain(&error), "conversations are not served here");
+            Ok(None)
+        }
+        outcome => outcome,
+    }
 }
 
 #[cfg(test)]

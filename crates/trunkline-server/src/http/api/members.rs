@@ -13,7 +13,9 @@ use axum::response::Response;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use trunkline::backend::{AckToken, ConsumeError, Fetched, Member, Settle};
+use trunkline::StreamOffset;
+use trunkline::backend::{AckToken, ConsumeError, Fetched, Member, Settle, Settled};
+use trunkline::observe::{Handling, Observer, Outcome};
 
 use super::Api;
 use super::answer::{ApiError, Body, ok};
@@ -28,6 +30,8 @@ type Answer = Result<Response, ApiError>;
 const FETCH_STEP: usize = 16;
 /// Shortest lease, so that a client's mistake does not make the members of a consumer fight for it.
 const LEASE_MIN: Duration = Duration::from_millis(10);
+/// Most deliveries at work in the client of one member that are shown to who looks on.
+const GIVEN_MAX: usize = 4096;
 /// Longest lease.
 const LEASE_MAX: Duration = Duration::from_secs(12 * 3600);
 
@@ -40,6 +44,10 @@ pub(crate) struct Members {
 
 struct Held {
     member: Arc<dyn Member>,
+    /// Its stream and its consumer.
+    of: (String, String),
+    /// What its client works on, for who looks on: at most [`GIVEN_MAX`].
+    given: Mutex<HashMap<(StreamOffset, u32), Handling, foldhash::fast::RandomState>>,
     /// When its client was last heard of.
     heard: Mutex<Instant>,
     /// Requests of its client that are being answered.
@@ -67,15 +75,53 @@ impl Drop for Use {
     }
 }
 
+impl Held {
+    /// Shows to who looks on that the client begins to work on deliveries.
+    fn begins(&self, observer: &Arc<Observer>, fetched: &Fetched) {
+        let mut given = self.given.lock();
+        for delivery in &fetched.deliveries {
+            let of = (self.of.0.as_str(), self.of.1.as_str());
+            if given.len() < GIVEN_MAX
+                && let Some(handling) = Handling::outside(observer, of, delivery, self.member.name())
+            {
+                given.insert((delivery.offset, delivery.attempt), handling);
+            }
+        }
+    }
+
+    /// Shows what became of them.
+    fn ends(&self, batch: &[(AckToken, Settle)], settled: &[Settled]) {
+        let mut given = self.given.lock();
+        for ((token, settle), outcome) in batch.iter().zip(settled) {
+            if *settle == Settle::Progress {
+                continue;
+            }
+            let Some(handling) = given.remove(&(token.offset, token.attempt)) else { continue };
+            match outcome {
+                Settled::Done => handling.settled(settle, None),
+                Settled::LeaseLost => {
+                    handling.ended(Outcome::Cancelled, Some("the lease was lost".to_owned()))
+                }
+            }
+        }
+    }
+}
+
 impl Members {
     /// Puts a member into the table; `None` when there are as many as there may be.
-    fn hold(&self, member: Arc<dyn Member>) -> Option<String> {
+    fn hold(&self, member: Arc<dyn Member>, of: (String, String)) -> Option<String> {
         let mut held = self.held.lock();
         if held.len() >= MEMBERS_MAX {
             return None;
         }
         let id = uuid::Uuid::now_v7().simple().to_string();
-        let entry = Held { member, heard: Mutex::new(Instant::now()), busy: AtomicUsize::new(0) };
+        let entry = Held {
+            member,
+            of,
+            given: Mutex::default(),
+            heard: Mutex::new(Instant::now()),
+            busy: AtomicUsize::new(0),
+        };
         held.insert(id.clone(), Arc::new(entry));
         Some(id)
     }
@@ -123,9 +169,9 @@ pub(super) async fn join(
     if api.members.is_full() {
         return Err(too_many());
     }
-    let member = api.streams()?.join(&stream, config.named(consumer)?).await?;
+    let member = api.streams()?.join(&stream, config.named(consumer.clone())?).await?;
     let name = member.name().to_owned();
-    let id = api.members.hold(member).ok_or_else(too_many)?;
+    let id = api.members.hold(member, (stream, consumer)).ok_or_else(too_many)?;
     let expires_ms = u64::try_from(MEMBER_EXPIRY.as_millis()).unwrap_or(u64::MAX);
     Ok(ok(&Joined { member: id, name, expires_ms }))
 }
@@ -139,6 +185,9 @@ pub(super) async fn fetch(
     let max = fetch.max.clamp(1, FETCH_MAX);
     let wait = Duration::from_millis(fetch.wait_ms).min(FETCH_WAIT_MAX);
     let fetched = fetch_some(used.member(), max, wait, api.max_payload).await?;
+    if let Some(observer) = api.observer() {
+        used.0.begins(observer, &fetched);
+    }
     Ok(ok(&FetchedJson::from(&fetched)))
 }
 
@@ -180,7 +229,8 @@ pub(super) async fn settle(
     }
     let batch: Vec<(AckToken, Settle)> =
         settlements.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-    let settled = used.member().settle(batch).await?;
+    let settled = used.member().settle(batch.clone()).await?;
+    used.0.ends(&batch, &settled);
     Ok(ok(&SettledJson::from(settled)))
 }
 
@@ -219,8 +269,9 @@ mod tests {
         hub.ensure(StreamConfig::new("s", vec!["s.>".parse().expect("a pattern")])).await.expect("made");
         let config = ConsumerConfig { start: Start::Beginning, ..ConsumerConfig::new("c") };
         let members = Members::default();
-        let silent = members.hold(hub.join("s", config.clone()).await.expect("joined")).expect("room");
-        let busy = members.hold(hub.join("s", config).await.expect("joined")).expect("room");
+        let of = || ("s".to_owned(), "c".to_owned());
+        let silent = members.hold(hub.join("s", config.clone()).await.expect("joined"), of()).expect("room");
+        let busy = members.hold(hub.join("s", config).await.expect("joined"), of()).expect("room");
         let fetching = members.get(&busy).expect("it is there");
         tokio::time::advance(MEMBER_EXPIRY).await;
         members.expire(Instant::now());

@@ -5,6 +5,7 @@
 
 pub(crate) mod answer;
 mod consumers;
+pub(crate) mod conversations;
 mod guard;
 mod members;
 mod publish;
@@ -21,6 +22,7 @@ use axum::routing::{get, post};
 use tokio::sync::watch;
 use trunkline::Unsupported;
 use trunkline::backend::{Backend, Streams};
+use trunkline::observe::Observer;
 
 use crate::admin::{BASE, ComponentsJson, Problem, ServerJson};
 use crate::options::AdminDefaults;
@@ -40,6 +42,8 @@ pub(crate) struct Api {
     defaults: AdminDefaults,
     members: Arc<Members>,
     components: Option<watch::Receiver<ComponentsJson>>,
+    /// What sees the messages; `None` where nothing is recorded.
+    observer: Option<Arc<Observer>>,
     /// Longest wait for the rest of a request's body.
     patience: Duration,
 }
@@ -51,10 +55,25 @@ impl Api {
         subject_root: String,
         max_payload: usize,
         (defaults, components): (AdminDefaults, Option<watch::Receiver<ComponentsJson>>),
-        patience: Duration,
+        (observer, patience): (Option<Arc<Observer>>, Duration),
     ) -> Self {
         let members = Arc::default();
-        Self { backend, token, auth, subject_root, max_payload, defaults, members, components, patience }
+        Self {
+            backend,
+            token,
+            auth,
+            subject_root,
+            max_payload,
+            defaults,
+            members,
+            components,
+            observer,
+            patience,
+        }
+    }
+
+    pub(crate) fn observer(&self) -> Option<&Arc<Observer>> {
+        self.observer.as_ref()
     }
 
     pub(crate) fn members(&self) -> &Arc<Members> {
@@ -84,6 +103,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/members/{member}/settle", post(members::settle))
         .route("/members/{member}/lease", post(members::lease))
         .route("/members/{member}/heartbeat", post(members::heartbeat))
+        .merge(conversations::routes(|api: &Arc<Api>| api.observer().cloned()))
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(middleware::from_fn_with_state(api.clone(), guard::guard))

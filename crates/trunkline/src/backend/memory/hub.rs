@@ -1,8 +1,8 @@
 //! The hub: one routing table and one set of streams, for every connection of a process.
 
 use std::any::Any;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use trunkline_core::{Headers, MatchSet, Message, Pattern, Role, Router, StreamOffset, Subject};
@@ -11,6 +11,10 @@ use super::inbox::Inbox;
 use super::streams::{StreamHandle, StreamTable};
 use crate::backend::{BackendKind, PublishError, PublishOptions, Receipt, Unsupported};
 use crate::memory::{Holding, MemoryBudget};
+use crate::observe::{Observer, Published, Receiver};
+
+/// Most receivers of a message that an observer is told of.
+const NAMED_MAX: usize = 64;
 
 /// Bounds of a hub.
 #[derive(Debug, Clone)]
@@ -50,12 +54,17 @@ pub enum Target {
     Stream(StreamHandle),
     /// Marks subjects on which only the bus itself publishes.
     Reserved,
+    /// Marks subjects whose messages [`Hub::observer`] sees.
+    Observed,
 }
 
 /// A subscription of somebody outside this process, as the server keeps it.
 pub trait SessionSink: Any + Send + Sync {
     /// Takes a message that was published in this process.
     fn deliver(&self, message: &Arc<Message>) -> Delivered;
+
+    /// The number of its client, by which the observer knows it.
+    fn client(&self) -> u64;
 
     /// The server's own type again.
     fn as_any(&self) -> &dyn Any;
@@ -102,6 +111,8 @@ pub struct Hub {
     discarded: AtomicU64,
     /// What the account has of the routing table.
     routes_bytes: AtomicUsize,
+    /// Sees the messages, where somebody wants to see them.
+    observer: OnceLock<Arc<Observer>>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -131,6 +142,7 @@ impl Hub {
             no_responders: AtomicU64::new(0),
             discarded: AtomicU64::new(0),
             routes_bytes: AtomicUsize::new(0),
+            observer: OnceLock::new(),
         }
     }
 
@@ -168,6 +180,20 @@ impl Hub {
         self.router.insert(pattern, Role::Tap, Target::Reserved);
     }
 
+    /// From now on `observer` sees what is published under its root, and the answers to it. It is a tap: nobody who
+    /// publishes or subscribes can tell. The first one stays.
+    pub fn observe(&self, observer: &Arc<Observer>) {
+        if self.observer.set(observer.clone()).is_ok() {
+            observer.sees_messages_itself();
+            self.router.insert(&observer.pattern(), Role::Tap, Target::Observed);
+        }
+    }
+
+    /// What sees the messages of this hub.
+    pub fn observer(&self) -> Option<&Arc<Observer>> {
+        self.observer.get()
+    }
+
     /// Counters since the start.
     pub fn stats(&self) -> HubStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -203,6 +229,7 @@ impl Hub {
             return Err(Unsupported { operation, backend: BackendKind::InMemory }.into());
         }
         self.published.fetch_add(1, Ordering::Relaxed);
+        let observer = self.observer.get().filter(|observer| observer.begins(is_observed(targets), &message));
         let message = Arc::new(message);
         // Stored before delivered: who reacts to the live message finds it in the stream.
         let receipt = self.store(targets, &message, options.dedupe_id.as_deref());
@@ -213,13 +240,27 @@ impl Hub {
             Receipt::Stored { offset, .. } => Some(*offset),
             _ => None,
         };
+        let mut sight = Sight::default();
         if targets.nobody_listens()
             && targets.stores.is_empty()
             && let Some(reply) = &message.reply
         {
+            sight.nobody = true;
             self.answer_no_responders(reply);
         }
-        self.deliver(targets, &message, offset);
+        self.deliver_seen(targets, &message, offset, observer.is_some().then_some(&mut sight));
+        if let Some(observer) = observer {
+            observer.published(Published {
+                time: jiff::Timestamp::now(),
+                from: None,
+                to: sight.to,
+                missed: sight.missed,
+                stored: offset.and_then(|offset| Some((stream_of(targets)?.to_owned(), offset))),
+                nobody: sight.nobody,
+                redriven: options.dedupe_id.as_ref().is_some_and(|id| id.starts_with("rd:")),
+                message,
+            });
+        }
         Ok(receipt)
     }
 
@@ -261,14 +302,29 @@ impl Hub {
 
     /// Gives a message to everybody who listens and to every tap.
     pub fn deliver(&self, targets: &MatchSet<Target>, message: &Arc<Message>, offset: Option<StreamOffset>) {
+        self.deliver_seen(targets, message, offset, None);
+    }
+
+    fn deliver_seen(
+        &self,
+        targets: &MatchSet<Target>,
+        message: &Arc<Message>,
+        offset: Option<StreamOffset>,
+        mut sight: Option<&mut Sight>,
+    ) {
         let (mut delivered, mut dropped) = (0, 0);
-        let mut count = |outcome| match outcome {
-            Delivered::Done => delivered += 1,
-            Delivered::Full => dropped += 1,
-            Delivered::Gone => {}
+        let mut count = |(outcome, target): (Delivered, &Target)| {
+            match outcome {
+                Delivered::Done => delivered += 1,
+                Delivered::Full => dropped += 1,
+                Delivered::Gone => {}
+            }
+            if let Some(sight) = &mut sight {
+                sight.note(outcome, target);
+            }
         };
         for target in &targets.subscribers {
-            count(give(target, message, offset));
+            count((give(target, message, offset), target));
         }
         for queue in &targets.queues {
             count(give_one(&queue.members, message, offset));
@@ -315,13 +371,56 @@ fn give(target: &Target, message: &Arc<Message>, offset: Option<StreamOffset>) -
     match target {
         Target::Inbox(inbox) => inbox.push(message.clone(), offset),
         Target::Session(session) => session.deliver(message),
-        Target::Stream(_) | Target::Reserved => Delivered::Gone,
+        Target::Stream(_) | Target::Reserved | Target::Observed => Delivered::Gone,
+    }
+}
+
+/// Whether messages to these targets are seen by an observer.
+pub fn is_observed(targets: &MatchSet<Target>) -> bool {
+    targets.taps.iter().any(|tap| matches!(tap, Target::Observed))
+}
+
+/// The name of the stream among these targets.
+pub fn stream_of(targets: &MatchSet<Target>) -> Option<&str> {
+    targets.stores.iter().find_map(|target| match target {
+        Target::Stream(stream) => Some(stream.name()),
+        _ => None,
+    })
+}
+
+/// What is told to an observer of one message.
+#[derive(Default)]
+struct Sight {
+    to: Vec<Receiver>,
+    missed: Vec<Receiver>,
+    nobody: bool,
+}
+
+impl Sight {
+    fn note(&mut self, outcome: Delivered, target: &Target) {
+        let list = match outcome {
+            Delivered::Done => &mut self.to,
+            Delivered::Full => &mut self.missed,
+            Delivered::Gone => return,
+        };
+        if list.len() >= NAMED_MAX {
+            return;
+        }
+        match target {
+            Target::Inbox(inbox) => list.extend(inbox.owner().cloned().map(Receiver::Named)),
+            Target::Session(session) => list.push(Receiver::Client(session.client())),
+            Target::Stream(_) | Target::Reserved | Target::Observed => {}
+        }
     }
 }
 
 /// One member gets it: a random one, or the next that can take it. Only when none can is it dropped, at a member that
 /// tells its reader so.
-fn give_one(members: &[Target], message: &Arc<Message>, offset: Option<StreamOffset>) -> Delivered {
+fn give_one<'a>(
+    members: &'a [Target],
+    message: &Arc<Message>,
+    offset: Option<StreamOffset>,
+) -> (Delivered, &'a Target) {
     let first = fastrand::usize(..members.len());
     for n in 0..members.len() {
         let member = &members[(first + n) % members.len()];
@@ -330,15 +429,16 @@ fn give_one(members: &[Target], message: &Arc<Message>, offset: Option<StreamOff
             other => give(other, message, offset),
         };
         if outcome == Delivered::Done {
-            return outcome;
+            return (outcome, member);
         }
     }
     // Sessions that could not take it are gone; an inbox that could not is full.
-    let mut inboxes = (0..members.len()).filter_map(|n| match &members[(first + n) % members.len()] {
-        Target::Inbox(inbox) => Some(inbox.push(message.clone(), offset)),
+    let all = (0..members.len()).map(|n| &members[(first + n) % members.len()]);
+    let mut inboxes = all.filter_map(|member| match member {
+        Target::Inbox(inbox) => Some((inbox.push(message.clone(), offset), member)),
         _ => None,
     });
-    inboxes.find(|outcome| *outcome != Delivered::Gone).unwrap_or(Delivered::Gone)
+    inboxes.find(|(outcome, _)| *outcome != Delivered::Gone).unwrap_or((Delivered::Gone, &members[first]))
 }
 
 #[cfg(test)]
@@ -351,6 +451,10 @@ mod tests {
     impl SessionSink for Gone {
         fn deliver(&self, _: &Arc<Message>) -> Delivered {
             Delivered::Gone
+        }
+
+        fn client(&self) -> u64 {
+            0
         }
 
         fn as_any(&self) -> &dyn Any {

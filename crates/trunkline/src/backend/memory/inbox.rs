@@ -24,6 +24,8 @@ pub struct Inbox {
     /// Guards the queue; held for a push or a batch pop, never while waking.
     state: Mutex<State>,
     max: usize,
+    /// Whose it is, for who looks on.
+    owner: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,19 @@ impl Inbox {
             closed: false,
             reader: None,
         };
-        Self { state: Mutex::new(state), max: max.max(1) }
+        Self { state: Mutex::new(state), max: max.max(1), owner: None }
+    }
+
+    /// Says whose it is.
+    #[must_use]
+    pub(super) fn owned_by(mut self, owner: Option<Arc<str>>) -> Self {
+        self.owner = owner;
+        self
+    }
+
+    /// The name of the component whose it is.
+    pub fn owner(&self) -> Option<&Arc<str>> {
+        self.owner.as_ref()
     }
 
     /// Queues a message, or counts it as dropped.

@@ -19,8 +19,14 @@ pub(super) struct Subscribed {
 }
 
 impl Subscribed {
-    pub(super) fn start(hub: Arc<Hub>, pattern: Pattern, role: Role, max_pending: usize) -> Self {
-        let inbox = Arc::new(Inbox::within(max_pending, hub.memory()));
+    pub(super) fn start(
+        hub: Arc<Hub>,
+        pattern: Pattern,
+        role: Role,
+        max_pending: usize,
+        owner: Option<Arc<str>>,
+    ) -> Self {
+        let inbox = Arc::new(Inbox::within(max_pending, hub.memory()).owned_by(owner));
         let id = hub.router().insert(&pattern, role, Target::Inbox(inbox.clone()));
         hub.charge_routes();
         Self { hub, pattern, inbox, id: Some(id) }

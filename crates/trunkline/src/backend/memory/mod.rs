@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use trunkline_core::{MatchCache, Message, Pattern, Role, Subject};
 
-pub use hub::{Delivered, Hub, HubOptions, HubStats, SessionSink, Target};
+pub use hub::{Delivered, Hub, HubOptions, HubStats, SessionSink, Target, is_observed, stream_of};
 pub use inbox::Inbox;
 pub use streams::StreamHandle;
 
@@ -165,7 +165,7 @@ impl MemoryBackend {
                     Some(queue) => Role::QueueMember(queue.as_str().into()),
                 };
                 let max_pending = o.max_pending.unwrap_or(self.hub.options().max_pending);
-                Ok(Box::new(live::Subscribed::start(self.hub.clone(), p, role, max_pending)))
+                Ok(Box::new(live::Subscribed::start(self.hub.clone(), p, role, max_pending, o.name)))
             }
             Some(start) => Ok(Box::new(self.hub.follow(p, o.queue, start)?)),
         }

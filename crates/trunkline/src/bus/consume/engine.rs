@@ -343,6 +343,7 @@ where
         self.fetch_backoff.reset();
         if fetched.missed > 0 {
             self.telemetry.missed.inc_by(fetched.missed);
+            self.rules.show_removed(fetched.missed);
             tracing::warn!(
                 stream = self.rules.stream,
                 consumer = self.rules.consumer,

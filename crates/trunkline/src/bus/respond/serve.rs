@@ -20,6 +20,7 @@ use crate::bus::handler::{BoxError, HandlerError, error_reply, panic_text};
 use crate::bus::received::Received;
 use crate::bus::spans::{self, Call};
 use crate::bus::subscribe::{Event, Subscription};
+use crate::observe::Outcome;
 use crate::telemetry::Counted;
 
 /// Longest wait of a responder that was stopped for the server to hear of it.
@@ -98,7 +99,15 @@ where
             bus: self.bus.clone(),
             received,
         };
+        let handling = request.bus.inner().witness.as_ref().and_then(|it| it.request(&request.received));
         let result = self.handle(request.clone()).await;
+        if let Some(handling) = handling {
+            // Before the reply goes out: whoever has it may look.
+            match &result {
+                Ok(_) => handling.ended(Outcome::Answered, None),
+                Err(error) => handling.ended(Outcome::AnsweredError, Some(error.to_string())),
+            }
+        }
         // Whatever the handler spawned and tied to this request ends with it.
         request.cancel.cancel();
         match &result {
