@@ -68,25 +68,26 @@ impl Rules {
         // Its log lines, and the dead letter, belong to the message as what the handler does.
         let work = spans::within(&received.clone(), &context, Some(delivery.attempt), async {
             match self.admit(&delivery, &received).await {
-                Some(settle) => (settle, Err(("dead_letter", "delivered too often or too late".to_owned()))),
+                Some(settle) => (settle, Err("delivered too often or too late".to_owned())),
                 None => {
                     let handling = self.show(&delivery, &received);
                     let delivered = Delivered::new(self.bus.clone(), &delivery, received, context.clone());
                     let running = self.meters.begin(sent(&delivery, delivered.received()));
-                    let (ending, outcome) = self.handle(&delivery, delivered, service).await;
+                    let result = self.handle(delivered, service).await;
                     drop(running);
-                    let settle = self.conclude(&delivery, ending).await;
+                    let settle = self.conclude(&delivery, self.ending(&delivery, &result)).await;
+                    let result = result.map_err(|error| error.to_string());
                     if let Some(handling) = handling {
-                        handling.settled(&settle, outcome.as_ref().err().map(|(_, text)| text.clone()));
+                        handling.settled(&settle, result.clone().err());
                     }
-                    (settle, outcome)
+                    (settle, result)
                 }
             }
         });
         let (settle, outcome) = work.await;
         match outcome {
             Ok(()) => call.succeed(),
-            Err((kind, text)) => call.fail(kind, &text),
+            Err(text) => call.fail("handler", &text),
         }
         std::mem::forget(unfinished);
         settle
@@ -107,6 +108,13 @@ impl Rules {
     pub(super) fn show_removed(&self, missed: u64) {
         if let Some(witness) = &self.bus.inner().witness {
             witness.removed(&self.stream, &self.consumer, missed);
+        }
+    }
+
+    fn ending(&self, delivery: &Delivery, result: &Result<(), HandlerError>) -> Ending {
+        match result {
+            Ok(()) => Ending::Succeeded,
+            Err(error) => self.failed(delivery, error),
         }
     }
 
@@ -141,13 +149,8 @@ impl Rules {
         }
     }
 
-    /// Runs the handler: what its end calls for, and whether it failed, in a word and in words.
-    async fn handle<S>(
-        &self,
-        delivery: &Delivery,
-        delivered: Delivered,
-        service: S,
-    ) -> (Ending, Result<(), (&'static str, String)>)
+    /// Runs the handler to its end, or to the end of its time.
+    async fn handle<S>(&self, delivered: Delivered, service: S) -> Result<(), HandlerError>
     where
         S: Service<Delivered, Response = ()>,
         S::Error: Into<BoxError>,
@@ -166,17 +169,14 @@ impl Rules {
             Poll::Pending => tokio::time::timeout(self.max_handling, handling).await,
         };
         drop(spawned);
-        let (kind, error) = match result {
+        match result {
             Ok(Ok(())) => {
                 self.bus.inner().telemetry.handled.inc();
-                return (Ending::Succeeded, Ok(()));
+                Ok(())
             }
-            Ok(Err(error)) => ("handler", error),
-            Err(_) => {
-                ("timeout", HandlerError::new(format!("handler took longer than {:?}", self.max_handling)))
-            }
-        };
-        (self.failed(delivery, &error), Err((kind, error.to_string())))
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(HandlerError::new(format!("handler took longer than {:?}", self.max_handling))),
+        }
     }
 
     /// Takes note of a failure, and of what it calls for.
