@@ -213,7 +213,7 @@ async fn readyz(State(beside): State<Arc<Beside>>) -> Response {
 async fn metrics(State(beside): State<Arc<Beside>>, headers: HeaderMap) -> Response {
     let process = Process {
         uptime: beside.started.elapsed(),
-        memory: beside.bus.backend().memory().unwrap_or_default(),
+        memory: beside.bus.backend().memory(),
         backend: beside.bus.status().backend,
         health: beside.document(),
         components: beside.components.borrow().components.clone(),

@@ -99,7 +99,7 @@ impl Snapshot {
             streams,
             process: Process {
                 uptime: shared.uptime(),
-                memory: shared.memory.clone(),
+                memory: Some(shared.memory.clone()),
                 backend: monitor.health.backend(),
                 health: monitor.health.document(),
                 components: monitor.health.components(),

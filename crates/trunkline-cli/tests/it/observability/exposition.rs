@@ -10,7 +10,7 @@ fn valid_metrics(up: &Up) -> String {
     let (status, text) = get(&up.http, "/metrics");
     assert_eq!(status, 200);
     let ended = promtool(&["check", "metrics"], &text);
-    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}\n{text}");
+    assert!(ended.status.success() && ended.stderr.trim().is_empty(), "{ended:?}\n{text}");
     text
 }
 
@@ -38,7 +38,8 @@ fn metrics_of_every_backend_are_valid_in_the_eyes_of_promtool() {
         ] {
             assert!(text.lines().any(|found| found == line), "{name}: {line} is not in {text}");
         }
-        assert!(text.contains("trunkline_memory_limit_bytes "), "{name}: {text}");
+        // The buffers of the NATS client are bounded one by one, without an account.
+        assert_eq!(text.contains("\ntrunkline_memory_limit_bytes "), name != "nats", "{name}: {text}");
         assert!(text.contains("trunkline_component_restarts_total{component=\"idle\"} 0"), "{name}: {text}");
     }
 }

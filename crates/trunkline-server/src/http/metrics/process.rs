@@ -23,7 +23,8 @@ const HEALTH_STATES: [HealthStatus; 3] = [HealthStatus::Ok, HealthStatus::Degrad
 #[derive(Debug)]
 pub(in crate::http) struct Process {
     pub(in crate::http) uptime: Duration,
-    pub(in crate::http) memory: Arc<MemoryBudget>,
+    /// `None` where nobody keeps an account.
+    pub(in crate::http) memory: Option<Arc<MemoryBudget>>,
     pub(in crate::http) backend: BackendStatus,
     pub(in crate::http) health: SystemHealth,
     pub(in crate::http) components: Vec<ComponentJson>,
@@ -88,7 +89,7 @@ impl Process {
 
     /// What buffers hold, and what they may.
     fn encode_memory(&self, page: &mut Page<'_>) -> Result<(), Error> {
-        let memory = &self.memory;
+        let Some(memory) = &self.memory else { return Ok(()) };
         page.gauge("trunkline_memory_used_bytes", "Memory of all buffers together", memory.used() as f64)?;
         page.family(
             "trunkline_memory_held_bytes",
