@@ -5,11 +5,14 @@ use std::process::Command;
 
 use clap::Args;
 
-use crate::cargo_test;
+use crate::cargo_test::{self, Tries};
 use crate::environment::cargo;
 use crate::error::Error;
 use crate::setup::Missing;
 use crate::step::{self, Step};
+
+/// Cases that a property of pure code is tried on, for each seed of the tests that start servers.
+const CASES_PER_SEED: u64 = 50;
 
 /// How long, and how wide.
 #[derive(Args)]
@@ -34,6 +37,8 @@ pub(crate) fn soak(arguments: &SoakArguments) -> Result<(), Error> {
             .args(["test", "--release", "--workspace", "--no-fail-fast"])
             .args(&arguments.filter)
             .env("TRUNKLINE_TEST_SOAK_SECONDS", arguments.seconds.to_string())
-            .env("TRUNKLINE_TEST_SEEDS", arguments.seeds.to_string()),
+            .env("TRUNKLINE_TEST_SEEDS", arguments.seeds.to_string())
+            .env("PROPTEST_CASES", arguments.seeds.saturating_mul(CASES_PER_SEED).to_string()),
+        Tries::One,
     )
 }

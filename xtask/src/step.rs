@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
-use crate::cargo_test;
+use crate::cargo_test::{self, Tries};
 use crate::environment::{cargo, root};
 use crate::error::Error;
 use crate::setup;
@@ -74,7 +74,16 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
         }
         // Prints its own time, since its closing line has to be the last.
         Step::Test => {
-            return cargo_test::run(Command::new(cargo()).args(["test", "--workspace", "--no-fail-fast"]));
+            let mut command = Command::new(cargo());
+            command.args(["test", "--workspace", "--no-fail-fast"]);
+            // What is drawn at random is the same in every run, so that what fails has to do with the change;
+            // `cargo xtask soak` looks for what is rare.
+            for name in ["PROPTEST_RNG_SEED", "TRUNKLINE_TEST_FIRST_SEED"] {
+                if std::env::var_os(name).is_none() {
+                    command.env(name, "1");
+                }
+            }
+            return cargo_test::run(&mut command, Tries::Two);
         }
     }
     println!("   {}", elapsed(started.elapsed()));

@@ -81,6 +81,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   trunkline bench                                      every scenario against the bus on this machine
   trunkline bench fanout --subscribers 8 --payload 1KiB --json
+  trunkline bench sub --crowd 1000 --churn 10000       beside 1000 connections with 100,000 subscriptions
   trunkline bench --compare nats=nats-server --compare trunkline=trunkline
   trunkline bench redis                                the redis backend against plain commands
   trunkline bench nats                                 the nats backend against plain calls of async-nats")]

@@ -35,6 +35,7 @@ mod session;
 mod shared;
 mod socket;
 mod staging;
+mod threads;
 mod tls;
 mod trace;
 mod view;

@@ -40,6 +40,9 @@ pub struct ServerOptions {
     pub trace_payloads: bool,
     /// Bounds.
     pub limits: Limits,
+    /// Threads that serve connections and nothing else; with 0, the runtime that the server is started on serves them, and
+    /// so it does where the server is a bridge. Default 0.
+    pub threads: usize,
     /// Who may connect, and what they may do. Keys `server.auth`, `server.users`, `server.permissions` and
     /// `server.accounts`.
     pub auth: AuthOptions,
@@ -133,6 +136,7 @@ impl ServerOptions {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             trace_payloads: false,
             limits: Limits::default(),
+            threads: 0,
             auth: AuthOptions::default(),
             auth_source: None,
             tls: None,

@@ -28,6 +28,7 @@ use crate::outbox::{Ending, Outbox};
 use crate::reload::{RELOAD_SUBJECT, ReloadError, ReloadOptions, Reloader};
 use crate::shared::{Entry, Shared, Shown};
 use crate::socket::Socket;
+use crate::threads::{self, Threads};
 use crate::tls::{self, TlsError, TlsOptions};
 use crate::websocket::{OriginError, Origins, WebListener, WebSocketOptions};
 
@@ -47,6 +48,14 @@ pub enum StartError {
         address: SocketAddr,
         /// The configuration key that names it.
         setting: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The threads for connections cannot be started.
+    #[error("cannot start {count} threads for connections")]
+    Threads {
+        /// How many were to be started.
+        count: usize,
         /// What the system said.
         source: std::io::Error,
     },
@@ -117,6 +126,7 @@ impl StartError {
             Self::Bind { setting, .. } => {
                 format!("set {setting} to another address; port 0 is any free one")
             }
+            Self::Threads { .. } => "set runtime.resources.cpus to fewer, or raise the limit of processes".to_owned(),
             Self::Exposed { setting, .. } => {
                 format!("set server.users or server.auth, or {setting} to a loopback address such as 127.0.0.1:4222")
             }
@@ -243,14 +253,25 @@ impl Server {
         shared.memory.set_relief(relief);
         let health = Arc::new(Health::new(shared.clone(), backend.clone(), status));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let count = if shared.bridge.is_some() { 0 } else { options.threads };
+        let threads =
+            Threads::start(count, &stop, &tasks).map_err(|source| StartError::Threads { count, source })?;
+        let threads = Arc::new(threads);
         let closed = stop.child_token();
         let unreachable = CancellationToken::new();
         let listeners = [(Some(listener), Kind::Nats), (web_listener, Kind::WebSocket)];
         let accepting: Vec<_> = listeners
             .into_iter()
             .filter_map(|(listener, kind)| Some((listener?, kind)))
-            .map(|(listener, kind)| accept(listener, kind, shared.clone(), closed.clone(), tasks.clone()))
-            .map(|accepting| tasks.spawn(accepting))
+            .map(|(listener, kind)| {
+                let accepting = Accepting {
+                    kind,
+                    shared: shared.clone(),
+                    threads: threads.clone(),
+                    tasks: tasks.clone(),
+                };
+                tasks.spawn(accepting.run(listener, closed.clone()))
+            })
             .collect();
         let ended = unreachable.clone();
         tasks.spawn(async move {
@@ -408,6 +429,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
+        self.tasks.close();
         self.shared.end_all(Ending::Now);
     }
 }
@@ -465,69 +487,77 @@ pub(crate) fn local_address(
     listener.local_addr().map_err(|source| StartError::Bind { address, setting, source })
 }
 
-/// Owned by the server's tracker; ends by `stop`.
-async fn accept(
-    listener: TcpListener,
+/// What it takes to serve whoever connects to a listener.
+struct Accepting {
     kind: Kind,
     shared: Arc<Shared>,
-    stop: CancellationToken,
+    threads: Arc<Threads>,
     tasks: TaskTracker,
-) {
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((socket, address)) => welcome(socket, (address, kind), &shared, &tasks),
-            Err(error) => {
-                // Out of file descriptors, mostly: those who wait are served when others have left.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+impl Accepting {
+    /// Owned by the server's tracker; ends by `stop`.
+    async fn run(self, listener: TcpListener, stop: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, address)) => self.welcome(socket, address),
+                Err(error) => {
+                    // Out of file descriptors, mostly: those who wait are served when others have left.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
+        }
+    }
+
+    fn welcome(&self, socket: TcpStream, address: SocketAddr) {
+        let (shared, kind) = (&self.shared, self.kind);
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%address, %error, "connection lost before it was served");
+            return;
+        }
+        if !shared.may_come(address.ip()) {
+            // In plain text, and only where that is what the client speaks.
+            if kind == Kind::Nats && shared.tls.clients.get().is_none() {
+                tell_there_are_too_many(&socket);
+            }
+            return;
+        }
+        let (socket, place) = match self.threads.place(socket) {
+            Ok(placed) => placed,
+            Err(error) => return tracing::warn!(%address, %error, "a connection cannot be served"),
+        };
+        let socket = Arc::new(Socket::new(socket));
+        let outbox = Outbox::new(socket.clone(), shared.limits().max_pending, &shared.memory);
+        let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new(&shared.memory)));
+        let nonce = shared.auth.nonce();
+        let memory = shared.memory.clone();
+        let client = Client::new(shared.next_client_id(), (address, kind), outbox, nonce, orders, memory);
+        let client = Arc::new(client);
+        client.touch(shared.now_ms());
+        match shared.enter(&client) {
+            Entry::Served => {
+                let connection = Connection::new(shared.clone(), client, socket);
+                threads::spawn(place, &self.tasks, connection.run());
+            }
+            // It would not understand.
+            Entry::Full if kind == Kind::WebSocket => {}
+            Entry::Full => tell_there_are_too_many(socket.tcp()),
+            Entry::Stopping => {}
         }
     }
 }
 
-fn welcome(
-    socket: TcpStream,
-    (address, kind): (SocketAddr, Kind),
-    shared: &Arc<Shared>,
-    tasks: &TaskTracker,
-) {
-    if let Err(error) = socket.set_nodelay(true) {
-        tracing::debug!(%address, %error, "connection lost before it was served");
-        return;
-    }
-    if !shared.may_come(address.ip()) {
-        // In plain text, and only where that is what the client speaks. It may have to do without: nobody waits for it.
-        if kind == Kind::Nats && shared.tls.clients.get().is_none() {
-            let mut line = Vec::new();
-            ServerError::MaxConnections.write(&mut line);
-            let _ = socket2::SockRef::from(&socket).send(&line);
-        }
-        return;
-    }
-    let socket = Arc::new(Socket::new(socket));
-    let outbox = Outbox::new(socket.clone(), shared.limits().max_pending, &shared.memory);
-    let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new(&shared.memory)));
-    let nonce = shared.auth.nonce();
-    let memory = shared.memory.clone();
-    let client = Client::new(shared.next_client_id(), (address, kind), outbox, nonce, orders, memory);
-    let client = Arc::new(client);
-    client.touch(shared.now_ms());
-    match shared.enter(&client) {
-        Entry::Served => {
-            tasks.spawn(Connection::new(shared.clone(), client, socket).run());
-        }
-        // It would not understand.
-        Entry::Full if kind == Kind::WebSocket => {}
-        Entry::Full => {
-            client.outbox.end_with(|out| ServerError::MaxConnections.write(out));
-            client.outbox.flush();
-        }
-        Entry::Stopping => {}
-    }
+/// Not through the runtime, which has yet to learn that one can write to the socket. Nobody waits for the client: it may
+/// have to do without.
+fn tell_there_are_too_many(socket: &TcpStream) {
+    let mut line = Vec::new();
+    ServerError::MaxConnections.write(&mut line);
+    let _ = socket2::SockRef::from(socket).send(&line);
 }
 
 /// Owned by the server's tracker; ends by `stop`.

@@ -8,7 +8,7 @@ use super::compare::ServerSpec;
 use super::endpoint::Endpoint;
 use super::error::BenchError;
 use super::halt::Halt;
-use super::measure::Sample;
+use super::measure::{Flow, Sample};
 use super::plan::{Plan, Scenario, Servers, Workload};
 use super::process::Processes;
 use super::progress::Progress;
@@ -53,7 +53,12 @@ pub(super) fn run(
     progress: &Progress,
 ) -> Result<Results, BenchError> {
     let halt = || Halt::new(interrupted, plan.timeout);
-    let connections = plan.workloads.iter().map(|workload| workload.clients).max().unwrap_or(0);
+    let connections = plan
+        .workloads
+        .iter()
+        .map(|workload| workload.clients + workload.crowd.connections)
+        .max()
+        .unwrap_or(0);
     idle::allow_connections(connections)?;
     let mut targets = targets(&plan.servers, &halt())?;
     let mut rows = Vec::with_capacity(plan.workloads.len());
@@ -156,11 +161,14 @@ fn measure(
     processes: Processes,
     halt: &Halt,
 ) -> Result<Sample, BenchError> {
+    let crowd = |work: &dyn Fn() -> Result<Flow, BenchError>| {
+        workload.crowd.around(&workload.subject, endpoint, halt, work).map(Sample::Flow)
+    };
     match workload.scenario {
         Scenario::Pub | Scenario::Sub | Scenario::Fanout | Scenario::Queue => {
-            load::run(workload, endpoint, processes, halt).map(Sample::Flow)
+            crowd(&|| load::run(workload, endpoint, processes, halt))
         }
-        Scenario::Request => request::run(workload, endpoint, processes, halt).map(Sample::Flow),
+        Scenario::Request => crowd(&|| request::run(workload, endpoint, processes, halt)),
         Scenario::Idle => idle::run(workload, endpoint, processes, halt).map(Sample::Idle),
     }
 }

@@ -4,13 +4,14 @@
 //! comparison with what must come. A run with a lost, doubled or reordered message is an error and no number. The parts:
 //! `plan` (what to measure), `body` (what is in a message), `matrix` (in which order), `load`, `request` and `idle` (one run each, over `connection`),
 //! `inproc` (the same without a socket), `redis` and `nats` (the backends beside plain calls of their client libraries, on
-//! what `beside` has for both), `hostile` (what one client does to the others), `server` and `process` (what the server costs), `stats`, `report` and `table`.
+//! what `beside` has for both), `hostile` (what one client does to the others), `crowd` (who else is there), `server` and `process` (what the server costs), `stats`, `report` and `table`.
 
 mod batch;
 mod beside;
 mod body;
 mod compare;
 mod connection;
+mod crowd;
 mod desk;
 mod endpoint;
 mod error;
@@ -109,6 +110,18 @@ pub(crate) struct BenchArgs {
     /// Requests that each requester keeps in flight [default: 64]
     #[arg(long, value_name = "K")]
     in_flight: Option<usize>,
+
+    /// Connections beside the load, whose subscriptions never match it; not for `idle`
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "in_process")]
+    crowd: usize,
+
+    /// Subscriptions of the crowd, all together: mixed wildcards [default: 100 for each connection]
+    #[arg(long, value_name = "N", requires = "crowd")]
+    crowd_subscriptions: Option<usize>,
+
+    /// Subscriptions that come and go each second meanwhile, under the first token of the subject; not for `idle`
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "in_process")]
+    churn: u64,
 
     /// Messages per run, all publishers together
     #[arg(long, value_name = "COUNT", value_parser = parse_count, conflicts_with = "duration")]

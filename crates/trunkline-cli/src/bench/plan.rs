@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::BenchArgs;
 use super::body::Body;
 use super::compare::ServerSpec;
+use super::crowd::Crowd;
 use super::endpoint::Endpoint;
 use super::error::BenchError;
 use super::stamp::PUBLISHERS_MAX;
@@ -16,10 +17,12 @@ use super::units;
 const RUNS_ALONE: usize = 3;
 const RUNS_COMPARED: usize = 5;
 const CONNECTIONS_MAX: u64 = 60_000;
+const SUBSCRIPTIONS_MAX: u64 = 10_000_000;
 const IN_FLIGHT_MAX: u64 = 1 << 16;
 const IDLE_CONNECTIONS: usize = 1000;
 const FAN_OUT: usize = 4;
 const IN_FLIGHT: usize = 64;
+const CROWD_SUBSCRIPTIONS: usize = 100;
 const RUN_DURATION: Duration = Duration::from_secs(1);
 
 /// Bytes of a `MSG` line around the payload, besides the subject.
@@ -97,6 +100,7 @@ pub(super) struct Workload {
     /// Requesters, or idle connections.
     pub(super) clients: usize,
     pub(super) in_flight: usize,
+    pub(super) crowd: Crowd,
     pub(super) amount: Amount,
     pub(super) warm_up: Duration,
     pub(super) window: WindowLimit,
@@ -164,6 +168,7 @@ impl Workload {
             subscribers: 1,
             clients: 1,
             in_flight: 1,
+            crowd: Crowd::default(),
             amount: Amount::Messages(1),
             warm_up: Duration::ZERO,
             window: WindowLimit { messages: 65_536, bytes: 16 << 20 },
@@ -320,6 +325,11 @@ fn workload(args: &BenchArgs, subject: &str, scenario: Scenario, payload_bytes: 
         subscribers,
         clients: args.clients.unwrap_or(clients),
         in_flight: args.in_flight.unwrap_or(IN_FLIGHT),
+        crowd: Crowd {
+            connections: args.crowd,
+            subscriptions: args.crowd_subscriptions.unwrap_or(args.crowd.saturating_mul(CROWD_SUBSCRIPTIONS)),
+            churn: args.churn,
+        },
         amount,
         warm_up: args.warm_up,
         window: WindowLimit { messages: args.window_messages, bytes: args.window_bytes as u64 },
@@ -332,6 +342,9 @@ fn check_ranges(args: &BenchArgs) -> Result<(), BenchError> {
         ("--publishers", some(args.publishers), 1, PUBLISHERS_MAX.min(1000)),
         ("--subscribers", some(args.subscribers), 1, 1000),
         ("--clients", some(args.clients), 1, CONNECTIONS_MAX),
+        ("--crowd", some(Some(args.crowd)), 0, CONNECTIONS_MAX),
+        ("--crowd-subscriptions", some(args.crowd_subscriptions), 0, SUBSCRIPTIONS_MAX),
+        ("--churn", Some(args.churn), 0, 10_000_000),
         ("--in-flight", some(args.in_flight), 1, IN_FLIGHT_MAX),
         ("--runs", some(args.runs), 1, 1000),
         ("--messages", args.messages, 1, 1 << 40),

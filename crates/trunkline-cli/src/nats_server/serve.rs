@@ -139,6 +139,7 @@ fn options(settings: &Settings) -> Result<ServerOptions, ServeError> {
         tls: settings.tls.clone(),
         websocket,
         limits: settings.limits.clone(),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
         auth: settings.auth.clone(),
         ..ServerOptions::new(Arc::new(hub))
     })

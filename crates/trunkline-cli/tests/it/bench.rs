@@ -1,4 +1,4 @@
-//! `bench nats`: what it measures, and that it leaves nothing behind.
+//! What `bench` measures, and that `bench nats` leaves nothing behind.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -24,15 +24,34 @@ fn sides(report: &Value) -> Vec<(String, String)> {
     results.iter().map(|result| (word(&result["scenario"]), word(&result["side"]))).collect()
 }
 
-/// How many streams there are, by the server's own monitoring.
-fn streams(server: &NatsServer) -> u64 {
+/// What the server's own monitoring says.
+fn monitoring(server: &NatsServer, path: &str, field: &str) -> u64 {
     let address = server.http().trim_start_matches("http://");
     let mut connection = TcpStream::connect(address).unwrap();
-    connection.write_all(b"GET /jsz HTTP/1.0\r\n\r\n").unwrap();
+    write!(connection, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
     let (_, body) = answer.split_once("\r\n\r\n").expect("an answer with a body");
-    serde_json::from_str::<Value>(body).unwrap()["streams"].as_u64().expect("a number of streams")
+    serde_json::from_str::<Value>(body).unwrap()[field].as_u64().expect("a number")
+}
+
+fn streams(server: &NatsServer) -> u64 {
+    monitoring(server, "/jsz", "streams")
+}
+
+#[test]
+fn a_crowd_is_there_while_the_load_is_measured_and_its_subscriptions_come_and_go() {
+    let server = NatsServer::start::<&str>([]);
+    let crowd = ["--crowd", "20", "--crowd-subscriptions", "500", "--churn", "20000"];
+    let load =
+        ["bench", "sub", "request", "--json", "--payload", "128", "--runs", "1", "--duration", "300ms"];
+    let output = run(&[&load[..], &crowd[..], &["--url", &server.url()]].concat()).ok();
+    let report: Value = serde_json::from_slice(&output).expect("one JSON document");
+    assert_eq!(report["results"].as_array().map(Vec::len), Some(2), "{report}");
+    // Twice, since each run has a crowd of its own: who is in it, who comes and goes, who publishes and who receives.
+    assert_eq!(monitoring(&server, "/varz", "total_connections"), 2 * (20 + 1 + 2));
+    let inserted = monitoring(&server, "/subsz", "num_inserts");
+    assert!(inserted > 2 * 500 + 2_000, "{inserted} subscriptions in all");
 }
 
 #[test]

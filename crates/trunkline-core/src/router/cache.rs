@@ -51,6 +51,8 @@ struct Slot<T> {
 /// An empty one allocates nothing. It keeps at most 1024 subjects.
 pub struct MatchCache<T> {
     slots: HashTable<Slot<T>>,
+    /// Where the subject that was looked up last is: mostly it is asked for again.
+    last: usize,
     /// How many targets all answers lead to, together.
     targets: usize,
     /// Bytes of all subjects together.
@@ -61,7 +63,7 @@ pub struct MatchCache<T> {
 
 impl<T> Default for MatchCache<T> {
     fn default() -> Self {
-        Self { slots: HashTable::new(), targets: 0, subjects_bytes: 0, hits: 0 }
+        Self { slots: HashTable::new(), last: 0, targets: 0, subjects_bytes: 0, hits: 0 }
     }
 }
 
@@ -91,6 +93,18 @@ impl<T: Clone> MatchCache<T> {
 
     #[inline]
     fn slot(&mut self, subject: &[u8], router: &Router<T>) -> &mut Slot<T> {
+        let is_fresh =
+            |slot: &Slot<T>| *slot.subject == *subject && slot.answer.stamp == router.stamp(slot.answer.part);
+        if !self.slots.get_bucket(self.last).is_some_and(is_fresh) {
+            self.last = self.find_slot(subject, router);
+        } else {
+            self.hits += 1;
+        }
+        self.slots.get_bucket_mut(self.last).expect("a slot that was just found")
+    }
+
+    /// Where the subject's slot is, with an answer that is up to date.
+    fn find_slot(&mut self, subject: &[u8], router: &Router<T>) -> usize {
         let hash = hash_of(subject);
         let slots = &mut self.slots;
         let full = slots.len() >= PRIVATE_ENTRIES_MAX
@@ -101,8 +115,8 @@ impl<T: Clone> MatchCache<T> {
             (self.targets, self.subjects_bytes) = (0, 0);
         }
         match slots.entry(hash, |slot| *slot.subject == *subject, |slot| slot.hash) {
-            hashbrown::hash_table::Entry::Occupied(found) => {
-                let slot = found.into_mut();
+            hashbrown::hash_table::Entry::Occupied(mut found) => {
+                let slot = found.get_mut();
                 if slot.answer.stamp == router.stamp(slot.answer.part) {
                     self.hits += 1;
                 } else {
@@ -110,13 +124,13 @@ impl<T: Clone> MatchCache<T> {
                     slot.answer = router.shared_lookup(subject);
                     self.targets += slot.answer.set.targets();
                 }
-                slot
+                found.bucket_index()
             }
             hashbrown::hash_table::Entry::Vacant(vacant) => {
                 let answer = router.shared_lookup(subject);
                 self.targets += answer.set.targets();
                 self.subjects_bytes += subject.len();
-                vacant.insert(Slot { hash, subject: subject.into(), answer, verdict: None }).into_mut()
+                vacant.insert(Slot { hash, subject: subject.into(), answer, verdict: None }).bucket_index()
             }
         }
     }

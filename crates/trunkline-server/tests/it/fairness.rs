@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// On one thread, where a task that never waits would be the only one that runs.
 #[tokio::test]
 async fn a_client_that_sends_without_pause_leaves_room_for_others() {
-    let mut fixture = Fixture::start().await;
+    let mut fixture = Fixture::with(|options| options.threads = 0).await;
     let mut other = fixture.client().await;
     fixture.without_bystander();
     let inbox = Arc::new(Inbox::new(1 << 20));

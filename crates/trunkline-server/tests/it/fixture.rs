@@ -80,6 +80,7 @@ impl Fixture {
 pub(crate) fn options(hub: Arc<Hub>, change: impl FnOnce(&mut ServerOptions)) -> ServerOptions {
     let mut options = ServerOptions::new(hub);
     options.listen.set_port(0);
+    options.threads = 2;
     options.http = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
     change(&mut options);
     options

@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use super::body::Body;
 use super::compare::ServerSpec;
+use super::crowd::Crowd;
 use super::error::BenchError;
 use super::halt::Halt;
 use super::measure::Flow;
@@ -192,6 +193,7 @@ fn measure(attack: Attack, args: &HostileArgs, server: &Server, halt: &Halt) -> 
         publishers: 0,
         subscribers: 1,
         clients: 1,
+        crowd: Crowd::default(),
         in_flight: usize::from(args.in_flight),
         amount: Amount::For(args.duration),
         warm_up: SETTLE,

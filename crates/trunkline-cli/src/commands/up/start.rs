@@ -187,6 +187,7 @@ pub(crate) async fn start(
         auth_source: Some(users.clone().beside(source)),
         components: Some(components),
         observer: bus.options().observer.clone(),
+        threads: tokio::runtime::Handle::current().metrics().num_workers(),
         ..ServerOptions::from_config(config, front)?
     };
     users.join(&mut options.auth);
