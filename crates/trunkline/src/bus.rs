@@ -382,7 +382,7 @@ impl Inner {
 
     fn show(&self, seen: Option<Box<Published>>, result: &Result<Receipt, PublishError>) {
         if let (Some(witness), Some(seen), Ok(receipt)) = (&self.witness, seen, result) {
-            witness.published(seen, receipt);
+            witness.published(*seen, receipt);
         }
     }
 

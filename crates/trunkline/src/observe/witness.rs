@@ -67,14 +67,14 @@ impl Witness {
     }
 
     /// A message was published.
-    pub(crate) fn published(&self, mut published: Box<Published>, receipt: &Receipt) {
+    pub(crate) fn published(&self, mut published: Published, receipt: &Receipt) {
         match receipt {
             // The server had it before, and so had whoever looks on.
             Receipt::Stored { duplicate: true, .. } => return,
             Receipt::Stored { stream, offset, .. } => published.stored = Some((stream.clone(), *offset)),
             _ => {}
         }
-        self.observer.published(*published);
+        self.observer.published(published);
     }
 
     /// A request found nobody.
