@@ -700,7 +700,10 @@ impl Delivery<'_> {
             }
         }
         for tap in &targets.taps {
-            if let (Target::Inbox(tap), Some(message)) = (tap, self.message()) {
+            // The message is made for those who take it, and not for a mark in the table.
+            if let Target::Inbox(tap) = tap
+                && let Some(message) = self.message()
+            {
                 tap.push(message, self.offset);
             }
         }

@@ -5,9 +5,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
 use serde_json::Value;
+use trunkline::config::Loader;
+use trunkline::{Bus, Reply, Request};
 use trunkline_testkit::{NatsServer, RedisServer, ServerProcess};
 
-use crate::command::{PATIENCE, command, start};
+use crate::command::{PATIENCE, command, run, start};
 
 /// The API of a running bus.
 struct Api {
@@ -158,4 +160,73 @@ fn a_conversation_of_the_demo_is_recorded_on_redis() {
 fn a_conversation_of_the_demo_is_recorded_on_nats() {
     let nats = NatsServer::start::<&str>([]);
     demo(&["--backend", "nats"], &[("NATS_URL", nats.url())], false);
+}
+
+/// A component of another process handles a request of a stock client, and reports it to `up` on its backend.
+fn report(backend: &str, variables: &[(&str, &str)]) {
+    let free = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let mut up = command(&[&["up", "--backend", backend], &free[..]].concat());
+    up.env("TRUNKLINE_SERVER_AUTH_ADMIN_TOKEN", "t0ken").envs(variables.iter().copied());
+    let mut up = start(up, b"");
+    let clients = up.until_it_says("clients ").split_whitespace().nth(1).unwrap().to_owned();
+    let line = up.until_it_says("http  ");
+    let address = line.split_once("http://").unwrap().1.split_whitespace().next().unwrap().to_owned();
+    let api = Api { address, token: "t0ken".to_owned() };
+    let own = variables.first().map_or(clients.as_str(), |(_, url)| *url);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let environment = [
+        ("TRUNKLINE_URL", own),
+        ("TRUNKLINE_OBSERVE_ENABLED", "true"),
+        ("TRUNKLINE_OBSERVE_REDACT", "[pin]"),
+    ];
+    let config = Loader::new().env(environment).load().unwrap().config;
+    let bus = runtime.block_on(async {
+        let bus = Bus::connect(config).await.unwrap();
+        let answer = async |_: Request| Ok(Reply::bytes(r#"{"pin":1234,"text":"done"}"#));
+        let responder =
+            bus.respond_raw("nachos.tool.echo.call".parse().unwrap(), answer).start().await.unwrap();
+        (bus, responder)
+    });
+    let call = r#"{"pin":1234}"#;
+    let stock = if backend == "nats" { own } else { clients.as_str() };
+    let request = ["request", "--url", stock, "nachos.tool.echo.call", call, "--conversation", "c-echo"];
+    run(&[&request[..], &["--raw"]].concat()).ok();
+    runtime.block_on(async {
+        let (bus, responder) = bus;
+        responder.stop().await;
+        bus.drain(PATIENCE).await.unwrap();
+    });
+    let mut events = api.open("/observations?conversation=c-echo&after=0");
+    let (mut seen, mut handled, mut answered) = (String::new(), false, false);
+    while !(handled && answered) {
+        let mut line = String::new();
+        assert!(events.read_line(&mut line).unwrap() > 0, "the events ended: {seen}");
+        if let Some(data) = line.strip_prefix("data: ") {
+            let it: Value = serde_json::from_str(data).unwrap();
+            handled |= it["what"] == "handled" && it["outcome"] == "answered" && it["tookUs"].is_u64();
+            answered |= it["subject"].as_str().unwrap().starts_with("_INBOX.") && it["outcome"] == "answered";
+            seen.push_str(data);
+        }
+    }
+    // Where the component has made the report, it has left out what nobody is to see; `up` itself was not told to.
+    assert!(backend != "nats" || !seen.contains("1234"), "{seen}");
+    let record = api.get("/conversations/c-echo");
+    assert_eq!(record["summary"]["retries"], 0, "{record:#}");
+}
+
+#[test]
+fn a_component_of_another_process_reports_how_it_fared_in_memory() {
+    report("in_memory", &[]);
+}
+
+#[test]
+fn a_component_of_another_process_reports_how_it_fared_on_redis() {
+    let redis = RedisServer::start_volatile();
+    report("redis", &[("REDIS_URL", redis.url())]);
+}
+
+#[test]
+fn a_component_of_another_process_reports_how_it_fared_on_nats() {
+    let nats = NatsServer::start::<&str>([]);
+    report("nats", &[("NATS_URL", nats.url())]);
 }

@@ -35,8 +35,10 @@ const WAITING_BYTES: usize = 1024;
 const BYTES_EACH: i64 = 1024;
 /// Observations taken over under one lock of the record.
 const STEP: usize = 64;
-/// Where answers go that are expected, by their hash; the newest takes the place of an older one.
-const REPLIES: usize = 16 << 10;
+/// Where answers go that are expected, by their hash: so many rows, each of which remembers its latest eight. Fewer places
+/// for each would lose some of a few hundred requests that wait at once, by chance.
+const REPLY_ROWS: usize = 2 << 10;
+const REPLY_ROW: usize = 8;
 /// Most observations that a follower is given at a time.
 const PAGE: usize = 256;
 
@@ -117,7 +119,9 @@ pub struct Observer {
     refilled: Mutex<Instant>,
     pub(super) not_recorded: AtomicU64,
     /// Hashes of the subjects on which answers are expected; 0 is none.
-    replies: Box<[AtomicU64]>,
+    replies: Box<[[AtomicU64; REPLY_ROW]]>,
+    /// A bit for each first byte that such a subject has: most subjects are told apart by it, without a hash.
+    reply_starts: AtomicU64,
     random: foldhash::fast::FixedState,
     /// Guards what waits; held for a push or a swap.
     queue: Mutex<Queue>,
@@ -162,7 +166,8 @@ impl Observer {
             bytes_left: AtomicI64::new(bytes),
             refilled: Mutex::new(Instant::now()),
             not_recorded: AtomicU64::new(0),
-            replies: (0..REPLIES).map(|_| AtomicU64::new(0)).collect(),
+            replies: (0..REPLY_ROWS).map(|_| Default::default()).collect(),
+            reply_starts: AtomicU64::new(0),
             random: foldhash::fast::FixedState::with_seed(0x0b5e_7e55),
             queue: Mutex::default(),
             woken: Notify::new(),
@@ -254,22 +259,35 @@ impl Observer {
         true
     }
 
-    fn place_of_reply(&self, subject: &[u8]) -> (&AtomicU64, u64) {
+    fn place_of_reply(&self, subject: &[u8]) -> (&[AtomicU64; REPLY_ROW], u64) {
         let hash = self.random.hash_one(subject) | 1;
-        (&self.replies[(hash >> 40) as usize % REPLIES], hash)
+        (&self.replies[(hash >> 40) as usize % REPLY_ROWS], hash)
     }
 
     /// An answer to something that is recorded will come on this subject.
     pub fn expect_reply(&self, subject: &[u8]) {
-        let (place, hash) = self.place_of_reply(subject);
-        place.store(hash, Ordering::Relaxed);
+        let start = start_of(subject);
+        if self.reply_starts.load(Ordering::Relaxed) & start == 0 {
+            self.reply_starts.fetch_or(start, Ordering::Relaxed);
+        }
+        let (row, mut hash) = self.place_of_reply(subject);
+        if row.iter().any(|place| place.load(Ordering::Relaxed) == hash) {
+            return;
+        }
+        // The oldest leaves at the end. Two threads that meet here may lose one between them, which is then not recorded.
+        for place in row {
+            hash = place.swap(hash, Ordering::Relaxed);
+        }
     }
 
     /// Whether an answer to something that was recorded comes on this subject.
     #[inline]
     pub fn expects(&self, subject: &[u8]) -> bool {
-        let (place, hash) = self.place_of_reply(subject);
-        place.load(Ordering::Relaxed) == hash
+        if self.reply_starts.load(Ordering::Relaxed) & start_of(subject) == 0 {
+            return false;
+        }
+        let (row, hash) = self.place_of_reply(subject);
+        row.iter().any(|place| place.load(Ordering::Relaxed) == hash)
     }
 
     /// The name that a client of the server goes by.
@@ -610,6 +628,12 @@ impl Observer {
     }
 }
 
+/// The bit of a subject's first byte.
+#[inline]
+fn start_of(subject: &[u8]) -> u64 {
+    1 << (subject.first().copied().unwrap_or(0) & 63)
+}
+
 impl Queue {
     fn bytes(&self) -> usize {
         self.raw.bytes.len() + self.raw.entries.len() * size_of::<Entry>() + self.others_bytes
@@ -677,5 +701,24 @@ impl Follower {
                 return None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hundreds_of_requests_wait_at_once_and_none_is_forgotten() {
+        let observer = Observer::new(ObserveOptions::default());
+        assert!(!observer.expects(b"_INBOX.a.0"));
+        let inbox = |n: u32| format!("_INBOX.a.{n}");
+        for n in 0..100_000_u32 {
+            observer.expect_reply(inbox(n).as_bytes());
+            if n % 10_000 == 9_999 {
+                assert!((n - 1000..=n).all(|n| observer.expects(inbox(n).as_bytes())), "{n}");
+            }
+        }
+        assert!(!observer.expects(b"_INBOX.b.1") && !observer.expects(b"other"));
     }
 }

@@ -187,8 +187,8 @@ pub(crate) async fn start(
         admin_defaults: AdminDefaults::from(bus.options()),
         auth_source: Some(users.clone().beside(source)),
         components: Some(components),
-        threads: tokio::runtime::Handle::current().metrics().num_workers(),
         observer: bus.options().observer.clone(),
+        threads: tokio::runtime::Handle::current().metrics().num_workers(),
         ..ServerOptions::from_config(config, front)?
     };
     users.join(&mut options.auth);
