@@ -192,9 +192,9 @@ impl<'a> Phase<'a> {
     }
 
     fn publish(&self, index: usize, connection: &mut Connection) -> Result<Published, BenchError> {
-        let Workload { subject, payload_bytes, publishers, .. } = self.workload;
+        let Workload { subject, body, payload_bytes, publishers, .. } = self.workload;
         let claim_max = Window::claim_max(self.limit, *publishers) as usize;
-        let mut batch = Batch::new(subject, *payload_bytes, index, claim_max);
+        let mut batch = Batch::new(subject, (*body, *payload_bytes), index, claim_max);
         let role = format!("publisher {index}");
         let share = self.amount.share(index, *publishers);
         self.begin.wait();
@@ -232,8 +232,8 @@ impl<'a> Phase<'a> {
             Expect::Every => format!("subscriber {index}"),
             Expect::Share => format!("the queue group with member {index}"),
         };
-        let Workload { subject, payload_bytes, publishers, .. } = self.workload;
-        let mut tally = Tally::new(role, subject, *payload_bytes, *publishers, self.expect);
+        let Workload { subject, body, payload_bytes, publishers, .. } = self.workload;
+        let mut tally = Tally::new(role, subject, (*body, *payload_bytes), *publishers, self.expect);
         self.begin.wait();
         let mut last = Instant::now();
         let mut moved = (0, Instant::now());

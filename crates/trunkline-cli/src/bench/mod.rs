@@ -2,12 +2,13 @@
 //!
 //! It must cost less than either server it measures: raw blocking sockets, batches encoded once, deliveries checked by
 //! comparison with what must come. A run with a lost, doubled or reordered message is an error and no number. The parts:
-//! `plan` (what to measure), `matrix` (in which order), `load`, `request` and `idle` (one run each, over `connection`),
+//! `plan` (what to measure), `body` (what is in a message), `matrix` (in which order), `load`, `request` and `idle` (one run each, over `connection`),
 //! `inproc` (the same without a socket), `redis` and `nats` (the backends beside plain calls of their client libraries, on
 //! what `beside` has for both), `hostile` (what one client does to the others), `server` and `process` (what the server costs), `stats`, `report` and `table`.
 
 mod batch;
 mod beside;
+mod body;
 mod compare;
 mod connection;
 mod desk;
@@ -81,6 +82,13 @@ pub(crate) struct BenchArgs {
     /// Measure the library in this process, on one thread, instead of a server: `sub` and `fanout`
     #[arg(long, conflicts_with_all = ["url", "server_pid", "compare"])]
     in_process: bool,
+
+    /// Start this program twice, without and with the record of conversations, and measure what that costs
+    ///
+    /// Each scenario is run on a subject that is not recorded and on one that is, there with envelopes where they fit.
+    /// Runs are interleaved.
+    #[arg(long, conflicts_with_all = ["url", "server_pid", "compare", "in_process", "subject"])]
+    observe: bool,
 
     /// Payload sizes, for example 16,1KiB; from 8 B up messages are numbered and their order is checked
     #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = parse_size, default_value = "16,128,1KiB,8KiB")]

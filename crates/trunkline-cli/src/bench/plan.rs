@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::BenchArgs;
+use super::body::Body;
 use super::compare::ServerSpec;
 use super::endpoint::Endpoint;
 use super::error::BenchError;
@@ -86,6 +87,9 @@ impl Amount {
 pub(super) struct Workload {
     pub(super) scenario: Scenario,
     pub(super) subject: String,
+    pub(super) body: Body,
+    /// The subject is one that is recorded where conversations are.
+    pub(super) is_recorded: bool,
     pub(super) payload_bytes: usize,
     pub(super) publishers: usize,
     /// Subscribers, members of the queue group, or responders.
@@ -117,12 +121,25 @@ impl Workload {
     pub(super) fn title(&self) -> String {
         match self.scenario {
             Scenario::Idle => self.scenario.name().to_owned(),
-            _ => format!("{} {}", self.scenario.name(), units::size(self.payload_bytes)),
+            _ => format!("{} {}{}", self.scenario.name(), units::size(self.payload_bytes), self.kind()),
+        }
+    }
+
+    /// What is sent, for people, where it is not what is always sent.
+    fn kind(&self) -> &'static str {
+        match (self.body, self.is_recorded) {
+            (Body::Raw, false) => "",
+            (Body::Raw, true) => ", recorded",
+            (Body::Envelope, _) => ", recorded envelopes",
         }
     }
 
     /// Who talks to whom, for people: `1 → 4`.
     pub(super) fn shape(&self) -> String {
+        self.ends() + self.kind()
+    }
+
+    fn ends(&self) -> String {
         match self.scenario {
             Scenario::Pub => format!("{} →", self.publishers),
             Scenario::Sub | Scenario::Fanout | Scenario::Queue => {
@@ -140,6 +157,8 @@ impl Workload {
         Self {
             scenario,
             subject: "bench.example".to_owned(),
+            body: Body::Raw,
+            is_recorded: false,
             payload_bytes: 16,
             publishers: 1,
             subscribers: 1,
@@ -193,6 +212,8 @@ impl Plan {
             if scenarios.is_empty() {
                 scenarios = vec![Scenario::Sub, Scenario::Fanout];
             }
+        } else if scenarios.is_empty() && args.observe {
+            scenarios = vec![Scenario::Sub, Scenario::Fanout, Scenario::Queue, Scenario::Request];
         } else if scenarios.is_empty() {
             scenarios.extend([
                 Scenario::Pub,
@@ -208,7 +229,12 @@ impl Plan {
         let mut workloads = Vec::new();
         for scenario in scenarios {
             let payloads: &[usize] = if scenario == Scenario::Idle { &[0] } else { &args.payload };
-            workloads.extend(payloads.iter().map(|&payload| workload(args, &subject, scenario, payload)));
+            for &payload in payloads {
+                let alone = workload(args, &subject, scenario, payload);
+                let recorded = args.observe.then(|| recorded(&alone));
+                workloads.push(alone);
+                workloads.extend(recorded);
+            }
         }
         let runs_default = match servers {
             Servers::Running { .. } | Servers::InProcess => RUNS_ALONE,
@@ -218,7 +244,36 @@ impl Plan {
     }
 }
 
+/// The same on a subject that is recorded where conversations are; with envelopes, as far as the scenario can check them.
+fn recorded(alone: &Workload) -> Workload {
+    let fits = alone.payload_bytes >= Body::ENVELOPE_BYTES_MIN;
+    let body = match alone.scenario {
+        Scenario::Request | Scenario::Idle => Body::Raw,
+        _ if fits => Body::Envelope,
+        _ => Body::Raw,
+    };
+    // The root is the default one, as the servers are started without configuration.
+    Workload { subject: format!("nachos.{}", alone.subject), body, is_recorded: true, ..alone.clone() }
+}
+
+/// This program, which records no conversations or does.
+fn observed() -> Vec<ServerSpec> {
+    let program = std::env::current_exe().unwrap_or_else(|_| "trunkline".into());
+    let program = program.to_string_lossy();
+    let spec = |name, value: &str| {
+        let (listen, variable) = ("127.0.0.1:{port}", format!("TRUNKLINE_OBSERVE_ENABLED={value}"));
+        ServerSpec::new(
+            name,
+            &["env", &variable, &program, "up", "--listen", listen, "--http", "127.0.0.1:0"],
+        )
+    };
+    vec![spec("off", "false"), spec("on", "true")]
+}
+
 fn servers(args: &BenchArgs) -> Result<Servers, BenchError> {
+    if args.observe {
+        return Ok(Servers::Started(observed()));
+    }
     match args.compare.as_slice() {
         [] if args.in_process => Ok(Servers::InProcess),
         [] => Ok(Servers::Running { endpoint: Endpoint::parse(&args.url)?, pid: args.server_pid }),
@@ -258,6 +313,8 @@ fn workload(args: &BenchArgs, subject: &str, scenario: Scenario, payload_bytes: 
     Workload {
         scenario,
         subject: subject.to_owned(),
+        body: Body::Raw,
+        is_recorded: false,
         payload_bytes,
         publishers,
         subscribers,
@@ -333,6 +390,30 @@ mod tests {
     fn plan(args: &[&str]) -> Result<Plan, BenchError> {
         let cli = Cli::try_parse_from([&["bench"], args].concat()).expect("clap accepts it");
         Plan::new(&cli.bench)
+    }
+
+    #[test]
+    fn the_record_of_conversations_is_measured_on_subjects_inside_and_outside_of_it() {
+        let plan = plan(&["--observe", "sub", "request", "--payload", "16,128"]).unwrap();
+        let Servers::Started(specs) = &plan.servers else { panic!("{:?}", plan.servers) };
+        let lines: Vec<String> = specs.iter().map(ServerSpec::line).collect();
+        assert!(lines[0].starts_with("env TRUNKLINE_OBSERVE_ENABLED=false /"), "{lines:?}");
+        assert!(lines[1].starts_with("env TRUNKLINE_OBSERVE_ENABLED=true /"), "{lines:?}");
+        let titles: Vec<String> = plan.workloads.iter().map(Workload::title).collect();
+        assert_eq!(
+            titles,
+            [
+                "sub 16 B",
+                "sub 16 B, recorded",
+                "sub 128 B",
+                "sub 128 B, recorded envelopes",
+                "request 16 B",
+                "request 16 B, recorded",
+                "request 128 B",
+                "request 128 B, recorded",
+            ]
+        );
+        assert!(plan.workloads.iter().all(|it| it.is_recorded == it.subject.starts_with("nachos.bench.")));
     }
 
     #[test]

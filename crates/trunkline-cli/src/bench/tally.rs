@@ -1,9 +1,9 @@
 //! Counting and checking of deliveries. All messages of a run look alike, so the frame that must come next is known but
 //! for its payload: one comparison of the header line and one of the stamp check a message, and only what differs is parsed.
 
+use super::body::Body;
 use super::error::BenchError;
 use super::frames::{self, Frame};
-use super::stamp;
 
 /// What a subscriber may expect of the order of stamps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,7 @@ pub(super) struct Tally {
     role: String,
     subject: Box<[u8]>,
     header: Box<[u8]>,
+    body: Body,
     payload_bytes: usize,
     expect: Expect,
     /// Per publisher the lowest sequence number that may come next.
@@ -41,14 +42,14 @@ impl Tally {
     pub(super) fn new(
         role: String,
         subject: &str,
-        payload_bytes: usize,
+        (body, payload_bytes): (Body, usize),
         publishers: usize,
         expect: Expect,
     ) -> Self {
         let header = format!("MSG {subject} 1 {payload_bytes}\r\n").into_bytes().into();
         let next = vec![0; publishers].into();
         let subject = subject.as_bytes().into();
-        Self { role, subject, header, payload_bytes, expect, next, received: 0, sequence_sum: 0 }
+        Self { role, subject, header, body, payload_bytes, expect, next, received: 0, sequence_sum: 0 }
     }
 
     /// Messages so far.
@@ -121,7 +122,7 @@ impl Tally {
     #[inline]
     fn note(&mut self, payload: &[u8]) -> Result<(), BenchError> {
         self.received += 1;
-        let Some((publisher, sequence)) = stamp::decode(payload) else {
+        let Some((publisher, sequence)) = self.body.read(payload) else {
             return Ok(());
         };
         let in_order = match self.next.get_mut(publisher) {
@@ -151,10 +152,11 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stamp;
     use super::*;
 
     fn tally(payload_bytes: usize, expect: Expect) -> Tally {
-        Tally::new("subscriber 0".to_owned(), "a.b", payload_bytes, 2, expect)
+        Tally::new("subscriber 0".to_owned(), "a.b", (Body::Raw, payload_bytes), 2, expect)
     }
 
     fn message(publisher: usize, sequence: u64) -> Vec<u8> {

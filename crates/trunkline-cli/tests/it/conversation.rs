@@ -17,4 +17,5 @@ fn components_of_all_languages_hold_conversations() {
             Bus::with_backend(Arc::new(backend), options)
         })
     });
+    crate::observed::check(&server, true);
 }

@@ -27,6 +27,7 @@ mod nats_access;
 mod nats_page;
 mod nats_server;
 mod observe;
+mod observed;
 mod readme;
 mod redis;
 mod stored;

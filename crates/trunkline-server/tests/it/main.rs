@@ -12,6 +12,7 @@ mod fixture;
 mod http;
 mod limits;
 mod metrics;
+mod observe;
 mod session;
 mod tls;
 mod websocket;

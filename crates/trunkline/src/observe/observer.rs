@@ -105,7 +105,7 @@ pub enum Followed {
 
 /// See the module's text.
 ///
-/// Locks: `sightings` before `queue` and `record`, never the other way round; none is held across an await.
+/// Locks: `sightings` before `names`, `queue` and `record`, of which no two are held together; none is held across an await.
 pub struct Observer {
     options: ObserveOptions,
     /// The root with a dot behind it.
@@ -417,12 +417,13 @@ impl Observer {
     /// Reads what waits; returns whether anything did.
     fn read(&self, recycle: bool) -> bool {
         let mut sightings = self.sightings.lock();
+        // Before what waits is taken: what these have sent is in it.
+        let left = std::mem::take(&mut self.names.lock().left);
         let (mut raw, others) = {
             let mut queue = self.queue.lock();
             queue.others_bytes = 0;
             (std::mem::take(&mut queue.raw), std::mem::take(&mut queue.others))
         };
-        let left = std::mem::take(&mut self.names.lock().left);
         let something = !raw.entries.is_empty() || !others.is_empty();
         let mut out = Vec::with_capacity(STEP);
         let mut at = 0;

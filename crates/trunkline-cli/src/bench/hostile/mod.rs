@@ -20,6 +20,7 @@ use clap::ValueEnum as _;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use super::body::Body;
 use super::compare::ServerSpec;
 use super::error::BenchError;
 use super::halt::Halt;
@@ -185,6 +186,8 @@ fn measure(attack: Attack, args: &HostileArgs, server: &Server, halt: &Halt) -> 
     let workload = Workload {
         scenario: Scenario::Request,
         subject: format!("{}.ask", args.token),
+        body: Body::Raw,
+        is_recorded: false,
         payload_bytes: args.payload,
         publishers: 0,
         subscribers: 1,

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::super::batch::Batch;
 use super::super::beside::Load;
+use super::super::body::Body;
 use super::super::connection::{CONTROL_BUFFER_BYTES, Connection};
 use super::super::endpoint::Endpoint;
 use super::super::error::BenchError;
@@ -42,8 +43,12 @@ impl Peer {
     ) -> Result<Self, BenchError> {
         let (endpoint, window) = (endpoint.clone(), window.clone());
         let claim = Window::claim_max(WINDOW_MESSAGES, 1);
-        let mut batch =
-            Batch::new(subject, load.payload_bytes, 0, usize::try_from(claim).unwrap_or(usize::MAX));
+        let mut batch = Batch::new(
+            subject,
+            (Body::Raw, load.payload_bytes),
+            0,
+            usize::try_from(claim).unwrap_or(usize::MAX),
+        );
         let open = move |halt: &Halt| Connection::open(&endpoint, CONTROL_BUFFER_BYTES, halt);
         let messages = load.messages;
         Self::start(load, open, move |mut connection, halt, _| {

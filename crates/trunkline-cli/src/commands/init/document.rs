@@ -78,6 +78,8 @@ pub(super) fn text(answers: &Answers) -> String {
         text.push_str("  # Health, metrics, the admin API that commands use.\n");
         text.push_str(&format!("  http: {}\n", quoted(&answers.http.to_string())));
     }
+    text.push_str("\n# Conversations are recorded, payloads included: docs/observing.md. What nobody is to see is named here.\n");
+    text.push_str("# observe:\n#   redact: [password, api_key]\n");
     text
 }
 

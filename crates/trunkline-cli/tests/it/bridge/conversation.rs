@@ -23,4 +23,5 @@ fn components_on_redis_hold_conversations_with_those_on_a_bridge() {
             Bus::with_backend(Arc::new(backend), options)
         })
     });
+    crate::observed::check(&bridge, false);
 }

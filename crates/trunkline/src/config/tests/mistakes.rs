@@ -259,7 +259,7 @@ fn yaml_that_is_no_configuration_is_refused_with_its_place() {
         ),
         (
             "- a\n",
-            "config.yaml:1:1: the configuration is a list, expected a section with the keys messaging, server, runtime, components",
+            "config.yaml:1:1: the configuration is a list, expected a section with the keys messaging, server, observe, runtime, components",
         ),
     ] {
         let error = load_file("config.yaml", text).expect_err("must be refused").to_string();
