@@ -132,7 +132,7 @@ impl<'a> Entry<'a> {
 
     /// Who handled it, where that is one alone.
     fn only_handler(&self) -> Option<&'a str> {
-        let handled = self.events.iter().filter(|seen| seen.what == What::Handled);
+        let handled = self.events.iter().copied().filter(|seen| seen.what == What::Handled);
         let mut names = handled.flat_map(|seen| &seen.to);
         let first = names.next()?;
         names.all(|name| name == first).then_some(first.as_str())
