@@ -1,13 +1,16 @@
 //! The dashboard: how it is found, and what a real browser makes of it. What is clicked and typed there stands in
 //! `clients/dashboard/dashboard.mjs` of the testkit.
 
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use trunkline_testkit::environment;
 use trunkline_testkit::servers::{NatsServer, TrunklineServer};
@@ -182,6 +185,44 @@ fn the_banner_has_the_address_and_a_configured_token_is_not_in_it() {
     let mut running = start(command(&[&free[..], &["--config", text(&file)]].concat()), b"");
     let line = running.until_it_says("dashboard ");
     assert!(line.ends_with("/dashboard"), "{line}");
+}
+
+#[test]
+fn a_browser_is_opened_without_the_token_on_a_command_line() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name);
+    let script = format!(
+        "#!/bin/sh\nstat -c %a \"$1\" > {0}\necho \"$@\" >> {0}\ncat \"$1\" >> {0}\n",
+        text(&path("opened"))
+    );
+    std::fs::write(path("xdg-open"), script).expect("a new directory takes a file");
+    std::fs::set_permissions(path("xdg-open"), Permissions::from_mode(0o700)).expect("it is ours");
+    let mut up = command(&["up", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    let mut up = start(
+        {
+            up.env("XDG_RUNTIME_DIR", directory.path());
+            up
+        },
+        b"",
+    );
+    let http = up.until_it_says("http ").split_whitespace().nth(1).expect("a label and a URL").to_owned();
+    up.until_it_says("Ctrl-C stops it");
+    let mut opening = command(&["dashboard", "--open", "--http", &http]);
+    let programs = format!("{}:{}", text(directory.path()), std::env::var("PATH").expect("there is one"));
+    let opening = opening.env("XDG_RUNTIME_DIR", directory.path()).env("PATH", programs).output();
+    let opening = opening.expect("it runs");
+    assert!(opening.status.success(), "{opening:?}");
+    let url = String::from_utf8(opening.stdout).expect("it is text");
+    let token = url.trim().split_once("#token=").expect("it has the token").1.to_owned();
+    let opened = std::fs::read_to_string(path("opened")).expect("the browser was opened");
+    let mut lines = opened.lines();
+    assert_eq!(lines.next(), Some("600"));
+    let file = lines.next().expect("what it was called with").to_owned();
+    assert!(!file.contains(&token) && Path::new(&file).exists(), "{opened}");
+    assert!(lines.any(|line| line.contains(&format!("content=\"0;url={}\"", url.trim()))), "{opened}");
+    up.signal(Signal::SIGTERM);
+    up.end().ok();
+    assert!(!Path::new(&file).exists(), "it goes with the token that it has");
 }
 
 #[test]

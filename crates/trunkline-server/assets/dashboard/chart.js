@@ -17,7 +17,16 @@ export class Chart {
     this.peak = el('p', { class: 'note' }, ' ');
     this.drawing = svg('svg', { class: 'chart', viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: 'none', role: 'img', 'aria-label': title }, this.area, this.curve);
     this.title = title;
-    this.element = el('section', { class: 'card' }, el('h3', {}, title), this.figure, this.drawing, this.peak);
+    this.heading = el('h3', {}, title);
+    this.element = el('section', { class: 'card' }, this.heading, this.figure, this.drawing, this.peak);
+  }
+
+  /** What the chart shows may depend on what is known. */
+  rename(title) {
+    if (title === this.title) return;
+    this.title = title;
+    this.heading.textContent = title;
+    this.draw();
   }
 
   add(value) {

@@ -47,7 +47,8 @@ export function show(main, { pulse, signal }) {
   const draw = () => {
     if (!pulse.now) return;
     const { overview } = pulse.now;
-    charts.latency.element.querySelector('h3').textContent = latencyTitle(overview);
+    charts.latency.rename(latencyTitle(overview));
+    charts.delivered.rename(deliveredTitle(overview));
     backend.replaceChildren(el('h3', {}, 'Backend'), ...backendFacts(overview));
     messages.replaceChildren(el('h3', {}, 'Messages since the start'), messageFacts(overview.messages));
     clients.replaceChildren(el('h3', {}, 'Clients'), clientFacts(overview.clients));
@@ -63,6 +64,12 @@ export function show(main, { pulse, signal }) {
 
 function word(state) {
   return el('span', { class: `word ${tone(state)}` }, state);
+}
+
+/** Only a hub sees all deliveries. */
+function deliveredTitle({ backend, clients }) {
+  if (backend.name === 'in_memory') return 'Messages delivered';
+  return clients ? 'Messages delivered to clients of this server' : 'Messages delivered to this process';
 }
 
 function latencyTitle({ latency, clients }) {
@@ -88,7 +95,7 @@ function backendFacts({ backend, subjectRoot }) {
 function messageFacts(messages) {
   return facts([
     ['published', number(messages.published)],
-    ['delivered', number(messages.delivered)],
+    ['delivered here', number(messages.delivered)],
     ['redelivered here', number(messages.redelivered)],
     ['dead letters of here', number(messages.deadLetters)],
     ['nobody answered', number(messages.noResponders)],
