@@ -22,16 +22,14 @@ struct Site {
 
 impl Site {
     async fn observed(change: impl FnOnce(&mut ObserveOptions)) -> Self {
-        Self::start(Some(Box::new(change))).await
+        let hub = Arc::new(Hub::default());
+        let mut options = ObserveOptions { budget: hub.memory().clone(), ..ObserveOptions::default() };
+        change(&mut options);
+        hub.observe(&Observer::new(options));
+        Self::start(hub).await
     }
 
-    async fn start<'a>(observed: Option<Box<dyn FnOnce(&mut ObserveOptions) + 'a>>) -> Self {
-        let hub = Arc::new(Hub::default());
-        if let Some(change) = observed {
-            let mut options = ObserveOptions { budget: hub.memory().clone(), ..ObserveOptions::default() };
-            change(&mut options);
-            hub.observe(&Observer::new(options));
-        }
+    async fn start(hub: Arc<Hub>) -> Self {
         let mut options = ServerOptions::new(hub.clone());
         options.listen.set_port(0);
         options.http = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
@@ -221,7 +219,7 @@ async fn play(site: &Site) -> [String; 2] {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_are_told_the_same_with_and_without_somebody_looking_on() {
-    let (observed, alone) = (Site::observed(|_| {}).await, Site::start(None).await);
+    let (observed, alone) = (Site::observed(|_| {}).await, Site::start(Arc::default()).await);
     assert_eq!(play(&observed).await, play(&alone).await);
     let subscriptions = async |site: &Site| {
         let answer =
