@@ -45,7 +45,7 @@ fn a_crowd_is_there_while_the_load_is_measured_and_its_subscriptions_come_and_go
     let crowd = ["--crowd", "20", "--crowd-subscriptions", "500", "--churn", "20000"];
     let load =
         ["bench", "sub", "request", "--json", "--payload", "128", "--runs", "1", "--duration", "300ms"];
-    let output = run(&[&load[..], &crowd[..], &["--url", &server.url()]].concat()).ok();
+    let output = run(&[&load[..], &crowd[..], &["--url", server.url()]].concat()).ok();
     let report: Value = serde_json::from_slice(&output).expect("one JSON document");
     assert_eq!(report["results"].as_array().map(Vec::len), Some(2), "{report}");
     // Twice, since each run has a crowd of its own: who is in it, who comes and goes, who publishes and who receives.
