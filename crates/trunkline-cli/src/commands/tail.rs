@@ -206,18 +206,20 @@ async fn find_again(
 }
 
 fn show(args: &TailArgs, seen: &Observation, zone: &TimeZone) -> Result<(), Failure> {
-    Ok(match args.json {
+    match args.json {
         true => output::json(seen)?,
         false => output::line(&live(seen, zone, args.payloads))?,
-    })
+    }
+    Ok(())
 }
 
 /// What is missing is data, too.
 fn show_missed(args: &TailArgs, missed: u64) -> Result<(), Failure> {
-    Ok(match args.json {
+    match args.json {
         true => output::json(&json!({"missed": missed}))?,
         false => output::line(&format!("missed: {missed} observations are not shown here"))?,
-    })
+    }
+    Ok(())
 }
 
 fn summary(tally: &Tally) -> String {
