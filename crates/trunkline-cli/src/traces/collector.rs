@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -19,6 +19,8 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+use crate::failure::chain;
 
 /// Longest time for one request, where the variables name none: the specification's number.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +39,21 @@ pub(super) enum CollectorError {
 pub(super) struct Collector {
     tls: Arc<ClientConfig>,
     timeout: Duration,
+    trouble: Trouble,
+}
+
+/// Why the latest request had no answer: the exporter tells only that there was none.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Trouble(Arc<Mutex<Option<String>>>);
+
+impl Trouble {
+    pub(super) fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn note(&self, error: &HttpError) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(chain(&**error));
+    }
 }
 
 impl Collector {
@@ -68,7 +85,12 @@ impl Collector {
             .expect("the provider knows the versions of TLS that rustls does")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { tls: Arc::new(tls), timeout: millis.map_or(TIMEOUT, Duration::from_millis) })
+        let timeout = millis.map_or(TIMEOUT, Duration::from_millis);
+        Ok(Self { tls: Arc::new(tls), timeout, trouble: Trouble::default() })
+    }
+
+    pub(super) fn trouble(&self) -> Trouble {
+        self.trouble.clone()
     }
 
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
@@ -97,7 +119,8 @@ impl HttpClient for Collector {
                 runtime.block_on(async { tokio::time::timeout(self.timeout, self.send(request)).await });
             // A look-up of a name may still be under way on a thread of its own.
             runtime.shutdown_background();
-            answer.map_err(|_| format!("no answer within {:?}", self.timeout))?
+            let late = || Err(format!("no answer within {:?}", self.timeout).into());
+            answer.unwrap_or_else(|_| late()).inspect_err(|error| self.trouble.note(error))
         })
     }
 }

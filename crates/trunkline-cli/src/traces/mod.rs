@@ -20,6 +20,7 @@ use opentelemetry_sdk::trace::{
 use trunkline::Tracer;
 
 use crate::args::Command;
+use collector::Trouble;
 
 /// Longest wait at the end for spans that are not sent yet.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
@@ -39,7 +40,7 @@ enum TraceError {
     Exporter { given: String },
     #[error("spans cannot be sent")]
     Build(#[from] opentelemetry_otlp::ExporterBuildError),
-    #[error("spans cannot be sent: {0}")]
+    #[error("spans cannot be sent")]
     Collector(#[from] collector::CollectorError),
 }
 
@@ -136,12 +137,11 @@ fn is_wanted(variable: &impl Fn(&str) -> Option<String>) -> Result<bool, TraceEr
 }
 
 fn provider() -> Result<(SdkTracerProvider, Arc<Tally>), TraceError> {
-    let exporter = OtlpExporter::builder()
-        .with_http()
-        .with_http_client(collector::Collector::from_environment(&variable)?)
-        .build()?;
+    let collector = collector::Collector::from_environment(&variable)?;
+    let trouble = collector.trouble();
+    let exporter = OtlpExporter::builder().with_http().with_http_client(collector).build()?;
     let tally = Arc::new(Tally::default());
-    let batches = BatchSpanProcessor::builder(Exporter { exporter, tally: tally.clone() }).build();
+    let batches = BatchSpanProcessor::builder(Exporter { exporter, trouble, tally: tally.clone() }).build();
     let queue_max = variable("OTEL_BSP_MAX_QUEUE_SIZE").and_then(|value| value.parse().ok());
     let processor = Processor { batches, tally: tally.clone(), queue_max: queue_max.unwrap_or(QUEUE_MAX) };
     // The sampler comes from OTEL_TRACES_SAMPLER, the rest of the resource from its own variables.
@@ -208,6 +208,7 @@ impl SpanProcessor for Processor {
 #[derive(Debug)]
 struct Exporter {
     exporter: OtlpExporter,
+    trouble: Trouble,
     tally: Arc<Tally>,
 }
 
@@ -224,7 +225,8 @@ impl SpanExporter for Exporter {
                 }
             }
             Err(error) if !self.tally.away.swap(true, Ordering::Relaxed) => {
-                tracing::warn!(%error, "the collector takes no spans; they are dropped until it does");
+                let cause = self.trouble.take();
+                tracing::warn!(%error, cause, "the collector takes no spans; they are dropped until it does");
             }
             Err(_) => {}
         }

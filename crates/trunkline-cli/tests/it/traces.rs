@@ -211,6 +211,21 @@ fn a_command_for_each_request_finds_its_span_in_its_environment() {
 }
 
 #[test]
+fn components_are_given_the_variables_as_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let yaml = "server: {listen: '127.0.0.1:0', http: '127.0.0.1:0'}\ncomponents:\n  \
+                teller: {command: [sh, -c, 'echo \"told $OTEL_SERVICE_NAME $OTEL_EXPORTER_OTLP_HEADERS\"; sleep 1000']}\n";
+    std::fs::write(directory.path().join("config.yaml"), yaml).unwrap();
+    let mut up = command(&["up"]);
+    up.current_dir(directory.path()).env("OTEL_SERVICE_NAME", "platform");
+    up.env("OTEL_EXPORTER_OTLP_HEADERS", "api-key=k%20y");
+    let mut up = start(up, b"");
+    up.until_it_says("told platform api-key=k%20y");
+    up.signal(nix::sys::signal::Signal::SIGTERM);
+    up.end().ok();
+}
+
+#[test]
 fn nothing_is_sent_where_the_environment_asks_for_nothing() {
     for (name, value) in [
         ("OTEL_TRACES_SAMPLER", "always_off"),
