@@ -22,6 +22,7 @@ use crate::commands::status::StatusArgs;
 use crate::commands::stream::StreamArgs;
 use crate::commands::subscribe::SubscribeArgs;
 use crate::commands::up::UpArgs;
+use crate::commands::wait::WaitArgs;
 use crate::settings::GlobalArgs;
 
 const STYLES: Styles = Styles::styled()
@@ -74,6 +75,7 @@ pub(crate) enum Command {
     Dlq(DeadLetterArgs),
     Replay(ReplayArgs),
     Status(StatusArgs),
+    Wait(WaitArgs),
     Doctor(DoctorArgs),
     Config(ConfigArgs),
     Export(ExportArgs),

@@ -17,6 +17,7 @@ pub(crate) mod status;
 pub(crate) mod stream;
 pub(crate) mod subscribe;
 pub(crate) mod up;
+pub(crate) mod wait;
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -79,6 +80,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Replay(args) => block_on(CLIENT_THREADS, replay::run(&global, args)),
         Command::Status(args) => block_on(CLIENT_THREADS, status::run(&global, &args)),
         Command::Init(args) => block_on(CLIENT_THREADS, init::run(&global, args)),
+        Command::Wait(args) => block_on(CLIENT_THREADS, wait::run(&global, &args)),
         Command::Doctor(args) => block_on(CLIENT_THREADS, doctor::run(&global, &args)),
         Command::Config(args) => config::run(&global, &args),
         Command::Export(args) => export::run(&global, &args),
