@@ -25,6 +25,7 @@ use crate::commands::subscribe::SubscribeArgs;
 use crate::commands::tail::TailArgs;
 use crate::commands::trace::TraceArgs;
 use crate::commands::up::UpArgs;
+use crate::commands::wait::WaitArgs;
 use crate::settings::GlobalArgs;
 
 const STYLES: Styles = Styles::styled()
@@ -81,6 +82,7 @@ pub(crate) enum Command {
     Tail(TailArgs),
     Status(StatusArgs),
     Dashboard(DashboardArgs),
+    Wait(WaitArgs),
     Doctor(DoctorArgs),
     Config(ConfigArgs),
     Export(ExportArgs),

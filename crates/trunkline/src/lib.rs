@@ -58,7 +58,7 @@ pub use bus::handler::{BoxError, Failure, HandlerError, Retry};
 pub use bus::received::Received;
 pub use bus::request::RequestError;
 pub use bus::request_stream::{RawReplyStream, ReplyStream, StreamReplyError};
-pub use bus::respond::{Reply, ReplySink, Request, RespondError, Responder, SinkError};
+pub use bus::respond::{PROBE_HEADER, Reply, ReplySink, Request, RespondError, Responder, SinkError};
 pub use bus::spans::Tracer;
 pub use bus::stream::{Replay, Replayed, StreamHandle};
 pub use bus::subscribe::{Event, Subscription};

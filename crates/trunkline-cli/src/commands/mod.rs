@@ -20,6 +20,7 @@ pub(crate) mod subscribe;
 pub(crate) mod tail;
 pub(crate) mod trace;
 pub(crate) mod up;
+pub(crate) mod wait;
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -92,6 +93,7 @@ fn carry_out(global: &GlobalArgs, command: Command) -> Result<(), Failure> {
         Command::Trace(args) => block_on(CLIENT_THREADS, trace::run(global, &args)),
         Command::Tail(args) => block_on(CLIENT_THREADS, tail::run(global, &args)),
         Command::Status(args) => block_on(CLIENT_THREADS, status::run(global, &args)),
+        Command::Wait(args) => block_on(CLIENT_THREADS, wait::run(global, &args)),
         Command::Dashboard(args) => block_on(CLIENT_THREADS, dashboard::run(global, &args)),
         Command::Init(args) => block_on(CLIENT_THREADS, init::run(global, args)),
         Command::Doctor(args) => block_on(CLIENT_THREADS, doctor::run(global, &args)),

@@ -1,6 +1,7 @@
 //! The components of a deployment: what each runs, in which image, and the file with its environment.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use trunkline::config::{Command, Component, Ready, Restart};
@@ -34,6 +35,10 @@ pub(crate) struct ComponentPlan {
     pub(crate) cwd: Option<PathBuf>,
     /// Services that start before it.
     pub(crate) depends_on: Vec<String>,
+    /// What has to answer before it starts, as `trunkline wait` takes it.
+    pub(crate) waits: Vec<String>,
+    /// Port at which its being ready is asked for, where others wait for that.
+    pub(crate) awaited_port: Option<u16>,
     pub(crate) ready: Ready,
     pub(crate) restart: Restart,
     /// Seconds until it is killed.
@@ -45,11 +50,12 @@ pub(crate) struct ComponentPlan {
 /// The service of one component.
 pub(super) fn component(
     name: &str,
-    component: &Component,
+    components: &BTreeMap<String, Component>,
     options: &Options,
     notes: &mut Vec<String>,
 ) -> Result<ComponentPlan, ExportError> {
     let target = options.target;
+    let component = &components[name];
     let image = options.images.get(name).or(component.image.as_ref()).cloned();
     if image.is_none() && target == Target::Kubernetes {
         return Err(ExportError::NoImage { component: name.to_owned() });
@@ -73,11 +79,58 @@ pub(super) fn component(
         // Of the directory on this machine a container knows nothing.
         cwd: (target == Target::Systemd).then(|| cwd.unwrap_or_else(|| absolute(Path::new(".")))),
         depends_on: component.depends_on.iter().map(|name| service(target, name)).collect(),
+        waits: waits(component, components, target),
+        awaited_port: awaited_port(name, components),
         ready: component.ready.clone(),
         restart: component.restart,
         stop_timeout: component.stop_timeout.as_secs().max(1),
         environment: format!("{name}.env"),
     })
+}
+
+/// What the components that this one depends on are asked. When they run, or have written a line, nobody but `up` sees.
+fn waits(component: &Component, components: &BTreeMap<String, Component>, target: Target) -> Vec<String> {
+    let dependencies = component.depends_on.iter().filter_map(|name| Some((name, components.get(name)?)));
+    let waits = dependencies.filter_map(|(name, dependency)| {
+        let service = service(target, name);
+        match &dependency.ready {
+            Ready::Started | Ready::Log(_) => None,
+            Ready::Responder(subject) => Some(format!("responder:{subject}")),
+            Ready::Http(url) => {
+                let mut url = url.clone();
+                if target.is_container() && url.host_str().is_some_and(is_local) {
+                    // Fails for URLs without a host, which this one has.
+                    let _ = url.set_host(Some(service.as_str()));
+                }
+                Some(url.to_string())
+            }
+            Ready::Tcp(address) => {
+                let (host, port) = address.rsplit_once(':')?;
+                let host = if target.is_container() && is_local(host) { service.as_str() } else { host };
+                Some(format!("tcp://{host}:{port}"))
+            }
+        }
+    });
+    waits.collect()
+}
+
+/// The port at which a component is asked by those that depend on it, if that is its own.
+fn awaited_port(name: &str, components: &BTreeMap<String, Component>) -> Option<u16> {
+    components.values().find(|other| other.depends_on.iter().any(|dependency| dependency == name))?;
+    match &components[name].ready {
+        Ready::Http(url) if url.host_str().is_some_and(is_local) => url.port_or_known_default(),
+        Ready::Tcp(address) => {
+            let (host, port) = address.rsplit_once(':')?;
+            is_local(host).then(|| port.parse().ok())?
+        }
+        _ => None,
+    }
+}
+
+/// Whether a host is the machine, or the container, that asks.
+fn is_local(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback() || address.is_unspecified())
 }
 
 /// What a component is called as a service.

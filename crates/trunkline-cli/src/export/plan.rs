@@ -464,9 +464,10 @@ impl<'a> Planner<'a> {
     fn components(&mut self, urls: &[(NewUser, Urls)]) -> Result<(), ExportError> {
         let of = |name: &str| urls.iter().find(|(user, _)| user.name == name).map(|(_, urls)| urls);
         let target = self.options.target;
-        for (name, component) in &self.loaded.config.components {
+        let config = &self.loaded.config;
+        for (name, component) in &config.components {
             let Some(urls) = of(&users::user_of(name)) else { continue };
-            let service = components::component(name, component, &self.options, &mut self.notes)?;
+            let service = components::component(name, &config.components, &self.options, &mut self.notes)?;
             let environment = components::environment(name, component, urls, target, &mut self.notes)?;
             self.secrets.push(environment);
             self.components.push(service);

@@ -283,6 +283,8 @@ fn shown(component: &ComponentPlan) -> Value {
         command => component.command.clone(),
         cwd => component.cwd.as_ref().map(|cwd| cwd.display().to_string()),
         depends_on => component.depends_on.clone(),
+        waits => component.waits.clone(),
+        awaited_port => component.awaited_port,
         restart => match component.restart {
             Restart::No => "no",
             Restart::OnFailure => "on-failure",

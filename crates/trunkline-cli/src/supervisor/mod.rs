@@ -34,7 +34,7 @@ pub(crate) use access::{Access, MadeUsers, PasswordError, Place};
 pub(crate) use guardian::dispatch;
 use log::Log;
 use machine::{Action, Event, Exit, Machine, News, Rules, State, Unit};
-use probe::Responders;
+pub(crate) use probe::{Responders, until_ready};
 use recipe::Recipe;
 pub(crate) use recipe::RecipeError;
 use run::{Happened, LastLines, Run};
@@ -287,7 +287,7 @@ impl Supervisor {
         self.tasks.spawn(async move {
             tokio::select! {
                 () = ended.cancelled() => {}
-                () = probe::until_ready(&ready, &responders) => {
+                () = probe::until_ready(&ready, Some(&responders)) => {
                     // As above.
                     let _ = events.send(Happened { index, run, event: Event::Ready }).await;
                 }

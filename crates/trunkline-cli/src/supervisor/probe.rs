@@ -7,9 +7,10 @@ use bytes::Bytes;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use trunkline::backend::PublishError;
 use trunkline::backend::memory::{Hub, Target};
 use trunkline::config::Ready;
-use trunkline::{Bus, Headers, Message, RequestError, Subject};
+use trunkline::{Bus, Headers, Message, PROBE_HEADER, RequestError, Subject};
 use url::Url;
 
 use crate::http;
@@ -23,29 +24,30 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A responder that is there may take its time with a probe; that it is there is said at once.
 const RESPONDER_PATIENCE: Duration = Duration::from_millis(500);
-/// Header of the message that looks for a responder where only a message can.
-const PROBE_HEADER: &str = "Trunkline-Probe";
 
 /// Where responders are looked for.
 #[derive(Clone)]
-pub(super) struct Responders {
-    pub(super) bus: Bus,
+pub(crate) struct Responders {
+    pub(crate) bus: Bus,
     /// The hub of this process: it knows who listens without asking anybody.
-    pub(super) hub: Option<Arc<Hub>>,
+    pub(crate) hub: Option<Arc<Hub>>,
 }
 
-/// Returns when the component is ready; never for what is not asked.
+/// Returns when the component is ready; never for what is not asked, or asked of a bus that is not given.
 ///
 /// # Cancel safety
 /// Dropping the future ends the questions.
-pub(super) async fn until_ready(ready: &Ready, responders: &Responders) {
+pub(crate) async fn until_ready(ready: &Ready, responders: Option<&Responders>) {
     let mut pause = PAUSE_MIN;
     loop {
         let is_ready = match ready {
             Ready::Started | Ready::Log(_) => std::future::pending().await,
             Ready::Http(url) => answers(url).await,
             Ready::Tcp(address) => connects(address).await,
-            Ready::Responder(subject) => responders.has(subject).await,
+            Ready::Responder(subject) => match responders {
+                Some(responders) => responders.has(subject).await,
+                None => std::future::pending().await,
+            },
         };
         if is_ready {
             return;
@@ -94,15 +96,24 @@ impl Responders {
             let listens = |target: &Target| matches!(target, Target::Inbox(_) | Target::Session(_));
             return found.subscribers.iter().any(listens) || !found.queues.is_empty();
         }
-        // Elsewhere only a message shows whether somebody takes it. An answer does not matter, and its absence says that
-        // somebody is at work on it.
+        // Elsewhere only a message shows whether somebody takes it. Responders of the library answer it by themselves; of
+        // others an answer does not matter, and its absence says that somebody is at work on it.
         let mut headers = Headers::new();
         if headers.append(PROBE_HEADER, "ready").is_err() {
             return false;
         }
         let message = Message { subject: subject.clone(), reply: None, headers, payload: Bytes::new() };
         match self.bus.request_message(message, RESPONDER_PATIENCE).await {
-            Ok(_) | Err(RequestError::Timeout { .. }) => true,
+            Ok(_)
+            // Whoever refuses an empty message is there, too.
+            | Err(
+                RequestError::Timeout { .. } | RequestError::Service { .. } | RequestError::ReplyStream { .. },
+            ) => true,
+            // Nobody will ever know: better to go on than to hold up what waits.
+            Err(RequestError::Publish(error @ PublishError::Denied { .. })) => {
+                tracing::warn!(%subject, %error, "this user may not ask for the responder, which is taken to be there");
+                true
+            }
             Err(_) => false,
         }
     }

@@ -89,11 +89,19 @@ impl Place {
         start(python, b"").end()
     }
 
-    /// `up` from the file in this directory, until it is ready; then what commands see of it.
+    /// `up` from the file in this directory and with a component on it, until both are ready; then what commands see of it.
     fn goes_up(&self, ready: &str, streams: &[&str]) {
+        let component = format!(
+            "\ncomponents:\n  echo:\n    command: [{}, reply, test.echo, --echo]\n    ready: responder:test.echo\n",
+            env!("CARGO_BIN_EXE_trunkline")
+        );
+        std::fs::write(self.path("config.yaml"), self.read("config.yaml") + &component).unwrap();
         let mut up = start(self.command(&["up"]), b"");
         up.until_it_says("is ready");
         up.until_it_says(ready);
+        up.until_it_says("ready component=\"echo\"");
+        let asked = self.run(&["request", "test.echo", "hello"]);
+        assert_eq!(String::from_utf8_lossy(&asked.ok()).trim_end(), "hello");
         let listed = self.run(&["stream", "ls", "--json"]).json();
         for stream in streams {
             assert!(listed.iter().any(|line| line["name"] == *stream), "{stream} is not in {listed:?}");
@@ -119,9 +127,11 @@ fn presets_start_at_once_from_an_empty_directory() {
     place.goes_up("backend   in_memory", &[]);
 
     let redis = RedisServer::start();
-    for (preset, streams) in
-        [("developer", &["tasks"][..]), ("regulatory", &["tasks", "channels", "results", "audit", "dead"])]
-    {
+    for (preset, streams) in [
+        ("developer", &["tasks"][..]),
+        ("enterprise", &["tasks", "channels", "results"]),
+        ("regulatory", &["tasks", "channels", "results", "audit", "dead"]),
+    ] {
         let place = Place::new();
         let preset = ["init", "--preset", preset, "--redis-url", redis.url()];
         let ended = place.run(&[&preset, &flags[..]].concat());

@@ -29,6 +29,10 @@ use crate::topics::Topic;
 
 pub use sink::{ReplySink, SinkError, StreamService};
 
+/// Header of a message that asks whether somebody answers on its subject, and nothing else. Its value is `ready` and its
+/// payload is empty. A [`Responder`] replies to it with an empty message by itself; other subscribers see it as it is.
+pub const PROBE_HEADER: &str = "Trunkline-Probe";
+
 /// Requests that one responder handles at once, where it sets no other bound.
 const CONCURRENCY: usize = 32;
 

@@ -375,6 +375,36 @@ async fn stopping_a_responder_cancels_its_handlers_and_tells_the_requesters() {
 }
 
 #[tokio::test]
+async fn a_probe_is_answered_without_the_handler() {
+    let bus = Bus::in_memory();
+    let handled = Arc::new(AtomicUsize::new(0));
+    let _responder = {
+        let handled = handled.clone();
+        bus.respond(echo(&bus), move |_, value: Value| {
+            handled.fetch_add(1, Ordering::SeqCst);
+            async move { Ok(value) }
+        })
+        .start()
+        .await
+        .unwrap()
+    };
+    let ask = |value: &str, payload: Bytes| {
+        let mut headers = Headers::new();
+        headers.append(crate::PROBE_HEADER, value).unwrap();
+        let subject = bus.topics().subject("test.echo").unwrap();
+        bus.request_message(Message { subject, reply: None, headers, payload }, SECOND)
+    };
+    let reply = ask("ready", Bytes::new()).await.unwrap();
+    assert!(reply.payload().is_empty() && reply.headers().is_empty(), "{reply:?}");
+    assert_eq!(handled.load(Ordering::SeqCst), 0);
+    // Whatever says more, or asks for something else, is a request.
+    ask("ready", Bytes::from_static(b"1")).await.unwrap();
+    assert_eq!(handled.load(Ordering::SeqCst), 1);
+    let error = ask("steady", Bytes::new()).await.unwrap_err();
+    assert!(matches!(error, RequestError::Service { code: 400, .. }), "{error}");
+}
+
+#[tokio::test]
 async fn drain_lets_handlers_finish_then_refuses_everything() {
     let bus = Bus::in_memory();
     let mut live = bus.subscribe("nachos.analytics.done".parse().unwrap()).await.unwrap();

@@ -1,6 +1,7 @@
 //! Components where the server asks who they are.
 
 use nix::sys::signal::Signal;
+use trunkline_testkit::environment;
 
 use super::Platform;
 use crate::command::run;
@@ -48,4 +49,38 @@ fn each_component_has_a_user_of_its_own_whose_password_is_shown_nowhere() {
     up.signal(Signal::SIGTERM);
     let ended = up.end();
     assert!(!ended.stderr.contains(&password), "{}", ended.stderr);
+}
+
+/// A tool for Node, with the stock client, which says itself who it is.
+const TOOL: &str = r#"
+const { connect } = require("@nats-io/transport-node");
+(async () => {
+  const { NATS_URL, NATS_USER, NATS_PASSWORD } = process.env;
+  const bus = await connect({ servers: NATS_URL, user: NATS_USER, pass: NATS_PASSWORD });
+  bus.subscribe("test.node", {
+    callback: (error, msg) => {
+      if (error) throw error;
+      msg.respond(`${NATS_USER} heard ${msg.string()}`);
+    },
+  });
+  await bus.closed();
+})();
+"#;
+
+#[test]
+fn a_component_for_node_is_let_in_by_what_it_is_given() {
+    let platform = Platform::new(&format!(
+        "server:\n  listen: 127.0.0.1:0\n  http: 127.0.0.1:0\n  users: [{{user: ann, password: s3cret}}]\n\
+         components:\n  \
+         tool: {{command: [node, tool.cjs], env: {{NODE_PATH: {}}}, ready: 'responder:test.node'}}\n",
+        environment::node_path().join("node_modules").display()
+    ));
+    platform.write("tool.cjs", TOOL);
+    let mut up = platform.up(&[]);
+    up.until_it_says("ready component=\"tool\"");
+    let ann = platform.ports().0.replace("://", "://ann:s3cret@");
+    let asked = run(&["request", "--url", &ann, "test.node", "hello"]).ok();
+    assert_eq!(String::from_utf8_lossy(&asked).trim_end(), "component-tool heard hello");
+    up.signal(Signal::SIGTERM);
+    assert!(up.end().status.success());
 }

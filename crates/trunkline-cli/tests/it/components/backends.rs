@@ -50,17 +50,17 @@ fn changing_the_backend_moves_the_demo_and_a_platform_of_stock_clients_across() 
     let http = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let yaml = |backend: &str| {
         format!(
-            "messaging:\n  backend: {backend}\n  redis_url: redis://127.0.0.1:{}\n  nats_url: {}\n  fallback: fail\n\
+            "messaging:\n  backend: {backend}\n  redis_url: redis://127.0.0.1:{1}\n  nats_url: {2}\n  fallback: fail\n\
              server: {{listen: '127.0.0.1:0', http: '{http}'}}\n\
              components:\n  \
-             weather: {{command: [{}, weather.py], ready: 'responder:platform.weather'}}\n  \
-             gateway: {{command: [node, gateway.cjs], env: {{NODE_PATH: {}}}, ready: 'responder:platform.advice', depends_on: [weather]}}\n  \
-             asker: {{command: [{}, request, platform.advice, '{{\"city\":\"Oslo\"}}'], restart: 'no', depends_on: [gateway]}}\n",
+             weather: {{command: [{3}, weather.py], ready: 'responder:platform.weather'}}\n  \
+             gateway: {{command: [node, gateway.cjs], env: {{NODE_PATH: {4}}}, ready: 'responder:platform.advice', depends_on: [weather]}}\n  \
+             asker: {{command: [sh, -c, '{0} wait responder:platform.advice && exec {0} request platform.advice \"$0\"', '{{\"city\":\"Oslo\"}}'], restart: 'no', depends_on: [gateway]}}\n",
+            env!("CARGO_BIN_EXE_trunkline"),
             redis.port(),
             nats.url(),
             environment::python().display(),
             environment::node_path().join("node_modules").display(),
-            env!("CARGO_BIN_EXE_trunkline"),
         )
     };
     let platform = Platform::new("");

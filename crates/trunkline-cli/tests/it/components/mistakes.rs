@@ -1,11 +1,13 @@
 //! What a newcomer gets wrong is told before anything runs, with a way out.
 
 use std::net::TcpListener;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 use trunkline_testkit::RedisServer;
 
 use super::Platform;
+use crate::command::{start, text};
 
 #[track_caller]
 fn check(yaml: &str, expected: &[&str]) {
@@ -91,4 +93,34 @@ fn on_the_fallback_components_run_and_it_is_said_loudly_first() {
     up.until_it_says("a | at nats://127.0.0.1:");
     up.signal(Signal::SIGTERM);
     assert!(up.end().status.success());
+}
+
+#[test]
+fn an_address_that_may_not_be_bound_is_told_with_the_right_that_is_missing() {
+    // Whoever runs this: without the right to ports below 1024, in a network of its own, in which they are reserved.
+    let platform = Platform::new("server: {listen: '127.0.0.1:422', http: '127.0.0.1:0'}\n");
+    let config = platform.path().join("config.yaml");
+    let confined = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net", "setpriv", "--bounding-set=-net_bind_service"]);
+        command.args(["--inh-caps=-net_bind_service"]).args(arguments);
+        start(command, b"").end()
+    };
+    let able = confined(&["true"]);
+    if able.code() != 0 {
+        eprintln!("not tried: this machine lets nobody give up the right to bind: {}", able.stderr.trim());
+        return;
+    }
+    let trunkline = env!("CARGO_BIN_EXE_trunkline");
+    let ended = confined(&[trunkline, "--config", text(&config), "up"]);
+    assert_eq!(ended.code(), 1, "{ended:?}");
+    for text in
+        ["127.0.0.1:422 (server.listen)", "Permission denied", "hint: ", "--listen", "CAP_NET_BIND_SERVICE"]
+    {
+        assert!(ended.stderr.contains(text), "{text:?} is missing: {}", ended.stderr);
+    }
+    let diagnosed = confined(&[trunkline, "--config", text(&config), "doctor"]);
+    assert_eq!(diagnosed.code(), 1, "{diagnosed:?}");
+    let said = String::from_utf8_lossy(&diagnosed.stdout);
+    assert!(said.contains("fail  ports") && said.contains("set server.listen to a higher one"), "{said}");
 }

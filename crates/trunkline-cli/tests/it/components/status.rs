@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::Platform;
-use crate::command::run;
+use crate::command::{command, run, start};
 
 #[test]
 fn status_waits_until_everything_is_ready_and_tells_of_each() {
@@ -66,4 +66,34 @@ fn components_are_told_of_to_whoever_has_the_token_only() {
     assert!(refused.stderr.contains("refuses the admin token"), "{refused:?}");
     up.signal(Signal::SIGTERM);
     up.end();
+}
+
+#[test]
+fn whoever_waits_for_one_goes_on_when_it_answers_and_is_told_when_it_does_not() {
+    // Known beforehand, so that the wait begins before there is a bus.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("nats://{address}");
+    let platform = Platform::new(&format!(
+        "server: {{listen: '{address}', http: '127.0.0.1:0'}}\ncomponents:\n  \
+         echo: {{command: [{}, reply, test.echo, --echo]}}\n",
+        env!("CARGO_BIN_EXE_trunkline")
+    ));
+    let tcp = format!("tcp://{address}");
+    let waiting = start(command(&["wait", "--url", &url, "responder:test.echo", &tcp]), b"");
+    let away = run(&["wait", "--url", &url, "responder:test.echo", "--timeout", "250ms"]);
+    assert_eq!(away.code(), 1, "{away:?}");
+    for text in ["responder:test.echo does not answer after 250ms (--timeout): ", "hint: start a bus"] {
+        assert!(away.stderr.contains(text), "{away:?}");
+    }
+    let mut up = platform.up(&[]);
+    let waited = waiting.end();
+    assert!(waited.status.success(), "{waited:?}");
+    let health = format!("{}/healthz", platform.ports().1);
+    run(&["wait", &health]).ok();
+    let nobody = run(&["wait", "--url", &url, &health, "responder:test.nobody", "--timeout", "1s"]);
+    assert_eq!(nobody.code(), 1, "{nobody:?}");
+    assert!(nobody.stderr.contains("responder:test.nobody does not answer after 1s"), "{nobody:?}");
+    assert_eq!(run(&["wait", "log:ready"]).code(), 2);
+    up.signal(Signal::SIGTERM);
+    assert!(up.end().status.success());
 }

@@ -8,11 +8,22 @@ mod work;
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use trunkline_testkit::certificates::CertificateParams;
 
 use crate::command::{command, start, text};
+
+/// Has a certificate end so many days from now.
+pub(super) fn ends_in(params: &mut CertificateParams, days: i64) {
+    // Unless said otherwise a certificate begins with the year 1975.
+    const BEGIN: i64 = 157_766_400;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let seconds = i64::try_from(now).unwrap() - BEGIN + days * 24 * 60 * 60 + 60;
+    params.not_after = params.not_before + Duration::from_secs(u64::try_from(seconds).unwrap());
+}
 
 /// A configuration in a directory of its own.
 pub(super) struct Patient {

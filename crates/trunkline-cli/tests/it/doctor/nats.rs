@@ -2,7 +2,7 @@
 
 use trunkline_testkit::{Authority, NatsServer};
 
-use super::Patient;
+use super::{Patient, ends_in};
 
 const STREAMS: &str = "streams: [{name: tasks, subjects: ['nachos.tool.*.task']}]";
 
@@ -85,16 +85,25 @@ fn an_old_server_and_one_that_is_away_are_told() {
 #[test]
 fn the_certificate_that_a_server_shows_is_looked_at() {
     let authority = Authority::make();
-    let certificate = authority.sign(&["localhost", "127.0.0.1"]);
-    let server = NatsServer::start_with_config(&format!(
-        "jetstream: enabled\ntls {{ cert_file: '{}', key_file: '{}' }}",
-        certificate.cert_file.display(),
-        certificate.key_file.display()
-    ));
-    let lines = format!(
-        "backend: nats\nnats_url: 'tls://localhost:{}'\nnats_tls: {{ca_file: '{}'}}",
-        server.port(),
-        authority.ca_file().display()
-    );
-    Patient::with_messaging(&lines).examine().is_well().says("tls", "ok", "localhost:");
+    for (days, verdict, said) in
+        [(300, "ok", "is good until"), (10, "warn", "in 10 days"), (-3, "fail", "expired on")]
+    {
+        let certificate = authority.sign_with(&["localhost", "127.0.0.1"], |params| ends_in(params, days));
+        let server = NatsServer::start_with_config(&format!(
+            "jetstream: enabled\ntls {{ cert_file: '{}', key_file: '{}' }}",
+            certificate.cert_file.display(),
+            certificate.key_file.display()
+        ));
+        let lines = format!(
+            "backend: nats\nnats_url: 'tls://localhost:{}'\nnats_tls: {{ca_file: '{}'}}",
+            server.port(),
+            authority.ca_file().display()
+        );
+        let diagnosis = Patient::with_messaging(&lines).examine();
+        diagnosis.says("tls", verdict, said);
+        match days > 0 {
+            true => diagnosis.is_well().says("backend", "ok", "answers"),
+            false => diagnosis.is_ill().says("backend", "fail", "messaging.nats_tls"),
+        };
+    }
 }

@@ -1,12 +1,11 @@
 //! Redis as it should be, and as it should not.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use trunkline::backend::redis::ACL_RULES;
-use trunkline_testkit::certificates::CertificateParams;
-use trunkline_testkit::{Authority, RedisServer, RedisVersion};
+use trunkline_testkit::{Authority, RedisCluster, RedisSentinels, RedisServer, RedisVersion};
 
-use super::Patient;
+use super::{Patient, ends_in};
 use crate::command::PATIENCE;
 
 /// A bus that wants nothing lost, at this address.
@@ -18,15 +17,6 @@ fn patient(url: &str) -> Patient {
 fn user(server: &RedisServer, keys: &str, rules: &str) -> String {
     server.ask(&format!("ACL SETUSER bus reset on >secret {keys} -@all {rules}"));
     server.url().replacen("://", "://bus:secret@", 1)
-}
-
-/// Has a certificate end so many days from now.
-fn ends_in(params: &mut CertificateParams, days: i64) {
-    // Unless said otherwise a certificate begins with the year 1975.
-    const BEGIN: i64 = 157_766_400;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let seconds = i64::try_from(now).unwrap() - BEGIN + days * 24 * 60 * 60 + 60;
-    params.not_after = params.not_before + Duration::from_secs(u64::try_from(seconds).unwrap());
 }
 
 #[test]
@@ -154,4 +144,32 @@ fn certificates_are_told_before_they_end_and_after() {
             false => diagnosis.is_ill().says("backend", "fail", "messaging.redis_tls"),
         };
     }
+}
+
+#[test]
+fn sentinels_and_clusters_are_looked_at_behind_their_urls() {
+    let mut sentinels = RedisSentinels::start();
+    patient(&sentinels.url())
+        .examine()
+        .is_well()
+        .says("backend", "ok", "Redis ")
+        .says("persistence", "ok", "appendonly yes")
+        .says("eviction", "ok", "noeviction")
+        .says("permissions", "ok", "may do what the bus needs");
+    let url = sentinels.url();
+    for sentinel in sentinels.sentinels() {
+        sentinel.kill();
+    }
+    patient(&url).examine().is_ill().says("backend", "fail", "could not be reached");
+
+    let cluster = RedisCluster::start();
+    patient(&cluster.url())
+        .examine()
+        .is_well()
+        .says("backend", "ok", "Redis ")
+        .says("eviction", "ok", "noeviction")
+        .says("permissions", "ok", "may do what the bus needs");
+    // Streams lie on every node, so one that evicts is enough.
+    cluster.nodes()[2].ask("CONFIG SET maxmemory-policy allkeys-lru");
+    patient(&cluster.url()).examine().is_ill().says("eviction", "fail", "allkeys-lru");
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use trunkline_testkit::environment;
 
 use super::{BACKENDS, Exported, PLATFORM, at, check_secrets, export};
@@ -49,6 +49,10 @@ fn compose_files_are_valid_and_gate_everything_on_the_bus() {
             let is_component = ["search", "gateway", "migrate_once"].contains(&name.as_str());
             match is_component {
                 true => assert_eq!(at(service, "/depends_on/trunkline/condition"), "service_healthy"),
+                // What only waits has an end, and no health.
+                false if name.ends_with(".wait") => {
+                    assert_eq!(at(service, "/depends_on/trunkline/condition"), "service_healthy");
+                }
                 false => drop(at(service, "/healthcheck/test")),
             }
         }
@@ -67,6 +71,11 @@ fn compose_files_are_valid_and_gate_everything_on_the_bus() {
         }
         let gateway = &services["gateway"];
         assert_eq!(at(gateway, "/depends_on/search/condition"), "service_started");
+        assert_eq!(at(gateway, "/depends_on/gateway.wait/condition"), "service_completed_successfully");
+        let waits = &services["gateway.wait"];
+        let command = json!(["wait", "--timeout", "5m", "tcp://search:9000"]);
+        assert_eq!((at(waits, "/command"), at(waits, "/restart")), (&command, &json!("no")));
+        assert_eq!(at(waits, "/env_file"), at(gateway, "/env_file"), "it asks as the one that waits");
         assert_eq!(at(gateway, "/stop_grace_period"), "20s");
         assert_eq!(at(&services["search"], "/image"), "registry.example/search:1.4");
         assert_eq!(at(&services["migrate_once"], "/restart"), "no");
@@ -148,6 +157,15 @@ fn manifests_of_kubernetes_are_valid_and_confined() {
         let search =
             documents.iter().find(|document| document["metadata"]["name"] == "search").expect("search");
         assert_eq!(at(search, "/spec/template/spec/containers/0/readinessProbe/tcpSocket/port"), 9000);
+        let named = |kind: &str, name: &str| {
+            documents.iter().find(|document| document["kind"] == kind && document["metadata"]["name"] == name)
+        };
+        let service = named("Service", "search").expect("a service that leads to it when it is ready");
+        assert_eq!(at(service, "/spec/ports/0/port"), 9000);
+        let gateway = named("Deployment", "gateway").expect("gateway");
+        let waits = at(gateway, "/spec/template/spec/initContainers/1");
+        assert_eq!(at(waits, "/args"), &json!(["wait", "--timeout", "5m", "tcp://search:9000"]));
+        assert!(named("Service", "gateway").is_none(), "nobody waits for it");
     }
 }
 
@@ -163,7 +181,8 @@ fn units_of_systemd_are_valid() {
             let path = entry.expect("an entry").path();
             let unit = std::fs::read_to_string(&path).expect("text");
             let unit = ["trunkline ", "redis-server ", "nats-server "].iter().fold(unit, |unit, program| {
-                unit.replace(&format!("ExecStart={program}"), "ExecStart=/bin/true ")
+                let unit = unit.replace(&format!("ExecStart={program}"), "ExecStart=/bin/true ");
+                unit.replace(&format!("ExecStartPre={program}"), "ExecStartPre=/bin/true ")
             });
             std::fs::write(&path, unit).expect("written");
             names.push(path);
@@ -189,6 +208,9 @@ fn units_of_systemd_are_valid() {
         assert!(search.contains("Requires=trunkline.service") && search.contains("After=trunkline.service"));
         let gateway = exported.read("etc/systemd/system/trunkline-gateway.service");
         assert!(gateway.contains("After=trunkline.service trunkline-search.service"), "{gateway}");
+        // The program is stood in for, as above.
+        let waits = "ExecStartPre=/bin/true wait --timeout 5m tcp://127.0.0.1:9000\nTimeoutStartSec=6min\n";
+        assert!(gateway.contains(waits) && !search.contains("ExecStartPre"), "{gateway}");
         assert!(gateway.contains("Restart=always") && gateway.contains("TimeoutStopSec=20s"));
     }
 }

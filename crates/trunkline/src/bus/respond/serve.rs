@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt as _};
-use trunkline_core::{Message, Subject};
+use trunkline_core::{Headers, Message, Subject};
 
-use super::{Reply, Request};
+use super::{PROBE_HEADER, Reply, Request};
 use crate::backend::PublishOptions;
 use crate::bus::Bus;
 use crate::bus::context::Context;
@@ -84,6 +85,9 @@ where
     }
 
     async fn answer(self, received: Received) {
+        if is_probe(&received) {
+            return answer_probe(&self.bus, &received).await;
+        }
         let received = spans::respond(self.bus.inner(), received);
         let (call, context) = (Call::of(received.hop().cloned()), received.context());
         spans::within(&received.clone(), &context, None, self.answer_within(received, context.clone(), call))
@@ -178,6 +182,21 @@ where
             },
         }
     }
+}
+
+/// Tells whoever asks that somebody is here. No handler sees it, and no counter: nothing was asked of them.
+async fn answer_probe(bus: &Bus, probe: &Received) {
+    let Some(subject) = probe.reply().cloned() else { return };
+    let reply = Message { subject, reply: None, headers: Headers::new(), payload: Bytes::new() };
+    let sent = bus.inner().publish_past_outbox(reply, PublishOptions::default()).outcome().await;
+    // Whoever asks does so again.
+    if let Err(error) = sent {
+        tracing::debug!(subject = %probe.subject(), %error, "probe not answered");
+    }
+}
+
+fn is_probe(received: &Received) -> bool {
+    received.payload().is_empty() && received.headers().get(PROBE_HEADER) == Some("ready")
 }
 
 fn failed(request: &Request, to: Subject, error: &HandlerError) -> Message {
