@@ -15,6 +15,6 @@ settings! {
         /// Largest body that is recorded; of larger ones the size alone is.
         pub payload_max: u64 => default("64KB"), format(Format::Bytes), range("0", "64MiB");
         /// Messages a second that are recorded; the rest is delivered as ever, and counted.
-        pub rate_max: u32 => default("20000"), range("1", "1000000");
+        pub rate_max: u32 => default("5000"), range("1", "1000000");
     }
 }

@@ -19,7 +19,7 @@ pub struct ObserveOptions {
     pub memory: usize,
     /// Largest body that is kept, in bytes; of larger ones the size alone is. Default 64 KB, key `observe.payload_max`.
     pub payload_max: usize,
-    /// Most messages a second that are recorded; the rest is counted. Default 20000, key `observe.rate_max`.
+    /// Most messages a second that are recorded; the rest is counted. Default 5000, key `observe.rate_max`.
     pub rate_max: u32,
     /// What the record is charged to.
     pub budget: Arc<MemoryBudget>,
@@ -32,7 +32,7 @@ impl Default for ObserveOptions {
             redact: Vec::new(),
             memory: 32_000_000,
             payload_max: 64_000,
-            rate_max: 20_000,
+            rate_max: 5_000,
             budget: Arc::default(),
         }
     }

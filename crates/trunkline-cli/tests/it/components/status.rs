@@ -85,7 +85,7 @@ fn whoever_waits_for_one_goes_on_when_it_answers_and_is_told_when_it_does_not() 
     for text in ["responder:test.echo does not answer after 250ms (--timeout): ", "hint: start a bus"] {
         assert!(away.stderr.contains(text), "{away:?}");
     }
-    let mut up = platform.up(&[]);
+    let up = platform.up(&[]);
     let waited = waiting.end();
     assert!(waited.status.success(), "{waited:?}");
     let health = format!("{}/healthz", platform.ports().1);
