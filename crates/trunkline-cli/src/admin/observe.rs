@@ -152,16 +152,8 @@ impl Observer {
         question: &Question,
         after: Option<u64>,
     ) -> Result<Follower, AdminError> {
-        let before = self.link.token();
-        let open = async |after| {
-            let path = question.clone().with("after", after).path("/observations");
-            self.link.open(&path).await.map_err(|error| error.of(self.server.clone()))
-        };
-        let mut body = open(after).await?;
-        // Another token is that of another server, in which numbers begin anew.
-        if after.is_some_and(|after| after > 0) && self.link.token() != before {
-            body = open(Some(0)).await?;
-        }
+        let path = question.clone().with("after", after).path("/observations");
+        let body = self.link.open(&path).await.map_err(|error| error.of(self.server.clone()))?;
         Ok(Follower { server: self.server.clone(), body, events: Events::default(), news: VecDeque::new() })
     }
 }

@@ -33,9 +33,10 @@ pub(crate) struct SecretFile {
     pub(crate) reader: Reader,
 }
 
-/// A password that nobody can guess.
+/// A password that nobody can guess. It begins with a letter: nats.js takes digits behind the first colon of a URL for the
+/// port.
 pub(super) fn password() -> Result<String, ExportError> {
     let mut bytes = [0; PASSWORD_BYTES];
     getrandom::fill(&mut bytes).map_err(|error| ExportError::Random { reason: error.to_string() })?;
-    Ok(URL_SAFE_NO_PAD.encode(bytes))
+    Ok(format!("p{}", URL_SAFE_NO_PAD.encode(bytes)))
 }

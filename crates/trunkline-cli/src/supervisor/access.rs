@@ -85,8 +85,9 @@ impl MadeUsers {
 fn password() -> Result<Secret, PasswordError> {
     let mut bytes = [0; PASSWORD_BYTES];
     getrandom::fill(&mut bytes).map_err(|error| PasswordError { reason: error.to_string() })?;
-    // Digits and letters alone: clients differ in what else they decode in a URL.
-    Ok(Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+    // Digits and letters alone: clients differ in what else they decode in a URL. A letter first: nats.js takes digits behind
+    // the first colon for the port.
+    Ok(Secret::new(format!("p{}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())))
 }
 
 /// Where components find the bus.

@@ -9,7 +9,8 @@ use serde_json::Value;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Observation {
-    /// Running number within the record that holds it, from 1 in the order in which it was seen; 0 before that.
+    /// Running number within the record that holds it, in the order in which it was seen; 0 before that. A record begins with
+    /// the time at which it was made, in microseconds since 1970, so that numbers grow also over a new start.
     #[serde(default)]
     pub seq: u64,
     /// When it happened, to the microsecond; of a handler when it began.

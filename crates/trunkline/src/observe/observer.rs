@@ -159,6 +159,8 @@ impl Observer {
     /// One that has seen nothing. Somebody has to run [`Observer::run`].
     pub fn new(options: ObserveOptions) -> Arc<Self> {
         let (messages, bytes) = (i64::from(options.rate_max), i64::from(options.rate_max) * BYTES_EACH);
+        // Above all numbers of a record that was made before: nobody sees a million things a microsecond.
+        let base = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(0);
         Arc::new(Self {
             prefix: format!("{}.", options.root).into(),
             trace_subject: format!("{}.system.trace", options.root).into(),
@@ -177,7 +179,7 @@ impl Observer {
                 options.root.as_str(),
             )),
             names: Mutex::default(),
-            record: Mutex::new(Record::new(&options)),
+            record: Mutex::new(Record::new(&options, base)),
             latest: watch::Sender::new(0),
             sees_messages: AtomicBool::new(false),
             sees_root: AtomicBool::new(false),
@@ -621,9 +623,10 @@ impl Observer {
     /// Follows live, from now on or behind the observation with this number.
     pub fn follow(self: &Arc<Self>, after: Option<u64>) -> Follower {
         self.read(false);
-        let last = self.record.lock().last();
-        // A number beyond the last one is from another life of the server: all that this one has is new to the follower.
-        let at = after.map_or(last, |after| if after > last { 0 } else { after });
+        let record = self.record.lock();
+        // A number that is none of this record is from another life of the server: all that this one has is new.
+        let at = after.map_or(record.last(), |after| record.resume(after));
+        drop(record);
         Follower { observer: self.clone(), at, latest: self.latest.subscribe(), page: Vec::new().into_iter() }
     }
 }

@@ -23,6 +23,8 @@ const CONVERSATION_PART: usize = 2;
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Record {
+    /// The number before the first observation.
+    base: u64,
     /// The number of the next observation.
     next: u64,
     by_seq: BTreeMap<u64, Arc<Kept>>,
@@ -41,9 +43,11 @@ pub(super) struct Record {
 pub(super) type Listed = (Vec<ConversationSummary>, u64);
 
 impl Record {
-    pub(super) fn new(options: &ObserveOptions) -> Self {
+    /// An empty one, whose first observation has the number after `base`.
+    pub(super) fn new(options: &ObserveOptions, base: u64) -> Self {
         Self {
-            next: 1,
+            base,
+            next: base + 1,
             by_seq: BTreeMap::new(),
             conversations: HashMap::default(),
             by_last: BTreeMap::new(),
@@ -54,9 +58,14 @@ impl Record {
         }
     }
 
-    /// The number of the latest observation; 0 before the first.
+    /// The number of the latest observation; before the first the number before it.
     pub(super) fn last(&self) -> u64 {
         self.next - 1
+    }
+
+    /// Where to read on who was given `after` last: from the first on where that number is none of this record.
+    pub(super) fn resume(&self, after: u64) -> u64 {
+        if (self.base..=self.last()).contains(&after) { after } else { self.base }
     }
 
     /// What it takes, in bytes.
@@ -193,7 +202,7 @@ mod tests {
 
     fn record() -> (Record, Arc<MemoryBudget>) {
         let options = ObserveOptions::default();
-        (Record::new(&options), options.budget)
+        (Record::new(&options, 0), options.budget)
     }
 
     #[test]
@@ -249,6 +258,21 @@ mod tests {
         let (rest, missed) = record.after(found[2].seen.seq, 100);
         assert_eq!((rest.last().unwrap().seen.seq, missed), (20, 0));
         assert_eq!((record.after(20, 10).0.len(), record.last()), (0, 20));
+    }
+
+    #[test]
+    fn who_comes_from_another_record_reads_on_from_the_first() {
+        let mut record = Record::new(&ObserveOptions::default(), 1000);
+        assert_eq!((record.last(), record.resume(1000), record.resume(7)), (1000, 1000, 1000));
+        for _ in 0..2 {
+            record.insert(kept(None, 10), &Aside::default(), 60_000);
+        }
+        assert_eq!(
+            [999, 1000, 1001, 1002, 1003].map(|after| record.resume(after)),
+            [1000, 1000, 1001, 1002, 1000]
+        );
+        let (found, missed) = record.after(record.resume(7), 10);
+        assert_eq!((found.len(), found[0].seen.seq, missed), (2, 1001, 0));
     }
 
     #[test]

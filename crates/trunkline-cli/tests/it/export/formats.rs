@@ -154,12 +154,11 @@ fn manifests_of_kubernetes_are_valid_and_confined() {
                 false => drop(at(pod, "/containers/0/readinessProbe")),
             }
         }
-        let search =
-            documents.iter().find(|document| document["metadata"]["name"] == "search").expect("search");
-        assert_eq!(at(search, "/spec/template/spec/containers/0/readinessProbe/tcpSocket/port"), 9000);
         let named = |kind: &str, name: &str| {
             documents.iter().find(|document| document["kind"] == kind && document["metadata"]["name"] == name)
         };
+        let search = named("Deployment", "search").expect("search");
+        assert_eq!(at(search, "/spec/template/spec/containers/0/readinessProbe/tcpSocket/port"), 9000);
         let service = named("Service", "search").expect("a service that leads to it when it is ready");
         assert_eq!(at(service, "/spec/ports/0/port"), 9000);
         let gateway = named("Deployment", "gateway").expect("gateway");
