@@ -66,8 +66,10 @@ pub(crate) struct Running {
     /// Lines of stderr as they come; disconnected at its end.
     stderr: Receiver<String>,
     said: Vec<String>,
-    /// All of stdout, at its end.
+    /// Pieces of stdout as they come; disconnected at its end.
     stdout: Receiver<Vec<u8>>,
+    /// What was on stdout so far.
+    printed: Vec<u8>,
 }
 
 /// A command line; without configuration, in a directory without files, and with no colours.
@@ -122,13 +124,23 @@ pub(crate) fn start(mut command: Command, input: &[u8]) -> Running {
             }
         }
     });
-    let (all, stdout_bytes) = channel();
+    let (chunks, stdout_chunks) = channel();
     thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = stdout.read_to_end(&mut bytes);
-        let _ = all.send(bytes);
+        let mut chunk = vec![0; 64 << 10];
+        while let Ok(bytes @ 1..) = stdout.read(&mut chunk) {
+            if chunks.send(chunk[..bytes].to_vec()).is_err() {
+                return;
+            }
+        }
     });
-    Running { child, started: Instant::now(), stderr: stderr_lines, said: Vec::new(), stdout: stdout_bytes }
+    Running {
+        child,
+        started: Instant::now(),
+        stderr: stderr_lines,
+        said: Vec::new(),
+        stdout: stdout_chunks,
+        printed: Vec::new(),
+    }
 }
 
 impl Running {
@@ -150,6 +162,20 @@ impl Running {
         }
     }
 
+    /// Waits until so many lines are on stdout.
+    #[track_caller]
+    pub(crate) fn until_it_has_printed(&mut self, lines: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.printed.iter().filter(|byte| **byte == b'\n').count() < lines {
+            match self.stdout.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(chunk) => self.printed.extend(chunk),
+                Err(_) => {
+                    panic!("it never printed {lines} lines, but: {}", String::from_utf8_lossy(&self.printed))
+                }
+            }
+        }
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a process id fits");
         kill(Pid::from_raw(pid), signal).expect("the process is there");
@@ -159,8 +185,15 @@ impl Running {
     #[track_caller]
     pub(crate) fn end(mut self) -> Ended {
         let deadline = Instant::now() + PATIENCE;
-        let stdout = self.stdout.recv_timeout(PATIENCE);
-        let Ok(stdout) = stdout else { panic!("it did not end within {PATIENCE:?}: {:#?}", self.said) };
+        loop {
+            match self.stdout.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(chunk) => self.printed.extend(chunk),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("it did not end within {PATIENCE:?}: {:#?}", self.said)
+                }
+            }
+        }
         loop {
             match self.stderr.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => self.said.push(line),
@@ -173,7 +206,7 @@ impl Running {
         let took = self.started.elapsed();
         let mut stderr = self.said.join("\n");
         stderr.push('\n');
-        Ended { status, stdout, stderr, took }
+        Ended { status, stdout: std::mem::take(&mut self.printed), stderr, took }
     }
 }
 

@@ -252,6 +252,7 @@ fn tail_finds_a_server_again_that_was_restarted() {
     let mut following = tail(&server, &["nachos.a.*", "--json", "--count", "3", "--for", "60s"]);
     publish(&server, &["nachos.a.before", "x", "--envelope"]);
     publish(&server, &["nachos.a.before", "x", "--envelope"]);
+    following.until_it_has_printed(2);
     server.restart();
     following.until_it_says("lost the server, looking for it again");
     publish(&server, &["nachos.a.after", "x", "--envelope"]);
