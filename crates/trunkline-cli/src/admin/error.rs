@@ -23,8 +23,6 @@ pub(crate) enum AdminError {
     Unreachable { url: String, reason: String },
     #[error("no `trunkline up` of this user on this machine serves clients at {url}")]
     NoServerThere { url: String },
-    #[error("no `trunkline up` of this user has its clients at {url}")]
-    NoDashboard { url: String },
     #[error("the browser was not opened: {reason}")]
     NotOpened { reason: String },
     #[error("{url} does not answer as an admin API")]
@@ -78,7 +76,6 @@ impl Explain for AdminError {
                 "give the token that `trunkline up` printed with --token or TRUNKLINE_ADMIN_TOKEN (server.auth.admin_token)"
                     .into()
             }
-            Self::NoDashboard { .. } => "name the server's HTTP address with --http, and its token with --token".into(),
             Self::NotOpened { .. } => "`trunkline dashboard` prints the address, to be opened by hand".into(),
             Self::Url { .. } => "give --http as in http://127.0.0.1:8222".into(),
             Self::Unreachable { .. } => "start a bus with `trunkline up`, or name another with --http or --url".into(),

@@ -10,6 +10,7 @@ mod events;
 mod link;
 mod member;
 mod observe;
+mod place;
 mod token;
 
 use std::net::SocketAddr;

@@ -8,17 +8,16 @@ use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper::body::Incoming;
 use serde::Deserialize;
-use trunkline::config::NatsUrl;
 use trunkline::observe::{ConversationList, ConversationRecord, Observation};
-use url::Url;
 
 use super::error::AdminError;
 use super::events::{Event, Events};
 use super::link::{CallError, Link};
-use super::{http_of, shown, token, token_for};
+use super::place::{Named, ServerPlace};
+use super::shown;
 use crate::duration;
 use crate::failure::{Failure, chain};
-use crate::settings::{self, GlobalArgs};
+use crate::settings::GlobalArgs;
 
 /// A server says something at least every 15 s; one that is silent for so long is lost.
 const SILENCE_MAX: Duration = Duration::from_secs(40);
@@ -27,17 +26,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(40);
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Which server")]
 pub(crate) struct ObserveArgs {
-    /// Where the server answers HTTP [default: that of --url, else the configured server.http]
-    #[arg(long, value_name = "URL", conflicts_with = "url")]
-    http: Option<Url>,
-
-    /// A `trunkline up` of this user on this machine, by the address of its clients
-    #[arg(long, value_name = "URL", value_parser = NatsUrl::parse)]
-    url: Option<NatsUrl>,
-
-    /// Token of the admin API [default: $TRUNKLINE_ADMIN_TOKEN, else found for a `trunkline up` of this user]
-    #[arg(long, value_name = "TOKEN")]
-    token: Option<String>,
+    #[command(flatten)]
+    server: ServerPlace,
 
     /// Longest wait for an answer
     #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "5s")]
@@ -50,22 +40,10 @@ impl ObserveArgs {
     /// # Errors
     /// No server is named, or no token is known for it.
     pub(crate) fn observer(&self, global: &GlobalArgs) -> Result<Observer, Failure> {
-        let (url, configured) = match (&self.http, &self.url) {
-            (Some(http), _) => (http.clone(), None),
-            (None, Some(nats)) => {
-                let found = token::find_by_nats(&nats.to_string());
-                let http = found.and_then(|found| Url::parse(&found.http).ok());
-                (http.ok_or_else(|| AdminError::NoServerThere { url: nats.to_string() })?, None)
-            }
-            (None, None) => {
-                let config = settings::load(global, [])?.config;
-                (http_of(Some(&config))?, Some(config))
-            }
-        };
-        let (token, is_found) = token_for(&url, self.token.clone(), configured.as_ref());
+        let Named { http, token, token_is_found } = self.server.find(global)?;
         // Without a token the server is asked nevertheless: that it is not there is the better answer then.
-        let link = Link::new(&url, token.unwrap_or_default(), is_found, self.api_timeout)?;
-        Ok(Observer { link, server: shown(&url) })
+        let link = Link::new(&http, token.unwrap_or_default(), token_is_found, self.api_timeout)?;
+        Ok(Observer { link, server: shown(&http) })
     }
 }
 
