@@ -1,9 +1,13 @@
 //! Answers kept: one private cache a publisher, one shared cache a router.
+//!
+//! An answer that does not depend on the last token of its subject is kept once for all subjects that differ in it alone:
+//! what is published to a client's inbox has another subject each time, and is looked up once all the same.
 
 use std::sync::Arc;
 
 use hashbrown::HashTable;
 
+use super::trie::Ending;
 use super::{MatchSet, Router, hash_of};
 
 /// Most answers a publisher keeps. Past it the cache starts over: subjects that matter are back after one message.
@@ -38,13 +42,95 @@ impl<T> Clone for Stamped<T> {
     }
 }
 
+/// What an answer is kept under.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key<'a> {
+    pub(super) hash: u64,
+    /// A subject, or the start of subjects, with its last dot.
+    text: &'a [u8],
+    pub(super) ending: Ending,
+}
+
+impl<'a> Key<'a> {
+    #[inline]
+    pub(super) fn exact(subject: &'a [u8]) -> Self {
+        Self { hash: hash_of(subject), text: subject, ending: Ending::This }
+    }
+
+    /// For all subjects that differ from this one in the last token alone; `None` for one that has a single token, or that
+    /// may not be a subject at all.
+    #[inline]
+    pub(super) fn alike(subject: &'a [u8]) -> Option<Self> {
+        let dot = memchr::memrchr(b'.', subject)?;
+        let (text, last) = subject.split_at(dot + 1);
+        is_token(last).then(|| Self { hash: hash_of(text), text, ending: Ending::Any })
+    }
+}
+
+/// Whether the bytes can be the last token of any subject. Those that are not ASCII would have to be looked at more closely.
+#[inline]
+fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.is_ascii() && memchr::memchr(b'.', bytes).is_none()
+}
+
 struct Slot<T> {
     hash: u64,
-    subject: Box<[u8]>,
+    /// See [`Key`].
+    text: Box<[u8]>,
+    ending: Ending,
     answer: Stamped<T>,
-    /// What the publisher has decided about the subject. It has nothing to do with the table, so it stays when the answer
-    /// is looked up again.
-    verdict: Option<bool>,
+    /// What the publisher has decided about a subject. It has nothing to do with the table, so it stays when the answer is
+    /// looked up again.
+    verdict: Option<Verdict>,
+}
+
+/// What was decided about one subject.
+struct Verdict {
+    /// The last token of the subject, where the slot is for all of them.
+    last: Vec<u8>,
+    allowed: bool,
+}
+
+impl<T> Slot<T> {
+    fn new(key: &Key<'_>, answer: Stamped<T>) -> Self {
+        Self { hash: key.hash, text: key.text.into(), ending: key.ending, answer, verdict: None }
+    }
+
+    fn is_for(&self, key: &Key<'_>) -> bool {
+        self.ending == key.ending && *self.text == *key.text
+    }
+
+    /// Whether it has the answer for `subject`.
+    #[inline]
+    fn answers(&self, subject: &[u8]) -> bool {
+        match self.ending {
+            Ending::This => *self.text == *subject,
+            Ending::Any => subject.strip_prefix(&*self.text).is_some_and(is_token),
+        }
+    }
+
+    /// What was decided about `subject`, which it has the answer for.
+    #[inline]
+    fn judge(&mut self, subject: &[u8], judge: impl FnOnce() -> bool) -> bool {
+        let last = match self.ending {
+            Ending::This => &[],
+            Ending::Any => &subject[self.text.len()..],
+        };
+        match &mut self.verdict {
+            Some(known) if known.last == last => known.allowed,
+            Some(other) => {
+                other.last.clear();
+                other.last.extend_from_slice(last);
+                other.allowed = judge();
+                other.allowed
+            }
+            None => {
+                let allowed = judge();
+                self.verdict = Some(Verdict { last: last.to_vec(), allowed });
+                allowed
+            }
+        }
+    }
 }
 
 /// Answers of one publisher; not shared between threads at a time, so it takes no lock on a hit.
@@ -87,14 +173,14 @@ impl<T: Clone> MatchCache<T> {
         judge: impl FnOnce() -> bool,
     ) -> (&Arc<MatchSet<T>>, bool) {
         let slot = self.slot(subject, router);
-        let verdict = *slot.verdict.get_or_insert_with(judge);
+        let verdict = slot.judge(subject, judge);
         (&slot.answer.set, verdict)
     }
 
     #[inline]
     fn slot(&mut self, subject: &[u8], router: &Router<T>) -> &mut Slot<T> {
         let is_fresh =
-            |slot: &Slot<T>| *slot.subject == *subject && slot.answer.stamp == router.stamp(slot.answer.part);
+            |slot: &Slot<T>| slot.answers(subject) && slot.answer.stamp == router.stamp(slot.answer.part);
         if !self.slots.get_bucket(self.last).is_some_and(is_fresh) {
             self.last = self.find_slot(subject, router);
         } else {
@@ -103,35 +189,56 @@ impl<T: Clone> MatchCache<T> {
         self.slots.get_bucket_mut(self.last).expect("a slot that was just found")
     }
 
-    /// Where the subject's slot is, with an answer that is up to date.
+    /// Where the slot for the subject is, with an answer that is up to date.
     fn find_slot(&mut self, subject: &[u8], router: &Router<T>) -> usize {
-        let hash = hash_of(subject);
-        let slots = &mut self.slots;
-        let full = slots.len() >= PRIVATE_ENTRIES_MAX
+        let exact = Key::exact(subject);
+        let find = |key: &Key<'_>| self.slots.find_bucket_index(key.hash, |slot| slot.is_for(key));
+        let mut alike = None;
+        let known = find(&exact).or_else(|| {
+            alike = Key::alike(subject);
+            find(alike.as_ref()?)
+        });
+        if let Some(at) = known
+            && let Some(slot) = self.slots.get_bucket_mut(at)
+        {
+            if slot.answer.stamp == router.stamp(slot.answer.part) {
+                self.hits += 1;
+                return at;
+            }
+            let (answer, ending) = router.shared_lookup(subject);
+            // An answer for one subject must not stand where those for all others are; the other way round it may.
+            if slot.ending == Ending::This || ending == Ending::Any {
+                self.targets -= slot.answer.set.targets();
+                self.targets += answer.set.targets();
+                slot.answer = answer;
+                return at;
+            }
+            self.remove(at);
+            return self.insert(&exact, answer);
+        }
+        let full = self.slots.len() >= PRIVATE_ENTRIES_MAX
             || self.targets > PRIVATE_TARGETS_MAX
             || self.subjects_bytes > PRIVATE_SUBJECTS_BYTES_MAX;
-        if full && slots.find(hash, |slot| *slot.subject == *subject).is_none() {
-            slots.clear();
+        if full {
+            self.slots.clear();
             (self.targets, self.subjects_bytes) = (0, 0);
         }
-        match slots.entry(hash, |slot| *slot.subject == *subject, |slot| slot.hash) {
-            hashbrown::hash_table::Entry::Occupied(mut found) => {
-                let slot = found.get_mut();
-                if slot.answer.stamp == router.stamp(slot.answer.part) {
-                    self.hits += 1;
-                } else {
-                    self.targets -= slot.answer.set.targets();
-                    slot.answer = router.shared_lookup(subject);
-                    self.targets += slot.answer.set.targets();
-                }
-                found.bucket_index()
-            }
-            hashbrown::hash_table::Entry::Vacant(vacant) => {
-                let answer = router.shared_lookup(subject);
-                self.targets += answer.set.targets();
-                self.subjects_bytes += subject.len();
-                vacant.insert(Slot { hash, subject: subject.into(), answer, verdict: None }).bucket_index()
-            }
+        let (answer, ending) = router.shared_lookup(subject);
+        let key = alike.filter(|_| ending == Ending::Any).unwrap_or(exact);
+        self.insert(&key, answer)
+    }
+
+    fn insert(&mut self, key: &Key<'_>, answer: Stamped<T>) -> usize {
+        self.targets += answer.set.targets();
+        self.subjects_bytes += key.text.len();
+        self.slots.insert_unique(key.hash, Slot::new(key, answer), |slot| slot.hash).bucket_index()
+    }
+
+    fn remove(&mut self, at: usize) {
+        if let Ok(found) = self.slots.get_bucket_entry(at) {
+            let (slot, _) = found.remove();
+            self.targets -= slot.answer.set.targets();
+            self.subjects_bytes -= slot.text.len();
         }
     }
 
@@ -187,8 +294,8 @@ impl<T> Shared<T> {
         })
     }
 
-    pub(super) fn get(&self, hash: u64, subject: &[u8], stamp: u64) -> Option<Stamped<T>> {
-        let slot = self.slots.find(hash, |slot| *slot.subject == *subject)?;
+    pub(super) fn get(&self, key: &Key<'_>, stamp: u64) -> Option<Stamped<T>> {
+        let slot = self.slots.find(key.hash, |slot| slot.is_for(key))?;
         (slot.answer.stamp == stamp).then(|| slot.answer.clone())
     }
 
@@ -196,11 +303,11 @@ impl<T> Shared<T> {
         self.targets
     }
 
-    pub(super) fn insert(&mut self, hash: u64, subject: &[u8], answer: Stamped<T>) {
+    pub(super) fn insert(&mut self, key: &Key<'_>, answer: Stamped<T>) {
         let targets = answer.set.targets();
-        if let Ok(old) = self.slots.find_entry(hash, |slot| *slot.subject == *subject) {
+        if let Ok(old) = self.slots.find_entry(key.hash, |slot| slot.is_for(key)) {
             self.targets -= old.remove().0.answer.set.targets();
-            self.subjects_bytes -= subject.len();
+            self.subjects_bytes -= key.text.len();
         }
         if self.slots.len() >= SHARED_ENTRIES_MAX
             || self.targets + targets > SHARED_TARGETS_MAX
@@ -210,8 +317,7 @@ impl<T> Shared<T> {
             (self.targets, self.subjects_bytes) = (0, 0);
         }
         self.targets += targets;
-        self.subjects_bytes += subject.len();
-        let slot = Slot { hash, subject: subject.into(), answer, verdict: None };
-        self.slots.insert_unique(hash, slot, |slot| slot.hash);
+        self.subjects_bytes += key.text.len();
+        self.slots.insert_unique(key.hash, Slot::new(key, answer), |slot| slot.hash);
     }
 }

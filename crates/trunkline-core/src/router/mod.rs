@@ -18,8 +18,8 @@ use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 
 pub use cache::MatchCache;
-use cache::{Shared, Stamped};
-use trie::{Entry, Trie};
+use cache::{Key, Shared, Stamped};
+use trie::{Ending, Entry, Trie};
 
 use crate::subject::Pattern;
 
@@ -259,7 +259,7 @@ impl<T: Clone> Router<T> {
 
     /// The targets of `subject`, through the shared cache.
     pub fn matches(&self, subject: &[u8]) -> Arc<MatchSet<T>> {
-        self.shared_lookup(subject).set
+        self.shared_lookup(subject).0.set
     }
 
     /// About how many bytes of memory the table takes, without its targets. Takes no lock.
@@ -309,23 +309,31 @@ impl<T: Clone> Router<T> {
         };
     }
 
-    fn shared_lookup(&self, subject: &[u8]) -> Stamped<T> {
+    /// The answer, and whether every other subject that differs in the last token alone has the same.
+    fn shared_lookup(&self, subject: &[u8]) -> (Stamped<T>, Ending) {
         self.matches.fetch_add(1, Ordering::Relaxed);
-        let hash = hash_of(subject);
-        // The high bits choose the shard: the map inside uses the low ones.
-        let shard = &self.shared[(hash >> 60) as usize % SHARDS];
         let part = part_of(first_token(subject));
         // Read before the table: a change in between leaves an old stamp on a new answer, which is merely looked up again.
         let stamp = self.stamp(part);
-        if let Some(found) = shard.lock().get(hash, subject, stamp) {
-            self.shared_hits.fetch_add(1, Ordering::Relaxed);
-            return found;
+        let exact = Key::exact(subject);
+        let alike = Key::alike(subject);
+        for key in [Some(&exact), alike.as_ref()].into_iter().flatten() {
+            if let Some(found) = self.shard(key).lock().get(key, stamp) {
+                self.shared_hits.fetch_add(1, Ordering::Relaxed);
+                return (found, key.ending);
+            }
         }
         let mut found = Collector::new();
-        self.table.read().collect(subject, &mut |entry| found.add(entry));
+        let ending = self.table.read().collect(subject, &mut |entry| found.add(entry));
         let answer = Stamped { stamp, part, set: Arc::new(found.set) };
-        shard.lock().insert(hash, subject, answer.clone());
-        answer
+        let key = alike.filter(|_| ending == Ending::Any).unwrap_or(exact);
+        self.shard(&key).lock().insert(&key, answer.clone());
+        (answer, key.ending)
+    }
+
+    fn shard(&self, key: &Key<'_>) -> &Mutex<Shared<T>> {
+        // The high bits choose the shard: the map inside uses the low ones.
+        &self.shared[(key.hash >> 60) as usize % SHARDS]
     }
 }
 

@@ -261,3 +261,66 @@ fn a_publisher_of_long_subjects_keeps_few_of_them() {
     cache.clear();
     assert_eq!(cache.held_bytes(), 0);
 }
+
+#[test]
+fn subjects_that_differ_in_a_last_token_that_nobody_asks_for_have_one_answer() {
+    let router = Router::new();
+    let mut cache = MatchCache::default();
+    router.insert(&pattern("_INBOX.one.*"), Role::Subscriber, 1u32);
+    router.insert(&pattern("_INBOX.two.>"), Role::Subscriber, 2);
+    for n in 0..100 {
+        for (client, target) in [("one", 1), ("two", 2)] {
+            let reply = format!("_INBOX.{client}.{n}");
+            assert_eq!(router.lookup(&mut cache, reply.as_bytes()).subscribers, [target]);
+            assert_eq!(router.matches(reply.as_bytes()).subscribers, [target]);
+        }
+    }
+    assert_eq!(router.lookup(&mut cache, b"_INBOX.two.1.2").subscribers, [2]);
+    assert!(router.lookup(&mut cache, b"_INBOX.one.1.2").is_empty());
+    let stats = router.stats();
+    // `_INBOX.one.`, `_INBOX.two.`, `_INBOX.two.1.` and `_INBOX.one.1.`
+    assert_eq!((stats.cached, stats.cached_targets), (4, 3));
+    // What is no subject has no part in it.
+    for broken in [&b"_INBOX.one."[..], b"_INBOX.one.\xff", b"_INBOX..1", b"_INBOX."] {
+        assert!(router.lookup(&mut cache, broken).is_empty(), "{broken:?}");
+    }
+}
+
+#[test]
+fn an_answer_for_all_last_tokens_ends_with_the_first_that_is_asked_for() {
+    let router = Router::new();
+    let (mut cache, other) = (MatchCache::default(), &mut MatchCache::default());
+    router.insert(&pattern("a.*"), Role::Subscriber, 1u32);
+    for subject in [b"a.x", b"a.y"] {
+        assert_eq!(router.lookup(&mut cache, subject).subscribers, [1]);
+    }
+    let id = router.insert(&pattern("a.x"), Role::Subscriber, 2);
+    for cache in [&mut cache, other] {
+        assert_eq!(router.lookup(cache, b"a.y").subscribers, [1]);
+        assert_eq!(sorted(router.lookup(cache, b"a.x").subscribers.clone()), [1, 2]);
+        assert_eq!(router.lookup(cache, b"a.z").subscribers, [1]);
+    }
+    assert!(router.remove(&pattern("a.x"), id));
+    for subject in [b"a.x", b"a.y", b"a.z", b"a.0"] {
+        assert_eq!(router.lookup(&mut cache, subject).subscribers, [1]);
+    }
+    assert_eq!(cache.targets(), 4, "three kept for themselves, and one for all others");
+}
+
+#[test]
+fn a_verdict_is_about_one_subject_also_where_the_answer_is_about_many() {
+    let router = Router::new();
+    let mut cache = MatchCache::default();
+    router.insert(&pattern("a.*"), Role::Subscriber, 1u32);
+    let mut asked = Vec::new();
+    for (subject, allowed) in [("a.1", true), ("a.1", true), ("a.2", false), ("a.2", false), ("a.1", true)] {
+        let judge = || {
+            asked.push(subject);
+            allowed
+        };
+        let (set, verdict) = router.lookup_judged(&mut cache, subject.as_bytes(), judge);
+        assert_eq!((&set.subscribers[..], verdict), (&[1][..], allowed), "{subject}");
+    }
+    assert_eq!(asked, ["a.1", "a.2", "a.1"]);
+    assert_eq!(cache.targets(), 1);
+}

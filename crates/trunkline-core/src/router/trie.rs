@@ -203,21 +203,37 @@ impl<T> Trie<T> {
         removed
     }
 
-    /// Calls `found` with every entry whose pattern matches the literal subject.
-    pub(super) fn collect<'t>(&'t self, subject: &[u8], found: &mut impl FnMut(&'t Entry<T>)) {
+    /// Calls `found` with every entry whose pattern matches the literal subject. Says whether another token in place of the
+    /// last one would have changed that; a subject that nothing could match always says so.
+    pub(super) fn collect<'t>(&'t self, subject: &[u8], found: &mut impl FnMut(&'t Entry<T>)) -> Ending {
         // Subjects are UTF-8; bytes that are not match nothing but wildcards would, so they match nothing at all.
         // And as on nats-server nobody gets what has an empty token: no pattern could ask for it, but wildcards would
         // hand it to readers that count on subjects to be subjects.
         if let Ok(subject) = std::str::from_utf8(subject)
             && !subject.split('.').any(str::is_empty)
         {
-            walk(&self.root, Some(subject), found);
+            let mut ending = Ending::Any;
+            walk(&self.root, Some(subject), found, &mut ending);
+            return ending;
         }
+        Ending::This
     }
 }
 
+/// What the last token of a subject has to be for the subject to match what it matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    Any,
+    This,
+}
+
 /// Recursion is as deep as the subject has tokens, at most half of `SUBJECT_BYTES_MAX`.
-fn walk<'t, T>(node: &'t Node<T>, rest: Option<&str>, found: &mut impl FnMut(&'t Entry<T>)) {
+fn walk<'t, T>(
+    node: &'t Node<T>,
+    rest: Option<&str>,
+    found: &mut impl FnMut(&'t Entry<T>),
+    ending: &mut Ending,
+) {
     let Some(rest) = rest else {
         return node.here.for_each(found);
     };
@@ -226,11 +242,14 @@ fn walk<'t, T>(node: &'t Node<T>, rest: Option<&str>, found: &mut impl FnMut(&'t
         Some((token, rest)) => (token, Some(rest)),
         None => (rest, None),
     };
+    if rest.is_none() && node.literal.is_some() {
+        *ending = Ending::This;
+    }
     if let Some(child) = node.literal.as_ref().and_then(|children| children.get(token)) {
-        walk(child, rest, found);
+        walk(child, rest, found, ending);
     }
     if let Some(star) = &node.star {
-        walk(star, rest, found);
+        walk(star, rest, found, ending);
     }
 }
 
