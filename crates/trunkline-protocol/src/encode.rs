@@ -3,7 +3,7 @@
 //! Writers reserve once and then only copy. Arguments are written as given: who calls them has
 //! parsed them, so they hold no separator and no line end.
 
-use crate::ServerInfo;
+use crate::{PlainPub, ServerInfo};
 
 /// More than the verb, the separators, two sizes of 20 digits and the line ends of one message take
 /// together.
@@ -99,80 +99,26 @@ fn after_sid(out: &mut Vec<u8>, reply: Option<&[u8]>, header: Option<&[u8]>, pay
     }
 }
 
-/// One message for many receivers: everything but the sid is made once, so that each receiver costs
-/// three copies.
-///
-/// It keeps its buffer from message to message; one per worker is enough.
-///
-/// # Examples
-///
-/// ```
-/// use trunkline_protocol::MsgTemplate;
-///
-/// let mut template = MsgTemplate::new();
-/// template.set(b"news", None, None, b"hi");
-/// let mut out = Vec::new();
-/// template.write(&mut out, b"1");
-/// template.write(&mut out, b"22");
-/// assert_eq!(out, b"MSG news 1 2\r\nhi\r\nMSG news 22 2\r\nhi\r\n");
-/// ```
-#[derive(Debug, Default)]
-pub struct MsgTemplate {
-    bytes: Vec<u8>,
-    sid_at: usize,
+/// Appends a run of publishes on `subject` for one receiver: each what [`msg`] would append.
+#[inline]
+pub fn plain_msgs(out: &mut Vec<u8>, subject: &[u8], sid: &[u8], run: &[PlainPub<'_>]) {
+    let Some((first, others)) = run.split_first() else { return };
+    let start = out.len();
+    let end = start + plain_sid_at(subject) + sid.len() + 1;
+    out.reserve(run.iter().map(|one| end - start + one.tail.len()).sum());
+    for part in [b"MSG ", subject, b" ", sid, b" ", first.tail] {
+        out.extend_from_slice(part);
+    }
+    for one in others {
+        out.extend_from_within(start..end);
+        out.extend_from_slice(one.tail);
+    }
 }
 
-impl MsgTemplate {
-    /// A template of no message; [`set`](Self::set) or [`set_head`](Self::set_head) comes first.
-    pub const fn new() -> Self {
-        Self { bytes: Vec::new(), sid_at: 0 }
-    }
-
-    /// Takes a whole message.
-    #[inline]
-    pub fn set(&mut self, subject: &[u8], reply: Option<&[u8]>, header: Option<&[u8]>, payload: &[u8]) {
-        self.bytes.clear();
-        reserve(&mut self.bytes, subject, b"", reply, header, payload.len());
-        self.head(subject, reply, header, payload.len());
-        self.bytes.extend_from_slice(payload);
-        self.bytes.extend_from_slice(b"\r\n");
-    }
-
-    /// Takes a message up to its payload of `payload_len` bytes, as [`msg_head`] writes it.
-    #[inline]
-    pub fn set_head(
-        &mut self,
-        subject: &[u8],
-        reply: Option<&[u8]>,
-        header: Option<&[u8]>,
-        payload_len: usize,
-    ) {
-        self.bytes.clear();
-        reserve(&mut self.bytes, subject, b"", reply, header, 0);
-        self.head(subject, reply, header, payload_len);
-    }
-
-    fn head(&mut self, subject: &[u8], reply: Option<&[u8]>, header: Option<&[u8]>, payload_len: usize) {
-        before_sid(&mut self.bytes, subject, header);
-        self.sid_at = self.bytes.len();
-        after_sid(&mut self.bytes, reply, header, payload_len);
-    }
-
-    /// Appends what was taken, for the receiver's subscription `sid`.
-    #[inline]
-    pub fn write(&self, out: &mut Vec<u8>, sid: &[u8]) {
-        let (before, after) = self.bytes.split_at(self.sid_at);
-        out.reserve(self.bytes.len() + sid.len());
-        out.extend_from_slice(before);
-        out.extend_from_slice(sid);
-        out.extend_from_slice(after);
-    }
-
-    /// How many bytes [`write`](Self::write) appends for a sid of `sid_len` bytes.
-    #[inline]
-    pub fn written_len(&self, sid_len: usize) -> usize {
-        self.bytes.len() + sid_len
-    }
+/// Where the receiver's name begins in each message that [`plain_msgs`] writes.
+#[inline]
+pub fn plain_sid_at(subject: &[u8]) -> usize {
+    b"MSG ".len() + subject.len() + 1
 }
 
 /// Appends the answer to a request that nobody receives: an empty message with status 503 to the
@@ -230,18 +176,14 @@ mod tests {
         msg_head(&mut parts, subject, sid, reply, header, payload.len());
         assert_eq!([&parts[..], payload, b"\r\n"].concat(), expected.as_bytes());
 
-        let mut template = MsgTemplate::new();
-        template.set(b"an.earlier.one", Some(b"r"), Some(b"h"), b"whatever");
-        template.set(subject, reply, header, payload);
-        let mut out = Vec::new();
-        template.write(&mut out, sid);
-        assert_eq!(out, expected.as_bytes());
-        assert_eq!(out.len(), template.written_len(sid.len()));
-
-        template.set_head(subject, reply, header, payload.len());
-        let mut head = Vec::new();
-        template.write(&mut head, sid);
-        assert_eq!(head, parts);
+        if reply.is_none() && header.is_none() {
+            let op = [b"PUB x ", payload.len().to_string().as_bytes(), b"\r\n", payload, b"\r\n"].concat();
+            let one = PlainPub::new(&op, payload.len()).unwrap();
+            let mut out = b"before ".to_vec();
+            plain_msgs(&mut out, subject, sid, &[one; 3]);
+            assert_eq!(out, [b"before ", expected.repeat(3).as_bytes()].concat());
+            assert_eq!(out["before ".len() + plain_sid_at(subject)..][..sid.len()], *sid);
+        }
     }
 
     #[test]

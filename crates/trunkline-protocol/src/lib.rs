@@ -35,13 +35,14 @@ mod error;
 pub mod headers;
 mod info;
 mod parse;
+mod plain;
 mod scan;
 mod server_error;
 
 pub use connect::{ConnectError, ConnectOptions};
-pub use encode::MsgTemplate;
 pub use error::{Problem, ProtocolError, Snippet};
 pub use headers::{HeaderBlock, HeaderError, HeaderLines, header_lines, strip_headers};
 pub use info::ServerInfo;
 pub use parse::{ClientOp, Limits, Parsed, Progress, parse};
+pub use plain::PlainPub;
 pub use server_error::ServerError;

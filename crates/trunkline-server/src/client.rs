@@ -490,22 +490,29 @@ impl Subscription {
         self.delivered.load(Ordering::SeqCst) >= max
     }
 
-    /// Takes the place of one delivery; `false` when the subscription has ended. A place that was taken is filled: a limit
-    /// set meanwhile counts it.
+    /// Takes the place of one delivery; `false` when the subscription has ended.
     #[inline]
     pub(crate) fn take_delivery(&self) -> bool {
+        self.take_deliveries(1) == 1
+    }
+
+    /// Takes the places of up to `n` deliveries, and says of how many. A place that was taken is filled: a limit set
+    /// meanwhile counts it.
+    #[inline]
+    pub(crate) fn take_deliveries(&self, n: usize) -> usize {
         if self.has_ended() {
-            return false;
+            return 0;
         }
-        let n = self.delivered.fetch_add(1, Ordering::SeqCst) + 1;
+        let n = n as u64;
+        let before = self.delivered.fetch_add(n, Ordering::SeqCst);
         let max = self.max.load(Ordering::SeqCst);
-        if max == 0 || n < max {
-            return true;
+        if max == 0 || before + n < max {
+            return n as usize;
         }
         if !self.ended.swap(true, Ordering::AcqRel) {
             self.client.forget_ended(self);
         }
-        n <= max
+        max.saturating_sub(before).min(n) as usize
     }
 
     pub(crate) fn has_ended(&self) -> bool {

@@ -6,19 +6,17 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use bytestring::ByteString;
-use trunkline::backend::Receipt;
-use trunkline::backend::memory::{Delivered, Hub, Target, is_observed, stream_of};
+use trunkline::Pattern;
+use trunkline::backend::memory::{Hub, Target};
 use trunkline::memory::Holding;
-use trunkline::observe::{Observer, RawMessage, Receiver};
-use trunkline::{Headers, Message, Pattern, Subject};
-use trunkline_core::{MatchCache, MatchSet, Role, StreamOffset};
+use trunkline::observe::Observer;
+use trunkline_core::{MatchCache, Role};
 use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ServerError, encode, parse};
 
 use access::Access;
 
-use crate::bridge::front::{Front, Unpublishable};
+use crate::bridge::front::Front;
 use crate::client::{Client, Subscription, Subscriptions};
 use crate::options::Limits;
 use crate::shared::{Closed, Shared};
@@ -26,6 +24,9 @@ use crate::staging::{Outgoing, Staging};
 use crate::trace;
 
 mod access;
+mod delivery;
+mod publish;
+mod run;
 
 /// The protocol number of clients that understand INFO at any time.
 const PROTOCOL_INFO: i64 = 1;
@@ -89,14 +90,13 @@ impl Session {
     /// Acts on the whole operations at the start of `input`.
     pub(crate) fn feed(&mut self, input: &[u8], staging: &mut Staging) -> Fed {
         let is_traced = trace::is_wanted();
-        let mut limits = self.protocol_limits();
         let mut fed = Fed { consumed: 0, need: 0, close: None, wait: false, more: false };
-        let mut counted = Counted::default();
         let mut outcome = Ok(());
         if self.is_outdated() {
             outcome = self.reconsider(staging);
-            limits = self.protocol_limits();
         }
+        let limits = self.protocol_limits();
+        let mut turn = Turn { input, limits, start: 0, consumed: 0, messages: 0, bytes: 0, is_traced };
         loop {
             match outcome {
                 Ok(()) | Err(Stop::Refused) => {}
@@ -104,21 +104,22 @@ impl Session {
                 Err(Stop::Wait) => fed.wait = true,
             }
             if fed.close.is_some() || fed.wait || staging.is_full() {
-                fed.more = fed.close.is_none() && fed.consumed < input.len();
+                fed.more = fed.close.is_none() && turn.consumed < input.len();
                 break;
             }
-            let Some(first) = input.get(fed.consumed) else { break };
+            let Some(first) = input.get(turn.consumed) else { break };
             if let Err(stop) = self.knock(*first, staging) {
                 outcome = Err(stop);
                 continue;
             }
-            outcome = match parse(&input[fed.consumed..], &limits) {
+            outcome = match parse(&input[turn.consumed..], &turn.limits) {
                 Ok(Parsed::Op(op, taken)) => {
-                    fed.consumed += taken;
+                    turn.start = turn.consumed;
+                    turn.consumed += taken;
                     if is_traced {
                         trace::received(&self.client, &op, self.server.trace_payloads);
                     }
-                    self.operate(op, input, staging, &mut counted)
+                    self.operate(op, &mut turn, staging)
                 }
                 Ok(Parsed::Incomplete { need }) => {
                     fed.need = need;
@@ -131,15 +132,16 @@ impl Session {
                 }
             };
         }
+        fed.consumed = turn.consumed;
         self.cache.trim();
         self.finish_orders();
         if fed.consumed > 0 {
             self.client.touch(self.server.now_ms());
             self.client.is_alive();
         }
-        if counted.messages > 0 {
-            self.client.received.messages.fetch_add(counted.messages, Ordering::Relaxed);
-            self.client.received.bytes.fetch_add(counted.bytes, Ordering::Relaxed);
+        if turn.messages > 0 {
+            self.client.received.messages.fetch_add(turn.messages, Ordering::Relaxed);
+            self.client.received.bytes.fetch_add(turn.bytes, Ordering::Relaxed);
         }
         fed
     }
@@ -188,21 +190,14 @@ impl Session {
     }
 
     #[inline]
-    fn operate(
-        &mut self,
-        op: ClientOp<'_>,
-        input: &[u8],
-        staging: &mut Staging,
-        counted: &mut Counted,
-    ) -> Result<(), Stop> {
+    fn operate(&mut self, op: ClientOp<'_>, turn: &mut Turn<'_>, staging: &mut Staging) -> Result<(), Stop> {
         match op {
             ClientOp::Pub { subject, reply, header, payload } => {
                 // Where the payload lies, to write a large one from the read buffer itself.
-                let at = payload.as_ptr() as usize - input.as_ptr() as usize;
-                counted.messages += 1;
-                counted.bytes += (payload.len() + header.map_or(0, <[u8]>::len)) as u64;
+                let at = turn.place_of(payload);
+                turn.count(1, payload.len() + header.map_or(0, <[u8]>::len));
                 let message = Outgoing { subject, reply, header, payload, at };
-                return self.publish(&message, input, staging);
+                return self.publish(&message, turn, staging);
             }
             ClientOp::Sub { subject, queue, sid } => {
                 staging.subscribed();
@@ -405,138 +400,6 @@ impl Session {
             }
         }
     }
-
-    #[inline]
-    fn publish(&mut self, m: &Outgoing<'_>, input: &[u8], staging: &mut Staging) -> Result<(), Stop> {
-        if m.header.is_some() && !self.options.headers {
-            return self.refuse(ServerError::HeadersNotSupported, staging);
-        }
-        if self.options.pedantic && Subject::from_bytes(m.subject).is_err() {
-            return self.refuse(ServerError::InvalidPublishSubject, staging);
-        }
-        let router = self.hub.router();
-        let (targets, allowed) = match self.access.permissions() {
-            // A bridge routes nothing, and with nothing to decide there is nothing to look for.
-            None if self.bridge.is_some() => {
-                self.hand_over(m, staging)?;
-                self.say_ok(staging);
-                return Ok(());
-            }
-            None => (router.lookup(&mut self.cache, m.subject), true),
-            Some(permissions) => {
-                router.lookup_judged(&mut self.cache, m.subject, || permissions.may_publish(m.subject))
-            }
-        };
-        if !allowed && !self.access.may_answer(m.subject) {
-            return self.deny(m, staging);
-        }
-        if self.bridge.is_some() {
-            self.hand_over(m, staging)?;
-            self.say_ok(staging);
-            return Ok(());
-        }
-        staging.looked_at(targets.subscribers.len() + targets.queues.len());
-        let mut delivery = Delivery {
-            hub: &self.hub,
-            m,
-            input,
-            own: self.client.id,
-            echo: self.options.echo,
-            message: None,
-            offset: None,
-            somebody: false,
-            seen: false,
-        };
-        if !(targets.stores.is_empty() && targets.taps.is_empty()) {
-            match delivery.store(targets) {
-                Stored::Go => {}
-                Stored::Duplicate => {
-                    self.say_ok(staging);
-                    return Ok(());
-                }
-                Stored::Reserved => return self.deny(m, staging),
-            }
-        }
-        if let Some(observer) = &self.observer {
-            delivery.look(observer, targets, staging);
-        }
-        // As on nats-server before the client's own subscriptions get the message.
-        if self.options.verbose {
-            encode::ok(staging.line(&self.client));
-        }
-        for target in &targets.subscribers {
-            delivery.give(target, staging);
-        }
-        for queue in &targets.queues {
-            delivery.give_one(&queue.members, self.random.usize(..queue.members.len()), staging);
-        }
-        if delivery.seen {
-            staging.seen.end(!delivery.somebody && m.reply.is_some());
-        }
-        if !delivery.somebody
-            && self.options.no_responders
-            && let Some(reply) = m.reply
-        {
-            self.answer_no_responders(reply, m.subject, staging);
-        }
-        Ok(())
-    }
-
-    #[cold]
-    fn deny(&mut self, m: &Outgoing<'_>, staging: &mut Staging) -> Result<(), Stop> {
-        self.server.count_denied(&self.client);
-        self.note_violation("publish", m.subject);
-        self.refuse(ServerError::PublishPermission { subject: m.subject }, staging)
-    }
-
-    /// Publishes to the backend of a bridge. What it cannot carry is refused: nothing is dropped without a word.
-    fn hand_over(&mut self, m: &Outgoing<'_>, staging: &mut Staging) -> Result<(), Stop> {
-        let Some(bridge) = &mut self.bridge else { return Ok(()) };
-        let published = match self.server.is_reserved(m.subject) {
-            true => Err(Unpublishable::Message),
-            false => bridge.publish(m),
-        };
-        let refused = match published {
-            Ok(()) => {
-                if let Some(observer) = &self.observer {
-                    look_at_answer(observer, m, self.client.id, staging);
-                }
-                return Ok(());
-            }
-            Err(Unpublishable::Message) => ServerError::PublishPermission { subject: m.subject },
-            Err(Unpublishable::Reply) => ServerError::ReplyPermission { reply: m.reply.unwrap_or_default() },
-        };
-        self.server.count_denied(&self.client);
-        self.refuse(refused, staging)
-    }
-
-    /// Tells the client itself, where it listens on `reply`, that nobody listens for its request: once, and beside the
-    /// deliveries that a limit counts, as nats-server does.
-    fn answer_no_responders(&self, reply: &[u8], subject: &[u8], staging: &mut Staging) {
-        self.server.count_no_responders();
-        let targets = self.hub.router().matches(reply);
-        let own = |subscription: &&Subscription| {
-            subscription.client.id == self.client.id && !subscription.has_ended()
-        };
-        if let Some(subscription) = targets.subscribers.iter().filter_map(subscription_of).find(own) {
-            encode::no_responders(staging.line(&self.client), reply, &subscription.sid, subject);
-        }
-    }
-}
-
-/// Shows to who looks on what a client of a bridge answers: the streams have everything else, and of inboxes nobody can read
-/// but who made them.
-fn look_at_answer(observer: &Arc<Observer>, m: &Outgoing<'_>, from: u64, staging: &mut Staging) {
-    if observer.is_recorded(m.subject) {
-        if let Some(reply) = m.reply {
-            observer.expect_reply(reply);
-        }
-    } else if observer.expects(m.subject) {
-        let (subject, reply, header, payload) = (m.subject, m.reply, m.header, m.payload);
-        if staging.seen.begin(observer, &RawMessage { subject, reply, header, payload, from }) {
-            staging.seen.end(false);
-        }
-    }
 }
 
 /// Why an operation was not carried out.
@@ -554,10 +417,31 @@ enum Stop {
 #[error("the client has {0} subscriptions already, which is the limit (server.limits.max_subscriptions)")]
 struct TooMany(usize);
 
-#[derive(Default)]
-struct Counted {
+/// How far a piece of input was acted on.
+struct Turn<'a> {
+    input: &'a [u8],
+    limits: trunkline_protocol::Limits,
+    /// Where the operation at hand begins.
+    start: usize,
+    /// Bytes of whole operations, the one at hand among them.
+    consumed: usize,
+    /// Published so far.
     messages: u64,
     bytes: u64,
+    /// Every operation goes to the log.
+    is_traced: bool,
+}
+
+impl Turn<'_> {
+    fn count(&mut self, messages: usize, bytes: usize) {
+        self.messages += messages as u64;
+        self.bytes += bytes as u64;
+    }
+
+    /// Where a part of the input lies in it.
+    fn place_of(&self, part: &[u8]) -> usize {
+        part.as_ptr() as usize - self.input.as_ptr() as usize
+    }
 }
 
 /// The pattern and the queue group of a subscription; `None` where one of them is none.
@@ -567,164 +451,4 @@ fn wanted(subject: &[u8], queue: Option<&[u8]>) -> Option<(Pattern, Option<ByteS
         None => None,
     };
     Some((Pattern::from_bytes(subject).ok()?, queue))
-}
-
-fn subscription_of(target: &Target) -> Option<&Subscription> {
-    match target {
-        Target::Session(sink) => sink.as_any().downcast_ref(),
-        _ => None,
-    }
-}
-
-enum Stored {
-    Go,
-    Duplicate,
-    Reserved,
-}
-
-/// One message on its way to its targets.
-struct Delivery<'a> {
-    hub: &'a Hub,
-    m: &'a Outgoing<'a>,
-    input: &'a [u8],
-    own: u64,
-    echo: bool,
-    /// For receivers in this process; made once, when the first of them is met.
-    message: Option<Arc<Message>>,
-    offset: Option<StreamOffset>,
-    /// Somebody got it, or a stream keeps it.
-    somebody: bool,
-    /// It is shown to who looks on.
-    seen: bool,
-}
-
-impl Delivery<'_> {
-    /// Shows the message to who looks on, where it is one of those that are seen.
-    #[inline]
-    fn look(&mut self, observer: &Arc<Observer>, targets: &MatchSet<Target>, staging: &mut Staging) {
-        let m = self.m;
-        if !is_observed(targets) && !observer.expects(m.subject) {
-            return;
-        }
-        let (subject, reply, header, payload) = (m.subject, m.reply, m.header, m.payload);
-        let message = RawMessage { subject, reply, header, payload, from: self.own };
-        self.seen = staging.seen.begin(observer, &message);
-        if self.seen
-            && let (Some(stream), Some(offset)) = (stream_of(targets), self.offset)
-        {
-            staging.seen.stored(stream, offset);
-        }
-    }
-
-    #[inline]
-    fn give(&mut self, target: &Target, staging: &mut Staging) -> bool {
-        let given = match subscription_of(target) {
-            Some(subscription) => {
-                let client = &subscription.client;
-                let wanted = (self.echo || client.id != self.own)
-                    && subscription.admits(self.m.subject, self.m.reply)
-                    && subscription.take_delivery();
-                if wanted {
-                    staging.message(client, &subscription.sid, self.m, self.input);
-                    if self.seen {
-                        staging.seen.given(Receiver::Client(client.id));
-                    }
-                }
-                wanted
-            }
-            None => self.give_inbox(target, true, staging),
-        };
-        self.somebody |= given;
-        given
-    }
-
-    fn give_inbox(&mut self, target: &Target, count: bool, staging: &mut Staging) -> bool {
-        let Target::Inbox(inbox) = target else { return false };
-        let offset = self.offset;
-        let Some(message) = self.message() else { return false };
-        let outcome = match count {
-            true => inbox.push(message, offset),
-            false => inbox.offer(message, offset),
-        };
-        if count || outcome == Delivered::Done {
-            self.hub.count(outcome);
-        }
-        if self.seen
-            && let Some(owner) = inbox.owner()
-        {
-            match outcome {
-                Delivered::Done => staging.seen.given(Receiver::Named(owner.clone())),
-                Delivered::Full if count => staging.seen.missed(Receiver::Named(owner.clone())),
-                Delivered::Full | Delivered::Gone => {}
-            }
-        }
-        // One that is full listens all the same, and was told what it missed.
-        outcome == Delivered::Done || (count && outcome == Delivered::Full)
-    }
-
-    /// One member gets it: the drawn one, or the next that can take it.
-    #[inline]
-    fn give_one(&mut self, members: &[Target], first: usize, staging: &mut Staging) {
-        for n in 0..members.len() {
-            let member = &members[(first + n) % members.len()];
-            let given = match member {
-                Target::Inbox(_) => self.give_inbox(member, false, staging),
-                other => self.give(other, staging),
-            };
-            if given {
-                self.somebody = true;
-                return;
-            }
-        }
-        // Dropped at a member that can tell its reader so; sessions that could not take it are gone.
-        staging.looked_at(members.len());
-        let mut others = (0..members.len()).map(|n| &members[(first + n) % members.len()]);
-        self.somebody |= others.any(|member| self.give_inbox(member, true, staging));
-    }
-
-    #[cold]
-    fn store(&mut self, targets: &MatchSet<Target>) -> Stored {
-        if targets.taps.iter().any(|tap| matches!(tap, Target::Reserved)) {
-            return Stored::Reserved;
-        }
-        if !targets.stores.is_empty()
-            && let Some(message) = self.message()
-        {
-            match self.hub.store(targets, &message, message.headers.get("Nats-Msg-Id")) {
-                Receipt::Stored { duplicate: true, .. } => return Stored::Duplicate,
-                Receipt::Stored { offset, .. } => {
-                    self.offset = Some(offset);
-                    self.somebody = true;
-                }
-                _ => {}
-            }
-        }
-        for tap in &targets.taps {
-            // The message is made for those who take it, and not for a mark in the table.
-            if let Target::Inbox(tap) = tap
-                && let Some(message) = self.message()
-            {
-                tap.push(message, self.offset);
-            }
-        }
-        Stored::Go
-    }
-
-    /// The message as components of this process see it; `None` when its subject is none that they could have.
-    fn message(&mut self) -> Option<Arc<Message>> {
-        if self.message.is_none() {
-            let reply = match self.m.reply {
-                Some(reply) => Some(Subject::from_bytes(reply).ok()?),
-                None => None,
-            };
-            let headers = match self.m.header {
-                Some(block) => Headers::decode(block).unwrap_or_default(),
-                None => Headers::new(),
-            };
-            let subject = Subject::from_bytes(self.m.subject).ok()?;
-            let payload = Bytes::copy_from_slice(self.m.payload);
-            self.message = Some(Arc::new(Message { subject, reply, headers, payload }));
-        }
-        self.message.clone()
-    }
 }

@@ -9,14 +9,14 @@ use std::sync::atomic::Ordering;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 use trunkline::observe::Batch;
-use trunkline_protocol::encode;
+use trunkline_protocol::{PlainPub, encode};
 
 use crate::client::Client;
 use crate::memory::StagingBounds;
 use crate::outbox::{HIGH_WATER_BYTES, Written};
 
 /// Payloads from this size on are not copied.
-const VECTORED_BYTES: usize = 4 << 10;
+pub(crate) const VECTORED_BYTES: usize = 4 << 10;
 /// A target costs about as much as so many bytes, whether it gets something or not.
 const LOOK_BYTES: usize = 64;
 /// Most subscriptions that are made or ended in one turn: each takes a microsecond or two, and those who publish meanwhile
@@ -50,6 +50,8 @@ pub(crate) struct Staging {
     kept_bytes: usize,
     /// Destinations that do not keep up, found when writing.
     behind: Option<Arc<Client>>,
+    /// The number of the run at hand; see [`Staging::begin_run`].
+    run: u64,
     /// What the batch shows to who looks on.
     pub(crate) seen: Batch,
 }
@@ -58,6 +60,8 @@ pub(crate) struct Staging {
 struct Slot {
     client: Option<Arc<Client>>,
     id: u64,
+    /// The last run that met it.
+    run: u64,
     lines: Vec<u8>,
     /// Where large payloads of the read buffer belong between the lines: `(end of the lines before, payload)`.
     payloads: Vec<(usize, std::ops::Range<usize>)>,
@@ -74,6 +78,14 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) payload: &'a [u8],
     /// Where the payload lies in the read buffer.
     pub(crate) at: usize,
+}
+
+/// Where a run was staged, to be copied from for others.
+pub(crate) struct Template<'a> {
+    slot: usize,
+    bytes: std::ops::Range<usize>,
+    messages: usize,
+    sid: &'a [u8],
 }
 
 impl Staging {
@@ -130,6 +142,74 @@ impl Staging {
         if slot.lines.len() + slot.payload_bytes > self.slot_bytes {
             self.write_slot(at, input);
         }
+    }
+
+    /// Begins to look at the receivers of a run of messages.
+    #[inline]
+    pub(crate) fn begin_run(&mut self) {
+        self.run += 1;
+    }
+
+    /// Whether the run at hand meets `client` for the first time.
+    #[inline]
+    pub(crate) fn is_new_in_run(&mut self, client: &Arc<Client>) -> bool {
+        let slot = self.slot_of(client);
+        std::mem::replace(&mut self.slots[slot].run, self.run) != self.run
+    }
+
+    /// Stages messages on `subject` for a client and its subscription. `input` is the read buffer. What another client was
+    /// staged of the same messages is copied, where `template` has it.
+    #[inline]
+    pub(crate) fn run<'s>(
+        &mut self,
+        (client, sid): (&Arc<Client>, &'s [u8]),
+        subject: &[u8],
+        messages: &[PlainPub<'_>],
+        template: &mut Option<Template<'s>>,
+        input: &[u8],
+    ) {
+        let at = self.slot_of(client);
+        let is_alike = |t: &&Template<'_>| t.messages == messages.len() && t.sid.len() == sid.len();
+        let copied = match template.as_ref().filter(is_alike) {
+            Some(template) => self.copy_run(template, at, sid, subject, messages),
+            None => false,
+        };
+        let slot = &mut self.slots[at];
+        if !copied {
+            let start = slot.lines.len();
+            encode::plain_msgs(&mut slot.lines, subject, sid, messages);
+            *template =
+                Some(Template { slot: at, bytes: start..slot.lines.len(), messages: messages.len(), sid });
+        }
+        let bytes: usize = messages.iter().map(|one| one.payload_len).sum();
+        slot.messages += messages.len() as u64;
+        slot.message_bytes += bytes as u64;
+        self.load += bytes + messages.len() * subject.len();
+        if slot.lines.len() + slot.payload_bytes > self.slot_bytes {
+            self.write_slot(at, input);
+            template.take_if(|template| template.slot == at);
+        }
+    }
+
+    fn copy_run(
+        &mut self,
+        template: &Template<'_>,
+        at: usize,
+        sid: &[u8],
+        subject: &[u8],
+        messages: &[PlainPub<'_>],
+    ) -> bool {
+        let Ok([from, to]) = self.slots.get_disjoint_mut([template.slot, at]) else { return false };
+        let mut name_at = to.lines.len() + encode::plain_sid_at(subject);
+        to.lines.extend_from_slice(&from.lines[template.bytes.clone()]);
+        if *sid != *template.sid {
+            for message in messages {
+                let name = name_at..name_at + sid.len();
+                name_at = name.end + 1 + message.tail.len() + encode::plain_sid_at(subject);
+                to.lines[name].copy_from_slice(sid);
+            }
+        }
+        true
     }
 
     #[inline]

@@ -130,3 +130,61 @@ fn every_target_has_a_binary_and_seeds() {
     }
     assert_eq!(manifest.matches("[[bin]]").count(), TARGETS.len());
 }
+
+/// Turns of three clients that publish a lot on few subjects, which others and themselves listen to in every way.
+fn conversation(random: &mut fastrand::Rng) -> Vec<u8> {
+    const SUBJECTS: [&str; 4] = ["a.b", "a.c", "_INBOX.x.1", "x"];
+    const PATTERNS: [&str; 7] = ["a.b", "a.*", ">", "_INBOX.x.*", "*.b", "x", "a.c"];
+    const SIDS: [&str; 5] = ["1", "2", "3", "10", "long"];
+    let mut input = vec![0, random.u8(..)];
+    for client in 0..3_u8 {
+        let (echo, verbose) = (random.bool(), random.u8(..8) == 0);
+        input.push(client);
+        let connect = format!(
+            "CONNECT {{\"echo\":{echo},\"verbose\":{verbose},\"headers\":true,\"no_responders\":true,\"pedantic\":false}}\r\n"
+        );
+        input.extend_from_slice(connect.as_bytes());
+        input.push(0);
+    }
+    let one_of = |list: &[&'static str], random: &mut fastrand::Rng| list[random.usize(..list.len())];
+    for _ in 0..random.usize(4..24) {
+        input.push(random.u8(..3));
+        for _ in 0..random.usize(1..4) {
+            let sid = one_of(&SIDS, random);
+            match random.u8(..10) {
+                0..3 => {
+                    let queue = one_of(&["", "", "", "q ", "v "], random);
+                    let pattern = one_of(&PATTERNS, random);
+                    input.extend_from_slice(format!("SUB {pattern} {queue}{sid}\r\n").as_bytes());
+                }
+                3..5 => {
+                    let max = one_of(&["", " 1", " 3", " 20", " 60"], random);
+                    input.extend_from_slice(format!("UNSUB {sid}{max}\r\n").as_bytes());
+                }
+                5 => input.extend_from_slice(b"PUB a.b r 2\r\nok\r\nPING\r\n"),
+                _ => {
+                    let subject = one_of(&SUBJECTS, random);
+                    for n in 0..random.usize(1..40) {
+                        let payload = n.to_string().repeat(random.usize(..3));
+                        let message = format!("PUB {subject} {}\r\n{payload}\r\n", payload.len());
+                        input.extend_from_slice(message.as_bytes());
+                    }
+                }
+            }
+        }
+        input.push(0);
+    }
+    input
+}
+
+/// Publishes on one subject are acted on together where they come together, and nobody can tell.
+#[test]
+fn who_publishes_much_at_once_is_answered_and_heard_as_if_it_came_one_by_one() {
+    for seed in seeds(1) {
+        for round in 0..1000 {
+            let input = conversation(&mut fastrand::Rng::with_seed(seed.wrapping_mul(1_000_003) + round));
+            let outcome = catch_unwind(AssertUnwindSafe(|| trunkline_fuzz::run("session", &input)));
+            assert!(outcome.is_ok(), "seed {seed}, round {round}: {}", input.escape_ascii());
+        }
+    }
+}

@@ -6,7 +6,8 @@ use proptest::option;
 use proptest::prelude::*;
 use trunkline_protocol::client::{self, ServerOp, parse_server};
 use trunkline_protocol::{
-    ClientOp, HeaderBlock, Limits, Progress, ProtocolError, encode, header_lines, parse, strip_headers,
+    ClientOp, HeaderBlock, Limits, PlainPub, Progress, ProtocolError, encode, header_lines, parse,
+    strip_headers,
 };
 
 const LIMITS: Limits = Limits { max_control_line: 256, max_payload: 1024 };
@@ -158,6 +159,26 @@ fn server_op() -> impl Strategy<Value = Owned> {
     ]
 }
 
+fn publish(out: &mut Vec<u8>, verb: &str, subject: &str, zeros: &str, end: &str, payload: &[u8]) {
+    out.extend_from_slice(format!("{verb} {subject}{zeros}{}{end}", payload.len()).as_bytes());
+    out.extend_from_slice(payload);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A publish, mostly on the same subject and written in the same way as the others.
+fn plain_line() -> impl Strategy<Value = Vec<u8>> {
+    let seldom = |usual, others: &'static [&'static str]| prop_oneof![12 => Just(usual), 1 => prop::sample::select(others)];
+    let verb = seldom("PUB", &["pub", "PuB", "HPUB"]);
+    let subject = seldom("a.b ", &["a.b  ", "\ta.b\t", "a.c ", "a.b r ", "a.b 0 ", "a.bc ", "a "]);
+    let zeros = seldom("", &["0", "00", "1", "99999999999"]);
+    let end = seldom("\r\n", &["\n", " \r\n", "\r\n\r\n", "\r"]);
+    (verb, subject, zeros, end, payload()).prop_map(|(verb, subject, zeros, end, payload)| {
+        let mut out = Vec::new();
+        publish(&mut out, verb, subject, zeros, end, &payload);
+        out
+    })
+}
+
 /// Either parser, with what it finds copied out.
 type Parser = fn(&[u8]) -> Result<Progress<Owned>, ProtocolError>;
 
@@ -216,6 +237,62 @@ proptest! {
         prop_assert_eq!(feed(from_client, &bytes, &[bytes.len()]), Ok((ops.clone(), 0)));
         prop_assert_eq!(feed(from_client, &bytes, &[1]), Ok((ops.clone(), 0)));
         prop_assert_eq!(feed(from_client, &bytes, &reads), Ok((ops, 0)));
+    }
+
+    #[test]
+    fn a_publish_that_is_read_from_the_one_before_it_is_the_one_that_is_there(
+        lines in vec(plain_line(), 2..6),
+        garbled in option::of((any::<prop::sample::Index>(), any::<u8>())),
+        end in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = lines.concat();
+        if let Some((at, byte)) = garbled {
+            *at.get_mut(&mut bytes) = byte;
+        }
+        bytes.truncate(end.index(bytes.len() + 1).max(bytes.len() / 2));
+        let Ok(Progress::Op(ClientOp::Pub { subject, reply: None, header: None, payload }, taken)) = parse(&bytes, &LIMITS)
+        else {
+            return Ok(());
+        };
+        let Some(mut last) = PlainPub::new(&bytes[..taken], payload.len()) else { return Ok(()) };
+        prop_assert_eq!((last.payload(), last.len()), (payload, taken));
+        let mut at = taken;
+        while let Some(next) = last.next(&bytes[at..], &LIMITS) {
+            let payload = next.payload();
+            let op = ClientOp::Pub { subject, reply: None, header: None, payload };
+            prop_assert_eq!(parse(&bytes[at..], &LIMITS), Ok(Progress::Op(op, next.len())));
+            prop_assert_eq!(Some(next), PlainPub::new(&bytes[at..at + next.len()], payload.len()));
+            let mut written = Vec::new();
+            encode::msg(&mut written, subject, b"7", None, None, payload);
+            let mut copied = Vec::new();
+            encode::plain_msgs(&mut copied, subject, b"7", &[next]);
+            prop_assert_eq!(copied, written);
+            at += next.len();
+            last = next;
+        }
+    }
+
+    #[test]
+    fn publishes_on_one_subject_that_are_written_alike_are_all_read_from_the_first(
+        payloads in vec(payload(), 1..6),
+        limit in 0..2000_usize,
+    ) {
+        let mut bytes = Vec::new();
+        payloads.iter().for_each(|payload| publish(&mut bytes, "PUB", "a.b ", "", "\r\n", payload));
+        let limits = Limits { max_payload: limit, ..LIMITS };
+        let within = payloads.iter().take_while(|payload| payload.len() <= limit).count();
+        let Ok(Progress::Op(_, first)) = parse(&bytes, &limits) else {
+            prop_assert_eq!(within, 0);
+            return Ok(());
+        };
+        let mut at = first;
+        let mut last = PlainPub::new(&bytes[..first], payloads[0].len()).unwrap();
+        for payload in &payloads[1..within] {
+            last = last.next(&bytes[at..], &limits).unwrap();
+            prop_assert_eq!(last.payload(), &payload[..]);
+            at += last.len();
+        }
+        prop_assert_eq!(last.next(&bytes[at..], &limits), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The same users and the same conversation on nats-server and here: what comes back is the same, byte for byte.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::Value;
 use trunkline_testkit::NatsServer;
@@ -186,7 +187,17 @@ async fn monitoring_shows_users_as_nats_server_does() {
     ] {
         let mut rows = Vec::new();
         for http in http {
-            let page = json(http, path).await;
+            // A connection is among the closed ones a moment after its client has seen the end of it.
+            let shown = async {
+                loop {
+                    let page = json(http, path).await;
+                    if page["connections"][0].is_object() {
+                        return page;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let page = tokio::time::timeout(Duration::from_secs(10), shown).await.expect("a connection");
             let row = &page["connections"][0];
             rows.push(fields.map(|field| row.get(field).cloned()));
         }

@@ -1,0 +1,153 @@
+//! The session's publish path: who may, who gets it, and what the publisher is told.
+
+use std::sync::Arc;
+
+use trunkline::Subject;
+use trunkline::observe::{Observer, RawMessage};
+use trunkline_protocol::{ServerError, encode};
+
+use super::delivery::{Delivery, Stored, subscription_of};
+use super::run::{self, Run};
+use super::{Session, Stop, Turn};
+use crate::bridge::front::Unpublishable;
+use crate::client::Subscription;
+use crate::staging::{Outgoing, Staging};
+
+impl Session {
+    #[inline]
+    pub(super) fn publish(
+        &mut self,
+        m: &Outgoing<'_>,
+        turn: &mut Turn<'_>,
+        staging: &mut Staging,
+    ) -> Result<(), Stop> {
+        if m.header.is_some() && !self.options.headers {
+            return self.refuse(ServerError::HeadersNotSupported, staging);
+        }
+        if self.options.pedantic && Subject::from_bytes(m.subject).is_err() {
+            return self.refuse(ServerError::InvalidPublishSubject, staging);
+        }
+        let router = self.hub.router();
+        let (targets, allowed) = match self.access.permissions() {
+            // A bridge routes nothing, and with nothing to decide there is nothing to look for.
+            None if self.bridge.is_some() => {
+                self.hand_over(m, staging)?;
+                self.say_ok(staging);
+                return Ok(());
+            }
+            None => (router.lookup(&mut self.cache, m.subject), true),
+            Some(permissions) => {
+                router.lookup_judged(&mut self.cache, m.subject, || permissions.may_publish(m.subject))
+            }
+        };
+        if !allowed && !self.access.may_answer(m.subject) {
+            return self.deny(m, staging);
+        }
+        if self.bridge.is_some() {
+            self.hand_over(m, staging)?;
+            self.say_ok(staging);
+            return Ok(());
+        }
+        let mut delivery = Delivery::new(&self.hub, m, turn.input, self.client.id, self.options.echo);
+        if allowed
+            && !self.options.verbose
+            && let Some(second) = run::second(m, targets, turn)
+            && !self.observer.as_ref().is_some_and(|observer| observer.expects(m.subject))
+            && run::is_simple(targets, staging)
+        {
+            let run = Run::gather(second, targets, turn);
+            run.deliver(targets, &mut delivery, &mut self.random, staging);
+            return Ok(());
+        }
+        staging.looked_at(targets.subscribers.len() + targets.queues.len());
+        if !(targets.stores.is_empty() && targets.taps.is_empty()) {
+            match delivery.store(targets) {
+                Stored::Go => {}
+                Stored::Duplicate => {
+                    self.say_ok(staging);
+                    return Ok(());
+                }
+                Stored::Reserved => return self.deny(m, staging),
+            }
+        }
+        if let Some(observer) = &self.observer {
+            delivery.look(observer, targets, staging);
+        }
+        // As on nats-server before the client's own subscriptions get the message.
+        if self.options.verbose {
+            encode::ok(staging.line(&self.client));
+        }
+        for target in &targets.subscribers {
+            delivery.give(target, staging);
+        }
+        for queue in &targets.queues {
+            delivery.give_one(&queue.members, self.random.usize(..queue.members.len()), staging);
+        }
+        if delivery.seen {
+            staging.seen.end(!delivery.somebody && m.reply.is_some());
+        }
+        if !delivery.somebody
+            && self.options.no_responders
+            && let Some(reply) = m.reply
+        {
+            self.answer_no_responders(reply, m.subject, staging);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn deny(&mut self, m: &Outgoing<'_>, staging: &mut Staging) -> Result<(), Stop> {
+        self.server.count_denied(&self.client);
+        self.note_violation("publish", m.subject);
+        self.refuse(ServerError::PublishPermission { subject: m.subject }, staging)
+    }
+
+    /// Publishes to the backend of a bridge. What it cannot carry is refused: nothing is dropped without a word.
+    fn hand_over(&mut self, m: &Outgoing<'_>, staging: &mut Staging) -> Result<(), Stop> {
+        let Some(bridge) = &mut self.bridge else { return Ok(()) };
+        let published = match self.server.is_reserved(m.subject) {
+            true => Err(Unpublishable::Message),
+            false => bridge.publish(m),
+        };
+        let refused = match published {
+            Ok(()) => {
+                if let Some(observer) = &self.observer {
+                    look_at_answer(observer, m, self.client.id, staging);
+                }
+                return Ok(());
+            }
+            Err(Unpublishable::Message) => ServerError::PublishPermission { subject: m.subject },
+            Err(Unpublishable::Reply) => ServerError::ReplyPermission { reply: m.reply.unwrap_or_default() },
+        };
+        self.server.count_denied(&self.client);
+        self.refuse(refused, staging)
+    }
+
+    /// Tells the client itself, where it listens on `reply`, that nobody listens for its request: once, and beside the
+    /// deliveries that a limit counts, as nats-server does.
+    fn answer_no_responders(&self, reply: &[u8], subject: &[u8], staging: &mut Staging) {
+        self.server.count_no_responders();
+        let targets = self.hub.router().matches(reply);
+        let own = |subscription: &&Subscription| {
+            subscription.client.id == self.client.id && !subscription.has_ended()
+        };
+        if let Some(subscription) = targets.subscribers.iter().filter_map(subscription_of).find(own) {
+            encode::no_responders(staging.line(&self.client), reply, &subscription.sid, subject);
+        }
+    }
+}
+
+/// Shows to who looks on what a client of a bridge answers: the streams have everything else, and of inboxes nobody can read
+/// but who made them.
+fn look_at_answer(observer: &Arc<Observer>, m: &Outgoing<'_>, from: u64, staging: &mut Staging) {
+    if observer.is_recorded(m.subject) {
+        if let Some(reply) = m.reply {
+            observer.expect_reply(reply);
+        }
+    } else if observer.expects(m.subject) {
+        let (subject, reply, header, payload) = (m.subject, m.reply, m.header, m.payload);
+        if staging.seen.begin(observer, &RawMessage { subject, reply, header, payload, from }) {
+            staging.seen.end(false);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Publishes on one subject that follow one another: looked up, counted and written together.
+//!
+//! Each receiver gets them in order, one receiver after the other. Where a receiver would see the difference, because it has
+//! two subscriptions that match, or where more is to be done with a message than to give it to clients, there is no run.
+
+use fastrand::Rng;
+use smallvec::SmallVec;
+use trunkline::backend::memory::Target;
+use trunkline_core::MatchSet;
+use trunkline_protocol::PlainPub;
+
+use super::Turn;
+use super::delivery::{Delivery, subscription_of};
+use crate::staging::{self, Outgoing, Staging, Template};
+
+/// Most messages of a run.
+const MESSAGES_MAX: usize = 64;
+/// Most bytes of a run, as far as it has more than two messages.
+const BYTES_MAX: usize = 32 << 10;
+/// Most deliveries of a run, as far as it has more than two messages: a turn is over as soon as it can be.
+const DELIVERIES_MAX: usize = 4096;
+
+/// Messages of a run, or some of them.
+type Messages<'a> = SmallVec<[PlainPub<'a>; MESSAGES_MAX]>;
+
+/// Which member has drawn each message, until it was given it.
+type Draws = SmallVec<[Option<usize>; MESSAGES_MAX]>;
+
+/// The publish at hand and those behind it.
+pub(super) struct Run<'a> {
+    messages: Messages<'a>,
+}
+
+/// The publish at hand and the one behind it, where that goes to the same targets and clients are all there is to serve.
+#[inline]
+pub(super) fn second<'a>(
+    m: &Outgoing<'_>,
+    targets: &MatchSet<Target>,
+    turn: &Turn<'a>,
+) -> Option<[PlainPub<'a>; 2]> {
+    let is_plain = m.reply.is_none()
+        && m.header.is_none()
+        && m.payload.len() < staging::VECTORED_BYTES
+        && targets.stores.is_empty()
+        && targets.taps.is_empty()
+        && !turn.is_traced;
+    if !is_plain {
+        return None;
+    }
+    let first = PlainPub::new(&turn.input[turn.start..turn.consumed], m.payload.len())?;
+    Some([first, next(&first, turn, turn.consumed)?])
+}
+
+#[inline]
+fn next<'a>(last: &PlainPub<'a>, turn: &Turn<'a>, at: usize) -> Option<PlainPub<'a>> {
+    let next = last.next(&turn.input[at..], &turn.limits)?;
+    (next.payload_len < staging::VECTORED_BYTES).then_some(next)
+}
+
+/// Whether all targets are clients, each of them once.
+pub(super) fn is_simple(targets: &MatchSet<Target>, staging: &mut Staging) -> bool {
+    let members = targets.queues.iter().flat_map(|queue| &queue.members);
+    staging.begin_run();
+    targets.subscribers.iter().chain(members).all(|target| {
+        subscription_of(target).is_some_and(|subscription| staging.is_new_in_run(&subscription.client))
+    })
+}
+
+impl<'a> Run<'a> {
+    /// Takes all that belongs to it, and counts what is taken.
+    pub(super) fn gather(
+        [first, second]: [PlainPub<'a>; 2],
+        targets: &MatchSet<Target>,
+        turn: &mut Turn<'a>,
+    ) -> Self {
+        let mut messages = Messages::new();
+        messages.push(first);
+        let most = (DELIVERIES_MAX / targets.targets().max(1)).min(MESSAGES_MAX);
+        let mut bytes = first.tail.len();
+        let (mut found, mut payloads) = (Some(second), 0);
+        while let Some(one) = found {
+            turn.consumed += one.len();
+            payloads += one.payload_len;
+            bytes += one.tail.len();
+            messages.push(one);
+            let has_room = messages.len() < most && bytes < BYTES_MAX;
+            found = if has_room { next(&one, turn, turn.consumed) } else { None };
+        }
+        turn.count(messages.len() - 1, payloads);
+        Self { messages }
+    }
+
+    /// Gives each message to every subscriber and to one member of each group. `delivery` is that of the first of them.
+    pub(super) fn deliver(
+        &self,
+        targets: &MatchSet<Target>,
+        delivery: &mut Delivery<'_>,
+        random: &mut Rng,
+        staging: &mut Staging,
+    ) {
+        staging.looked_at(self.messages.len() * (targets.subscribers.len() + targets.queues.len()));
+        let mut template = None;
+        for target in &targets.subscribers {
+            give(target, &self.messages, delivery, &mut template, staging);
+        }
+        // Message by message, as they would be drawn if each came alone.
+        let draws: Draws = self
+            .messages
+            .iter()
+            .flat_map(|_| &targets.queues)
+            .map(|queue| Some(random.usize(..queue.members.len())))
+            .collect();
+        for (n, queue) in targets.queues.iter().enumerate() {
+            let drawn = draws[n..].iter().step_by(targets.queues.len()).copied().collect();
+            self.share(&queue.members, drawn, delivery, staging);
+        }
+    }
+
+    /// Gives to each member of a group what it has drawn.
+    fn share(&self, members: &[Target], mut drawn: Draws, delivery: &Delivery<'_>, staging: &mut Staging) {
+        for n in 0..drawn.len() {
+            let Some(member) = drawn[n] else { continue };
+            let mut part = Messages::new();
+            for (message, by) in self.messages[n..].iter().zip(&mut drawn[n..]) {
+                if *by == Some(member) {
+                    *by = None;
+                    part.push(*message);
+                }
+            }
+            let given = give(&members[member], &part, delivery, &mut None, staging);
+            for message in &part[given..] {
+                let payload = message.payload();
+                let at = payload.as_ptr() as usize - delivery.input.as_ptr() as usize;
+                let m = Outgoing { payload, at, ..*delivery.m };
+                delivery.again(&m).give_one(members, member, staging);
+            }
+        }
+    }
+}
+
+/// Gives messages to a client, and says how many of them it was given, from the first on.
+#[inline]
+fn give<'t>(
+    target: &'t Target,
+    messages: &[PlainPub<'_>],
+    delivery: &Delivery<'_>,
+    template: &mut Option<Template<'t>>,
+    staging: &mut Staging,
+) -> usize {
+    let Some(subscription) = subscription_of(target) else { return 0 };
+    let (client, subject) = (&subscription.client, delivery.m.subject);
+    if !delivery.is_for(client.id) || !subscription.admits(subject, None) {
+        return 0;
+    }
+    let taken = subscription.take_deliveries(messages.len());
+    if taken > 0 {
+        let receiver = (client, &subscription.sid[..]);
+        staging.run(receiver, subject, &messages[..taken], template, delivery.input);
+    }
+    taken
+}
