@@ -63,6 +63,8 @@ struct Slot {
     /// The last run that met it.
     run: u64,
     lines: Vec<u8>,
+    /// How often it was written.
+    writes: u64,
     /// Where large payloads of the read buffer belong between the lines: `(end of the lines before, payload)`.
     payloads: Vec<(usize, std::ops::Range<usize>)>,
     payload_bytes: usize,
@@ -78,6 +80,25 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) payload: &'a [u8],
     /// Where the payload lies in the read buffer.
     pub(crate) at: usize,
+}
+
+/// A client that gets some messages of a run.
+pub(crate) struct Receiver<'a> {
+    slot: usize,
+    sid: &'a [u8],
+    /// Messages that it still gets.
+    places: usize,
+    /// Where the line of its first message stands up to the size, as long as the slot was written so often.
+    head: std::ops::Range<usize>,
+    writes: u64,
+}
+
+impl Receiver<'_> {
+    /// Whether it gets another one.
+    #[inline]
+    pub(crate) fn takes(&self) -> bool {
+        self.places > 0
+    }
 }
 
 /// Where a run was staged, to be copied from for others.
@@ -188,6 +209,49 @@ impl Staging {
         if slot.lines.len() + slot.payload_bytes > self.slot_bytes {
             self.write_slot(at, input);
             template.take_if(|template| template.slot == at);
+        }
+    }
+
+    /// A client and its subscription, which are to get so many messages of a run, one by one.
+    #[inline]
+    pub(crate) fn receiver<'s>(
+        &mut self,
+        (client, sid): (&Arc<Client>, &'s [u8]),
+        places: usize,
+    ) -> Receiver<'s> {
+        Receiver { slot: self.slot_of(client), sid, places, head: 0..0, writes: 0 }
+    }
+
+    /// Stages one of the messages that a receiver takes.
+    #[inline]
+    pub(crate) fn receive(&mut self, receiver: &mut Receiver<'_>, subject: &[u8], message: &PlainPub<'_>) {
+        let slot = &mut self.slots[receiver.slot];
+        receiver.places -= 1;
+        slot.messages += 1;
+        slot.message_bytes += message.payload_len as u64;
+        self.load += message.payload_len + subject.len();
+        if receiver.head.is_empty() || receiver.writes != slot.writes {
+            let start = slot.lines.len();
+            encode::plain_msgs(&mut slot.lines, subject, receiver.sid, std::slice::from_ref(message));
+            (receiver.head, receiver.writes) = (start..slot.lines.len() - message.tail.len(), slot.writes);
+            return;
+        }
+        slot.lines.reserve(receiver.head.len() + message.tail.len());
+        slot.lines.extend_from_within(receiver.head.clone());
+        slot.lines.extend_from_slice(message.tail);
+    }
+
+    /// Writes for those who have got much.
+    pub(crate) fn end_receiving<'r, 's: 'r>(
+        &mut self,
+        receivers: impl Iterator<Item = &'r Receiver<'s>>,
+        input: &[u8],
+    ) {
+        for receiver in receivers {
+            let slot = &self.slots[receiver.slot];
+            if slot.lines.len() + slot.payload_bytes > self.slot_bytes {
+                self.write_slot(receiver.slot, input);
+            }
         }
     }
 
@@ -318,6 +382,7 @@ impl Staging {
         {
             self.behind = Some(client.clone());
         }
+        slot.writes += 1;
         slot.lines.clear();
         slot.payloads.clear();
         (slot.payload_bytes, slot.messages, slot.message_bytes) = (0, 0, 0);

@@ -11,7 +11,8 @@ use trunkline_protocol::PlainPub;
 
 use super::Turn;
 use super::delivery::{Delivery, subscription_of};
-use crate::staging::{self, Outgoing, Staging, Template};
+use crate::client::Subscription;
+use crate::staging::{self, Outgoing, Receiver, Staging, Template};
 
 /// Most messages of a run.
 const MESSAGES_MAX: usize = 64;
@@ -20,11 +21,13 @@ const BYTES_MAX: usize = 32 << 10;
 /// Most deliveries of a run, as far as it has more than two messages: a turn is over as soon as it can be.
 const DELIVERIES_MAX: usize = 4096;
 
-/// Messages of a run, or some of them.
+/// Members of a larger group get one message at a time: hardly one of them gets two.
+const MEMBERS_MAX: usize = 16;
+
 type Messages<'a> = SmallVec<[PlainPub<'a>; MESSAGES_MAX]>;
 
-/// Which member has drawn each message, until it was given it.
-type Draws = SmallVec<[Option<usize>; MESSAGES_MAX]>;
+/// Which member of each group has drawn each message, message by message.
+type Draws = SmallVec<[usize; MESSAGES_MAX]>;
 
 /// The publish at hand and those behind it.
 pub(super) struct Run<'a> {
@@ -108,37 +111,50 @@ impl<'a> Run<'a> {
             .messages
             .iter()
             .flat_map(|_| &targets.queues)
-            .map(|queue| Some(random.usize(..queue.members.len())))
+            .map(|queue| random.usize(..queue.members.len()))
             .collect();
         for (n, queue) in targets.queues.iter().enumerate() {
-            let drawn = draws[n..].iter().step_by(targets.queues.len()).copied().collect();
-            self.share(&queue.members, drawn, delivery, staging);
+            let draws = draws[n..].iter().step_by(targets.queues.len()).copied();
+            self.share(&queue.members, draws, delivery, staging);
         }
     }
 
-    /// Gives to each member of a group what it has drawn.
-    fn share(&self, members: &[Target], mut drawn: Draws, delivery: &Delivery<'_>, staging: &mut Staging) {
-        for n in 0..drawn.len() {
-            let Some(member) = drawn[n] else { continue };
-            let mut part = Messages::new();
-            for (message, by) in self.messages[n..].iter().zip(&mut drawn[n..]) {
-                if *by == Some(member) {
-                    *by = None;
-                    part.push(*message);
-                }
-            }
-            let given = give(&members[member], &part, delivery, &mut None, staging);
-            for message in &part[given..] {
-                let payload = message.payload();
-                let at = payload.as_ptr() as usize - delivery.input.as_ptr() as usize;
-                let m = Outgoing { payload, at, ..*delivery.m };
-                delivery.again(&m).give_one(members, member, staging);
+    /// Gives each message to the member of a group that has drawn it, or to the next that can take it.
+    fn share(
+        &self,
+        members: &[Target],
+        draws: impl Iterator<Item = usize> + Clone,
+        delivery: &Delivery<'_>,
+        staging: &mut Staging,
+    ) {
+        let mut receivers: SmallVec<[Option<Receiver<'_>>; MEMBERS_MAX]> = SmallVec::new();
+        if members.len() <= MEMBERS_MAX {
+            let mut drawn = [0; MEMBERS_MAX];
+            draws.clone().for_each(|member| drawn[member] += 1);
+            for (member, drawn) in members.iter().zip(drawn) {
+                let taken = take(member, drawn, delivery);
+                receivers.push(taken.map(|(subscription, places)| {
+                    staging.receiver((&subscription.client, &subscription.sid), places)
+                }));
             }
         }
+        let subject = delivery.m.subject;
+        for (message, member) in self.messages.iter().zip(draws) {
+            match receivers.get_mut(member) {
+                Some(Some(receiver)) if receiver.takes() => staging.receive(receiver, subject, message),
+                _ => {
+                    let payload = message.payload();
+                    let at = payload.as_ptr() as usize - delivery.input.as_ptr() as usize;
+                    let m = Outgoing { payload, at, ..*delivery.m };
+                    delivery.again(&m).give_one(members, member, staging);
+                }
+            }
+        }
+        staging.end_receiving(receivers.iter().flatten(), delivery.input);
     }
 }
 
-/// Gives messages to a client, and says how many of them it was given, from the first on.
+/// Gives messages to a client.
 #[inline]
 fn give<'t>(
     target: &'t Target,
@@ -146,16 +162,20 @@ fn give<'t>(
     delivery: &Delivery<'_>,
     template: &mut Option<Template<'t>>,
     staging: &mut Staging,
-) -> usize {
-    let Some(subscription) = subscription_of(target) else { return 0 };
-    let (client, subject) = (&subscription.client, delivery.m.subject);
-    if !delivery.is_for(client.id) || !subscription.admits(subject, None) {
-        return 0;
+) {
+    if let Some((subscription, places)) = take(target, messages.len(), delivery) {
+        let receiver = (&subscription.client, &subscription.sid[..]);
+        staging.run(receiver, delivery.m.subject, &messages[..places], template, delivery.input);
     }
-    let taken = subscription.take_deliveries(messages.len());
-    if taken > 0 {
-        let receiver = (client, &subscription.sid[..]);
-        staging.run(receiver, subject, &messages[..taken], template, delivery.input);
+}
+
+/// Takes the places of up to `n` messages at a client; `None` where it gets none of them.
+#[inline]
+fn take<'t>(target: &'t Target, n: usize, delivery: &Delivery<'_>) -> Option<(&'t Subscription, usize)> {
+    let subscription = subscription_of(target).filter(|_| n > 0)?;
+    if !delivery.is_for(subscription.client.id) || !subscription.admits(delivery.m.subject, None) {
+        return None;
     }
-    taken
+    let places = subscription.take_deliveries(n);
+    (places > 0).then_some((subscription, places))
 }
