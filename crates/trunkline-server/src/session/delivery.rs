@@ -54,6 +54,12 @@ impl<'a> Delivery<'a> {
         self.echo || client != self.own
     }
 
+    /// Whether it is one of the messages that an observer is to see.
+    #[inline]
+    pub(super) fn is_seen(&self, observer: &Observer, targets: &MatchSet<Target>) -> bool {
+        is_observed(targets) || observer.expects(self.m.subject)
+    }
+
     /// Another message of the same publisher.
     pub(super) fn again(&self, m: &'a Outgoing<'a>) -> Self {
         Self::new(self.hub, m, self.input, self.own, self.echo)
@@ -68,7 +74,7 @@ impl<'a> Delivery<'a> {
         staging: &mut Staging,
     ) {
         let m = self.m;
-        if !is_observed(targets) && !observer.expects(m.subject) {
+        if !self.is_seen(observer, targets) {
             return;
         }
         let (subject, reply, header, payload) = (m.subject, m.reply, m.header, m.payload);

@@ -52,10 +52,12 @@ impl Session {
         if allowed
             && !self.options.verbose
             && let Some(second) = run::second(m, targets, turn)
-            && !self.observer.as_ref().is_some_and(|observer| observer.expects(m.subject))
+            && let seen = self.observer.as_ref().filter(|observer| delivery.is_seen(observer, targets))
+            && seen.is_none_or(|observer| observer.is_passing(m.subject))
             && run::is_simple(targets, staging)
         {
             let run = Run::gather(second, targets, turn);
+            seen.iter().for_each(|observer| staging.seen.passed(observer, run.len()));
             run.deliver(targets, &mut delivery, &mut self.random, staging);
             return Ok(());
         }

@@ -1,7 +1,8 @@
 //! Publishes on one subject that follow one another: looked up, counted and written together.
 //!
 //! Each receiver gets them in order, one receiver after the other. Where a receiver would see the difference, because it has
-//! two subscriptions that match, or where more is to be done with a message than to give it to clients, there is no run.
+//! two subscriptions that match, or where more is to be done with a message than to give it to clients, there is no run: a
+//! message that is stored or recorded, or is for this process, goes its own way.
 
 use fastrand::Rng;
 use smallvec::SmallVec;
@@ -45,7 +46,7 @@ pub(super) fn second<'a>(
         && m.header.is_none()
         && m.payload.len() < staging::VECTORED_BYTES
         && targets.stores.is_empty()
-        && targets.taps.is_empty()
+        && targets.taps.iter().all(|tap| matches!(tap, Target::Observed))
         && !turn.is_traced;
     if !is_plain {
         return None;
@@ -91,6 +92,10 @@ impl<'a> Run<'a> {
         }
         turn.count(messages.len() - 1, payloads);
         Self { messages }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.messages.len()
     }
 
     /// Gives each message to every subscriber and to one member of each group. `delivery` is that of the first of them.

@@ -95,14 +95,11 @@ pub struct Batch {
 impl Batch {
     /// Begins a message that is to be recorded; `false` where there are too many.
     pub fn begin(&mut self, observer: &Arc<Observer>, message: &RawMessage<'_>) -> bool {
-        if self.observer.is_none() {
-            self.observer = Some(observer.clone());
-        }
+        self.note(observer);
         let header = message.header.unwrap_or_default();
         let reply = message.reply.unwrap_or_default();
         let size = message.subject.len() + reply.len() + header.len() + message.payload.len();
-        // Reports do not count: they tell of messages that were counted.
-        if message.subject != observer.trace_subject().as_bytes() && !observer.may_record(size) {
+        if !observer.is_report(message.subject) && !observer.may_record(size) {
             self.not_recorded += 1;
             return false;
         }
@@ -125,6 +122,19 @@ impl Batch {
             nobody: false,
         });
         true
+    }
+
+    #[inline]
+    fn note(&mut self, observer: &Arc<Observer>) {
+        if self.observer.is_none() {
+            self.observer = Some(observer.clone());
+        }
+    }
+
+    /// So many messages were not recorded, as the observer lets them pass ([`Observer::is_passing`]).
+    pub fn passed(&mut self, observer: &Arc<Observer>, messages: usize) {
+        self.note(observer);
+        self.not_recorded += messages as u64;
     }
 
     /// Somebody was given the message at hand.

@@ -261,6 +261,20 @@ impl Observer {
         true
     }
 
+    /// Whether messages on `subject` are not recorded at the moment, as there are too many.
+    #[inline]
+    pub fn is_passing(&self, subject: &[u8]) -> bool {
+        let is_spent =
+            self.messages_left.load(Ordering::Relaxed) <= 0 || self.bytes_left.load(Ordering::Relaxed) <= 0;
+        is_spent && !self.is_report(subject)
+    }
+
+    /// Reports of others do not count: they tell of messages that were counted.
+    #[inline]
+    pub(super) fn is_report(&self, subject: &[u8]) -> bool {
+        subject == self.trace_subject().as_bytes()
+    }
+
     fn place_of_reply(&self, subject: &[u8]) -> (&[AtomicU64; REPLY_ROW], u64) {
         let hash = self.random.hash_one(subject) | 1;
         (&self.replies[(hash >> 40) as usize % REPLY_ROWS], hash)
