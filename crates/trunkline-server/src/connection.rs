@@ -24,8 +24,12 @@ use crate::socket::{Goodbye, Socket};
 use crate::staging::Staging;
 use crate::view::ClientView;
 
-/// Read buffer of a worker thread.
-const READ_BYTES: usize = 256 << 10;
+/// Read buffer of a worker thread. What nobody has filled takes no memory.
+const READ_BYTES: usize = 1 << 20;
+/// A connection is read in pieces of so many bytes, until it fills one; from then on in larger ones, up to
+/// [`StagingBounds::read_bytes`](crate::memory::StagingBounds). Large ones are a fifth faster; but what is left
+/// of a piece that leads to more than one turn has to be kept, of each connection.
+const PIECE_BYTES: usize = 256 << 10;
 /// An operation that takes more than this is read into a buffer of its own instead of being carried from batch to batch.
 const CARRIED_BYTES: usize = 32 << 10;
 /// Longest pause of a publisher whose reader does not keep up, once a batch.
@@ -67,6 +71,8 @@ pub(crate) struct Connection {
     verifying: Option<Verifying>,
     /// When the client has to have said who it is, until it has.
     say_who_by: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Most bytes that are read at a time.
+    piece_bytes: usize,
     /// Bytes read, or offered to the socket, since others could run.
     turn_bytes: usize,
     /// For `partial`, and for what the session remembers.
@@ -105,6 +111,7 @@ impl Connection {
             acted: 0,
             verifying: None,
             say_who_by: None,
+            piece_bytes: PIECE_BYTES,
             turn_bytes: 0,
             charge,
             held: 0,
@@ -462,7 +469,8 @@ impl Connection {
         READ.with_borrow_mut(|buffer| {
             let start = self.partial.len();
             buffer[..start].copy_from_slice(&self.partial);
-            let n = match self.socket.try_read(&mut buffer[start..]) {
+            let end = buffer.len().min(start + self.piece_bytes);
+            let n = match self.socket.try_read(&mut buffer[start..end]) {
                 Ok(0) => return Read::Close(Closed::ByClient),
                 Ok(n) => n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,
@@ -471,6 +479,11 @@ impl Connection {
             self.turn_bytes += n;
             let input = &buffer[..start + n];
             let (fed, behind) = self.feed(input);
+            if fed.more {
+                self.piece_bytes = PIECE_BYTES;
+            } else if start + n == end {
+                self.piece_bytes = (2 * self.piece_bytes).min(self.server.staging.read_bytes);
+            }
             self.partial.clear();
             self.partial.extend_from_slice(&input[fed.consumed..]);
             if self.partial.is_empty() && self.partial.capacity() > CARRIED_BYTES {
@@ -484,7 +497,7 @@ impl Connection {
     fn read_large(&mut self) -> Read {
         let missing = self.need - self.partial.len();
         // In two steps: what was only announced takes little, and what has come is moved once.
-        let step = if self.partial.len() < READ_BYTES { READ_BYTES } else { missing };
+        let step = if self.partial.len() < PIECE_BYTES { PIECE_BYTES } else { missing };
         self.partial.reserve_exact(missing.min(step));
         let limit = missing.min(self.partial.capacity() - self.partial.len());
         let mut target = (&mut self.partial).limit(limit);

@@ -34,6 +34,8 @@ const FUTILE: Duration = Duration::from_millis(2);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StagingBounds {
     pub(crate) turn_bytes: usize,
+    /// Most that is read of a connection at a time.
+    pub(crate) read_bytes: usize,
     /// A destination with more than this is written before the turn is over.
     pub(crate) slot_bytes: usize,
     /// Buffers larger than this are given back.
@@ -47,7 +49,8 @@ impl StagingBounds {
             memory.configured().map_or(usize::MAX, |bytes| usize::try_from(bytes / 64).unwrap_or(usize::MAX));
         let turn_bytes = part.clamp(256 << 10, 16 << 20);
         let slot_bytes = turn_bytes / 16;
-        Self { turn_bytes, slot_bytes, kept_bytes: slot_bytes * 2 }
+        let read_bytes = (turn_bytes / 8).clamp(256 << 10, 1 << 20);
+        Self { turn_bytes, read_bytes, slot_bytes, kept_bytes: slot_bytes * 2 }
     }
 }
 

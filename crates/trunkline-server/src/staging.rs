@@ -131,7 +131,7 @@ impl Staging {
     /// Begins a turn.
     #[inline]
     pub(crate) fn begin(&mut self, bounds: StagingBounds) {
-        let StagingBounds { turn_bytes, slot_bytes, kept_bytes } = bounds;
+        let StagingBounds { turn_bytes, slot_bytes, kept_bytes, .. } = bounds;
         (self.turn_bytes, self.slot_bytes, self.kept_bytes) = (turn_bytes, slot_bytes, kept_bytes);
     }
 
