@@ -132,7 +132,7 @@ pub(crate) struct Client {
     /// Who it has failed to prove to be.
     claimed: OnceLock<Box<str>>,
     /// What CONNECT said; unset until it came.
-    connect: OnceLock<ConnectOptions>,
+    connect: OnceLock<Arc<ConnectOptions>>,
     headers: AtomicBool,
     /// Milliseconds of the server's life when the last whole operation came.
     last_active: AtomicU64,
@@ -244,11 +244,11 @@ impl Client {
 
     /// What CONNECT said, once it came.
     pub(crate) fn connect(&self) -> Option<&ConnectOptions> {
-        self.connect.get()
+        self.connect.get().map(|options| &**options)
     }
 
     /// Keeps what the first CONNECT said.
-    pub(crate) fn set_connect(&self, options: ConnectOptions) {
+    pub(crate) fn set_connect(&self, options: Arc<ConnectOptions>) {
         self.headers.store(options.headers, Ordering::Relaxed);
         let _ = self.connect.set(options);
     }

@@ -22,6 +22,7 @@ use crate::session::{Fed, Session};
 use crate::shared::{Closed, Shared};
 use crate::socket::{Goodbye, Socket};
 use crate::staging::Staging;
+use crate::threads::Place;
 use crate::view::ClientView;
 
 /// Read buffer of a worker thread. What nobody has filled takes no memory.
@@ -79,6 +80,8 @@ pub(crate) struct Connection {
     charge: Charge,
     /// How often it was not read in a row, as there was no memory.
     held: u32,
+    /// Given back with everything else.
+    _place: Option<Place>,
 }
 
 /// Who the client is, or why it is nobody, once that is known. On the heap, as few connections wait for it, and briefly.
@@ -97,7 +100,12 @@ enum Read {
 }
 
 impl Connection {
-    pub(crate) fn new(server: Arc<Shared>, client: Arc<Client>, socket: Arc<Socket>) -> Self {
+    pub(crate) fn new(
+        server: Arc<Shared>,
+        client: Arc<Client>,
+        socket: Arc<Socket>,
+        place: Option<Place>,
+    ) -> Self {
         let session = Session::new(server.clone(), client.clone());
         let charge = Charge::new(&server.memory, Holding::Input);
         Self {
@@ -115,11 +123,12 @@ impl Connection {
             turn_bytes: 0,
             charge,
             held: 0,
+            _place: place,
         }
     }
 
-    /// Serves the client until one side ends it.
-    pub(crate) async fn run(mut self) {
+    /// Serves the client until one side ends it. On the heap, as a task's state has what it is made of twice.
+    pub(crate) async fn run(mut self: Box<Self>) {
         if let Err(why) = self.arrive().await {
             let view = self.server.view(&self.client);
             self.socket.say_goodbye(goodbye(why));

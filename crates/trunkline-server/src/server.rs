@@ -555,8 +555,9 @@ impl Accepting {
         client.touch(shared.now_ms());
         match shared.enter(&client) {
             Entry::Served => {
-                let connection = Connection::new(shared.clone(), client, socket);
-                threads::spawn(place, &self.tasks, connection.run());
+                let runtime = place.as_ref().map(|place| place.runtime().clone());
+                let connection = Connection::new(shared.clone(), client, socket, place);
+                threads::spawn(runtime.as_ref(), &self.tasks, Box::new(connection).run());
             }
             // It would not understand.
             Entry::Full if kind == Kind::WebSocket => {}

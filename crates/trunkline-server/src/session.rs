@@ -56,7 +56,7 @@ pub(crate) struct Session {
     access: Access,
     /// The bounds that it goes by, of the same time as `access`.
     limits: Arc<Limits>,
-    options: ConnectOptions,
+    options: Arc<ConnectOptions>,
     cache: MatchCache<Target>,
     /// On a bridge, where operations become orders; `None` in front of the hub of this process.
     bridge: Option<Front>,
@@ -77,7 +77,7 @@ impl Session {
             limits: server.limits(),
             server,
             client,
-            options: ConnectOptions::default(),
+            options: Arc::default(),
             cache: MatchCache::default(),
             bridge,
             random,
@@ -280,8 +280,8 @@ impl Session {
             origin.iter().for_each(|origin| self.client.set_origin(origin.clone()));
             bridge.set_origin(origin);
         }
-        self.options = options.clone();
-        self.client.set_connect(options);
+        self.options = Arc::new(options);
+        self.client.set_connect(self.options.clone());
         if let Some(observer) = &self.observer {
             observer.client_came(self.client.id, &self.client.seen_as());
         }

@@ -159,7 +159,7 @@ impl Session {
             Answer::Granted(identity) => self.admit_again(identity, staging),
             Answer::Refused(why) => self.turn_away(why, "", staging),
             Answer::Verify(verification) => {
-                let (options, verification) = (self.options.clone(), Some(verification));
+                let (options, verification) = ((*self.options).clone(), Some(verification));
                 self.access.pending = Some(Box::new(Pending { options, verification, again: true }));
                 Err(Stop::Wait)
             }
