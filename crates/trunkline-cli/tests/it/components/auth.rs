@@ -49,6 +49,8 @@ fn each_component_has_a_user_of_its_own_whose_password_is_shown_nowhere() {
     up.signal(Signal::SIGTERM);
     let ended = up.end();
     assert!(!ended.stderr.contains(&password), "{}", ended.stderr);
+    // At the start and at the reload: those of the file, and not the one that was made.
+    assert_eq!(ended.stderr.matches("passwords=2").count(), 2, "{}", ended.stderr);
 }
 
 /// A tool for Node, with the stock client, which says itself who it is.
