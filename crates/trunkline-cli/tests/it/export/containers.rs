@@ -80,8 +80,9 @@ impl<'a> Containers<'a> {
         let deadline = Instant::now() + PATIENCE;
         while containers.running.len() < containers.services.len() {
             assert!(Instant::now() < deadline, "only these run: {:?}", containers.running.keys());
-            let waiting = containers.services.keys().filter(|name| !containers.running.contains_key(*name));
-            let next = waiting.cloned().find(|name| containers.may_start(name));
+            let mut waiting =
+                containers.services.keys().filter(|name| !containers.running.contains_key(*name));
+            let next = waiting.find(|name| containers.may_start(name)).cloned();
             match next {
                 Some(name) => containers.start(&name),
                 // Health is asked for again and again, by a compose file's own words, too.
