@@ -21,6 +21,9 @@ const VARIABLE: &str = "TRUNKLINE_LOG";
 /// The spans that the library has around handlers, for subscribers that know no other way to tell whose a line is.
 const HANDLERS_OFF: &str = "trunkline::handler=off";
 
+/// What the client library of NATS says of a connection that it cannot make it also returns, and that is told.
+const CONNECTING_OFF: &str = "async_nats::connector=off";
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum LogFormat {
@@ -30,6 +33,9 @@ pub(crate) enum LogFormat {
     /// One JSON object a line, for programs.
     Json,
 }
+
+/// Who gave the filter, where nobody did.
+const DEFAULT: &str = "default";
 
 /// Set once, when logging starts.
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
@@ -69,12 +75,15 @@ pub(crate) fn start(flag: Option<&str>, default: &str, format: LogFormat) -> Res
     let (origin, given) = match (flag, from_env) {
         (Some(flag), _) => ("--log-level", flag.to_owned()),
         (None, Some(text)) => (VARIABLE, text),
-        (None, None) => ("default", default.to_owned()),
+        (None, None) => (DEFAULT, default.to_owned()),
     };
     let filter =
         EnvFilter::builder().parse(&given).map_err(|source| LogFilterError { origin, given, source })?;
     // What it would tell of each handled message stands in the lines themselves, and only where there is a line.
-    let filter = filter.add_directive(HANDLERS_OFF.parse().expect("a literal directive"));
+    let mut filter = filter.add_directive(HANDLERS_OFF.parse().expect("a literal directive"));
+    if origin == DEFAULT {
+        filter = filter.add_directive(CONNECTING_OFF.parse().expect("a literal directive"));
+    }
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     // Errors here and below mean that logging was started before, which only tests in one process could do; it keeps
     // working then.

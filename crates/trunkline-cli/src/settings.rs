@@ -56,14 +56,29 @@ impl Explain for SettingsError {
     }
 
     fn hint(&self) -> Option<Cow<'static, str>> {
-        let first = self.0.errors().first()?;
-        Some(match first {
-            ConfigError::Unreadable { .. } => "check the path given with --config or TRUNKLINE_CONFIG".into(),
-            ConfigError::UnknownKey { .. } | ConfigError::UnknownVariable { .. } => {
-                "`trunkline config keys` lists every key with its variable and default".into()
-            }
-            _ => "`trunkline config keys` says what each key takes".into(),
-        })
+        Some(way_out(self.0.errors().first()?).into())
+    }
+}
+
+/// What to do about a mistake in a configuration.
+pub(crate) fn way_out(mistake: &ConfigError) -> &'static str {
+    match mistake {
+        ConfigError::Unreadable { .. } => "check the path given with --config or TRUNKLINE_CONFIG",
+        ConfigError::UnknownKey { .. } | ConfigError::UnknownVariable { .. } => {
+            "`trunkline config keys` lists every key with its variable and default"
+        }
+        ConfigError::Syntax { reason, .. } if reason.contains("tabs") => {
+            "indent with spaces, never with tabs"
+        }
+        ConfigError::Syntax { .. } => {
+            "the keys of a section begin in the same column, with a space behind the colon; a value with `: `, ` #` or a brace in it stands in quotes"
+        }
+        ConfigError::DuplicateKey { .. } => "keep one of the two",
+        ConfigError::UnknownDependency { .. } => "depends_on lists names below components",
+        ConfigError::DependencyCycle { .. } => {
+            "take one of these out of depends_on: the bus carries messages both ways"
+        }
+        _ => "`trunkline config keys` says what each key takes",
     }
 }
 

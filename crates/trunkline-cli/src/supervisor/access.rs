@@ -57,6 +57,7 @@ impl MadeUsers {
                 admin: false,
                 permissions: options.users.iter().find(alike).and_then(|user| user.permissions.clone()),
             };
+            options.made.extend(made.user.clone());
             let account = options.accounts.values_mut().find(|users| users.iter().any(|user| alike(&user)));
             match account {
                 Some(users) => {

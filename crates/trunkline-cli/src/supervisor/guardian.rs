@@ -4,11 +4,12 @@
 //! closes it kills the component with all that it started. Processes that went to the background, or into a session of
 //! their own, come to the guardian when their parents end, because it asks the kernel for them (`PR_SET_CHILD_SUBREAPER`).
 //! The component itself is started through a second step, [`execute`], which asks the kernel to be killed when the
-//! guardian dies (`PR_SET_PDEATHSIG`) and then becomes the component.
+//! guardian dies (`PR_SET_PDEATHSIG`) and then becomes the component. What the guardian itself leaves when it is killed
+//! comes to its parent, the `heir`; when that one is killed, the guardian is told and gives up the component.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream as StdStream;
@@ -26,12 +27,15 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::wire::{Order, Report};
+use super::heir::{self, HEIR};
+use super::orphans::descendants;
+use super::wire::{self, Order, Report};
 
-/// First argument of a guardian. Neither this nor the next is a command for people.
-pub(crate) const GUARD: &str = "__guard";
-/// First argument of the step between a guardian and its component.
-pub(crate) const EXECUTE: &str = "__execute";
+/// First argument of a guardian; behind it stand its parent and the name of the component, which is for people to read.
+/// What it runs comes over the socket: who looks for the component by its command line does not mean the guardian.
+pub(super) const GUARD: &str = "__guard";
+/// First argument of the step between a guardian and its component. None of the three is a command for people.
+const EXECUTE: &str = "__execute";
 /// The program that a guardian is made of, whatever has become of its file.
 pub(super) const SELF: &str = "/proc/self/exe";
 
@@ -45,7 +49,8 @@ const CANNOT_RUN: u8 = 127;
 /// Runs as a guardian if the command line says so; `None` for any other command line.
 pub(crate) fn dispatch(line: &[OsString]) -> Option<ExitCode> {
     match line.get(1)?.to_str()? {
-        GUARD => Some(run(line.get(2..)?)),
+        HEIR => Some(heir::run(line.get(2)?)),
+        GUARD => Some(run(line.get(2)?)),
         EXECUTE => {
             let error = match execute(line.get(2..)?) {
                 Ok(never) => match never {},
@@ -59,13 +64,13 @@ pub(crate) fn dispatch(line: &[OsString]) -> Option<ExitCode> {
     }
 }
 
-fn run(command: &[OsString]) -> ExitCode {
+fn run(heir: &OsStr) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let guarded = runtime.and_then(|runtime| runtime.block_on(guard(command)));
+    let guarded = runtime.and_then(|runtime| runtime.block_on(guard(heir)));
     match guarded {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // As above.
+            // Stderr is the component's log; there is nobody else to tell.
             let _ = writeln!(io::stderr(), "the guardian of a component failed: {error}");
             ExitCode::FAILURE
         }
@@ -78,13 +83,19 @@ fn execute(line: &[OsString]) -> io::Result<Infallible> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // It may have died before it was asked to be told of.
-    if parent.to_str().and_then(|pid| pid.parse().ok()) != Some(getppid().as_raw()) {
+    if !is_parent(parent) {
         return Err(io::Error::other("its guardian has died"));
     }
     Err(Command::new(program).args(arguments).exec())
 }
 
-async fn guard(command: &[OsString]) -> io::Result<()> {
+/// Whether the process of this number is still there, as the parent that it was.
+fn is_parent(pid: &OsStr) -> bool {
+    pid.to_str().and_then(|pid| pid.parse().ok()) == Some(getppid().as_raw())
+}
+
+async fn guard(heir: &OsStr) -> io::Result<()> {
+    prctl::set_name(c"guardian")?;
     let link = StdStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     link.set_nonblocking(true)?;
     let (mut orders, mut reports) = UnixStream::from_std(link)?.into_split();
@@ -94,7 +105,16 @@ async fn guard(command: &[OsString]) -> io::Result<()> {
     let _interrupts = signal(SignalKind::interrupt())?;
     let _hangups = signal(SignalKind::hangup())?;
     let _quits = signal(SignalKind::quit())?;
+    // What this one would leave goes to nobody who knows it once the heir has gone, so it ends before it can.
+    let mut heir_ended = signal(SignalKind::user_defined1())?;
+    // All of them have their handlers by now.
+    heir::not_for_heirs().thread_unblock()?;
+    prctl::set_pdeathsig(Signal::SIGUSR1)?;
     prctl::set_child_subreaper(true)?;
+    let command = wire::read_command(&mut orders).await?;
+    if !is_parent(heir) {
+        return Err(io::Error::other("it was left alone"));
+    }
     let spawned = Command::new(SELF)
         .arg0("trunkline")
         .arg(EXECUTE)
@@ -131,6 +151,13 @@ async fn guard(command: &[OsString]) -> io::Result<()> {
                 }
             },
             _ = terminate.recv() => family.terminate(),
+            _ = heir_ended.recv() => {
+                // Anybody can send this signal, so it is looked whether it is true.
+                if !is_parent(heir) {
+                    is_lost = true;
+                    family.kill();
+                }
+            }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => family.kill(),
             _ = sweep.tick(), if family.is_killing => {
                 family.kill();
@@ -188,7 +215,7 @@ impl Family {
     /// Asks all to end: the component's process group at once, and those outside of it one by one.
     fn terminate(&mut self) {
         self.is_terminating = true;
-        let members = descendants();
+        let members = descendants(getpid());
         if !self.first_has_ended && self.asked.insert(self.first.as_raw()) {
             let group = self.first.as_raw();
             self.asked
@@ -209,7 +236,7 @@ impl Family {
         if !self.first_has_ended {
             let _ = killpg(self.first, Signal::SIGKILL);
         }
-        for pid in descendants().into_keys() {
+        for pid in descendants(getpid()).into_keys() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -244,22 +271,4 @@ impl Family {
         }
         self.terminate();
     }
-}
-
-/// Everything below this process, each with its process group.
-fn descendants() -> BTreeMap<i32, i32> {
-    let Ok(processes) = procfs::process::all_processes() else { return BTreeMap::new() };
-    let mut children: BTreeMap<i32, Vec<(i32, i32)>> = BTreeMap::new();
-    for stat in processes.flatten().filter_map(|process| process.stat().ok()) {
-        children.entry(stat.ppid).or_default().push((stat.pid, stat.pgrp));
-    }
-    let mut found = BTreeMap::new();
-    let mut parents = vec![getpid().as_raw()];
-    while let Some(parent) = parents.pop() {
-        for (pid, group) in children.remove(&parent).unwrap_or_default() {
-            found.insert(pid, group);
-            parents.push(pid);
-        }
-    }
-    found
 }

@@ -1,13 +1,16 @@
 //! Starts the components beside the bus, looks after them, and stops them.
 //!
 //! What is to happen is decided in `machine`, without processes; here it is done. A component is the child of a guardian
-//! (`guardian`), a run of it from start to end is `run`, and what it writes goes through `lines` to `log`.
+//! (`guardian`), that of an heir (`heir`), and that of `up`, so that somebody ends it with all it started (`orphans`)
+//! whichever of them are killed. A run of it from start to end is `run`, and what it writes goes through `lines` to `log`.
 
 mod access;
 mod guardian;
+mod heir;
 mod lines;
 mod log;
 mod machine;
+mod orphans;
 mod probe;
 mod recipe;
 mod run;
@@ -34,6 +37,7 @@ pub(crate) use access::{Access, MadeUsers, PasswordError, Place};
 pub(crate) use guardian::dispatch;
 use log::Log;
 use machine::{Action, Event, Exit, Machine, News, Rules, State, Unit};
+use orphans::Children;
 pub(crate) use probe::{Responders, until_ready};
 use recipe::Recipe;
 pub(crate) use recipe::RecipeError;
@@ -53,6 +57,8 @@ pub(crate) enum SupervisorError {
     AllEnded { reasons: Vec<String> },
     #[error("the thread that writes logs cannot be started")]
     Log(#[source] io::Error),
+    #[error("the kernel does not give this process what components leave behind (PR_SET_CHILD_SUBREAPER)")]
+    Adopt(#[source] io::Error),
 }
 
 impl Explain for SupervisorError {
@@ -107,6 +113,7 @@ pub(crate) struct Supervisor {
     /// Runs and probes; awaited at the end, and ended by their orders, or with this.
     tasks: JoinSet<()>,
     events: (Sender<Happened>, Receiver<Happened>),
+    children: Children,
     log: Log,
     status: watch::Sender<ComponentsJson>,
     /// One moment on both clocks.
@@ -117,7 +124,7 @@ impl Supervisor {
     /// Prepares the components; [`Supervisor::supervise`] starts them.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system gives no thread, or no orphans.
     pub(crate) fn new(
         config: &Config,
         access: Access,
@@ -149,6 +156,7 @@ impl Supervisor {
             probes: BTreeMap::new(),
             tasks: JoinSet::new(),
             events: channel(EVENTS_MAX),
+            children: Children::adopt().map_err(SupervisorError::Adopt)?,
             log: Log::start(names).map_err(SupervisorError::Log)?,
             status,
             anchor,
@@ -271,7 +279,8 @@ impl Supervisor {
         };
         self.orders.insert(index, sender);
         let (log, last_lines) = (self.log.lines(), self.last_lines[index].clone());
-        let run = Run { index, run, recipe, ready_text, orders, events, log, last_lines };
+        let (name, children) = (name.clone(), self.children.clone());
+        let run = Run { index, run, name, recipe, children, ready_text, orders, events, log, last_lines };
         self.tasks.spawn(run.carry_out());
     }
 

@@ -1,6 +1,7 @@
 //! One run of a component: its guardian, what it writes, and how it ends.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
@@ -8,8 +9,6 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -17,12 +16,14 @@ use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::guardian::{GUARD, SELF};
+use super::guardian::SELF;
+use super::heir::HEIR;
 use super::lines::Lines;
 use super::log::{Entry, Item, Stream};
 use super::machine::{Event, Exit};
+use super::orphans::Children;
 use super::recipe::Recipe;
-use super::wire::{Order, Report};
+use super::wire::{self, Order, Report};
 
 /// Read at once from a pipe of a component.
 const READ_BYTES: usize = 16 << 10;
@@ -46,7 +47,10 @@ pub(super) type LastLines = Arc<Mutex<VecDeque<String>>>;
 pub(super) struct Run {
     pub(super) index: usize,
     pub(super) run: u32,
+    /// Name of the component.
+    pub(super) name: String,
     pub(super) recipe: Recipe,
+    pub(super) children: Children,
     /// A line with this text says that it is ready.
     pub(super) ready_text: Option<String>,
     pub(super) orders: Receiver<Order>,
@@ -55,28 +59,38 @@ pub(super) struct Run {
     pub(super) last_lines: LastLines,
 }
 
+/// A run whose processes are there.
+struct Spawned {
+    /// The heir of the guardian.
+    child: Child,
+    /// To the guardian.
+    link: UnixStream,
+    command_bytes: Vec<u8>,
+}
+
 impl Run {
     /// Runs the component to its end, of which the last event tells. Dropping the future ends the component, too: the
     /// guardian sees its socket close.
     pub(super) async fn carry_out(mut self) {
         let exit = match self.spawn() {
-            Ok((child, link)) => self.watch(child, link).await,
+            Ok(spawned) => self.watch(spawned).await,
             Err(error) => Exit::NotStarted(format!("it cannot be started: {error}")),
         };
         self.tell(Event::Ended(exit)).await;
     }
 
-    fn spawn(&self) -> io::Result<(Child, UnixStream)> {
+    fn spawn(&self) -> io::Result<Spawned> {
+        let recipe = &self.recipe;
+        let arguments = recipe.arguments.iter().map(OsStr::new);
+        let command_bytes = wire::command_bytes([recipe.program.as_os_str()].into_iter().chain(arguments))?;
         let (ours, theirs) = StdStream::pair()?;
         ours.set_nonblocking(true)?;
         let link = UnixStream::from_std(ours)?;
-        let recipe = &self.recipe;
         let mut command = Command::new(SELF);
         command
-            .arg0("trunkline")
-            .arg(GUARD)
-            .arg(&recipe.program)
-            .args(&recipe.arguments)
+            .arg0("component")
+            .arg(HEIR)
+            .arg(&self.name)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -90,10 +104,11 @@ impl Run {
             command.current_dir(cwd);
         }
         // With the command goes this side's copy of the guardian's end, without which its closing would not be seen.
-        Ok((command.spawn()?, link))
+        Ok(Spawned { child: self.children.spawn(&mut command)?, link, command_bytes })
     }
 
-    async fn watch(&mut self, mut child: Child, link: UnixStream) -> Exit {
+    async fn watch(&mut self, spawned: Spawned) -> Exit {
+        let Spawned { mut child, link, command_bytes } = spawned;
         let mut pumps = JoinSet::new();
         if let Some(stdout) = child.stdout.take() {
             pumps.spawn(self.pump(Stream::Stdout).all_of(stdout));
@@ -101,10 +116,12 @@ impl Run {
         if let Some(stderr) = child.stderr.take() {
             pumps.spawn(self.pump(Stream::Stderr).all_of(stderr));
         }
-        let exit = self.converse(link).await;
+        let exit = self.converse(link, &command_bytes).await;
         // It has nothing left to do but to end.
-        if let Err(error) = child.wait().await {
-            tracing::debug!(%error, "a guardian cannot be waited for");
+        self.children.wait(&mut child).await;
+        if matches!(exit, Exit::Lost) {
+            // Whoever was to clean up may have been killed, too. What it left is here by now.
+            self.children.end_orphans().await;
         }
         // Its last words are shown before what is said of its end.
         let all_said = async {
@@ -121,31 +138,22 @@ impl Run {
     }
 
     /// Talks to the guardian until it says how the component ended, or is not there any more.
-    async fn converse(&mut self, link: UnixStream) -> Exit {
+    async fn converse(&mut self, link: UnixStream, command_bytes: &[u8]) -> Exit {
         let (reports, mut orders) = link.into_split();
+        // One that is not there any more is noticed below.
+        let _ = orders.write_all(command_bytes).await;
         let mut reports = BufReader::new(reports).lines();
-        let mut group = None;
         loop {
             tokio::select! {
                 line = reports.next_line() => {
                     let report = line.ok().flatten().and_then(|line| serde_json::from_str(&line).ok());
                     match report {
-                        Some(Report::Started { pid }) => {
-                            group = i32::try_from(pid).ok().map(Pid::from_raw);
-                            self.tell(Event::Started { pid }).await;
-                        }
+                        Some(Report::Started { pid }) => self.tell(Event::Started { pid }).await,
                         Some(Report::NotStarted { reason }) => return Exit::NotStarted(reason),
                         Some(Report::Ended { code: Some(code), .. }) => return Exit::Code(code),
                         Some(Report::Ended { signal: Some(signal), .. }) => return Exit::Signal(signal),
                         Some(Report::Ended { .. }) => return Exit::Lost,
-                        None => {
-                            // The component died with its guardian; those it had started did not.
-                            if let Some(group) = group {
-                                // When nobody is left there is nobody to kill.
-                                let _ = killpg(group, Signal::SIGKILL);
-                            }
-                            return Exit::Lost;
-                        }
+                        None => return Exit::Lost,
                     }
                 }
                 Some(order) = self.orders.recv() => {

@@ -176,9 +176,12 @@ impl Running {
         }
     }
 
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a process id fits")
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).expect("a process id fits");
-        kill(Pid::from_raw(pid), signal).expect("the process is there");
+        kill(Pid::from_raw(self.pid()), signal).expect("the process is there");
     }
 
     /// Waits for the end.

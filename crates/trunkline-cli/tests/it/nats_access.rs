@@ -153,6 +153,7 @@ fn up_with_a_wrong_password_fails_in_time_and_shows_no_secret() {
         for says in [server.url(), "refused the credentials", "messaging.fallback is fail", "hint: "] {
             assert!(ended.stderr.contains(says), "{says:?} is missing in {ended:?}");
         }
+        assert_eq!(ended.stderr.matches("authorization violation").count(), 1, "told once: {ended:?}");
         let shown = configured.run(&["config", "show"]);
         assert!(shown.status.success(), "{shown:?}");
         assert!(

@@ -9,11 +9,11 @@ use trunkline_testkit::environment;
 use crate::command::{PATIENCE, run};
 use crate::server;
 
-fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-fn text_of(path: &str) -> String {
+pub(crate) fn text_of(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
@@ -56,6 +56,14 @@ fn programs_in_the_readme_are_the_examples() {
         readme.contains(&text_of("examples/python/weather.py")),
         "the Python tool differs from examples/python"
     );
+    let platform = text_of("examples/platform.yaml");
+    let (_, platform) = platform.split_once('\n').expect("a comment, then the platform");
+    for page in ["README.md", "docs/up.md"] {
+        assert!(
+            text_of(page).contains(platform),
+            "the platform in {page} differs from examples/platform.yaml"
+        );
+    }
 }
 
 #[test]

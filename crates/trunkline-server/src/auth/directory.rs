@@ -1,5 +1,6 @@
 //! The users of a server, compiled: from what CONNECT says to who the client is.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -216,8 +217,10 @@ impl Directory {
         self.anonymous.clone()
     }
 
-    pub(super) fn warn_about_plain_text(&self) {
-        let entries = self.users.values().chain(&self.token);
+    /// `made` are users whose passwords stand nowhere.
+    pub(super) fn warn_about_plain_text(&self, made: &BTreeSet<String>) {
+        let configured = self.users.iter().filter(|(name, _)| !made.contains(name.as_ref()));
+        let entries = configured.map(|(_, entry)| entry).chain(&self.token);
         let plain = entries.filter(|entry| entry.password.is_plain()).count();
         if plain > 0 {
             tracing::warn!(

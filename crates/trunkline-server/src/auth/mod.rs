@@ -130,7 +130,7 @@ impl Auth {
         let accounts = Mutex::new(BTreeMap::from([(global.name.clone(), global)]));
         let key = Key::random()?;
         let directory = Directory::new(options, &key, None, &mut |name| enter(&accounts, name, &reserved))?;
-        directory.warn_about_plain_text();
+        directory.warn_about_plain_text(&options.made);
         Ok(Self {
             directory: RwLock::new(Arc::new(directory)),
             generation: AtomicU64::new(0),
@@ -148,7 +148,7 @@ impl Auth {
     pub(crate) fn replace(&self, options: &AuthOptions) -> Result<usize, AuthError> {
         let mut enter = |name: &str| enter(&self.accounts, name, &self.reserved);
         let directory = Directory::new(options, &self.key, Some(&self.directory()), &mut enter)?;
-        directory.warn_about_plain_text();
+        directory.warn_about_plain_text(&options.made);
         let users = directory.users();
         *self.directory.write() = Arc::new(directory);
         *self.loaded.lock() = SystemTime::now();

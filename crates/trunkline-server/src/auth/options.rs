@@ -1,6 +1,6 @@
 //! What a server is told about users.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use trunkline::config::{Permissions, Secret, Server, User};
@@ -23,6 +23,8 @@ pub struct AuthOptions {
     /// a password. Clients without TLS, where there may be some, have passwords all the same. Goes with
     /// [`ClientCertificates::Mapped`](crate::ClientCertificates::Mapped). Key `server.tls.verify_and_map`.
     pub by_certificate: bool,
+    /// Names of users whose passwords were made for this run and stand in no file, so that nobody is told to hash them.
+    pub made: BTreeSet<String>,
     /// Longest time until a client has said who it is. Default 2 s, key `server.limits.auth_timeout`.
     pub timeout: Duration,
     /// Failed attempts of one address as one user within a minute, past which attempts are refused unchecked; `None` is
@@ -83,6 +85,7 @@ impl Default for AuthOptions {
             no_auth_user: None,
             default_permissions: None,
             by_certificate: false,
+            made: BTreeSet::new(),
             timeout: Duration::from_secs(2),
             failures_max: Some(30),
         }
@@ -120,6 +123,7 @@ impl From<&Server> for AuthOptions {
             default_permissions: (server.permissions != unset.permissions)
                 .then(|| server.permissions.clone()),
             by_certificate: server.tls.verify_and_map,
+            made: BTreeSet::new(),
             timeout: server.limits.auth_timeout,
             failures_max: server.limits.auth_failures,
         }

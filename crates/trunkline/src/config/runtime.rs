@@ -169,7 +169,8 @@ impl Leaf for Ready {
                 Ok(Ready::Tcp(format!("{host}:{port}")))
             }
             ("tcp", ..) => Err(Fault::Url("expected tcp://HOST:PORT".to_owned())),
-            _ => Err(Fault::Url("the scheme is not http, https or tcp".to_owned())),
+            // In the words of a URL alone, those that are none would be missing.
+            _ => Err(Fault::Type),
         }
     }
 

@@ -6,7 +6,7 @@ use trunkline::config::{Config, ConfigError, Loaded, Loader};
 
 use crate::checks::{Finding, certificates, disk};
 use crate::failure::chain;
-use crate::settings::GlobalArgs;
+use crate::settings::{self, GlobalArgs};
 
 const CHECK: &str = "config";
 
@@ -23,14 +23,7 @@ pub(super) fn check(global: &GlobalArgs) -> (Vec<Finding>, Option<Loaded>) {
 }
 
 fn mistake(error: &ConfigError) -> Finding {
-    let fix = match error {
-        ConfigError::Unreadable { .. } => "check the path given with --config or TRUNKLINE_CONFIG",
-        ConfigError::UnknownKey { .. } | ConfigError::UnknownVariable { .. } => {
-            "`trunkline config keys` lists every key with its variable and default"
-        }
-        _ => "`trunkline config keys` says what each key takes",
-    };
-    Finding::fail(CHECK, chain(error), fix)
+    Finding::fail(CHECK, chain(error), settings::way_out(error))
 }
 
 fn findings(loaded: &Loaded) -> Vec<Finding> {

@@ -47,16 +47,21 @@ impl Explain for UpError {
 
 /// What to do about an address that cannot be listened on.
 fn bind_hint(setting: &str, source: &io::Error) -> String {
-    let flag = if setting == "server.http" { "--http" } else { "--listen" };
+    let setting = match setting {
+        "server.listen" => "--listen or server.listen".to_owned(),
+        "server.http" => "--http or server.http".to_owned(),
+        // The others have no flag.
+        setting => setting.to_owned(),
+    };
     match source.kind() {
         io::ErrorKind::PermissionDenied => format!(
-            "ports below 1024 take a privilege: choose a higher one with {flag} or {setting}, or give the program the capability CAP_NET_BIND_SERVICE"
+            "ports below 1024 take a privilege: choose a higher one with {setting}, or give the program the capability CAP_NET_BIND_SERVICE"
         ),
-        io::ErrorKind::AddrNotAvailable => format!(
-            "no network interface of this machine has that address: choose another with {flag} or {setting}"
-        ),
+        io::ErrorKind::AddrNotAvailable => {
+            format!("no network interface of this machine has that address: choose another with {setting}")
+        }
         _ => format!(
-            "another `trunkline up` may be running: stop what uses that address, or choose another with {flag} or {setting}; port 0 takes a free one"
+            "another `trunkline up` may be running: stop what uses that address, or choose another with {setting}; port 0 takes a free one"
         ),
     }
 }
@@ -236,5 +241,10 @@ mod tests {
             let hint = UpError::from(error).hint().unwrap_or_default().into_owned();
             assert!(hint.contains(expected) && hint.contains("--http or server.http"), "{hint}");
         }
+        let address = "127.0.0.1:80".parse().unwrap();
+        let source = io::ErrorKind::AddrInUse.into();
+        let error = StartError::Bind { address, setting: "server.websocket.listen", source };
+        let hint = UpError::from(error).hint().unwrap_or_default().into_owned();
+        assert!(hint.contains("with server.websocket.listen") && !hint.contains("--listen"), "{hint}");
     }
 }

@@ -1,7 +1,7 @@
 //! Components where the server asks who they are.
 
 use nix::sys::signal::Signal;
-use trunkline_testkit::environment;
+use trunkline_testkit::{Authority, environment};
 
 use super::Platform;
 use crate::command::run;
@@ -49,6 +49,8 @@ fn each_component_has_a_user_of_its_own_whose_password_is_shown_nowhere() {
     up.signal(Signal::SIGTERM);
     let ended = up.end();
     assert!(!ended.stderr.contains(&password), "{}", ended.stderr);
+    // At the start and at the reload: those of the file, and not the one that was made.
+    assert_eq!(ended.stderr.matches("passwords=2").count(), 2, "{}", ended.stderr);
 }
 
 /// A tool for Node, with the stock client, which says itself who it is.
@@ -83,4 +85,45 @@ fn a_component_for_node_is_let_in_by_what_it_is_given() {
     assert_eq!(String::from_utf8_lossy(&asked).trim_end(), "component-tool heard hello");
     up.signal(Signal::SIGTERM);
     assert!(up.end().status.success());
+}
+
+#[test]
+fn a_component_with_a_certificate_is_the_user_that_the_certificate_says() {
+    let authority = Authority::make();
+    let [server, echo, asker] =
+        ["localhost", "echo.internal", "asker.internal"].map(|name| authority.sign(&[name]));
+    let shown = |certificate: &trunkline_testkit::certificates::Certificate| {
+        format!(
+            "TRUNKLINE_MESSAGING_NATS_TLS_CA_FILE: {}, TRUNKLINE_MESSAGING_NATS_TLS_CERT_FILE: {}, TRUNKLINE_MESSAGING_NATS_TLS_KEY_FILE: {}",
+            authority.ca_file().display(),
+            certificate.cert_file.display(),
+            certificate.key_file.display()
+        )
+    };
+    let trunkline = env!("CARGO_BIN_EXE_trunkline");
+    // The server's certificate is for this name and not for an address; where it listens is known once it does.
+    let at_name =
+        format!("TRUNKLINE_URL=$(echo \\\"$TRUNKLINE_URL\\\" | sed s/127.0.0.1/localhost/) exec {trunkline}");
+    let platform = Platform::new(&format!(
+        "server:\n  listen: 127.0.0.1:0\n  http: 127.0.0.1:0\n  \
+         tls: {{cert_file: {}, key_file: {}, ca_file: {}, verify_and_map: true}}\n  users:\n  \
+         - {{user: echo.internal, permissions: {{subscribe: [test.echo], allow_responses: true}}}}\n  \
+         - {{user: asker.internal}}\n\
+         components:\n  \
+         echo: {{command: [sh, -c, \"{at_name} reply test.echo --echo\"], env: {{{}}}, ready: 'responder:test.echo'}}\n  \
+         asker: {{command: [sh, -c, \"{at_name} request test.echo hello\"], env: {{{}}}, depends_on: [echo], ready: 'log:hello', restart: 'no'}}\n  \
+         greedy: {{command: [sh, -c, \"{at_name} pub secret.things x\"], env: {{{}}}, depends_on: [asker], restart: 'no'}}\n",
+        server.cert_file.display(),
+        server.key_file.display(),
+        authority.ca_file().display(),
+        shown(&echo),
+        shown(&asker),
+        shown(&echo),
+    ));
+    let mut up = platform.up(&[]);
+    up.until_it_says("greedy | error: publishing to secret.things was denied");
+    up.signal(Signal::SIGTERM);
+    let ended = up.end();
+    let denied = |line: &str| line.contains("not permitted") && line.contains("user=\"echo.internal\"");
+    assert!(ended.stderr.lines().any(denied), "{ended:?}");
 }

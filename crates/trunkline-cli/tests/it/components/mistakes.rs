@@ -51,13 +51,21 @@ fn mistakes_of_a_newcomer_have_good_messages() {
         ),
         (
             with("command: sh, depends_on: [tools]}\n  tools: {command: sh, depends_on: [web]"),
-            &["depend on each other in a circle: tools -> web -> tools"],
+            &[
+                "depend on each other in a circle: tools -> web -> tools",
+                "take one of these out of depends_on",
+            ],
         ),
         (
             with("comand: sh"),
             &["unknown key \"components.web.comand\"; did you mean \"components.web.command\"?"],
         ),
-        ("components:\n  web: {command: sh\n".to_owned(), &["config.yaml:"]),
+        (
+            with("command: sh, ready: 'tpc://127.0.0.1:1'"),
+            &["expected started, responder:SUBJECT", "or log:TEXT"],
+        ),
+        ("components:\n  web: {command: sh\n".to_owned(), &["config.yaml:", "in the same column"]),
+        ("components:\n\tweb: {command: sh}\n".to_owned(), &["config.yaml:2:", "indent with spaces"]),
     ] {
         check(&yaml, expected);
     }

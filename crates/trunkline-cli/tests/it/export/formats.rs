@@ -20,7 +20,7 @@ fn validated(kind: &str, arguments: &[&str]) -> Vec<Value> {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-fn compose(exported: &Exported) -> Value {
+pub(super) fn compose(exported: &Exported) -> Value {
     let schema = environment::deploy().join("package/schemas/compose.schema.json");
     validated("compose", &[text(&schema), text(&exported.out().join("compose.yaml"))]).remove(0)
 }

@@ -71,6 +71,10 @@ impl Machine {
 
     /// What `ExecStart` of a unit runs, with its environment and credentials.
     fn command(&self, unit: &str) -> Command {
+        self.command_of(unit, "ExecStart")
+    }
+
+    fn command_of(&self, unit: &str, key: &str) -> Command {
         let credentials = self.root().join(format!("run/credentials/{unit}.service"));
         fs::create_dir_all(&credentials).expect("a directory for credentials");
         for credential in self.values(unit, "LoadCredential") {
@@ -83,8 +87,10 @@ impl Machine {
         let credentials = credentials.display().to_string();
         let filled =
             |text: &str| text.replace("${CREDENTIALS_DIRECTORY}", &credentials).replace("%d", &credentials);
-        let words = self.values(unit, "ExecStart").remove(0);
-        let words = shlex(&filled(&words));
+        let words = self.values(unit, key).remove(0);
+        // As systemd reads it: quotes hold words together, and these two stand for themselves when they are doubled.
+        let words =
+            shlex::split(&filled(&words).replace("$$", "$").replace("%%", "%")).expect("quotes that close");
         let mut command = crate::command::command::<&str>(&[]);
         let program = match words[0].as_str() {
             "redis-server" => Some("redis-server".into()),
@@ -96,6 +102,12 @@ impl Machine {
             command = Command::new(program);
         }
         command.args(&words[1..]).current_dir(self.root());
+        for file in self.values(unit, "EnvironmentFile") {
+            for line in fs::read_to_string(file).expect("the file is there").lines() {
+                let (name, value) = line.split_once('=').expect("NAME=value");
+                command.env(name, value);
+            }
+        }
         for variable in self.values(unit, "Environment") {
             let variable = filled(&variable);
             let (name, value) = variable.split_once('=').expect("NAME=value");
@@ -109,6 +121,11 @@ impl Machine {
     pub(crate) fn start(&self, unit: &str) -> Running {
         assert_eq!(self.values(unit, "Type"), ["exec"]);
         start(self.command(unit), b"")
+    }
+
+    /// Starts what a component's unit runs, or with `ExecStartPre` what goes before it.
+    pub(crate) fn start_component(&self, unit: &str, key: &str) -> Running {
+        start(self.command_of(unit, key), b"")
     }
 
     /// Starts a service and waits until it says that it is ready, as systemd would.
@@ -172,10 +189,6 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(std::time::Instant::now() < deadline, "{what} did not happen within {PATIENCE:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-fn shlex(line: &str) -> Vec<String> {
-    line.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Whether something accepts connections there.

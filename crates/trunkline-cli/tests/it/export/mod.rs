@@ -1,5 +1,7 @@
 //! `trunkline export`: what it writes is valid for who reads it, holds what it promises, and runs.
 
+mod composed;
+mod containers;
 mod formats;
 mod machine;
 mod refusals;

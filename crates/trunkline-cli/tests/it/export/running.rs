@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use trunkline_testkit::servers::NatsServer;
 
 use super::machine::{Machine, eventually, is_open};
-use super::{PLATFORM, export};
+use super::{PLATFORM, composed, export};
 use crate::command::{Ended, command, run, start, text};
 
 /// The platform, without the component that runs once.
@@ -58,6 +58,23 @@ fn an_exported_bus_in_memory_runs_and_asks_everybody_who_they_are() {
     bus.until_it_notifies("STOPPING=1");
     assert!(bus.running.end().status.success());
     assert_ne!(machine.on_the_machine(&["status"]).code(), 0, "the health check sees that it is gone");
+}
+
+#[test]
+fn exported_components_run_by_their_units_and_wait_for_each_other() {
+    let machine = Machine::new(export(composed::PLATFORM, "in_memory", "systemd", &[]), &[4222, 8222]);
+    let bus = machine.start_and_wait("trunkline");
+    // Who waits is started first: it goes on when the other one is there.
+    let waiting = machine.start_component("trunkline-asker", "ExecStartPre");
+    let mut search = machine.start_component("trunkline-search", "ExecStart");
+    search.until_it_says("answering on nachos.tool.search.call");
+    waiting.end().ok();
+    let asked = machine.start_component("trunkline-asker", "ExecStart").end();
+    assert_eq!(String::from_utf8_lossy(&asked.ok()).trim_end(), "what is $5 in 'euros'?");
+    for service in [search, bus.running] {
+        service.signal(Signal::SIGTERM);
+        assert!(service.end().status.success());
+    }
 }
 
 #[test]

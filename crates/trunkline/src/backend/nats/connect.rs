@@ -58,9 +58,11 @@ pub(super) async fn connect(
 fn retryable(error: &ConnectError, server: &str) -> Result<String, NatsConnectError> {
     let (server, reason) = (server.to_owned(), error.to_string());
     match error.kind() {
-        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-            Err(NatsConnectError::Unauthorized { server, reason })
+        // Below it the same stands once more.
+        ConnectErrorKind::AuthorizationViolation => {
+            Err(NatsConnectError::Unauthorized { server, reason: error.kind().to_string() })
         }
+        ConnectErrorKind::Authentication => Err(NatsConnectError::Unauthorized { server, reason }),
         ConnectErrorKind::Tls => Err(NatsConnectError::Tls { server, reason }),
         ConnectErrorKind::ServerParse => Err(NatsConnectError::BadServer { server, reason }),
         ConnectErrorKind::Dns

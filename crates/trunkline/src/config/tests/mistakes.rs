@@ -139,7 +139,7 @@ fn yaml_mistakes_name_place_value_and_what_is_allowed() {
         ),
         (
             "components: {a: {command: x, ready: 'ftp://h'}}",
-            "config.yaml:1:37: components.a.ready is \"ftp://h\": the scheme is not http, https or tcp",
+            "config.yaml:1:37: components.a.ready is \"ftp://h\", expected started, responder:SUBJECT, http://HOST:PORT/PATH, https://HOST:PORT/PATH, tcp://HOST:PORT or log:TEXT",
         ),
         (
             "components: {a: {command: x, ready: 'log:'}}",
