@@ -214,12 +214,12 @@ impl Client {
         let _ = self.secured.set(Box::new(secured));
     }
 
-    /// `None` without TLS.
     /// What it is, whoever it says it is.
     pub(crate) fn connection(&self) -> Connection<'_> {
         Connection { nonce: self.nonce.as_deref(), secured: self.secured(), kind: Some(self.kind) }
     }
 
+    /// `None` without TLS.
     pub(crate) fn secured(&self) -> Option<&Secured> {
         self.secured.get().map(|secured| &**secured)
     }
