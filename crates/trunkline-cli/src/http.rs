@@ -1,11 +1,16 @@
-//! The smallest HTTP client that can ask a server how it is: one GET, a bounded answer, no TLS.
+//! The smallest HTTP client that can ask a server how it is: one GET, a bounded answer.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use url::Url;
+
+use crate::trust::{self, Trust, TrustError};
 
 /// Most bytes of an answer.
 const ANSWER_BYTES_MAX: u64 = 4 << 20;
@@ -14,8 +19,12 @@ const ANSWER_BYTES_MAX: u64 = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum HttpError {
-    #[error("{url} is not an http:// address")]
+    #[error("{url} is neither an http:// nor an https:// address")]
     Url { url: String },
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error("the certificate of {url} is not trusted: {reason}")]
+    Untrusted { url: String, reason: String },
     #[error("cannot reach {url}")]
     Io { url: String, source: io::Error },
     #[error("{url} gave no answer within {waited:?} (--timeout)")]
@@ -31,28 +40,42 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
-/// Asks for `path` of the server at `base`.
+/// Asks for `path` of the server at `base`, which has to be one that is believed where it speaks TLS.
 ///
 /// # Errors
 /// See [`HttpError`]; an answer with any status is not one.
-pub(crate) async fn get(base: &Url, path: &str, limit: Duration) -> Result<Answer, HttpError> {
+pub(crate) async fn get(base: &Url, path: &str, trust: &Trust, limit: Duration) -> Result<Answer, HttpError> {
     let url = || base.to_string().trim_end_matches('/').to_owned();
-    let (Some(host), Some(port), "http") = (base.host_str(), base.port_or_known_default(), base.scheme())
-    else {
+    let (Some(host), Some(port)) = (base.host_str(), base.port_or_known_default()) else {
         return Err(HttpError::Url { url: url() });
     };
-    let bytes = tokio::time::timeout(limit, exchange(host, port, path))
+    let tls = match base.scheme() {
+        "http" => None,
+        "https" => Some(TlsConnector::from(Arc::new(trust.client()?))),
+        _ => return Err(HttpError::Url { url: url() }),
+    };
+    let bytes = tokio::time::timeout(limit, exchange(host, port, tls, path))
         .await
         .map_err(|_| HttpError::Timeout { url: url(), waited: limit })?
-        .map_err(|source| HttpError::Io { url: url(), source })?;
+        .map_err(|source| match trust::refusal(&source) {
+            Some(reason) => HttpError::Untrusted { url: url(), reason },
+            None => HttpError::Io { url: url(), source },
+        })?;
     parse(&bytes).ok_or_else(|| HttpError::NotHttp { url: url() })
 }
 
 /// HTTP/1.0: the answer ends with the connection, so there are no chunks to undo.
-async fn exchange(host: &str, port: u16, path: &str) -> io::Result<Vec<u8>> {
+async fn exchange(host: &str, port: u16, tls: Option<TlsConnector>, path: &str) -> io::Result<Vec<u8>> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let stream = TcpStream::connect((bare, port)).await?;
-    exchange_over(stream, &format!("{host}:{port}"), path).await
+    let host = format!("{host}:{port}");
+    match tls {
+        None => exchange_over(stream, &host, path).await,
+        Some(tls) => {
+            let name = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;
+            exchange_over(tls.connect(name, stream).await?, &host, path).await
+        }
+    }
 }
 
 /// The whole answer to a question over this connection; `host` is the name and port that it was made to.

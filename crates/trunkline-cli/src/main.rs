@@ -27,6 +27,7 @@ mod show;
 mod supervisor;
 mod trace;
 mod traces;
+mod trust;
 mod unverified;
 
 use std::ffi::OsString;

@@ -32,6 +32,11 @@ impl Unverified {
         Ok(builder.with_custom_certificate_verifier(self.0.clone()).with_no_client_auth())
     }
 
+    /// What checks that the server has the key to what it shows, for those who look at the certificate themselves.
+    pub(crate) fn verifier(&self) -> &dyn ServerCertVerifier {
+        &*self.0
+    }
+
     /// What the server has shown, its own certificate first; nothing when it never came to that.
     pub(crate) fn shown(&self) -> Vec<CertificateDer<'static>> {
         std::mem::take(&mut *self.0.shown.lock().unwrap_or_else(PoisonError::into_inner))

@@ -17,7 +17,7 @@ use trunkline_core::{GradualTable, SubscriptionId};
 use trunkline_protocol::{ConnectOptions, encode};
 
 use crate::arrival::Secured;
-use crate::auth::{Identity, PatternSet, Replies};
+use crate::auth::{Connection, Identity, PatternSet, Replies};
 use crate::bridge::orders::Orders;
 use crate::outbox::{Ending, Outbox, Written};
 use crate::shared::Closed;
@@ -212,6 +212,11 @@ impl Client {
 
     pub(crate) fn set_secured(&self, secured: Secured) {
         let _ = self.secured.set(Box::new(secured));
+    }
+
+    /// What it is, whoever it says it is.
+    pub(crate) fn connection(&self) -> Connection<'_> {
+        Connection { nonce: self.nonce.as_deref(), secured: self.secured(), kind: Some(self.kind) }
     }
 
     /// `None` without TLS.

@@ -378,9 +378,13 @@ impl Staging {
             client.sent.bytes.fetch_add(slot.message_bytes, Ordering::Relaxed);
         }
         if total > INNOCENT_BYTES
-            && matches!(written, Written::Pending(pending) if pending > HIGH_WATER_BYTES)
+            && let Written::Pending(pending @ 1..) = written
         {
-            self.behind = Some(client.clone());
+            if pending > HIGH_WATER_BYTES {
+                self.behind = Some(client.clone());
+            }
+            // Not only after the batch: one large message may be kept for many readers.
+            client.keep_memory();
         }
         slot.writes += 1;
         slot.lines.clear();

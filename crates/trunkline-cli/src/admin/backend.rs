@@ -76,7 +76,9 @@ impl AdminBackend {
 pub(super) fn stream_error(link: &Link, error: CallError) -> StreamError {
     match error {
         CallError::Said(_, said) => said.into_stream_error(&link.server()),
-        CallError::Lost { reason, .. } => StreamError::NotConnected { server: link.server(), reason },
+        CallError::Lost { reason, .. } | CallError::Untrusted { reason } => {
+            StreamError::NotConnected { server: link.server(), reason }
+        }
     }
 }
 
@@ -104,7 +106,9 @@ async fn publish(
         Err(CallError::Lost { sent: true, .. }) => {
             Err(PublishError::OutcomeUnknown { server, waited: timeout })
         }
-        Err(CallError::Lost { reason, .. }) => Err(PublishError::NotConnected { server, reason }),
+        Err(CallError::Lost { reason, .. } | CallError::Untrusted { reason }) => {
+            Err(PublishError::NotConnected { server, reason })
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use trunkline_server::admin::OverviewJson;
 
 use super::link::Link;
-use super::place::{Named, ServerPlace};
+use super::place::ServerPlace;
 use super::{AdminError, shown};
 use crate::failure::Failure;
 use crate::settings::GlobalArgs;
@@ -36,15 +36,15 @@ impl DashboardPlace {
     /// # Errors
     /// No server, no token, or a wrong one.
     pub(crate) async fn find(&self, global: &GlobalArgs, limit: Duration) -> Result<(String, u16), Failure> {
-        let Named { http, token, token_is_found } = self.server.find(global)?;
-        let token = token.ok_or_else(|| AdminError::NoToken { url: shown(&http) })?;
-        // Over TLS the browser has to judge the certificate, and finds out about the token by itself.
-        if http.scheme() == "http" {
-            let link = Link::new(&http, token.clone(), token_is_found, limit)?;
-            link.get::<OverviewJson>("/overview").await?;
+        let server = self.server.find(global)?;
+        let address = shown(&server.http);
+        if server.token.is_none() {
+            return Err(AdminError::NoToken { url: address }.into());
         }
-        let port = http.port_or_known_default().unwrap_or_default();
-        Ok((dashboard_url(&shown(&http), Some(&token)), port))
+        let link = Link::new(&server, limit)?;
+        link.get::<OverviewJson>("/overview").await?;
+        let port = server.http.port_or_known_default().unwrap_or_default();
+        Ok((dashboard_url(&address, Some(&link.token())), port))
     }
 }
 

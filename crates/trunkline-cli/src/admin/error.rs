@@ -6,6 +6,7 @@ use trunkline::backend::{PublishError, StreamError};
 use trunkline::{ConnectError, ConsumerError, RedriveError};
 
 use crate::failure::{Explain, Kind};
+use crate::trust::{TrustError, UNTRUSTED};
 
 /// Why a command on streams failed.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +18,12 @@ pub(crate) enum AdminError {
     NoToken { url: String },
     #[error("{url} refuses the admin token (401): {said}")]
     Refused { url: String, said: String },
-    #[error("{url} is not an http:// address")]
+    #[error("{url} is neither an http:// nor an https:// address")]
     Url { url: String },
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error("the certificate of {url} is not trusted: {reason}")]
+    Untrusted { url: String, reason: String },
     #[error("cannot reach the admin API at {url}: {reason}")]
     Unreachable { url: String, reason: String },
     #[error("no `trunkline up` of this user on this machine serves clients at {url}")]
@@ -77,6 +82,7 @@ impl Explain for AdminError {
                     .into()
             }
             Self::NotOpened { .. } => "`trunkline dashboard` prints the address, to be opened by hand".into(),
+            Self::Trust(_) | Self::Untrusted { .. } => UNTRUSTED.into(),
             Self::Url { .. } => "give --http as in http://127.0.0.1:8222".into(),
             Self::Unreachable { .. } => "start a bus with `trunkline up`, or name another with --http or --url".into(),
             Self::NoServerThere { .. } => {

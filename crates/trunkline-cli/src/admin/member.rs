@@ -80,7 +80,7 @@ impl Seat {
                 Problem::NoConsumer { .. } | Problem::NoStream { .. } => self.gone(),
                 _ => self.away(said.error),
             },
-            CallError::Lost { reason, .. } => self.away(reason),
+            CallError::Lost { reason, .. } | CallError::Untrusted { reason } => self.away(reason),
         }
     }
 }

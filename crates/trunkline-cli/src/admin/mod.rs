@@ -35,6 +35,7 @@ pub(crate) use dashboard::{DashboardPlace, dashboard_url};
 pub(crate) use error::AdminError;
 use link::Link;
 pub(crate) use observe::{Follower, News, ObserveArgs, Observer, Question};
+pub(crate) use place::{Credentials, Named};
 pub(crate) use token::RuntimeFile;
 
 /// How long a command that is done waits for its connection to close.
@@ -44,7 +45,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Which bus")]
 pub(crate) struct AdminArgs {
-    /// Where the server answers HTTP [default: that of --url, else the configured server.http]
+    /// Where the server answers HTTP or HTTPS [default: that of --url, else the configured server.http]
     #[arg(long, value_name = "URL", conflicts_with = "url")]
     http: Option<Url>,
 
@@ -52,9 +53,8 @@ pub(crate) struct AdminArgs {
     #[arg(long, value_name = "URL", value_parser = NatsUrl::parse)]
     url: Option<NatsUrl>,
 
-    /// Token of the admin API [default: $TRUNKLINE_ADMIN_TOKEN, else found for a `trunkline up` of this user]
-    #[arg(long, value_name = "TOKEN")]
-    token: Option<String>,
+    #[command(flatten)]
+    credentials: Credentials,
 
     /// What the names of streams begin with on a NATS server [default: the configured messaging.stream_prefix, with
     /// --url atlas_bus]
@@ -97,7 +97,8 @@ enum Place {
 impl AdminArgs {
     /// The bus that the configuration says, with this limit for each answer.
     pub(crate) fn as_configured(api_timeout: Duration) -> Self {
-        Self { http: None, url: None, token: None, stream_prefix: None, api_timeout }
+        let credentials = Credentials::default();
+        Self { http: None, url: None, credentials, stream_prefix: None, api_timeout }
     }
 
     /// Connects to a bus with streams.
@@ -131,13 +132,15 @@ impl AdminArgs {
     }
 
     async fn over_http(&self, url: Url, configured: Option<&Config>) -> Result<AdminClient, Failure> {
-        let (token, is_found) = token_for(&url, self.token.clone(), configured);
-        let token = token.ok_or_else(|| AdminError::NoToken { url: shown(&url) })?;
-        let link = Arc::new(Link::new(&url, token, is_found, self.api_timeout)?);
+        let named = Named::new(url, &self.credentials, configured);
+        if named.token.is_none() {
+            return Err(AdminError::NoToken { url: shown(&named.http) }.into());
+        }
+        let link = Arc::new(Link::new(&named, self.api_timeout)?);
         let server: ServerJson = link.get("/server").await?;
         let options = options_of(&server, self.api_timeout)?;
         let backend = AdminBackend::new(link, &server);
-        Ok(AdminClient { bus: Bus::with_backend(Arc::new(backend), options), server: shown(&url) })
+        Ok(AdminClient { bus: Bus::with_backend(Arc::new(backend), options), server: shown(&named.http) })
     }
 
     async fn over_nats(&self, url: &NatsUrl, configured: Option<&Config>) -> Result<AdminClient, Failure> {
@@ -164,42 +167,25 @@ impl AdminArgs {
     }
 }
 
-/// What runs beside the bus of the server at this address; `None` where no token is known, or the server knows of no
-/// components.
+/// What runs beside the bus of this server; `None` where no token is known, or the server knows of no components.
 ///
 /// # Errors
 /// A token that is not the server's, no answer within `limit`.
 pub(crate) async fn components(
-    url: &Url,
-    token: Option<String>,
-    configured: Option<&Config>,
+    server: &Named,
     limit: Duration,
 ) -> Result<Option<ComponentsJson>, AdminError> {
-    let (token, is_found) = token_for(url, token, configured);
-    let Some(token) = token.filter(|_| url.scheme() == "http") else { return Ok(None) };
-    let link = Link::new(url, token, is_found, limit)?;
+    if server.token.is_none() {
+        return Ok(None);
+    }
+    let link = Link::new(server, limit)?;
     match link.get("/components").await {
         Ok(components) => Ok(Some(components)),
         // Another server, or an older one.
         Err(AdminError::NotAdmin { .. }) => Ok(None),
-        Err(AdminError::Refused { .. }) if is_found => Ok(None),
+        Err(AdminError::Refused { .. }) if server.token_is_found => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// The token for the server at this address: the given one, else that of the environment, of a server of this user on this
-/// machine, or of the configuration. And whether it had to be looked for.
-fn token_for(url: &Url, given: Option<String>, configured: Option<&Config>) -> (Option<String>, bool) {
-    let from_environment = || std::env::var("TRUNKLINE_ADMIN_TOKEN").ok().filter(|token| !token.is_empty());
-    let given = given.or_else(from_environment);
-    let is_found = given.is_none();
-    let found = || token::find(url).map(|file| file.admin_token);
-    // Only for the address that the same configuration names: a token is not shown to strangers.
-    let of_config = || {
-        let token = configured.and_then(|config| config.server.auth.admin_token.as_ref());
-        token.map(|token| token.expose().to_owned())
-    };
-    (given.or_else(found).or_else(of_config), is_found)
 }
 
 /// A NATS address is that of a Trunkline server when one of this user says so; else it is taken as it is.

@@ -13,7 +13,7 @@ use trunkline::observe::{ConversationList, ConversationRecord, Observation};
 use super::error::AdminError;
 use super::events::{Event, Events};
 use super::link::{CallError, Link};
-use super::place::{Named, ServerPlace};
+use super::place::ServerPlace;
 use super::shown;
 use crate::duration;
 use crate::failure::{Failure, chain};
@@ -40,10 +40,10 @@ impl ObserveArgs {
     /// # Errors
     /// No server is named, or no token is known for it.
     pub(crate) fn observer(&self, global: &GlobalArgs) -> Result<Observer, Failure> {
-        let Named { http, token, token_is_found } = self.server.find(global)?;
+        let server = self.server.find(global)?;
         // Without a token the server is asked nevertheless: that it is not there is the better answer then.
-        let link = Link::new(&http, token.unwrap_or_default(), token_is_found, self.api_timeout)?;
-        Ok(Observer { link, server: shown(&http) })
+        let link = Link::new(&server, self.api_timeout)?;
+        Ok(Observer { link, server: shown(&server.http) })
     }
 }
 

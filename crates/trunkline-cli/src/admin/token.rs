@@ -29,6 +29,9 @@ pub(crate) struct Found {
     pub(crate) http: String,
     /// Its token.
     pub(crate) admin_token: String,
+    /// The file of its certificate, where it is asked over HTTPS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate: Option<PathBuf>,
     /// The process that wrote it.
     pid: i32,
 }
@@ -43,15 +46,26 @@ pub(crate) struct RuntimeFile {
 }
 
 impl RuntimeFile {
-    /// Writes the file, readable by this user alone.
+    /// Writes the file, readable by this user alone. With the file of a certificate the server is asked over HTTPS.
     ///
     /// # Errors
     /// There is no directory that is this user's alone, or it cannot be written to.
-    pub(crate) fn write(nats: &str, http: SocketAddr, token: &str) -> io::Result<Self> {
-        Self::write_in(&directory(), nats, http, token)
+    pub(crate) fn write(
+        nats: &str,
+        http: SocketAddr,
+        token: &str,
+        certificate: Option<&Path>,
+    ) -> io::Result<Self> {
+        Self::write_in(&directory(), nats, http, token, certificate)
     }
 
-    fn write_in(directory: &Path, nats: &str, http: SocketAddr, token: &str) -> io::Result<Self> {
+    fn write_in(
+        directory: &Path,
+        nats: &str,
+        http: SocketAddr,
+        token: &str,
+        certificate: Option<&Path>,
+    ) -> io::Result<Self> {
         match DirBuilder::new().mode(0o700).create(directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
@@ -60,8 +74,10 @@ impl RuntimeFile {
         remove_orphans(directory);
         let found = Found {
             nats: nats.to_owned(),
-            http: format!("http://{http}"),
+            http: format!("{}://{http}", if certificate.is_some() { "https" } else { "http" }),
             admin_token: token.to_owned(),
+            // Other commands may be in other directories.
+            certificate: certificate.map(std::path::absolute).transpose()?,
             pid: std::process::id().try_into().unwrap_or_default(),
         };
         let content = serde_json::to_vec(&found)?;
@@ -132,11 +148,13 @@ fn find_in(directory: &Path, http: &Url) -> Option<Found> {
         url::Host::Ipv6(ip) => ip.is_loopback(),
     };
     // The token of a server on this machine must not be shown to a host elsewhere that has the same port.
-    if !loopback || http.scheme() != "http" {
+    if !loopback {
         return None;
     }
     check_private(directory).ok()?;
-    read(&directory.join(file_name(http.port_or_known_default()?)))
+    let found = read(&directory.join(file_name(http.port_or_known_default()?)))?;
+    // Nor is it sent in the clear where the server has TLS.
+    Url::parse(&found.http).is_ok_and(|url| url.scheme() == http.scheme()).then_some(found)
 }
 
 /// The server of this user whose clients connect to this address.
@@ -209,7 +227,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("trunkline");
         let (nats, http) = addresses();
-        let file = RuntimeFile::write_in(&directory, nats, http, "secret").unwrap();
+        let file = RuntimeFile::write_in(&directory, nats, http, "secret", None).unwrap();
         assert_eq!(fs::metadata(&directory).unwrap().mode() & 0o777, 0o700);
         assert_eq!(fs::metadata(&file.path).unwrap().mode() & 0o777, 0o600);
         for good in ["http://127.0.0.1:42", "http://localhost:42"] {
@@ -220,7 +238,7 @@ mod tests {
         {
             assert!(find_in(&directory, &url(strange)).is_none(), "{strange}");
         }
-        let newer = RuntimeFile::write_in(&directory, nats, http, "other").unwrap();
+        let newer = RuntimeFile::write_in(&directory, nats, http, "other", None).unwrap();
         drop(file);
         assert_eq!(find_in(&directory, &url("http://127.0.0.1:42")).unwrap().admin_token, "other");
         drop(newer);
@@ -232,14 +250,14 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("trunkline");
         let (nats, http) = addresses();
-        let mine = RuntimeFile::write_in(&directory, nats, http, "secret").unwrap();
+        let mine = RuntimeFile::write_in(&directory, nats, http, "secret", None).unwrap();
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = child.id();
         child.wait().unwrap();
         let orphan = format!(r#"{{"nats":"","http":"","admin_token":"x","pid":{pid}}}"#);
         fs::write(directory.join("admin-1.json"), orphan).unwrap();
         let other =
-            RuntimeFile::write_in(&directory, nats, "127.0.0.1:43".parse().unwrap(), "secret").unwrap();
+            RuntimeFile::write_in(&directory, nats, "127.0.0.1:43".parse().unwrap(), "secret", None).unwrap();
         assert!(!directory.join("admin-1.json").exists());
         assert!(mine.path.exists() && other.path.exists());
     }
@@ -249,7 +267,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let (nats, http) = addresses();
-        assert!(RuntimeFile::write_in(directory.path(), nats, http, "secret").is_err());
+        assert!(RuntimeFile::write_in(directory.path(), nats, http, "secret", None).is_err());
         fs::write(
             directory.path().join("admin-42.json"),
             r#"{"nats":"","http":"","admin_token":"x","pid":1}"#,

@@ -19,12 +19,13 @@ use trunkline::health::{BACKEND, HealthCheck, HealthStatus, MEMORY, SystemHealth
 use trunkline_server::admin::{ComponentJson, ComponentState, ResourcesJson};
 use url::Url;
 
-use crate::admin::{self, AdminError};
+use crate::admin::{self, AdminError, Credentials, Named};
 use crate::duration;
 use crate::failure::{Explain, Failure};
 use crate::http::{self, HttpError};
 use crate::output;
 use crate::settings::{self, GlobalArgs};
+use crate::trust::UNTRUSTED;
 
 /// What of a server's `/varz` is worth a line, where it is there.
 const FACTS: [(&str, &str); 19] = [
@@ -70,7 +71,7 @@ pub(crate) struct StatusArgs {
     #[arg(long, value_name = "URL", value_parser = NatsUrl::parse, conflicts_with = "http")]
     url: Option<NatsUrl>,
 
-    /// Where the server answers HTTP [default: the configured server.http]
+    /// Where the server answers HTTP or HTTPS [default: the configured server.http]
     #[arg(long, value_name = "URL")]
     http: Option<Url>,
 
@@ -82,10 +83,8 @@ pub(crate) struct StatusArgs {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     timeout: Option<Duration>,
 
-    /// Token of the admin API, which tells about components [default: $TRUNKLINE_ADMIN_TOKEN, else found for a
-    /// `trunkline up` of this user]
-    #[arg(long, value_name = "TOKEN", conflicts_with = "url")]
-    token: Option<String>,
+    #[command(flatten)]
+    credentials: Credentials,
 
     /// One JSON document: ready, status, reason, component, version, uptime, checks, server, resources, components
     #[arg(long)]
@@ -119,8 +118,9 @@ impl Explain for StatusError {
             Self::Waited { source, .. } => source.hint(),
             Self::Admin(error) => error.hint(),
             Self::Http(HttpError::NotHttp { .. }) => {
-                Some("--http takes the HTTP address; for the NATS address use --url".into())
+                Some("--http takes the HTTP address, with https:// where server.tls.http is on; for the NATS address use --url".into())
             }
+            Self::Http(HttpError::Untrusted { .. } | HttpError::Trust(_)) => Some(UNTRUSTED.into()),
             Self::Connect { source, .. } if !source.is_retryable() => Some(source.hint().into()),
             _ => Some("start a bus with `trunkline up`, or name another with --url or --http".into()),
         }
@@ -201,7 +201,10 @@ async fn wait(target: &Target, config: Option<&Config>, args: &StatusArgs) -> Re
                 Err(_) if report.is_hopeless() => return Ok(report),
                 Err(missing) => missing,
             },
-            Err(error @ StatusError::Admin(AdminError::Refused { .. })) => return Err(error),
+            Err(
+                error @ (StatusError::Admin(AdminError::Refused { .. })
+                | StatusError::Http(HttpError::Trust(_) | HttpError::Url { .. })),
+            ) => return Err(error),
             Err(missing) => missing,
         };
         if Instant::now() + PAUSE >= deadline {
@@ -217,13 +220,14 @@ async fn ask(
     args: &StatusArgs,
     limit: Duration,
 ) -> Result<Report, StatusError> {
-    let mut report = match target {
+    let url = match target {
         Target::Nats { url, options } => return over_nats(url, (**options).clone(), limit).await,
-        Target::Http(url) => over_http(url, limit).await?,
+        Target::Http(url) => url,
     };
-    if let Target::Http(url) = target
-        && let Some(known) = admin::components(url, args.token.clone(), config, limit).await?
-    {
+    // Looked for each time: a bus that is not there yet has left neither token nor certificate.
+    let server = Named::new(url.clone(), &args.credentials, config);
+    let mut report = over_http(&server, limit).await?;
+    if let Some(known) = admin::components(&server, limit).await? {
         report.ready = report.bus_ready && known.components.iter().all(|it| it.state.is_well());
         (report.resources, report.components) = (Some(known.resources), known.components);
     }
@@ -272,12 +276,13 @@ fn http_of(config: &Config) -> Option<Url> {
     Url::parse(&format!("{scheme}://{address}")).ok()
 }
 
-async fn over_http(url: &Url, limit: Duration) -> Result<Report, StatusError> {
+async fn over_http(server: &Named, limit: Duration) -> Result<Report, StatusError> {
+    let (url, trust) = (&server.http, &server.trust);
     let started = Instant::now();
-    let mut health = http::get(url, "/readyz", limit).await?;
+    let mut health = http::get(url, "/readyz", trust, limit).await?;
     if health.status == 404 {
         // A nats-server, which knows only this path and no backends.
-        health = http::get(url, "/healthz", limit).await?;
+        health = http::get(url, "/healthz", trust, limit).await?;
     }
     let round_trip_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
     let ready = health.status == 200;
@@ -290,7 +295,7 @@ async fn over_http(url: &Url, limit: Duration) -> Result<Report, StatusError> {
     };
     // A component that is not ready is told as what it is, further down.
     let bus_ready = ready || (!said.checks.is_empty() && bus_is_well(&said));
-    let facts = http::get(url, "/varz", limit).await?;
+    let facts = http::get(url, "/varz", trust, limit).await?;
     let server = match serde_json::from_slice(&facts.body) {
         Ok(Value::Object(server)) if facts.status == 200 => server,
         _ => Map::new(),

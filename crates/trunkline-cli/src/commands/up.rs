@@ -11,7 +11,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use trunkline::config::{Limits, Loaded};
+use trunkline::config::{Config, Limits, Loaded};
 use trunkline_server::AuthSource;
 
 use crate::admin::RuntimeFile;
@@ -108,7 +108,7 @@ pub(crate) async fn run(
         }
         None => None,
     };
-    let token_file = write_token(&running);
+    let token_file = write_token(&running, &loaded.config);
     tell_service_manager(&[NotifyState::Ready]);
     output::note(&banner::text(&loaded, &running, args.demo));
     let mut supervisor = match loaded.config.components.is_empty() {
@@ -149,15 +149,13 @@ fn tell_service_manager(state: &[NotifyState<'_>]) {
 }
 
 /// Lets commands of this user find the admin API without being told. Where that cannot be, they are given `--token`.
-fn write_token(running: &Running) -> Option<RuntimeFile> {
+fn write_token(running: &Running, config: &Config) -> Option<RuntimeFile> {
     // With the NATS servers clients find streams and messages there, and only what runs beside the bus here.
     let nats = running.nats_addr().map(|address| format!("nats://{address}")).unwrap_or_default();
     let (http, token) = (running.http_addr()?, running.admin_token()?);
-    if running.http_url().is_some_and(|url| url.starts_with("https:")) {
-        tracing::info!("commands of this binary do not reach the admin API over TLS (server.tls.http)");
-        return None;
-    }
-    match RuntimeFile::write(&nats, http, token) {
+    let tls = running.http_url().is_some_and(|url| url.starts_with("https:"));
+    let certificate = config.server.tls.cert_file.as_deref().filter(|_| tls);
+    match RuntimeFile::write(&nats, http, token, certificate) {
         Ok(file) => Some(file),
         Err(error) => {
             tracing::warn!(%error, "the admin token is not kept for other commands, give them --token");

@@ -55,6 +55,7 @@ impl MadeUsers {
                 password: Some(password.clone()),
                 nkey: None,
                 admin: false,
+                connection_types: None,
                 permissions: options.users.iter().find(alike).and_then(|user| user.permissions.clone()),
             };
             options.made.extend(made.user.clone());

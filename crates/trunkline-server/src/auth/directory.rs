@@ -8,13 +8,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use hashbrown::HashMap;
 use nkeys::{KeyPair, KeyPairType};
-use trunkline::config::{Secret, User as UserConfig};
+use trunkline::config::{ConnectionType, Secret, User as UserConfig};
 use trunkline_protocol::ConnectOptions;
 
 use super::password::{Key, Password, SharedPassword, Verdict};
 use super::permissions::Permissions;
-use super::{Account, AuthError, AuthOptions, GLOBAL_ACCOUNT};
-use crate::arrival::Secured;
+use super::{Account, AuthError, AuthOptions, Connection, GLOBAL_ACCOUNT};
+use crate::client::Kind;
 use crate::tls::canonical_subject;
 
 /// What monitoring shows for a client that came with a token.
@@ -30,6 +30,18 @@ pub(crate) struct Identity {
     pub(crate) permissions: Option<Arc<Permissions>>,
     /// It may use the admin API, which is about the global account.
     pub(crate) admin: bool,
+    /// How it may connect; `None` is any way.
+    connection_types: Option<Box<[ConnectionType]>>,
+}
+
+impl Identity {
+    pub(super) fn may_come_by(&self, kind: Option<Kind>) -> bool {
+        let (Some(types), Some(kind)) = (&self.connection_types, kind) else { return true };
+        types.contains(&match kind {
+            Kind::Nats => ConnectionType::Standard,
+            Kind::WebSocket => ConnectionType::WebSocket,
+        })
+    }
 }
 
 /// What CONNECT leads to.
@@ -96,7 +108,13 @@ impl Directory {
         };
         let everybody = |name: Option<&str>| {
             let name = name.map(Into::into);
-            Arc::new(Identity { name, account: global.clone(), permissions: defaults.clone(), admin: false })
+            Arc::new(Identity {
+                name,
+                account: global.clone(),
+                permissions: defaults.clone(),
+                admin: false,
+                connection_types: None,
+            })
         };
         for user in &options.users {
             directory.add(user, &global, defaults.as_ref(), former)?;
@@ -135,7 +153,8 @@ impl Directory {
         let identity = |name: &str| {
             let admin = user.admin && *account.name == *GLOBAL_ACCOUNT;
             let (account, permissions) = (account.clone(), permissions.clone());
-            Arc::new(Identity { name: Some(name.into()), account, permissions, admin })
+            let connection_types = user.connection_types.as_deref().map(Into::into);
+            Arc::new(Identity { name: Some(name.into()), account, permissions, admin, connection_types })
         };
         let twice = |name: &str| AuthError::Twice { user: name.to_owned() };
         if let (Some(certified), Some(name)) = (&mut self.certified, &user.user) {
@@ -230,41 +249,42 @@ impl Directory {
         }
     }
 
-    /// Who says this, on a connection that is `secured`.
-    pub(super) fn find(
-        &self,
-        said: &ConnectOptions,
-        nonce: Option<&str>,
-        secured: Option<&Secured>,
-    ) -> Found {
+    /// Who says this on this connection. A user that may not come by it is as one that does not exist.
+    pub(super) fn find(&self, said: &ConnectOptions, connection: Connection<'_>) -> Found {
+        let Connection { nonce, secured, kind } = connection;
         if !self.is_required() {
-            return self.without_credentials();
+            return self.without_credentials(kind);
         }
         if let (Some(certified), Some(secured)) =
             (&self.certified, secured.filter(|secured| secured.is_mapped))
         {
             let owner = secured.owner.iter();
             let mut names = owner.flat_map(|owner| owner.names.iter().chain(&owner.subject));
-            let found = names.find_map(|name| certified.get(name.as_str()));
+            let found = names
+                .find_map(|name| certified.get(name.as_str()).filter(|identity| identity.may_come_by(kind)));
             return found.cloned().map_or(Found::Nobody, Found::Identity);
         }
         if let Some(nkey) = given(&said.nkey).filter(|_| self.has_nkeys()) {
             return match self.nkeys.get(nkey) {
-                Some((pair, identity)) if is_signed(pair, said, nonce) => Found::Identity(identity.clone()),
+                Some((pair, identity)) if identity.may_come_by(kind) && is_signed(pair, said, nonce) => {
+                    Found::Identity(identity.clone())
+                }
                 _ => Found::Nobody,
             };
         }
         if let Some(name) = given(&said.user) {
-            return self.check(self.users.get(name), said.pass.as_deref().unwrap_or_default());
+            let entry = self.users.get(name).filter(|entry| entry.identity.may_come_by(kind));
+            return self.check(entry, said.pass.as_deref().unwrap_or_default());
         }
         match given(&said.auth_token) {
             Some(token) => self.check(self.token.as_ref(), token),
-            None => self.without_credentials(),
+            None => self.without_credentials(kind),
         }
     }
 
-    fn without_credentials(&self) -> Found {
-        self.anonymous.clone().map_or(Found::Nobody, Found::Identity)
+    fn without_credentials(&self, kind: Option<Kind>) -> Found {
+        let anonymous = self.anonymous.clone().filter(|identity| identity.may_come_by(kind));
+        anonymous.map_or(Found::Nobody, Found::Identity)
     }
 
     fn check(&self, entry: Option<&Entry>, secret: &str) -> Found {

@@ -34,6 +34,7 @@ use hashing::Hashing;
 use password::Key;
 
 use crate::arrival::Secured;
+use crate::client::Kind;
 
 pub(crate) use directory::{Identity, name_of};
 pub(crate) use hashing::Verification;
@@ -53,6 +54,17 @@ pub(crate) struct Account {
     pub(crate) name: Box<str>,
     /// Where its clients meet; for [`GLOBAL_ACCOUNT`] the hub that the server is a front of.
     pub(crate) hub: Arc<Hub>,
+}
+
+/// What is known of a connection, whatever its client says in CONNECT.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Connection<'a> {
+    /// What the client was given to sign.
+    pub(crate) nonce: Option<&'a str>,
+    /// What came of TLS.
+    pub(crate) secured: Option<&'a Secured>,
+    /// `None` for one of HTTP.
+    pub(crate) kind: Option<Kind>,
 }
 
 /// Why a client is not let in, or not any more.
@@ -168,8 +180,8 @@ impl Auth {
     }
 
     /// Who a client is that has not said so, where nobody must.
-    pub(crate) fn anonymous(&self) -> Option<Arc<Identity>> {
-        self.directory().anonymous()
+    pub(crate) fn anonymous(&self, kind: Kind) -> Option<Arc<Identity>> {
+        self.directory().anonymous().filter(|identity| identity.may_come_by(Some(kind)))
     }
 
     /// How long a client may take to say who it is; `None` where nobody must.
@@ -201,13 +213,7 @@ impl Auth {
     }
 
     /// Whether a client at `address` is who CONNECT says it is.
-    pub(crate) fn check(
-        &self,
-        said: &ConnectOptions,
-        nonce: Option<&str>,
-        secured: Option<&Secured>,
-        address: IpAddr,
-    ) -> Answer {
+    pub(crate) fn check(&self, said: &ConnectOptions, connection: Connection<'_>, address: IpAddr) -> Answer {
         let directory = self.directory();
         let limit = directory.failures_max.filter(|_| directory.is_required());
         let guess = limit.map(|limit| Guess::new(address, name_of(said), limit));
@@ -215,7 +221,7 @@ impl Auth {
         if guess.is_some_and(|guess| !self.attempts.may_guess(&guess, now)) {
             return Answer::Refused(Failure::TooMany);
         }
-        let answer = Self::answer(directory.find(said, nonce, secured), guess);
+        let answer = Self::answer(directory.find(said, connection), guess);
         if let (Answer::Refused(_), Some(guess)) = (&answer, guess) {
             self.attempts.failed(&guess, now);
         }
@@ -223,13 +229,8 @@ impl Auth {
     }
 
     /// As [`Auth::check`], for a client that was let in before: it guesses nothing.
-    pub(crate) fn check_again(
-        &self,
-        said: &ConnectOptions,
-        nonce: Option<&str>,
-        secured: Option<&Secured>,
-    ) -> Answer {
-        match Self::answer(self.directory().find(said, nonce, secured), None) {
+    pub(crate) fn check_again(&self, said: &ConnectOptions, connection: Connection<'_>) -> Answer {
+        match Self::answer(self.directory().find(said, connection), None) {
             Answer::Refused(_) => Answer::Refused(Failure::Revoked),
             other => other,
         }

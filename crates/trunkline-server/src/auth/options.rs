@@ -112,6 +112,7 @@ impl From<&Server> for AuthOptions {
                 nkey: None,
                 admin: false,
                 permissions: None,
+                connection_types: None,
             });
         }
         let accounts = &server.accounts;

@@ -63,7 +63,7 @@ impl Session {
         self.access.generation = self.server.auth.generation();
         self.limits = self.server.limits();
         if !self.server.auth.is_configured()
-            && let Some(identity) = self.server.auth.anonymous()
+            && let Some(identity) = self.server.auth.anonymous(self.client.kind)
         {
             self.adopt(identity);
         }
@@ -85,7 +85,7 @@ impl Session {
         if self.access.admitted || matches!(first, b'C' | b'c') {
             return Ok(());
         }
-        match self.server.auth.anonymous() {
+        match self.server.auth.anonymous(self.client.kind) {
             Some(identity) => {
                 self.adopt(identity);
                 Ok(())
@@ -104,12 +104,7 @@ impl Session {
         self.access.generation = self.server.auth.generation();
         self.limits = self.server.limits();
         let auth = &self.server.auth;
-        match auth.check(
-            &options,
-            self.client.nonce.as_deref(),
-            self.client.secured(),
-            self.client.address.ip(),
-        ) {
+        match auth.check(&options, self.client.connection(), self.client.address.ip()) {
             Answer::Granted(identity) => self.admit(options, identity, staging),
             Answer::Refused(why) => self.turn_away(why, name_of(&options), staging),
             Answer::Verify(verification) => {
@@ -154,8 +149,7 @@ impl Session {
         if !self.access.admitted {
             return Ok(());
         }
-        match self.server.auth.check_again(&self.options, self.client.nonce.as_deref(), self.client.secured())
-        {
+        match self.server.auth.check_again(&self.options, self.client.connection()) {
             Answer::Granted(identity) => self.admit_again(identity, staging),
             Answer::Refused(why) => self.turn_away(why, "", staging),
             Answer::Verify(verification) => {

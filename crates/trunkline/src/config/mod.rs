@@ -55,8 +55,8 @@ pub use messaging::{
 pub use observe::Observe;
 pub use runtime::{Command, Component, Ready, Resources, Restart, Runtime};
 pub use server::{
-    Account, Auth, HandshakeFirst, Limits, Permissions, Responses, Server, SubjectRules, Tls, TlsVersion,
-    User, WebSocket,
+    Account, Auth, ConnectionType, HandshakeFirst, Limits, Permissions, Responses, Server, SubjectRules, Tls,
+    TlsVersion, User, WebSocket,
 };
 pub use subjects::SubjectRule;
 pub use tree::Origin;

@@ -74,6 +74,8 @@ settings! {
         pub admin: bool => default("false");
         /// What it may publish and subscribe to; `server.permissions` unless set.
         pub permissions: Option<Permissions>;
+        /// How it may connect, `standard` (TCP or TLS) and `websocket`; either way unless set.
+        pub connection_types: Option<Vec<ConnectionType>>;
     }
 }
 
@@ -189,6 +191,16 @@ settings! {
         pub no_tls: bool => default("false");
         /// Longest time until a client has asked for a WebSocket.
         pub handshake_timeout: Duration => default("2s"), range("100ms", "1m");
+    }
+}
+
+choices! {
+    /// How a client may connect.
+    pub enum ConnectionType {
+        /// By TCP, with TLS or without.
+        Standard = "standard",
+        /// Over WebSocket.
+        WebSocket = "websocket",
     }
 }
 

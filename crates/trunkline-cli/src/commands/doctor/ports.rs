@@ -9,6 +9,7 @@ use trunkline_server::{AuthOptions, StartError};
 use url::Url;
 
 use crate::checks::{Finding, processes};
+use crate::trust::Trust;
 use crate::{client, http};
 
 const CHECK: &str = "ports";
@@ -101,8 +102,11 @@ async fn held(
 
 async fn answers_as_ours(config: &Config, limit: Duration) -> bool {
     let Some(address) = config.server.http.and_then(client::reachable) else { return false };
-    let Ok(url) = Url::parse(&format!("http://{address}")) else { return false };
-    let Ok(answer) = http::get(&url, "/varz", limit).await else { return false };
+    let tls = &config.server.tls;
+    let scheme = if tls.http { "https" } else { "http" };
+    let Ok(url) = Url::parse(&format!("{scheme}://{address}")) else { return false };
+    let trust = Trust { ca_file: None, own_file: tls.cert_file.clone() };
+    let Ok(answer) = http::get(&url, "/varz", &trust, limit).await else { return false };
     serde_json::from_slice::<serde_json::Value>(&answer.body).is_ok_and(|varz| varz.get("backend").is_some())
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use trunkline::config::{Permissions, Responses, Secret, SubjectRule, SubjectRules, User};
+use trunkline::config::{ConnectionType, Permissions, Responses, Secret, SubjectRule, SubjectRules, User};
 use trunkline_server::AuthOptions;
 
 use super::super::conf::{Entry, Map, Node, Value};
@@ -147,14 +147,23 @@ fn user(node: &Node, mistakes: &mut Mistakes) -> Option<User> {
         mistakes.note(&node.place, format!("Expected user entry to be a map, got {}", node.value.kind()));
         return None;
     };
-    let mut user = User { user: None, password: None, nkey: None, admin: false, permissions: None };
+    let mut user = User {
+        user: None,
+        password: None,
+        nkey: None,
+        admin: false,
+        permissions: None,
+        connection_types: None,
+    };
     for inner in &map.entries {
         match inner.key.to_ascii_lowercase().as_str() {
             "user" | "username" => user.user = mistakes.text(inner),
             "pass" | "password" => user.password = mistakes.text(inner).map(Secret::new),
             "nkey" => user.nkey = mistakes.text(inner),
             "permission" | "permissions" | "authorization" => user.permissions = permissions(inner, mistakes),
-            "allowed_connection_types" | "connection_types" | "clients" => connection_types(inner, mistakes),
+            "allowed_connection_types" | "connection_types" | "clients" => {
+                user.connection_types = connection_types(inner, mistakes);
+            }
             _ => mistakes.unknown(inner),
         }
     }
@@ -170,18 +179,24 @@ fn user(node: &Node, mistakes: &mut Mistakes) -> Option<User> {
     None
 }
 
-/// A user may come by every listener that there is, so a list that leaves out one of them is refused: STANDARD always, and
-/// WEBSOCKET where there is that listener, which is known in the end.
-fn connection_types(entry: &Entry, mistakes: &mut Mistakes) {
-    let Some(list) = mistakes.texts(entry).filter(|list| !list.is_empty()) else { return };
-    let has = |kind: &str| list.iter().any(|known| known.eq_ignore_ascii_case(kind));
-    if !has("STANDARD") {
-        let reason = "users may come by every listener, and this one not by a connection of type STANDARD";
-        return not_supported(entry, reason, mistakes);
+/// How a user may connect; `None` is any way. Types that nats-server has and this server has no listener for lead to none.
+fn connection_types(entry: &Entry, mistakes: &mut Mistakes) -> Option<Vec<ConnectionType>> {
+    let list = mistakes.texts(entry).filter(|list| !list.is_empty())?;
+    let (mut types, mut unknown) = (Vec::new(), Vec::new());
+    for name in list.iter().map(|name| name.to_ascii_uppercase()) {
+        match name.as_str() {
+            "STANDARD" => types.push(ConnectionType::Standard),
+            "WEBSOCKET" => types.push(ConnectionType::WebSocket),
+            "LEAFNODE" | "LEAFNODE_WS" | "MQTT" | "MQTT_WS" | "IN_PROCESS" => {}
+            _ => unknown.push(format!("{name:?}")),
+        }
     }
-    if !has("WEBSOCKET") {
-        mistakes.without_websocket(entry);
+    if !unknown.is_empty() {
+        mistakes.note(&entry.place, format!("invalid connection types [{}]", unknown.join(" ")));
+    } else if types.is_empty() {
+        not_supported(entry, "it listens for connections of types STANDARD and WEBSOCKET alone", mistakes);
     }
+    Some(types)
 }
 
 fn permissions(entry: &Entry, mistakes: &mut Mistakes) -> Option<Permissions> {

@@ -186,7 +186,7 @@ impl Settings {
         let map = conf::parse(name, text, surroundings)?;
         let (mut settings, mut mistakes) = (Self::default(), Mistakes::default());
         top::read(&map, &mut settings, &mut mistakes);
-        match mistakes.finish(settings.websocket.is_some()) {
+        match mistakes.finish() {
             mistakes if mistakes.is_empty() => Ok(settings),
             mistakes => Err(SettingsError::Mistakes(mistakes)),
         }
@@ -281,6 +281,7 @@ fn named_user(user: &str, password: &str) -> User {
         nkey: None,
         admin: false,
         permissions: None,
+        connection_types: None,
     }
 }
 

@@ -12,8 +12,6 @@ const MISTAKES_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Mistakes {
     noted: Vec<Mistake>,
-    /// What is wrong if there is a listener for WebSocket.
-    with_websocket: Vec<Mistake>,
 }
 
 impl Mistakes {
@@ -23,19 +21,7 @@ impl Mistakes {
         }
     }
 
-    /// Notes a key that asks for something which a listener for WebSocket would make impossible.
-    pub(super) fn without_websocket(&mut self, entry: &Entry) {
-        if self.with_websocket.len() < MISTAKES_MAX {
-            let reason = "users may come by every listener, and this one not by a WEBSOCKET";
-            let text = format!("{:?} is not supported by this server: {reason}", entry.key);
-            self.with_websocket.push(Mistake { place: entry.place.clone(), text });
-        }
-    }
-
-    pub(super) fn finish(mut self, has_websocket: bool) -> Vec<Mistake> {
-        if has_websocket {
-            self.noted.append(&mut self.with_websocket);
-        }
+    pub(super) fn finish(self) -> Vec<Mistake> {
         self.noted
     }
 

@@ -1,6 +1,7 @@
 //! How the official clients behave where a server shows itself: at the door, under TLS, when it goes away or cuts somebody
 //! off. Each behaviour is seen with each client on the real nats-server and on our binary under that name, with the same
-//! configuration file and the same assertions; what the two runs reported is compared on top.
+//! configuration file and the same assertions; those of TLS on `trunkline up`, too, whose configuration has keys of its own
+//! for it. What the runs reported is compared on top.
 
 mod rust_client;
 mod scene;
@@ -27,7 +28,7 @@ macro_rules! behaviours {
             $(
                 #[test]
                 fn $name() {
-                    super::compare(|which| {
+                    super::compare(stringify!($name), |which| {
                         let scene = super::Scene::start(which, stringify!($name), super::Site::make());
                         super::rust_client::run(scene, super::rust_client::$name)
                     });
@@ -92,7 +93,7 @@ behaviours! {
 
 /// Runs one behaviour of one program on both servers.
 fn check(program: BehaviourProgram, name: &str) {
-    compare(|which| {
+    compare(name, |which| {
         let mut scene = Scene::start(which, name, Site::make());
         let mut run = program.start(name, &scene.url(), &scene.variables(), which.name());
         let pid = run.pid();
@@ -104,12 +105,16 @@ fn check(program: BehaviourProgram, name: &str) {
 }
 
 /// Runs on the real server first: what does not hold there is a mistake of the test.
-fn compare(mut run: impl FnMut(Which) -> Vec<Value>) {
+fn compare(behaviour: &str, mut run: impl FnMut(Which) -> Vec<Value>) {
     let mut run_on = |which: Which| {
         println!("on {}:", which.name());
         run(which)
     };
     let theirs = run_on(Which::Theirs);
-    let ours = run_on(Which::Ours);
-    assert_eq!(ours, theirs, "what the client reported on our server, and on nats-server");
+    for which in [Which::Ours, Which::Up] {
+        if which == Which::Up && !site::is_seen_on_up(behaviour) {
+            continue;
+        }
+        assert_eq!(run_on(which), theirs, "what the client reported on {}, and on nats-server", which.name());
+    }
 }

@@ -23,10 +23,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often the server is asked whether it has.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Which of the two servers a behaviour is seen on.
+/// Which of the servers a behaviour is seen on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Which {
+    /// Our binary under the name nats-server.
     Ours,
+    /// `trunkline up`.
+    Up,
     Theirs,
 }
 
@@ -34,6 +37,7 @@ impl Which {
     pub(super) fn name(self) -> &'static str {
         match self {
             Which::Ours => "ours",
+            Which::Up => "up",
             Which::Theirs => "nats-server",
         }
     }
@@ -85,13 +89,14 @@ impl Scene {
             Server::Nats(NatsServer::start_program(program, ["-c".into(), configuration]))
         };
         let binary = Path::new(env!("CARGO_BIN_EXE_trunkline"));
-        let server = match (which, site.up_configuration(behaviour)) {
-            (Which::Theirs, _) => under_the_name(&environment::nats_server()),
-            (Which::Ours, Some(up)) => {
+        let server = match which {
+            Which::Theirs => under_the_name(&environment::nats_server()),
+            Which::Up => {
+                let up = site.up_configuration(behaviour).expect("it is seen on `up`");
                 let arguments = ["--config".into(), write("config.yaml", up)];
                 Server::Up(TrunklineServer::start(binary, arguments))
             }
-            (Which::Ours, None) => {
+            Which::Ours => {
                 let name = site.path().join("nats-server");
                 std::os::unix::fs::symlink(binary, &name).expect("a new name");
                 under_the_name(&name)

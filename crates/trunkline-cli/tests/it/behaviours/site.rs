@@ -7,6 +7,13 @@ use nkeys::KeyPair;
 use trunkline_testkit::Authority;
 use trunkline_testkit::certificates::{Certificate, DnType};
 
+/// Whether `trunkline up` has keys of its own for what this behaviour is about.
+pub(super) fn is_seen_on_up(behaviour: &str) -> bool {
+    behaviour.starts_with("tls_")
+        || behaviour.starts_with("a_client_certificate_")
+        || behaviour == "a_secure_connection_comes_back"
+}
+
 /// Certificates and keys of one run. They go when it is dropped.
 pub(super) struct Site {
     authority: Authority,
@@ -118,7 +125,7 @@ impl Site {
         }
     }
 
-    /// The same for `trunkline up`, on which TLS is seen: the platform's configuration has keys of its own for it.
+    /// The same for `trunkline up`, if it [is seen there](is_seen_on_up).
     pub(super) fn up_configuration(&self, behaviour: &str) -> Option<String> {
         let section = match behaviour {
             "tls_is_required" => self.tls(""),

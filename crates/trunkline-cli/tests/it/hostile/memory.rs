@@ -147,6 +147,31 @@ fn giant_messages_that_never_end_are_cut_off_and_whole_ones_are_delivered() {
 }
 
 #[test]
+fn one_giant_message_is_not_kept_for_everybody_who_does_not_read_it() {
+    let target = Target::start("");
+    let mut bystander = Bystander::new(&target);
+    // When TCP takes no more, 150 MB would wait for them of a single message.
+    let deaf: Vec<Wire> = (0..150)
+        .map(|_| {
+            let mut wire = Wire::narrow(target.address());
+            wire.send(b"CONNECT {\"verbose\":false}\r\nSUB giant 1\r\nPING\r\n");
+            wire.until("PONG");
+            wire
+        })
+        .collect();
+    let mut publisher = target.client();
+    let message = [b"PUB giant 1000000\r\n".as_slice(), &vec![b'g'; 1_000_000], b"\r\nPING\r\n"].concat();
+    for _ in 0..10 {
+        publisher.send(&message);
+        assert_eq!(publisher.until("PONG"), [""; 0], "the publisher is not to blame");
+    }
+    target.metric_reaches("trunkline_slow_consumers_cut_off_total{limit=\"memory\"}", 100.0);
+    bystander.is_fine();
+    drop(deaf);
+    target.has_exceeded_by_at_most(MEMORY / 3);
+}
+
+#[test]
 fn what_is_remembered_for_publishers_is_bounded_whatever_their_subjects_are() {
     let target = Target::start("");
     let mut bystander = Bystander::new(&target);

@@ -132,6 +132,7 @@ fn mistakes_are_told_in_the_words_of_nats_server() {
         "tls { cert_file: server.pem, key_file: key.pem, handshake_first: 300 }",
         "tls { cert_file: server.pem, key_file: key.pem, min_version: \"1.1\" }",
         "websocket: true",
+        "authorization { users: [{user: a, password: b, allowed_connection_types: [standard, bogus, x]}] }",
         "websocket { listen: \"127.0.0.1:8080\", no_tls: true, bogus: 1 }",
     ] {
         place.write("t.conf", &format!("port: 4222\n{content}\n"));
@@ -151,12 +152,7 @@ fn mistakes_are_told_in_the_words_of_nats_server() {
         ("websocket { port: 1, no_tls: true, authorization { token: a } }", "authorization"),
         ("tls { cert_file: server.pem, key_file: key.pem, pinned_certs: [a] }", "pinned_certs"),
         (
-            "websocket { port: 1, no_tls: true }\n\
-             authorization { users: [{user: a, password: b, allowed_connection_types: [STANDARD]}] }",
-            "allowed_connection_types",
-        ),
-        (
-            "authorization { users: [{user: a, password: b, allowed_connection_types: [WEBSOCKET]}] }",
+            "authorization { users: [{user: a, password: b, allowed_connection_types: [MQTT, LEAFNODE]}] }",
             "allowed_connection_types",
         ),
     ] {
@@ -216,6 +212,65 @@ fn stock_clients_come_by_tls_and_websocket_and_monitoring_is_read_over_https() {
     assert_eq!(varz["https_port"].to_string(), http.rsplit(':').next().expect("a port"));
     running.signal(Signal::SIGTERM);
     assert_eq!(running.end().code(), 0);
+}
+
+/// Sends CONNECT with this name and password to a port, over WebSocket where `web`, and says what comes back.
+const LOG_IN: &str = "import sys, json, socket\n\
+    port, web, user, password = int(sys.argv[1]), sys.argv[2] == 'web', sys.argv[3], sys.argv[4]\n\
+    s = socket.create_connection(('127.0.0.1', port), timeout=20)\n\
+    connect = {'verbose': False, 'user': user, 'pass': password} if user else {'verbose': False}\n\
+    text = ('CONNECT %s\\r\\nPING\\r\\n' % json.dumps(connect)).encode()\n\
+    if web:\n\
+    \x20   s.sendall(b'GET / HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n'\n\
+    \x20       b'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\nSec-WebSocket-Version: 13\\r\\n\\r\\n')\n\
+    \x20   while b'\\r\\n\\r\\n' not in s.recv(4096, socket.MSG_PEEK): pass\n\
+    \x20   text = bytes([0x82, 0x80 | len(text)]) + bytes(4) + text\n\
+    s.sendall(text)\n\
+    got = b''\n\
+    while b'-ERR' not in got and b'PONG' not in got:\n\
+    \x20   part = s.recv(4096)\n\
+    \x20   if not part: break\n\
+    \x20   got += part\n\
+    print('PONG' if b'PONG' in got else got[got.find(b'-ERR'):].split(b'\\r')[0].decode())";
+
+fn log_in(port: &str, way: &str, user: &str, password: &str) -> String {
+    let mut command = Command::new(trunkline_testkit::environment::python());
+    command.args(["-c", LOG_IN, port, way, user, password]);
+    start(command, b"").end().lines().concat()
+}
+
+#[test]
+fn users_come_by_the_connections_that_they_may() {
+    let place = Place::new();
+    let refused = "-ERR 'Authorization Violation'";
+    place.write(
+        "server.conf",
+        "websocket { listen: \"127.0.0.1:-1\", no_tls: true, same_origin: true }\n\
+         authorization { users: [\n\
+           {user: standard, password: pw, allowed_connection_types: [STANDARD]}\n\
+           {user: web, password: pw, allowed_connection_types: \"websocket\"}\n\
+           {user: both, password: pw, allowed_connection_types: [\"STANDARD\", \"Websocket\", \"MQTT\"]}\n\
+           {user: any, password: pw, allowed_connection_types: []}\n\
+         ] }\n\
+         no_auth_user: web\n",
+    );
+    for (name, program) in [("theirs", theirs()), ("ours", place.ours())] {
+        let (running, ports) = run(&place, &program, name, &["-c", "server.conf"]);
+        let port = |list| url(&ports, list).rsplit(':').next().expect("a port").to_owned();
+        for (user, password, standard, web) in [
+            ("standard", "pw", "PONG", refused),
+            ("standard", "wrong", refused, refused),
+            ("web", "pw", refused, "PONG"),
+            ("both", "pw", "PONG", "PONG"),
+            ("any", "pw", "PONG", "PONG"),
+            ("", "", refused, "PONG"),
+        ] {
+            assert_eq!(log_in(&port("nats"), "tcp", user, password), standard, "{name}: {user}");
+            assert_eq!(log_in(&port("websocket"), "web", user, password), web, "{name}: {user}");
+        }
+        running.signal(Signal::SIGTERM);
+        running.end();
+    }
 }
 
 /// A certificate that says who a client is goes for the listener that asks for one, and for no other.

@@ -15,7 +15,7 @@ use trunkline_protocol::ConnectOptions;
 use super::Api;
 use super::answer::ApiError;
 use crate::admin::Problem;
-use crate::auth::{Answer, Auth};
+use crate::auth::{Answer, Auth, Connection};
 use crate::http::serve::Peer;
 
 /// Random bytes of a token that the server makes.
@@ -97,7 +97,7 @@ enum Allowed {
 
 /// Whether a user may use the API. Its password is checked as that of a client is, and failures count with those.
 async fn check_user(auth: &Auth, user: &ConnectOptions, peer: IpAddr) -> Result<(), ApiError> {
-    let identity = match auth.check(user, None, None, peer) {
+    let identity = match auth.check(user, Connection { nonce: None, secured: None, kind: None }, peer) {
         Answer::Granted(identity) => Ok(identity),
         Answer::Verify(verification) => auth.verify(verification).await,
         Answer::Refused(why) => Err(why),
