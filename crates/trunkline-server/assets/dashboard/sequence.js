@@ -84,8 +84,12 @@ export class Sequence {
     return TIME_WIDTH + LANE_WIDTH * (lane + 0.5);
   }
 
+  lanesWidth() {
+    return TIME_WIDTH + LANE_WIDTH * Math.max(this.lanes.length, 1) + 24;
+  }
+
   width() {
-    return Math.max(TIME_WIDTH + LANE_WIDTH * Math.max(this.lanes.length, 1) + 24, this.reach);
+    return Math.max(this.lanesWidth(), this.reach);
   }
 
   size() {
@@ -154,8 +158,12 @@ export class Sequence {
   mark(observation, y) {
     const at = this.x(observation.to?.[0] ?? observation.from);
     const shown = shortened(this.label(observation), 44);
-    this.reaches(at + 10, shown);
-    return [shown, [svg('circle', { class: 'mark', cx: at, cy: y - 4, r: 5 }), svg('text', { x: at + 10, y }, shown)]];
+    const long = shown.length * LETTER;
+    // At the last lanes there is more room to the left.
+    const back = at + 10 + long > this.lanesWidth() && at - 10 - long > TIME_WIDTH;
+    if (!back) this.reaches(at + 10, shown);
+    const text = back ? { x: at - 10, y, 'text-anchor': 'end' } : { x: at + 10, y };
+    return [shown, [svg('circle', { class: 'mark', cx: at, cy: y - 4, r: 5 }), svg('text', text, shown)]];
   }
 
   reaches(x, text) {
