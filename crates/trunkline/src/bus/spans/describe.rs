@@ -160,12 +160,15 @@ pub(super) fn of_destination(operation: Operation, template: &str, subject: &str
     all
 }
 
-/// Host and port of the server behind the bus; nothing where there is none, or where there are several.
+/// Host and port of the server behind the bus, as its status names it (`redis://localhost:6379/0`); nothing where there is
+/// none, or where there are several.
 fn of_server(server: &str) -> Vec<KeyValue> {
-    let Some((host, port)) = server.rsplit_once(':') else { return Vec::new() };
+    let address = server.split_once("://").map_or(server, |(_, rest)| rest);
+    let address = address.split_once('/').map_or(address, |(address, _)| address);
+    let Some((host, port)) = address.rsplit_once(':') else { return Vec::new() };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     match port.parse::<u16>() {
-        Ok(port) if !host.is_empty() && !host.contains([',', ' ', '/']) => vec![
+        Ok(port) if !host.is_empty() && !host.contains([',', ' ', '@']) => vec![
             KeyValue::new("server.address", host.to_owned()),
             KeyValue::new("server.port", i64::from(port)),
         ],
@@ -189,7 +192,9 @@ mod tests {
     fn a_server_is_told_by_host_and_port_where_it_is_one() {
         for (server, expected) in [
             ("localhost:6379", Some(("localhost", 6379))),
-            ("[::1]:4222", Some(("::1", 4222))),
+            ("redis://localhost:6379/0", Some(("localhost", 6379))),
+            ("nats://[::1]:4222", Some(("::1", 4222))),
+            ("nats://a:1,nats://b:2", None),
             ("this process", None),
             ("a:1, b:2", None),
             ("localhost", None),
