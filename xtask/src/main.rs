@@ -9,6 +9,7 @@ mod environment;
 mod error;
 mod fuzz;
 mod setup;
+mod spans;
 mod step;
 
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Command {
     Soak(campaign::SoakArguments),
     /// Run the fuzz targets, with a nightly toolchain and cargo-fuzz.
     Fuzz(fuzz::FuzzArguments),
+    /// Measure what spans cost where they are off, against a build without them.
+    Spans(spans::SpansArguments),
 }
 
 #[derive(Args)]
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test(&arguments),
         Command::Soak(arguments) => campaign::soak(&arguments),
         Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
+        Command::Spans(arguments) => spans::spans(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

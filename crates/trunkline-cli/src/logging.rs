@@ -139,8 +139,11 @@ fn with_ids(mut line: String, message: &Context, json: bool) -> String {
     let tail = if json { "}\n" } else { "\n" };
     let Some(end) = line.strip_suffix(tail).map(str::len) else { return line };
     line.truncate(end);
-    let ids =
-        [("trace_id", message.trace_id()), ("conversation_id", message.trace().conversation_id.as_deref())];
+    let ids = [
+        ("trace_id", message.trace_id()),
+        ("span_id", message.span_id()),
+        ("conversation_id", message.trace().conversation_id.as_deref()),
+    ];
     for (name, id) in ids {
         let Some(id) = id else { continue };
         // An id may be anything that a client has sent.
@@ -174,13 +177,17 @@ mod tests {
         };
         let (plain, odd) = (context("c-1"), context("a \"b\"\n{"));
         const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+        const SPAN: &str = "00f067aa0ba902b7";
         let text = with_ids("INFO said\n".to_owned(), &plain, false);
-        assert_eq!(text, format!("INFO said trace_id={TRACE} conversation_id=c-1\n"));
+        assert_eq!(text, format!("INFO said trace_id={TRACE} span_id={SPAN} conversation_id=c-1\n"));
         let text = with_ids("INFO said\n".to_owned(), &odd, false);
-        assert_eq!(text, format!("INFO said trace_id={TRACE} conversation_id={:?}\n", "a \"b\"\n{"));
+        assert_eq!(
+            text,
+            format!("INFO said trace_id={TRACE} span_id={SPAN} conversation_id={:?}\n", "a \"b\"\n{")
+        );
         let json = with_ids("{\"a\":{\"b\":1}}\n".to_owned(), &odd, true);
         let read: serde_json::Value = serde_json::from_str(&json).unwrap();
-        let expected = serde_json::json!({"a": {"b": 1}, "trace_id": TRACE, "conversation_id": "a \"b\"\n{"});
+        let expected = serde_json::json!({"a": {"b": 1}, "trace_id": TRACE, "span_id": SPAN, "conversation_id": "a \"b\"\n{"});
         assert_eq!(read, expected);
         assert_eq!(json.matches('\n').count(), 1);
     }

@@ -15,6 +15,7 @@ use trunkline::status::{BackendState, BackendStatus};
 use trunkline::{Bus, Envelope, Message, Subject};
 
 use crate::admin::{ComponentJson, ComponentState, ComponentsJson};
+use crate::promises::{Promises, STREAMS};
 use crate::shared::Shared;
 
 /// Who speaks: `component` of the document and `source` of its envelope.
@@ -43,6 +44,7 @@ pub(crate) struct Health {
     components: Components,
     /// The bus of this process, for what waits in its outbox.
     bus: Option<Bus>,
+    promises: Arc<Promises>,
     memory: MemoryWatch,
 }
 
@@ -58,14 +60,14 @@ impl Health {
         shared: Arc<Shared>,
         backend: Arc<dyn Backend>,
         status: Option<watch::Receiver<BackendStatus>>,
-        (components, bus): (Components, Option<Bus>),
+        (components, bus, promises): (Components, Option<Bus>, Arc<Promises>),
     ) -> Self {
         let in_memory = || {
             let status = BackendStatus::new(BackendKind::InMemory, "this process", BackendState::Connected);
             watch::Sender::new(status).subscribe()
         };
         let status = status.unwrap_or_else(in_memory);
-        Self { shared, backend, status, components, bus, memory: MemoryWatch::default() }
+        Self { shared, backend, status, components, bus, promises, memory: MemoryWatch::default() }
     }
 
     /// The backend's status, to follow.
@@ -96,6 +98,7 @@ impl Speaker for Health {
         if let Some(outbox) = self.bus.as_ref().and_then(|bus| bus.status().outbox) {
             checks.insert(OUTBOX.to_owned(), HealthCheck::of_outbox(&outbox));
         }
+        checks.extend(self.promises.check().map(|check| (STREAMS.to_owned(), check)));
         // Whoever sends clients here should send them elsewhere.
         let leaves = self.shared.is_lame_duck().then(|| "lame duck mode".to_owned());
         if leaves.is_some() {

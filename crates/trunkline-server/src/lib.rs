@@ -29,6 +29,7 @@ mod memory;
 mod options;
 mod outbox;
 mod process;
+mod promises;
 mod reload;
 mod server;
 mod session;

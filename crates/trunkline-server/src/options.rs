@@ -17,6 +17,7 @@ use trunkline::{Bus, BusOptions, Start, Telemetry};
 
 use crate::admin::ComponentsJson;
 use crate::auth::AuthOptions;
+use crate::promises::Promises;
 use crate::reload::AuthSource;
 use crate::server::StartError;
 use crate::tls::TlsOptions;
@@ -86,6 +87,8 @@ pub struct ServerOptions {
     pub admin_defaults: AdminDefaults,
     /// What runs beside the bus, for `/api/v1/components`; `None` is nothing.
     pub components: Option<watch::Receiver<ComponentsJson>>,
+    /// Streams that `/readyz` says are missing when they are: those of key `messaging.streams`.
+    pub promised_streams: Vec<String>,
     /// What sees the messages of the bus, for `/api/v1/conversations` and `/api/v1/observations`; the server runs it. `None`
     /// is the one of the hub that it is a front of, if there is one.
     pub observer: Option<Arc<Observer>>,
@@ -159,6 +162,7 @@ impl ServerOptions {
             backend: None,
             admin_defaults: AdminDefaults::from(&BusOptions::default()),
             components: None,
+            promised_streams: Vec::new(),
             observer: None,
         }
     }
@@ -192,6 +196,7 @@ impl ServerOptions {
             plaintext: server.plaintext,
             subject_root: config.messaging.subject_root.clone(),
             publish_timeout: config.messaging.publish_timeout,
+            promised_streams: Promises::of(&config.messaging),
             admin_token: server.auth.admin_token.clone(),
             ..Self::in_front_of(front)
         })

@@ -25,6 +25,7 @@ use crate::lame_duck;
 use crate::memory;
 use crate::options::ServerOptions;
 use crate::outbox::{Ending, Outbox};
+use crate::promises::Promises;
 use crate::reload::{RELOAD_SUBJECT, ReloadError, ReloadOptions, Reloader};
 use crate::shared::{Entry, Shared, Shown};
 use crate::socket::Socket;
@@ -253,7 +254,8 @@ impl Server {
         let shared = Arc::new(shared);
         let relief: Weak<dyn Relief> = Arc::downgrade(&(shared.clone() as Arc<dyn Relief>));
         shared.memory.set_relief(relief);
-        let beside = (options.components.clone(), options.bus);
+        let promises = Arc::new(Promises::new(options.promised_streams));
+        let beside = (options.components.clone(), options.bus, promises.clone());
         let health = Arc::new(Health::new(shared.clone(), backend.clone(), status, beside));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let count = if shared.bridge.is_some() { 0 } else { options.threads };
@@ -293,6 +295,7 @@ impl Server {
                 tasks.spawn(observe::collect(observer.clone(), backend.clone(), stop.clone()));
             }
         }
+        tasks.spawn(promises.watch(backend.clone(), stop.clone()));
         tasks.spawn(health.clone().tell((health_subject, options.health_interval), stop.clone()));
         let http = http.map(|(listener, address)| {
             let seen = options.backend.unwrap_or(backend);

@@ -91,6 +91,8 @@ pub struct BusOptions {
     pub observer: Option<Arc<Observer>>,
     /// Where spans go. Default: what [`Tracer::make_default`] was called on, else nowhere.
     pub tracer: Option<Tracer>,
+    /// What counts: the counters of another bus for several parts of one process that are shown as one. Default: of its own.
+    pub telemetry: Option<Telemetry>,
 }
 
 impl Default for BusOptions {
@@ -114,6 +116,7 @@ impl Default for BusOptions {
             outbox: None,
             observer: None,
             tracer: Tracer::default_one(),
+            telemetry: None,
         }
     }
 }
@@ -182,7 +185,7 @@ impl Bus {
     /// When `options.subject_root` is over [`SUBJECT_ROOT_BYTES_MAX`](crate::topics::SUBJECT_ROOT_BYTES_MAX) bytes.
     pub fn with_backend(backend: Arc<dyn Backend>, options: BusOptions) -> Self {
         let topics = Topics::new(options.subject_root.clone()).expect("subject_root is at most 256 bytes");
-        let telemetry = Telemetry::default();
+        let telemetry = options.telemetry.clone().unwrap_or_default();
         let outbox = options
             .outbox
             .map(|limits| Outbox::new(backend.clone(), limits, options.publish_timeout, telemetry.clone()));

@@ -6,12 +6,15 @@ mod latency;
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::backend::{Settle, Settled};
-pub(crate) use latency::{Latencies, Meters, made};
+pub(crate) use latency::{Ages, Latencies, Meters, made};
 
 macro_rules! telemetry {
     (counters { $($counter:ident: $counter_name:literal, $counter_help:literal;)* }
@@ -22,6 +25,8 @@ macro_rules! telemetry {
             $(pub(crate) $counter: Counter,)*
             $(pub(crate) $gauge: Gauge,)*
             pub(crate) latencies: Arc<Latencies>,
+            /// What belongs to the process and not to the bus. Held to add one, and to copy the list.
+            others: Arc<Mutex<Vec<Arc<dyn Collector>>>>,
         }
 
         /// What a bus has counted since it was made.
@@ -41,6 +46,15 @@ macro_rules! telemetry {
                 let help = "Messages that seem to have been handled before they were made, for the clocks of two machines differ";
                 registry.register("trunkline_clock_skewed_messages", help, self.latencies.skewed.clone());
                 registry.register_collector(Box::new(latency::Shown(self.latencies.clone())));
+                for other in self.others.lock().iter() {
+                    registry.register_collector(Box::new(Shared(other.clone())));
+                }
+            }
+
+            /// Shows these metrics, too, wherever those of the bus are shown: of what else in the process belongs to it, such as
+            /// the export of its spans.
+            pub fn also(&self, collector: impl Collector) {
+                self.others.lock().push(Arc::new(collector));
             }
 
             /// The numbers now.
@@ -89,6 +103,16 @@ telemetry! {
         outbox_messages: "trunkline_outbox_messages", "Messages that wait in the outbox now.";
         outbox_bytes: "trunkline_outbox_bytes", "Bytes that wait in the outbox now.";
         handlers_running: "trunkline_handlers_running", "Handlers at work now.";
+    }
+}
+
+/// A registry wants collectors of its own.
+#[derive(Debug)]
+struct Shared(Arc<dyn Collector>);
+
+impl Collector for Shared {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.encode(encoder)
     }
 }
 

@@ -40,12 +40,19 @@ impl Channel {
         self.name
     }
 
-    /// Passes on what a person says, as the first message of a conversation.
-    pub(super) async fn say(&self, sender: &str, text: &str, conversation: &str) -> Result<(), DemoError> {
+    /// Passes on what a person says, as the first message of a conversation. `false` where the bus is away for now: what was
+    /// said then is lost, and the person may say it again.
+    pub(super) async fn say(&self, sender: &str, text: &str, conversation: &str) -> Result<bool, DemoError> {
         let message =
             ChannelInbound { sender: sender.to_owned(), text: text.to_owned(), ..ChannelInbound::default() };
-        self.bus.publish(self.inbound.clone(), &message).conversation(conversation).await?;
-        Ok(())
+        match self.bus.publish(self.inbound.clone(), &message).conversation(conversation).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(channel = self.name, %error, "nobody hears what was said");
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -41,8 +41,7 @@ pub(super) async fn talk(web: Channel, slack: Channel, enough: Option<u64>) -> R
         let mut said = 0;
         while enough.is_none_or(|enough| said < enough) {
             every.tick().await;
-            people.made_up().await?;
-            said += 1;
+            said += u64::from(people.made_up().await?);
         }
     }
     std::future::pending().await
@@ -57,8 +56,8 @@ struct People {
 }
 
 impl People {
-    /// Somebody says something on one of the channels.
-    async fn made_up(&mut self) -> Result<(), DemoError> {
+    /// Somebody says something on one of the channels; whether it was passed on.
+    async fn made_up(&mut self) -> Result<bool, DemoError> {
         let sender = PEOPLE[self.random.usize(..PEOPLE.len())];
         let text = match TOPICS[self.made_up % TOPICS.len()] {
             Topic::Weather => {
@@ -87,8 +86,7 @@ impl People {
                 continue;
             }
             let conversation = self.new_conversation();
-            self.web.say("you", text, &conversation).await?;
-            said += 1;
+            said += u64::from(self.web.say("you", text, &conversation).await?);
         }
         Ok(())
     }

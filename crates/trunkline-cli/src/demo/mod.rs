@@ -106,6 +106,8 @@ pub(crate) async fn run(bus: &Bus, options: DemoOptions, stop: &CancellationToke
 
 /// A bus handle for one component, which names itself in every envelope.
 fn component(bus: &Bus, name: &str) -> Bus {
-    let options = BusOptions { source: name.to_owned(), ..bus.options().clone() };
+    // Counted with the bus of the process, so that its metrics tell of all that goes on in it.
+    let telemetry = Some(bus.telemetry().clone());
+    let options = BusOptions { source: name.to_owned(), telemetry, ..bus.options().clone() };
     Bus::with_backend(bus.backend().clone(), options)
 }

@@ -6,8 +6,8 @@
 
 mod collector;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
@@ -17,7 +17,10 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
     BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter, SpanProcessor,
 };
-use trunkline::Tracer;
+use prometheus_client::collector::Collector as Collect;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use trunkline::{Telemetry, Tracer};
 
 use crate::args::Command;
 use collector::Trouble;
@@ -52,10 +55,48 @@ struct Tally {
     /// Taken from the queue, to be sent.
     taken: AtomicU64,
     sent: AtomicU64,
+    /// Given up, because the collector did not take them.
+    refused: AtomicU64,
     /// Not queued, because the queue was full.
     dropped: AtomicU64,
     /// The collector is away, and that was said.
     away: AtomicBool,
+}
+
+/// A tally as metrics.
+#[derive(Debug)]
+struct Shown(Arc<Tally>);
+
+impl Collect for Shown {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let help = "Spans that the collector took";
+        let mut sent = encoder.encode_descriptor("trunkline_spans_sent", help, None, MetricType::Counter)?;
+        sent.encode_counter::<NoLabelSet, _, u64>(&load(&self.0.sent), None)?;
+        let help = "Spans that are lost: too many waited, or the collector did not take them";
+        let mut dropped =
+            encoder.encode_descriptor("trunkline_spans_dropped", help, None, MetricType::Counter)?;
+        for (reason, count) in [("queue_full", &self.0.dropped), ("not_sent", &self.0.refused)] {
+            let labels = [("reason", reason)];
+            let mut series = dropped.encode_family(&labels)?;
+            series.encode_counter::<NoLabelSet, _, u64>(&load(count), None)?;
+        }
+        let waiting = load(&self.0.queued).saturating_sub(load(&self.0.taken));
+        let help = "Spans that wait to be sent";
+        let mut gauge =
+            encoder.encode_descriptor("trunkline_spans_waiting", help, None, MetricType::Gauge)?;
+        gauge.encode_gauge(&i64::try_from(waiting).unwrap_or(i64::MAX))
+    }
+}
+
+/// What becomes of the spans of this process, once it makes any.
+static TALLY: OnceLock<Arc<Tally>> = OnceLock::new();
+
+/// Shows what becomes of spans beside the metrics of a bus, where spans are made.
+pub(crate) fn show(telemetry: &Telemetry) {
+    if let Some(tally) = TALLY.get() {
+        telemetry.also(Shown(tally.clone()));
+    }
 }
 
 /// Spans being made and sent, until [`Traces::finish`].
@@ -85,6 +126,8 @@ pub(crate) fn start(command: &Command) -> Traces {
         Ok(Some((provider, tally))) => {
             opentelemetry::global::set_tracer_provider(provider.clone());
             Tracer::global().make_default();
+            // A process starts this once.
+            let _ = TALLY.set(tally.clone());
             Traces(Some((provider, tally)))
         }
         Err(error) => {
@@ -217,6 +260,9 @@ impl SpanExporter for Exporter {
         let spans = batch.len() as u64;
         self.tally.taken.fetch_add(spans, Ordering::Relaxed);
         let outcome = self.exporter.export(batch).await;
+        if outcome.is_err() {
+            self.tally.refused.fetch_add(spans, Ordering::Relaxed);
+        }
         match &outcome {
             Ok(()) => {
                 self.tally.sent.fetch_add(spans, Ordering::Relaxed);

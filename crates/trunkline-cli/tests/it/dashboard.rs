@@ -19,8 +19,8 @@ use crate::command::{PATIENCE, command, run, start, text};
 
 const TOKEN: &str = "a token of the test";
 
-/// Longest run of the browser. It takes about fifteen seconds on an idle machine.
-const BROWSING: Duration = Duration::from_secs(180);
+/// Longest run of the browser. It takes about twenty seconds on an idle machine.
+const BROWSING: Duration = Duration::from_secs(300);
 
 fn up(config: &str, arguments: &[&str]) -> (TrunklineServer, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a temporary directory");

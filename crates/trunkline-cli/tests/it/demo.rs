@@ -2,8 +2,10 @@
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use trunkline_testkit::RedisServer;
 
 use crate::command::{command, run, start};
+use crate::observability::{eventually, get};
 
 const DEMO: [&str; 6] = ["up", "--demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
 
@@ -83,6 +85,35 @@ fn anybody_with_a_nats_client_can_talk_to_the_platform() {
     assert_eq!(answer["trace"]["conversationId"], "c-cli", "{answer}");
     assert_eq!(answer["source"], "gateway", "{answer}");
 
+    demo.signal(Signal::SIGTERM);
+    demo.end().ok();
+}
+
+#[test]
+fn the_demo_outlives_a_redis_that_stands_still() {
+    let redis = RedisServer::start_volatile();
+    let mut demo = command(&[&DEMO[..], &["--backend", "redis"]].concat());
+    demo.env("REDIS_URL", redis.url());
+    let mut demo = start(demo, b"");
+    let http = demo.until_it_says("http ").split_whitespace().nth(1).expect("a URL").to_owned();
+    demo.until_it_says("Ctrl-C stops it");
+    let published = || {
+        let (_, metrics) = get(&http, "/metrics");
+        let count = metrics.lines().find_map(|line| line.strip_prefix("trunkline_published_messages_total "));
+        count.and_then(|count| count.parse::<f64>().ok()).expect("it is always there")
+    };
+    let more_than = |least: f64| match published() {
+        count if count > least => Ok(()),
+        count => Err(format!("{count} messages")),
+    };
+    // All components are at work by then.
+    eventually("a first conversation", || more_than(30.0));
+    redis.pause();
+    demo.until_it_says("nobody hears what was said");
+    redis.resume();
+    let before = published();
+    // A conversation has about thirty messages; it goes on from its beginning to its end.
+    eventually("another conversation", || more_than(before + 60.0));
     demo.signal(Signal::SIGTERM);
     demo.end().ok();
 }

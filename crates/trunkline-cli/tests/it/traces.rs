@@ -10,10 +10,13 @@ use std::thread;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message as _;
 use serde_json::Value;
 
 use crate::command::{Ended, PATIENCE, command, run, start};
+use crate::observability::{eventually, get};
 use crate::server;
 
 const DEMO: [&str; 6] = ["up", "--demo", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
@@ -86,6 +89,77 @@ fn text(attributes: &[KeyValue], name: &str) -> Option<String> {
     }
 }
 
+/// What the conventions know of an attribute: the types of its value, as people write them.
+fn attribute_type(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "messaging.system"
+        | "messaging.operation.name"
+        | "messaging.operation.type"
+        | "messaging.destination.name"
+        | "messaging.destination.template"
+        | "messaging.message.id"
+        | "messaging.message.conversation_id"
+        | "messaging.client.id"
+        | "messaging.consumer.group.name"
+        | "server.address"
+        | "error.type"
+        | "gen_ai.conversation.id"
+        | "gen_ai.agent.id"
+        | "gen_ai.agent.name"
+        | "gen_ai.tool.name" => "string",
+        "messaging.destination.temporary" => "boolean",
+        "messaging.message.body.size" | "server.port" => "int",
+        // Those that the conventions have no name for.
+        "trunkline.delivery.attempt" | "trunkline.delivery.delay_ms" => "int",
+        name if name.starts_with("trunkline.") => "string",
+        _ => return None,
+    })
+}
+
+/// Holds a span against the conventions for messaging: its name, its kind, its attributes and their types, and the link to the
+/// span in which the message was made.
+#[track_caller]
+fn assert_conventional(span: &Span, all: &[Span]) {
+    for attribute in &span.attributes {
+        let value = attribute.value.as_ref().and_then(|value| value.value.as_ref());
+        let found = match value {
+            Some(any_value::Value::StringValue(_)) => "string",
+            Some(any_value::Value::IntValue(_)) => "int",
+            Some(any_value::Value::BoolValue(_)) => "boolean",
+            other => panic!("{} is {other:?}", attribute.key),
+        };
+        assert_eq!(attribute_type(&attribute.key), Some(found), "{} of {}", attribute.key, span.name);
+    }
+    let of = |name| text(&span.attributes, name);
+    let must = |name| of(name).unwrap_or_else(|| panic!("{} has no {name}", span.name));
+    let operation = must("messaging.operation.name");
+    let (kind, expected) = match operation.as_str() {
+        "publish" | "dead_letter" | "redrive" => ("send", SpanKind::Producer),
+        "request" => ("send", SpanKind::Client),
+        "receive" => ("receive", SpanKind::Client),
+        "process" => ("process", SpanKind::Consumer),
+        "respond" => ("process", SpanKind::Server),
+        "ack" | "nak" | "term" => ("settle", SpanKind::Client),
+        other => panic!("{other} is no operation"),
+    };
+    assert_eq!((must("messaging.operation.type").as_str(), span.kind()), (kind, expected), "{}", span.name);
+    assert_eq!(must("messaging.system"), "trunkline");
+    let destination =
+        of("messaging.destination.template").unwrap_or_else(|| must("messaging.destination.name"));
+    assert_eq!(span.name, format!("{operation} {destination}"));
+    let failed = span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error);
+    assert_eq!(failed, of("error.type").is_some(), "{}: {:?}", span.name, span.status);
+    // Who takes a message links to the span in which it was made, whatever its parent is.
+    let takes = ["receive", "process", "respond"].contains(&operation.as_str());
+    assert_eq!(span.links.len(), usize::from(takes), "{}", span.name);
+    for link in &span.links {
+        assert_eq!(link.trace_id, span.trace_id);
+        let made = all.iter().find(|other| other.span_id == link.span_id);
+        let by = made.and_then(|made| text(&made.attributes, "messaging.operation.type"));
+        assert_eq!(by.as_deref(), Some("send"), "{} links to {made:?}", span.name);
+    }
+}
+
 /// The names of spans, each behind those of its ancestors.
 fn paths(spans: &[Span]) -> BTreeSet<String> {
     fn path(spans: &[Span], span: &Span) -> String {
@@ -127,6 +201,9 @@ fn every_conversation_of_the_demo_is_one_trace_from_channel_to_tool() {
         }
     }
     let all = spans(&sent);
+    for span in &all {
+        assert_conventional(span, &all);
+    }
     let mut conversations = BTreeMap::<_, BTreeSet<_>>::new();
     for span in &all {
         if let Some(id) = text(&span.attributes, "gen_ai.conversation.id") {
@@ -170,6 +247,15 @@ fn every_conversation_of_the_demo_is_one_trace_from_channel_to_tool() {
         let trace = conversations[conversation].first().expect("it has a trace");
         let trace: String = trace.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(line["trace_id"], trace, "{line}");
+        let span = line["span_id"].as_str().unwrap_or_else(|| panic!("{line}"));
+        let is_its =
+            |it: &&Span| it.span_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>() == span;
+        let span = all.iter().find(is_its).unwrap_or_else(|| panic!("no span of {line}"));
+        assert!(
+            span.name.starts_with("respond ") || span.name.starts_with("process "),
+            "{}: {line}",
+            span.name
+        );
     }
 }
 
@@ -277,4 +363,39 @@ fn a_protocol_that_is_not_spoken_is_said_and_harms_nobody() {
     // And without any variable nothing is said.
     let quiet = run(&["pub", "--url", url, "a.b", "hello"]);
     assert!(quiet.status.success() && !quiet.stderr.contains("span"), "{quiet:?}");
+}
+
+#[test]
+fn what_becomes_of_spans_is_in_the_metrics() {
+    /// The number behind a series of `/metrics`.
+    fn value(text: &str, series: &str) -> Option<f64> {
+        text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+    }
+    let collector = Collector::start();
+    // Takes connections, and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let deaf = format!("http://{}", silent.local_addr().expect("it is bound"));
+    for (endpoint, expected) in [
+        (&collector.endpoint, &["trunkline_spans_sent_total"][..]),
+        (
+            &deaf,
+            &[
+                "trunkline_spans_dropped_total{reason=\"queue_full\"}",
+                "trunkline_spans_dropped_total{reason=\"not_sent\"}",
+            ],
+        ),
+    ] {
+        let mut demo = command(&DEMO);
+        demo.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "50");
+        demo.env("OTEL_BSP_MAX_QUEUE_SIZE", "8").env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8");
+        demo.env("OTEL_EXPORTER_OTLP_TIMEOUT", "300");
+        let mut demo = start(demo, b"");
+        let http = demo.until_it_says("http ").split_whitespace().nth(1).expect("a URL").to_owned();
+        let metrics = eventually("all of these", || {
+            let (_, text) = get(&http, "/metrics");
+            let moved = expected.iter().all(|series| value(&text, series).is_some_and(|count| count > 0.0));
+            if moved { Ok(text) } else { Err(text) }
+        });
+        assert!(value(&metrics, "trunkline_spans_waiting").is_some_and(|count| count <= 16.0), "{metrics}");
+    }
 }

@@ -118,7 +118,7 @@ function form(problem) {
     } catch (error) {
       token.forget();
       said.className = 'problem';
-      said.textContent = error.message;
+      said.textContent = [error.message, error.hint].filter(Boolean).join(' — ');
       button.disabled = false;
       input.focus();
     }

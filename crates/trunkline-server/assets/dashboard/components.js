@@ -7,7 +7,7 @@ import { number, time, tone } from './text.js';
 
 export function show(main, { signal }) {
   const problem = new Problem();
-  const note = el('p', { class: 'note' });
+  const note = el('p', { class: 'note said' });
   const table = new Table('Components of trunkline up', [
     { title: 'Component', header: true, cell: (row) => row.name },
     { title: 'State', cell: (row) => el('span', { class: `word ${tone(row.state)}` }, row.state) },

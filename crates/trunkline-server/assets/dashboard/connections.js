@@ -3,18 +3,25 @@
 import { get } from './api.js';
 import { Problem, Table, el, heading } from './dom.js';
 import { Rates, poll } from './live.js';
-import { bytes, duration, micros, number, rate, time } from './text.js';
+import { bytes, duration, micros, number, rate, shortened, time } from './text.js';
 
 const LIMIT = 200;
+/** How they can be sorted: what the server calls it, and what people read. */
+const SORTS = [['', 'oldest first'], ['pending', 'most waiting'], ['denied', 'most denied'], ['received', 'most from it'], ['sent', 'most to it'], ['subscriptions', 'most subscriptions']];
 
 export function show(main, { signal }) {
   const problem = new Problem();
-  const note = el('p', { class: 'note' });
+  const note = el('p', { class: 'note said', role: 'status' });
+  const find = el('input', { name: 'find', type: 'search', autocomplete: 'off', oninput: () => { offset = 0; } });
+  const sort = el('select', { name: 'sort', onchange: () => turn(-offset) }, SORTS.map(([value, title]) => el('option', { value }, title)));
+  const before = el('button', { type: 'button', hidden: true, onclick: () => turn(-LIMIT) }, 'Previous');
+  const after = el('button', { type: 'button', hidden: true, onclick: () => turn(LIMIT) }, 'Next');
+  let offset = 0;
   const [from, to] = [new Rates(), new Rates()];
   let [fromRates, toRates] = [new Map(), new Map()];
   const who = [
-    { title: 'Client', header: true, cell: (row) => row.name ?? `#${row.id}` },
-    { title: 'User', cell: (row) => row.user ?? '–' },
+    { title: 'Client', header: true, wide: true, cell: (row) => row.name ?? `#${row.id}` },
+    { title: 'User', cell: (row) => shortened(row.user ?? '–', 40) },
     { title: 'Address', cell: (row) => row.address },
     { title: 'Library', cell: (row) => [row.library ?? '–', row.kind === 'websocket' ? ' (WebSocket)' : ''] },
   ];
@@ -38,16 +45,29 @@ export function show(main, { signal }) {
     denied,
     { title: 'Ended', number: true, cell: (row) => time(row.ended) },
   ], 'None has ended so far.');
-  main.append(heading('Connections'), problem.element, note, open.element, el('h3', {}, 'Ended'), closed.element);
-  poll(async () => {
-    const answer = await get('connections', { limit: LIMIT }, signal);
+  const filter = el('form', { class: 'filters', role: 'search', onsubmit: (event) => { event.preventDefault(); turn(-offset); } },
+    el('label', {}, 'Name, user or address has', find), el('label', {}, 'Order', sort), el('button', { type: 'submit' }, 'Show'));
+  main.append(heading('Connections'), problem.element, filter, note, open.element, el('p', { class: 'more' }, before, ' ', after), el('h3', {}, 'Ended'), closed.element);
+
+  async function refresh() {
+    const answer = await get('connections', { limit: LIMIT, offset: offset || undefined, find: find.value.trim(), sort: sort.value }, signal);
+    const shown = answer.connections.length;
     note.textContent = !answer.known
       ? 'Clients are with the NATS servers themselves, which know about them (their /connz).'
-      : answer.total > answer.connections.length ? `${number(answer.connections.length)} of ${number(answer.total)} are shown.` : '';
+      : shown === answer.total ? `${number(answer.total)} in all.` : `${number(offset + Math.min(shown, 1))} to ${number(offset + shown)} of ${number(answer.total)}.`;
+    before.hidden = offset === 0;
+    after.hidden = offset + shown >= answer.total;
     const key = (row) => row.id;
     fromRates = from.of(answer.connections, key, (row) => row.receivedMessages);
     toRates = to.of(answer.connections, key, (row) => row.sentMessages);
     open.show(answer.connections);
     closed.show(answer.closed);
-  }, signal, problem);
+  }
+
+  function turn(by) {
+    offset = Math.max(0, offset + by);
+    refresh().catch((error) => { if (!signal.aborted) problem.show(error); });
+  }
+
+  poll(refresh, signal, problem);
 }

@@ -14,8 +14,8 @@ const AGAIN = 1000;
 export function show(main, { signal, rest, pulse }) {
   const id = rest.join('/');
   const problem = new Problem();
-  const summary = el('p', { class: 'note' });
-  const live = el('p', { class: 'note', role: 'status' });
+  const summary = el('p', { class: 'note said' });
+  const live = el('p', { class: 'note said', role: 'status' });
   const detail = el('aside', { class: 'detail', 'aria-label': 'The chosen message' }, el('p', { class: 'note' }, 'Choose a message with the mouse, or with the arrow keys in the diagram.'));
   const sequence = new Sequence((observation) => detail.replaceChildren(...details(observation)));
   main.append(

@@ -10,7 +10,7 @@ const FILTERS = [['persona', 'Persona'], ['tool', 'Tool'], ['skill', 'Skill'], [
 
 export function show(main, { signal, query }) {
   const problem = new Problem();
-  const note = el('p', { class: 'note' });
+  const note = el('p', { class: 'note said' });
   const inputs = FILTERS.map(([name]) => el('input', { name, value: query.get(name) ?? '', autocomplete: 'off' }));
   const state = el('select', { name: 'state' }, ['', 'open', 'quiet', 'failed'].map((value) => el('option', { value, selected: query.get('state') === value }, value || 'any')));
   const newer = el('button', { type: 'button', hidden: true, onclick: () => turn(-LIMIT) }, 'Newer');

@@ -11,7 +11,7 @@ export function show(main, { signal, query }) {
   const problem = new Problem();
   const stream = el('input', { name: 'stream', value: query.get('stream') ?? '', autocomplete: 'off' });
   const consumer = el('input', { name: 'consumer', value: query.get('consumer') ?? '', autocomplete: 'off' });
-  const note = el('p', { class: 'note' });
+  const note = el('p', { class: 'note said' });
   const outcome = el('div', { role: 'status' });
   const detail = el('section', { class: 'detail', 'aria-label': 'The dead letter', tabindex: -1 }, el('p', { class: 'note' }, 'Choose a dead letter to see it.'));
   const all = el('button', { type: 'button', disabled: true, onclick: () => redriveShown() }, 'Redrive all that match…');
@@ -56,7 +56,8 @@ export function show(main, { signal, query }) {
     try {
       const letter = await get(`dead-letters/${encodeURIComponent(offset)}`, {}, signal);
       detail.replaceChildren(...details(letter, () => redriveOne(letter)));
-      detail.focus();
+      detail.focus({ preventScroll: true });
+      detail.scrollIntoView({ block: 'nearest' });
     } catch (error) {
       problem.show(error);
     }

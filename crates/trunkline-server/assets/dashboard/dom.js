@@ -24,7 +24,10 @@ export function svg(name, attributes, ...children) {
   return fill(document.createElementNS(SVG, name), attributes, children);
 }
 
-/** A table whose rows are replaced as a whole. Columns are `{title, number, cell(row)}`; the focus survives a replacement. */
+/**
+ * A table whose rows are told as a whole. Columns are `{title, number, cell(row)}`; the focus survives a change. What a cell does
+ * when it is pressed must follow from what it shows, since equal cells are kept.
+ */
 export class Table {
   constructor(caption, columns, empty, key) {
     this.columns = columns;
@@ -41,7 +44,7 @@ export class Table {
   show(rows) {
     const focused = document.activeElement?.closest?.('[data-key]');
     const held = focused && this.body.contains(focused) ? focused.dataset.key : null;
-    const made = rows.map((row, index) => el('tr', {},
+    const made = rows.map((row) => el('tr', {},
       this.columns.map((column) => {
         const cell = column.cell(row);
         const attributes = { class: column.number ? 'number' : column.wide ? 'wide' : null };
@@ -52,8 +55,23 @@ export class Table {
       if (target) target.dataset.key = this.key(rows[index], index);
     });
     if (rows.length === 0) made.push(el('tr', {}, el('td', { colspan: this.columns.length, class: 'note' }, this.empty)));
-    this.body.replaceChildren(...made);
-    if (held !== null) this.body.querySelector(`[data-key="${CSS.escape(held)}"]`)?.focus();
+    this.take(made);
+    if (held !== null && document.activeElement?.dataset?.key !== held) this.body.querySelector(`[data-key="${CSS.escape(held)}"]`)?.focus();
+  }
+
+  /** Only cells that changed are replaced: what a person has marked to copy, or is about to press, stays where it is. */
+  take(made) {
+    made.forEach((row, index) => {
+      const shown = this.body.rows[index];
+      if (!shown) this.body.append(row);
+      else if (shown.cells.length !== row.cells.length) shown.replaceWith(row);
+      else {
+        [...row.cells].forEach((cell, at) => {
+          if (!shown.cells[at].isEqualNode(cell)) shown.cells[at].replaceWith(cell);
+        });
+      }
+    });
+    while (this.body.rows.length > made.length) this.body.rows[made.length].remove();
   }
 }
 

@@ -4,6 +4,8 @@ import { get } from './api.js';
 
 /** Pause between two beats, and between two questions of a list. */
 const PAUSE = 2000;
+/** Pause between the first beat and the second, since there is no rate before. */
+const PAUSE_FIRST = 500;
 /** Longest pause while the server is not there. */
 const PAUSE_MAX = 10_000;
 
@@ -63,7 +65,7 @@ export class Pulse extends EventTarget {
         this.before = this.now;
         this.now = { at: performance.now(), overview };
         this.error = null;
-        wait = PAUSE;
+        wait = this.before ? PAUSE : PAUSE_FIRST;
       } catch (error) {
         if (signal.aborted) return;
         if (error.status === 401) return window.dispatchEvent(new CustomEvent('refused', { detail: error }));

@@ -40,7 +40,7 @@ export function show(main, { pulse, signal }) {
   main.append(
     heading('Overview'),
     problem.element,
-    el('div', { class: 'cards' }, Object.values(charts).map((chart) => chart.element)),
+    el('div', { class: 'cards charts' }, Object.values(charts).map((chart) => chart.element)),
     el('div', { class: 'cards' }, readiness, backend, messages, clients, process),
   );
 
@@ -73,8 +73,8 @@ function deliveredTitle({ backend, clients }) {
 }
 
 function latencyTitle({ latency, clients }) {
-  if (latency) return 'Latency: requests, in the middle';
-  return clients ? 'Latency: round trip to clients' : 'Latency (not known here)';
+  if (latency) return 'Latency of requests, median';
+  return clients ? 'Round trip to clients, median' : 'Latency (not known here)';
 }
 
 function healthFacts(document) {

@@ -6,7 +6,11 @@
 import { el, svg } from './dom.js';
 import { micros, shortened, time } from './text.js';
 
-const [TIME_WIDTH, LANE_WIDTH, ROW_HEIGHT, HEAD_HEIGHT] = [96, 144, 36, 34];
+const [TIME_WIDTH, ROW_HEIGHT, HEAD_HEIGHT] = [88, 36, 34];
+/** On a telephone more than one lane should be in sight. */
+const LANE_WIDTH = matchMedia('(max-width: 40rem)').matches ? 104 : 144;
+/** What a letter takes, about. */
+const LETTER = 6.3;
 /** Lanes that are drawn; whoever comes later shares the last one. */
 const LANES_MAX = 24;
 const OTHERS = 'others';
@@ -22,6 +26,8 @@ export class Sequence {
     /** Subjects of requests, by where their answers go. */
     this.requests = new Map();
     this.selected = null;
+    /** How far the texts of rows go to the right. */
+    this.reach = 0;
     this.head = svg('svg', { class: 'heads', 'aria-hidden': 'true' });
     this.list = svg('svg', { role: 'listbox', 'aria-label': 'Messages in the order in which they were seen', onkeydown: (event) => this.key(event) });
     this.element = el('div', { class: 'sequence' }, this.head, this.list);
@@ -78,8 +84,12 @@ export class Sequence {
     return TIME_WIDTH + LANE_WIDTH * (lane + 0.5);
   }
 
-  width() {
+  lanesWidth() {
     return TIME_WIDTH + LANE_WIDTH * Math.max(this.lanes.length, 1) + 24;
+  }
+
+  width() {
+    return Math.max(this.lanesWidth(), this.reach);
   }
 
   size() {
@@ -92,8 +102,9 @@ export class Sequence {
   }
 
   redraw() {
+    this.reach = 0;
     const heads = this.lanes.map((who) => svg('text', { class: 'who', x: this.x(who), y: 22, 'text-anchor': 'middle' }, shortened(who, 22), svg('title', {}, who)));
-    this.head.replaceChildren(svg('rect', { class: 'head-ground', width: this.width(), height: HEAD_HEIGHT }), ...heads);
+    this.head.replaceChildren(svg('rect', { class: 'head-ground', width: '100%', height: HEAD_HEIGHT }), ...heads);
     const lines = this.lanes.map((who) => svg('line', { class: 'lane', 'aria-hidden': 'true', x1: this.x(who), x2: this.x(who), y1: 0, y2: 0 }));
     this.list.replaceChildren(...lines, ...this.observations.map((observation, index) => this.row(observation, index)));
     this.size();
@@ -113,7 +124,7 @@ export class Sequence {
       onclick: () => this.select(index, { focus: true }),
       onfocus: () => { if (this.selected !== index) this.select(index, {}); },
     },
-    svg('rect', { class: 'ground', x: 2, y: top + 1, width: this.width() - 4, height: ROW_HEIGHT - 2, rx: 4 }),
+    svg('rect', { class: 'ground', x: 2, y: top + 1, width: '100%', height: ROW_HEIGHT - 2, rx: 4 }),
     svg('text', { class: 'when', x: 8, y: middle - 2 }, `${clock(observation)} `));
     row.append(...parts);
     return row;
@@ -135,8 +146,11 @@ export class Sequence {
     });
     const ends = to.map((who) => (who === null ? from + LANE_WIDTH * 0.4 : this.x(who)));
     const left = Math.min(from, ...ends);
-    const room = Math.max(Math.abs(Math.max(from, ...ends) - left), LANE_WIDTH) / 6.3;
+    const room = Math.max(Math.abs(Math.max(from, ...ends) - left), LANE_WIDTH) / LETTER;
     const shown = shortened(this.label(observation), Math.max(Math.floor(room), 28));
+    // An arrow to both sides does not say by itself where it comes from.
+    if (observation.from) parts.push(svg('circle', { class: 'sender', cx: from, cy: y, r: 3.5 }));
+    this.reaches(left + 8, shown);
     return [shown, [svg('text', { x: left + 8, y: y - 6 }, shown), ...parts]];
   }
 
@@ -144,7 +158,16 @@ export class Sequence {
   mark(observation, y) {
     const at = this.x(observation.to?.[0] ?? observation.from);
     const shown = shortened(this.label(observation), 44);
-    return [shown, [svg('circle', { class: 'mark', cx: at, cy: y - 4, r: 5 }), svg('text', { x: at + 10, y }, shown)]];
+    const long = shown.length * LETTER;
+    // At the last lanes there is more room to the left.
+    const back = at + 10 + long > this.lanesWidth() && at - 10 - long > TIME_WIDTH;
+    if (!back) this.reaches(at + 10, shown);
+    const text = back ? { x: at - 10, y, 'text-anchor': 'end' } : { x: at + 10, y };
+    return [shown, [svg('circle', { class: 'mark', cx: at, cy: y - 4, r: 5 }), svg('text', text, shown)]];
+  }
+
+  reaches(x, text) {
+    this.reach = Math.max(this.reach, Math.ceil(x + text.length * LETTER + 12));
   }
 
   /** A subject without the root that all have; of an answer what it answers. */

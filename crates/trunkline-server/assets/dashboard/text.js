@@ -63,7 +63,11 @@ export function tone(state) {
   return good.includes(state) ? 'good' : warn.includes(state) ? 'warn' : 'bad';
 }
 
-/** Base64 as text where it is UTF-8; as it is, and said to be so, where it is not. */
+/** Bytes of what is no text that are shown. */
+const DUMPED = 4096;
+const DUMPED_WIDTH = 8;
+
+/** Base64 as text where it is UTF-8, and as bytes, said to be so, where it is not. */
 export function decoded(base64) {
   let raw;
   try {
@@ -74,8 +78,21 @@ export function decoded(base64) {
   try {
     return pretty(new TextDecoder('utf-8', { fatal: true }).decode(raw));
   } catch {
-    return `(${raw.length} bytes that are no text, in Base64)\n${base64}`;
+    return dump(raw);
   }
+}
+
+/** Offsets, bytes and what is ASCII of them, eight in a line, which fits beside a list. */
+function dump(raw) {
+  const shown = raw.subarray(0, DUMPED);
+  const lines = [`(${count(raw.length, 'byte that is', 'bytes that are')} no text${raw.length > DUMPED ? `; the first ${number(DUMPED)}` : ''})`];
+  for (let at = 0; at < shown.length; at += DUMPED_WIDTH) {
+    const row = [...shown.subarray(at, at + DUMPED_WIDTH)];
+    const hex = row.map((byte) => byte.toString(16).padStart(2, '0')).join(' ');
+    const letters = row.map((byte) => (byte >= 0x20 && byte < 0x7f ? String.fromCharCode(byte) : '.')).join('');
+    lines.push(`${at.toString(16).padStart(6, '0')}  ${hex.padEnd(3 * DUMPED_WIDTH - 1)}  ${letters}`);
+  }
+  return lines.join('\n');
 }
 
 /** JSON with its lines, other text as it is. */

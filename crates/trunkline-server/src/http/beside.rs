@@ -28,6 +28,7 @@ use crate::admin::{BASE, ComponentsJson, Problem};
 use crate::auth::AuthOptions;
 use crate::health::{Speaker, broadcast, component_checks};
 use crate::options::Limits;
+use crate::promises::{Promises, STREAMS};
 use crate::server::{Exposure, StartError, bind, local_address};
 use crate::tls::{Plan, TlsError, TlsOptions};
 
@@ -100,11 +101,13 @@ impl BesideServer {
             bus: options.bus.clone(),
             components: options.components,
             observer: options.observer,
+            promises: Arc::new(Promises::new(Promises::of(&options.config.messaging))),
             started: Instant::now(),
         });
         let subject = beside.bus.topics().system().health().subject().clone();
         let status = beside.bus.backend_status();
         tasks.spawn(broadcast(beside.clone(), status, (subject, HEALTH_INTERVAL), stop.clone()));
+        tasks.spawn(beside.promises.clone().watch(beside.bus.backend().clone(), stop.clone()));
         let app = router(beside, token.clone(), !loopback);
         let bounds = Bounds::alone(&Limits::from(&server.limits));
         tasks.spawn(serve(listener, app, bounds, move || tls.http.get(), stop.clone(), tasks.clone()));
@@ -146,6 +149,7 @@ struct Beside {
     bus: Bus,
     components: watch::Receiver<ComponentsJson>,
     observer: Option<Arc<Observer>>,
+    promises: Arc<Promises>,
     started: Instant,
 }
 
@@ -159,6 +163,7 @@ impl Speaker for Beside {
     fn document(&self) -> SystemHealth {
         let mut checks = component_checks(&self.components.borrow().components);
         checks.extend(self.bus.checks());
+        checks.extend(self.promises.check().map(|check| (STREAMS.to_owned(), check)));
         self.health(checks)
     }
 

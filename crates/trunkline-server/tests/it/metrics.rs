@@ -169,3 +169,36 @@ async fn who_does_not_ask_for_open_metrics_gets_the_classic_format() {
     assert!(answer.body.contains("# TYPE trunkline_build_info gauge\n"), "{}", answer.body);
     assert!(!answer.body.contains("# EOF"), "{}", answer.body);
 }
+
+/// Subjects, names and patterns that a hostile crowd makes up.
+const MADE_UP: usize = 20_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_clients_make_up_there_are_no_more_series() {
+    let mut fixture =
+        Fixture::with(|options| options.telemetry = Some(trunkline::Telemetry::default())).await;
+    fixture.bystander_is_fine().await;
+    let before: Vec<String> = scrape(&fixture).await.into_keys().collect();
+    let mut raw = Raw::ready(fixture.nats(), "\"name\":\"evil\\\"} 1\",\"headers\":true").await;
+    for chunk in 0..MADE_UP / 1000 {
+        let lines: String = (0..1000)
+            .map(|n| {
+                let n = chunk * 1000 + n;
+                format!("SUB made.up.{n} g{n} {n}\r\nPUB made.up.{n} 1\r\nx\r\nUNSUB {n}\r\nPUB nachos.tool.t{n}.call made.up.{n} 0\r\n\r\n")
+            })
+            .collect();
+        raw.send(&lines).await;
+        raw.flush().await;
+    }
+    for n in 0..50 {
+        let mut named =
+            Raw::ready(fixture.nats(), &format!("\"name\":\"n{n}\",\"user\":\"u{n}\",\"lang\":\"l{n}\""))
+                .await;
+        named.flush().await;
+    }
+    let found = scrape(&fixture).await;
+    assert!(found["trunkline_server_received_messages_total"] >= 2.0 * MADE_UP as f64);
+    assert!(found["trunkline_connections_accepted_total"] >= 50.0);
+    let after: Vec<String> = found.into_keys().collect();
+    assert_eq!(after, before);
+}

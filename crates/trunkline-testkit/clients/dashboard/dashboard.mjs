@@ -28,7 +28,7 @@ const [asked, complaints] = [[], []];
 async function open(options) {
   const context = await browser.newContext({ reducedMotion: "reduce", ...options });
   const page = await context.newPage();
-  page.setDefaultTimeout(20_000);
+  page.setDefaultTimeout(60_000);
   page.on("request", (request) => asked.push(request.url()));
   page.on("pageerror", (error) => complaints.push(String(error)));
   page.on("console", (message) => {
@@ -83,6 +83,12 @@ const tests = {
     const response = await page.goto(`${DASHBOARD}#token=${TOKEN}`);
     await page.getByText("Connected · in_memory ok").waitFor();
     assert.ok(!(await page.evaluate(() => location.href)).includes(TOKEN));
+    // Nor is it behind the back button, or in what the browser says of where it comes from.
+    await page.goto(`${DASHBOARD}#/subjects`);
+    await page.goBack();
+    await page.getByRole("heading", { name: "Overview" }).waitFor();
+    assert.ok(!(await page.evaluate(() => location.href)).includes(TOKEN));
+    assert.equal(response.headers()["referrer-policy"], "no-referrer");
     const policy = response.headers()["content-security-policy"];
     for (const part of ["default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'"]) assert.ok(policy.includes(part), policy);
     assert.ok(!policy.includes("unsafe"), policy);
@@ -207,6 +213,133 @@ const tests = {
     assert.equal(await page.evaluate(() => window.hacked), undefined);
     if (process.env.SHOT) await page.screenshot({ path: process.env.SHOT });
     await accessible(page, "a conversation that went wrong");
+    await page.context().close();
+  },
+
+  async "on a telephone nothing scrolls sideways, and nothing moves when answers come"() {
+    const page = await open({ viewport: { width: 360, height: 740 } });
+    await page.goto(`${DASHBOARD}#token=${TOKEN}`);
+    await page.getByText("Connected · in_memory ok").waitFor();
+    const sideways = () => page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    for (const view of VIEWS) {
+      await page.goto(`${DASHBOARD}#/${view}`);
+      const answered = page.waitForResponse(/\/api\/v1\//);
+      await page.reload();
+      await answered;
+      await page.locator("h2").waitFor();
+      await page.getByText("Connected · in_memory ok").waitFor();
+      assert.ok((await sideways()) <= 0, `${view} is wider than the page by ${await sideways()}`);
+      const shifts = await page.evaluate(() => new Promise((resolve) => {
+        const observer = new PerformanceObserver(() => {});
+        observer.observe({ type: "layout-shift", buffered: true });
+        // Entries that are buffered come with the next frames.
+        requestAnimationFrame(() => requestAnimationFrame(() => resolve(observer.takeRecords().reduce((sum, { value }) => sum + value, 0))));
+      }));
+      // What the Web Vitals call good.
+      assert.ok(shifts < 0.1, `${view} moves by ${shifts}`);
+    }
+    say("c-phone", "p-1", "hello");
+    await page.goto(`${DASHBOARD}#/conversation/c-phone`);
+    await page.getByRole("option").first().click();
+    await page.getByLabel("Payload").waitFor();
+    assert.ok((await sideways()) <= 0, "a conversation");
+    await page.context().close();
+  },
+
+  async "five hundred messages are drawn, and more grow below them"() {
+    const page = await open();
+    for (let n = 0; n < 500; n += 1) {
+      nats.publish("nachos.analytics.step", JSON.stringify({ id: `l-${n}`, type: "step", source: `agent-${n % 5}`, payload: { n }, trace: { conversationId: "c-long" } }));
+    }
+    await nats.flush();
+    await page.goto(`${DASHBOARD}#token=${TOKEN}`);
+    await page.getByText("Connected").waitFor();
+    await page.goto(`${DASHBOARD}#/conversation/c-long`);
+    const rows = page.getByRole("option");
+    await rows.nth(499).waitFor({ state: "attached" });
+    await page.getByText("Following live").waitFor();
+    await rows.first().focus();
+    await page.keyboard.press("End");
+    for (let n = 500; n < 550; n += 1) {
+      nats.publish("nachos.analytics.step", JSON.stringify({ id: `l-${n}`, type: "step", source: `agent-${n % 5}`, payload: { n }, trace: { conversationId: "c-long" } }));
+    }
+    await rows.nth(549).waitFor({ state: "attached" });
+    assert.equal(await rows.count(), 550);
+    const below = () => page.evaluate(() => { const box = document.querySelector(".sequence"); return box.scrollHeight - box.scrollTop - box.clientHeight; });
+    assert.ok((await below()) < 40, "who reads at the end goes on reading there");
+    assert.equal(await rows.nth(499).getAttribute("aria-selected"), "true", "what was chosen stays chosen");
+    await page.keyboard.press("Home");
+    const top = await page.evaluate(() => document.querySelector(".sequence").scrollTop);
+    nats.publish("nachos.analytics.step", JSON.stringify({ id: "l-550", type: "step", source: "agent-0", payload: {}, trace: { conversationId: "c-long" } }));
+    await rows.nth(550).waitFor({ state: "attached" });
+    assert.equal(await page.evaluate(() => document.querySelector(".sequence").scrollTop), top, "who has scrolled up is not moved");
+    await page.context().close();
+  },
+
+  async "many connections and subjects are searched, sorted and turned over, and none of their names is markup"() {
+    const page = await open();
+    const crowd = [];
+    for (let n = 0; n < 230; n += 1) crowd.push(await connect({ servers: NATS, name: n === 7 ? EVIL : `crowd-${n}`, reconnect: false }));
+    crowd[9].subscribe("nachos.crowd.a");
+    crowd[9].subscribe("nachos.crowd.b");
+    crowd[9].publish("nachos.analytics.<svg/onload=window.hacked=1>", "{}");
+    crowd[9].publish(`nachos.analytics.${"x".repeat(200)}`, "{}");
+    await crowd[9].flush();
+    await page.goto(`${DASHBOARD}#token=${TOKEN}`);
+    await page.getByText("Connected").waitFor();
+    await page.goto(`${DASHBOARD}#/connections`);
+    await page.getByText(/^1 to 200 of \d+\.$/).waitFor();
+    await page.getByRole("rowheader", { name: EVIL }).waitFor();
+    await page.getByRole("button", { name: "Next" }).click();
+    await page.getByText(/^201 to \d+ of \d+\.$/).waitFor();
+    await page.getByRole("rowheader", { name: "crowd-229" }).waitFor();
+    await page.getByLabel("Name, user or address has").fill("CROWD-2");
+    await page.keyboard.press("Enter");
+    await page.getByText("41 in all.").waitFor();
+    await page.getByLabel("Name, user or address has").fill("crowd-");
+    await page.getByLabel("Order").selectOption("most subscriptions");
+    await page.waitForFunction(() => document.querySelector("tbody th")?.textContent === "crowd-9");
+    await accessible(page, "many connections");
+    await page.goto(`${DASHBOARD}#/subjects`);
+    await page.getByRole("rowheader", { name: "nachos.analytics.<svg/onload=window.hacked=1>" }).waitFor();
+    await page.getByLabel("Subject, pattern or name has").fill("nachos.crowd");
+    await page.getByText("0 subjects, 2 lines of subscriptions.").waitFor();
+    await page.getByLabel("Subject, pattern or name has").fill("");
+    // What is marked to be copied is still marked after the next answers.
+    await page.evaluate(() => getSelection().selectAllChildren(document.querySelector("tbody th")));
+    const marked = await page.evaluate(() => String(getSelection()));
+    assert.match(marked, /^[^\s]+$/);
+    for (let n = 0; n < 2; n += 1) await page.waitForResponse(/\/api\/v1\/subjects/);
+    const still = await page.evaluate(() => [String(getSelection()), document.querySelector("tbody th").textContent]);
+    assert.ok(still[0] === marked || still[1] !== marked, `${marked} is ${still}`);
+    assert.equal(await page.locator("main img, main script, tbody svg").count(), 0);
+    assert.equal(await page.evaluate(() => window.hacked), undefined);
+    await Promise.all(crowd.map((client) => client.close()));
+    await page.context().close();
+  },
+
+  async "what is no text is shown as bytes, and no link leads anywhere but to the page"() {
+    const page = await open();
+    const letters = { stream: "dead", total: 1, end: true, next: null, letters: [{ offset: "7", time: "2026-11-22T10:15:30Z", reason: "rejected", attempts: 2, stream: "tasks", consumer: "workers", originalSubject: "nachos.tool.x.task", originalOffset: "3" }] };
+    const letter = { ...letters.letters[0], message: { headers: [["X", 'javascript:window.hacked=1']], payloadBase64: Buffer.from([0, 255, 65, 10, ...Array(20).fill(7)]).toString("base64") } };
+    await page.route(/\/api\/v1\/dead-letters(\?|$)/, (route) => route.fulfill({ json: letters }));
+    await page.route("**/api/v1/dead-letters/7", (route) => route.fulfill({ json: letter }));
+    const evil = 'javascript:window.hacked=1//"><img src=x>';
+    nats.publish("nachos.analytics.step", JSON.stringify({ id: "j-1", type: "step", source: evil, payload: {}, trace: { conversationId: evil } }));
+    await nats.flush();
+    await page.goto(`${DASHBOARD}#token=${TOKEN}`);
+    await page.getByText("Connected").waitFor();
+    await page.goto(`${DASHBOARD}#/dead-letters`);
+    await page.getByRole("button", { name: "Show dead letter 7" }).click();
+    const shown = await page.getByLabel("Payload").textContent();
+    assert.equal(shown, ["(24 bytes that are no text)", "000000  00 ff 41 0a 07 07 07 07  ..A.....", "000008  07 07 07 07 07 07 07 07  ........", "000010  07 07 07 07 07 07 07 07  ........"].join("\n"));
+    await page.goto(`${DASHBOARD}#/conversations`);
+    await page.getByRole("link", { name: "javascript:window.hacked" }).click();
+    await page.getByRole("option").first().click();
+    await page.getByLabel("Payload").waitFor();
+    const links = await page.evaluate(() => [...document.querySelectorAll("a[href]")].map((link) => link.href));
+    assert.deepEqual(links.filter((link) => !link.startsWith(`${ORIGIN}/dashboard#`)), []);
+    assert.equal(await page.evaluate(() => window.hacked), undefined);
     await page.context().close();
   },
 

@@ -90,6 +90,11 @@ impl Context {
         spans::trace_id(self.traceparent()?)
     }
 
+    /// The span in which the message is handled, 16 hexadecimal digits; where no spans are made the one that sent it.
+    pub fn span_id(&self) -> Option<&str> {
+        spans::span_id(self.traceparent()?)
+    }
+
     /// The header of W3C trace context that is passed on, to take along where this library does not go. Where no spans are
     /// made it is as it came, and may be anything.
     pub fn traceparent(&self) -> Option<&str> {

@@ -13,7 +13,7 @@ use super::received::Received;
 use super::{Bus, Inner, spans};
 use crate::backend::{Fut, Gap, LiveEvent, LiveSource, Start, SubscribeError, SubscribeOptions};
 use crate::observe::Witness;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Ages, Telemetry};
 
 /// Most messages taken from the backend at a time.
 const BATCH: usize = 256;
@@ -98,14 +98,17 @@ impl IntoFuture for SubscribeBuilder {
         Box::pin(async move {
             let inner = self.bus.inner();
             inner.accepts_work()?;
+            // The age of what lies in the past on purpose tells nothing.
+            let new = self.options.start.unwrap_or(inner.options.initial_start) == Start::New;
             let source = open(inner, &self.pattern, self.options).await?;
             Ok(Subscription {
                 pattern: self.pattern,
                 source: Source::Live(source),
                 batch: Vec::new(),
                 telemetry: inner.telemetry.clone(),
+                ages: new.then(|| Ages::new(&inner.telemetry.latencies)),
                 witness: inner.witness.clone(),
-                traced: inner.options.tracer.is_some().then(|| inner.clone()),
+                traced: spans::are_made(inner).then(|| inner.clone()),
                 draining: Box::pin(inner.draining.clone().cancelled_owned()),
             })
         })
@@ -138,6 +141,8 @@ pub struct Subscription {
     /// What has been taken from the source and not given out, last first.
     batch: Vec<LiveEvent>,
     telemetry: Telemetry,
+    /// `None` where somebody else measures, or where the past is read.
+    ages: Option<Ages>,
     witness: Option<Witness>,
     /// The bus, where it makes spans of what is given out.
     traced: Option<Arc<Inner>>,
@@ -240,9 +245,10 @@ impl Subscription {
         })
     }
 
-    /// Makes no spans of what it gives out: whoever reads it makes others.
+    /// Makes no spans of what it gives out, and does not measure it: whoever reads it does.
     pub(super) fn untraced(mut self) -> Self {
         self.traced = None;
+        self.ages = None;
         self
     }
 
@@ -279,6 +285,11 @@ impl Subscription {
     fn filled(&mut self, taken: usize) -> Poll<()> {
         if taken == 0 {
             self.source = Source::Ended;
+        }
+        if let Some(ages) = &mut self.ages
+            && let Some(LiveEvent::Message { message, .. }) = self.batch.first()
+        {
+            ages.look(message);
         }
         self.batch.reverse();
         let mut messages = 0;

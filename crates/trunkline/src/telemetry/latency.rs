@@ -12,6 +12,9 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
+use trunkline_core::Message;
+
+use crate::envelope::Envelope;
 
 /// Upper bounds of the buckets in microseconds, from 100 µs to 60 s; beyond is one more.
 const BOUNDS_MICROS: [u64; 18] = [
@@ -93,6 +96,36 @@ impl Drop for Handling<'_> {
     }
 }
 
+/// Shortest time between two messages of a subscription that are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Larger bodies are not looked at: to pass over them would cost more than it tells.
+const LOOK_BYTES_MAX: usize = 64 * 1024;
+
+/// The age of messages that a live subscription takes from its backend. Bodies are nobody's business but the reader's, so of each
+/// batch one message is looked at, the one that has waited longest, and none for a while after that: few messages are
+/// measured all of them, and a flood costs nothing.
+#[derive(Debug)]
+pub(crate) struct Ages {
+    latencies: Arc<Latencies>,
+    next: Instant,
+}
+
+impl Ages {
+    pub(crate) fn new(latencies: &Arc<Latencies>) -> Self {
+        Self { latencies: latencies.clone(), next: Instant::now() }
+    }
+
+    /// These are given out now, or a first one of them.
+    pub(crate) fn look(&mut self, oldest: &Message) {
+        let now = Instant::now();
+        if now < self.next || oldest.payload.len() > LOOK_BYTES_MAX {
+            return;
+        }
+        self.next = now + LOOK_EVERY;
+        self.latencies.subscriptions.arrived(made(Envelope::made_at(&oldest.payload)));
+    }
+}
+
 /// When a message was made, as its envelope says: to the millisecond, and never later than it was.
 pub(crate) fn made(timestamp: Option<Timestamp>) -> Option<SystemTime> {
     timestamp.map(SystemTime::from)
@@ -102,14 +135,29 @@ pub(crate) fn made(timestamp: Option<Timestamp>) -> Option<SystemTime> {
 type Named = (String, String);
 
 /// The histograms of a bus, by names that are in its code or configuration.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Latencies {
     /// Asked for when a consumer or responder starts, never by the message. Held for one map operation.
     consumers: Mutex<BTreeMap<Named, Arc<Meters>>>,
     /// By the name of the queue; without one the name is empty. As above.
     responders: Mutex<BTreeMap<String, Arc<Meters>>>,
     pub(crate) requests: Histogram,
+    /// Of all subscriptions together: their patterns may have ids in them.
+    subscriptions: Meters,
     pub(super) skewed: Counter,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        let skewed = Counter::default();
+        Self {
+            consumers: Mutex::default(),
+            responders: Mutex::default(),
+            requests: Histogram::default(),
+            subscriptions: Meters { skewed: skewed.clone(), ..Meters::default() },
+            skewed,
+        }
+    }
 }
 
 impl Latencies {
@@ -181,6 +229,13 @@ impl Collector for Shown {
             &responders,
             |meters| &meters.end_to_end,
         )?;
+        let help = "From the making of a message to its arrival at a live subscription here, of a sample";
+        self.0.subscriptions.end_to_end.encode(encoder.encode_descriptor(
+            "trunkline_subscription_end_to_end_seconds",
+            help,
+            None,
+            MetricType::Histogram,
+        )?)?;
         let help = "From a request to its one reply";
         self.0.requests.encode(encoder.encode_descriptor(
             "trunkline_request_seconds",
@@ -233,7 +288,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
         }
-        assert!(!text.contains("consumer"), "a family without series: {text}");
+        assert!(!text.contains("consumer_"), "a family without series: {text}");
     }
 
     #[test]
@@ -255,6 +310,36 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
         }
         assert_eq!(latencies.skewed.get(), 1);
+    }
+
+    #[test]
+    fn of_many_messages_few_are_looked_at_and_large_ones_never() {
+        let latencies = Arc::new(Latencies::default());
+        let made = Timestamp::now() - Duration::from_secs(7);
+        let message = |payload: String| Message::new("a.b".parse().unwrap(), payload);
+        let dated = message(format!(r#"{{"payload":[1,{{"timestamp":3}}],"timestamp":"{made}"}}"#));
+        let mut ages = Ages::new(&latencies);
+        let large = " ".repeat(LOOK_BYTES_MAX);
+        ages.look(&message(format!(r#"{{"timestamp":"{made}"{large}}}"#)));
+        for _ in 0..1000 {
+            ages.look(&dated);
+        }
+        let looked = text(&latencies);
+        let count = |text: &str| {
+            let line = text
+                .lines()
+                .find(|line| line.starts_with("trunkline_subscription_end_to_end_seconds_count "));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<u32>().ok()).unwrap()
+        };
+        assert!((1..100).contains(&count(&looked)), "{looked}");
+        let early = "trunkline_subscription_end_to_end_seconds_bucket{le=\"5.0\"} 0";
+        assert!(looked.lines().any(|line| line == early), "{looked}");
+        let before = count(&looked);
+        ages.next = Instant::now();
+        ages.look(&message("no envelope".to_owned()));
+        ages.next = Instant::now();
+        ages.look(&dated);
+        assert_eq!(count(&text(&latencies)), before + 1);
     }
 
     #[test]

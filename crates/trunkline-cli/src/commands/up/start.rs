@@ -169,6 +169,7 @@ pub(crate) async fn start(
 ) -> Result<Running, UpError> {
     let config = &loaded.config;
     let (bus, front) = Bus::open_front(config).await?;
+    crate::traces::show(bus.telemetry());
     let hub = match &front {
         Some(Front::Hub(hub)) => Some(hub.clone()),
         _ => None,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use trunkline::health::SystemHealth;
-use trunkline_testkit::NatsServer;
+use trunkline_testkit::{NatsServer, RedisServer};
 
 use super::{Up, eventually, get};
 use crate::command::run;
@@ -109,4 +109,39 @@ fn status_has_the_one_shape_over_http_and_over_nats() {
         assert!(report.get("uptime").is_some(), "{report}");
         assert_eq!(report["checks"]["backend"]["status"], "ok", "{report}");
     }
+}
+
+#[test]
+fn a_bus_whose_stream_was_removed_is_not_ready_and_says_which() {
+    let redis = RedisServer::start_volatile();
+    let nats = NatsServer::start(["-js"]);
+    for backend in [
+        "backend: in_memory".to_owned(),
+        format!("backend: redis, redis_url: '{}'", redis.url()),
+        format!("backend: nats, nats_url: '{}'", nats.url()),
+    ] {
+        let up = Up::start(&format!(
+            "messaging: {{{backend}, fallback: fail, streams: [{{name: audit, subjects: [audit.>]}}]}}\n"
+        ));
+        until_ready(&up);
+        assert_eq!(ready(&up).1.checks["streams"].status, "ok", "{backend}");
+        match backend.contains("nats") {
+            false => run(&["stream", "rm", "audit", "--yes", "--http", &up.http]).ok(),
+            // Behind the back of the bus, as another program would.
+            true => remove_on_jetstream(&nats),
+        };
+        let health = eventually("a bus that is not ready", || match ready(&up) {
+            (503, health) => Ok(health),
+            other => Err(format!("{other:?}")),
+        });
+        assert_eq!(health.status, "degraded", "{backend}: {health:?}");
+        let reason = health.reason.as_deref().unwrap_or_default();
+        assert!(reason.starts_with("streams: audit of messaging.streams"), "{backend}: {health:?}");
+    }
+}
+
+/// Asks JetStream itself to delete the stream that the bus has made there.
+fn remove_on_jetstream(nats: &NatsServer) -> Vec<u8> {
+    let url = nats.url();
+    run(&["request", "--url", url, "$JS.API.STREAM.DELETE.atlas_bus_audit", "", "--raw"]).ok()
 }

@@ -2,6 +2,7 @@
 
 mod exposition;
 mod health;
+mod moved;
 mod prometheus;
 mod scene;
 mod scraped;
@@ -56,7 +57,7 @@ impl Up {
 }
 
 /// Status and body of an answer over HTTP.
-fn get(address: &str, path: &str) -> (u16, String) {
+pub(super) fn get(address: &str, path: &str) -> (u16, String) {
     let address = address.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("the timeout is not zero");
@@ -71,7 +72,7 @@ fn get(address: &str, path: &str) -> (u16, String) {
 
 /// Waits until something is there that no event tells about, since another process has it.
 #[track_caller]
-fn eventually<T>(what: &str, mut there: impl FnMut() -> Result<T, String>) -> T {
+pub(super) fn eventually<T>(what: &str, mut there: impl FnMut() -> Result<T, String>) -> T {
     let started = Instant::now();
     loop {
         match there() {

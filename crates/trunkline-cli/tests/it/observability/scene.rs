@@ -46,7 +46,7 @@ impl Scene {
 }
 
 /// A delivery that succeeds, one that succeeds at its second try, one that never will; and a request.
-async fn work(bus: &Bus) {
+pub(super) async fn work(bus: &Bus) {
     let stream = bus.stream("work").expect("a name");
     stream.ensure(vec!["work.>".parse().expect("a pattern")]).await.expect("a new stream");
     let handler = async |delivered: Delivered| match delivered.subject().as_str() {

@@ -94,10 +94,29 @@ fn names_in_queries_are_found() {
     assert_eq!(named(query), expected);
 }
 
+fn dashboard() -> Value {
+    let file = std::fs::read_to_string(files().join("trunkline.dashboard.json")).expect("it is there");
+    serde_json::from_str(&file).expect("JSON")
+}
+
+/// Metric and label of each variable of the dashboard that is read from a metric.
+fn variables() -> Vec<(String, String)> {
+    let dashboard = dashboard();
+    let list = dashboard["templating"]["list"].as_array().expect("variables").iter();
+    let queries = list.filter(|variable| variable["type"] == "query").map(|variable| {
+        let query = variable["query"]["query"].as_str().expect("a query");
+        assert_eq!(variable["definition"], query, "Grafana shows the one and asks the other");
+        let inside = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
+        let (metric, label) =
+            inside.and_then(|inside| inside.split_once(", ")).expect("a metric and a label");
+        (metric.to_owned(), label.to_owned())
+    });
+    queries.collect()
+}
+
 /// Title, query and legend of everything that the dashboard shows.
 fn panels() -> Vec<(String, Vec<(String, String)>)> {
-    let file = std::fs::read_to_string(files().join("trunkline.dashboard.json")).expect("it is there");
-    let dashboard: Value = serde_json::from_str(&file).expect("JSON");
+    let dashboard = dashboard();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut ids = BTreeSet::new();
     let panels = dashboard["panels"].as_array().expect("panels");
@@ -149,6 +168,11 @@ async fn prometheus_scrapes_everything_that_alerts_and_dashboard_name() {
             annotations.split("{{ ").skip(1).map(word).filter(|label| !label.is_empty()).collect();
         let legend: String = labels.iter().map(|label| format!("{{{{{label}}}}}")).collect();
         check(text("/name"), text("/query"), &legend, &known);
+    }
+    let variables = variables();
+    assert!(!variables.is_empty());
+    for (metric, label) in variables {
+        check("a variable", &metric, &format!("{{{{{label}}}}}"), &known);
     }
     for (title, targets) in panels() {
         for (query, legend) in &targets {

@@ -18,6 +18,11 @@ use crate::admin::Problem;
 use crate::auth::{Answer, Auth, Connection};
 use crate::http::serve::Peer;
 
+/// What browsers say of where a request comes from, beside its origin.
+const SEC_FETCH_SITE: &str = "sec-fetch-site";
+/// From a page of this server, or from the person alone.
+const FROM_HERE: [&[u8]; 2] = [b"same-origin", b"none"];
+
 /// Random bytes of a token that the server makes.
 const TOKEN_BYTES: usize = 24;
 
@@ -116,11 +121,18 @@ async fn check_user(auth: &Auth, user: &ConnectOptions, peer: IpAddr) -> Result<
 }
 
 fn check(token: &Token, headers: &HeaderMap) -> Result<Allowed, ApiError> {
-    if let Some(origin) = headers.get(header::ORIGIN)
-        && !is_same(origin, headers.get(header::HOST))
-    {
+    let host = headers.get(header::HOST);
+    if let Some(origin) = headers.get_all(header::ORIGIN).iter().find(|origin| !is_same(origin, host)) {
         let text =
             format!("pages of {} may not use the admin API", String::from_utf8_lossy(origin.as_bytes()));
+        return Err(ApiError::new(Problem::ForeignOrigin, text));
+    }
+    // Browsers say it also where they name no origin, such as for an image; programs do not say it at all.
+    if let Some(site) =
+        headers.get_all(SEC_FETCH_SITE).iter().find(|site| !FROM_HERE.contains(&site.as_bytes()))
+    {
+        let site = String::from_utf8_lossy(site.as_bytes());
+        let text = format!("pages of other sites may not use the admin API, and the browser says {site}");
         return Err(ApiError::new(Problem::ForeignOrigin, text));
     }
     let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
@@ -195,6 +207,33 @@ mod tests {
         for foreign in ["http://localhost:3000", "http://evil.example", "null", "http://localhost"] {
             let refused = problem(&[token.clone(), (header::ORIGIN, foreign)]);
             assert_eq!(refused, Some(Problem::ForeignOrigin), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn one_foreign_origin_among_several_is_enough_to_be_refused() {
+        let token = Token::new(Some("secret".to_owned())).expect("it is given");
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, header::HeaderValue::from_static("localhost:8222"));
+        headers.insert(header::AUTHORIZATION, header::HeaderValue::from_static("Bearer secret"));
+        headers.append(header::ORIGIN, header::HeaderValue::from_static("http://localhost:8222"));
+        assert!(matches!(check(&token, &headers), Ok(Allowed::Yes)));
+        headers.append(header::ORIGIN, header::HeaderValue::from_static("http://evil.example"));
+        assert!(check(&token, &headers).is_err());
+    }
+
+    #[test]
+    fn what_a_browser_says_of_the_site_counts_without_an_origin() {
+        let site = header::HeaderName::from_static(SEC_FETCH_SITE);
+        let token = (header::AUTHORIZATION, "Bearer secret");
+        for (said, refused) in [
+            ("same-origin", None),
+            ("none", None),
+            ("cross-site", Some(Problem::ForeignOrigin)),
+            ("same-site", Some(Problem::ForeignOrigin)),
+            ("", Some(Problem::ForeignOrigin)),
+        ] {
+            assert_eq!(problem(&[token.clone(), (site.clone(), said)]), refused, "{said:?}");
         }
     }
 

@@ -56,6 +56,11 @@ impl Operation {
         }
     }
 
+    /// Whether it is done with a message that somebody else sent.
+    pub(super) fn takes(self) -> bool {
+        matches!(self, Self::Receive | Self::Process | Self::Respond)
+    }
+
     pub(super) fn span_kind(self) -> SpanKind {
         match self {
             Self::Publish | Self::DeadLetter | Self::Redrive => SpanKind::Producer,
@@ -107,6 +112,7 @@ pub(super) fn of_message(
         "messaging.message.body.size",
         i64::try_from(message.payload.len()).unwrap_or(i64::MAX),
     ));
+    all.extend(of_server(&inner.backend.status().borrow().server));
     if let Some(reason) = message.headers.get("Trunkline-Dead-Reason") {
         all.push(KeyValue::new("trunkline.dead_letter.reason", reason.to_owned()));
     }
@@ -154,6 +160,22 @@ pub(super) fn of_destination(operation: Operation, template: &str, subject: &str
     all
 }
 
+/// Host and port of the server behind the bus, as its status names it (`redis://localhost:6379/0`); nothing where there is
+/// none, or where there are several.
+fn of_server(server: &str) -> Vec<KeyValue> {
+    let address = server.split_once("://").map_or(server, |(_, rest)| rest);
+    let address = address.split_once('/').map_or(address, |(address, _)| address);
+    let Some((host, port)) = address.rsplit_once(':') else { return Vec::new() };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match port.parse::<u16>() {
+        Ok(port) if !host.is_empty() && !host.contains([',', ' ', '@']) => vec![
+            KeyValue::new("server.address", host.to_owned()),
+            KeyValue::new("server.port", i64::from(port)),
+        ],
+        _ => Vec::new(),
+    }
+}
+
 fn backend(inner: &Inner) -> &'static str {
     match inner.backend.capabilities().kind {
         BackendKind::InMemory => "in_memory",
@@ -165,6 +187,25 @@ fn backend(inner: &Inner) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_told_by_host_and_port_where_it_is_one() {
+        for (server, expected) in [
+            ("localhost:6379", Some(("localhost", 6379))),
+            ("redis://localhost:6379/0", Some(("localhost", 6379))),
+            ("nats://[::1]:4222", Some(("::1", 4222))),
+            ("nats://a:1,nats://b:2", None),
+            ("this process", None),
+            ("a:1, b:2", None),
+            ("localhost", None),
+            (":1", None),
+        ] {
+            let expected = expected.map_or_else(Vec::new, |(host, port): (&str, i64)| {
+                vec![KeyValue::new("server.address", host), KeyValue::new("server.port", port)]
+            });
+            assert_eq!(of_server(server), expected, "{server}");
+        }
+    }
 
     #[test]
     fn a_template_has_no_ids() {

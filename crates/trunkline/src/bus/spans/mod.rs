@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 use futures_util::future::Either;
 use opentelemetry::global::BoxedTracer;
 use opentelemetry::trace::{
-    FutureExt as _, SpanBuilder, SpanContext, Status, TraceContextExt as _, Tracer as OtelTracer,
+    FutureExt as _, Link, SpanBuilder, SpanContext, Status, TraceContextExt as _, Tracer as OtelTracer,
 };
 use opentelemetry::{Context as OtelContext, KeyValue};
 use tracing::Instrument as _;
@@ -36,7 +36,7 @@ use crate::backend::{Delivery, PublishError, Publishing, Receipt, Settle, Settle
 use crate::envelope::Envelope;
 
 pub(super) use describe::Operation;
-pub(super) use traceparent::{TRACEPARENT, TRACESTATE, trace_id};
+pub(super) use traceparent::{TRACEPARENT, TRACESTATE, span_id, trace_id};
 
 /// The name under which tracers know this library.
 const SCOPE: &str = "trunkline";
@@ -124,7 +124,8 @@ impl Hop {
         parent: Option<SpanContext>,
     ) -> Self {
         let template = describe::template(message.subject.as_str());
-        let otel = begin(tracer, operation, &template, parent);
+        let creation = if operation.takes() { parent.clone() } else { None };
+        let otel = begin(tracer, operation, &template, parent, creation);
         if otel.span().is_recording() {
             otel.span().set_attributes(describe::of_message(inner, operation, &template, message, envelope));
         }
@@ -165,7 +166,7 @@ impl Hop {
             Settle::Progress => return None,
         };
         let HopInner { tracer, subject, template, .. } = &*self.0;
-        let otel = begin(tracer, operation, template, Some(self.span()));
+        let otel = begin(tracer, operation, template, Some(self.span()), None);
         if otel.span().is_recording() {
             otel.span().set_attributes(describe::of_destination(operation, template, subject.as_str()));
             if let Settle::Nak(delay) = settle {
@@ -186,9 +187,30 @@ impl Hop {
     }
 }
 
-fn begin(tracer: &Tracer, operation: Operation, template: &str, parent: Option<SpanContext>) -> OtelContext {
-    let builder =
+/// The tracer of a bus. `cargo xtask spans` builds the library without spans, to measure what they cost where they are off.
+fn tracer(inner: &Inner) -> Option<&Tracer> {
+    if cfg!(trunkline_without_spans) { None } else { inner.options.tracer.as_ref() }
+}
+
+/// Whether this bus makes spans.
+pub(super) fn are_made(inner: &Inner) -> bool {
+    tracer(inner).is_some()
+}
+
+/// `creation` is the span in which the message was made, to which whoever takes it links: the conventions ask for it beside
+/// the parent, which need not be the same.
+fn begin(
+    tracer: &Tracer,
+    operation: Operation,
+    template: &str,
+    parent: Option<SpanContext>,
+    creation: Option<SpanContext>,
+) -> OtelContext {
+    let mut builder =
         SpanBuilder::from_name(format!("{} {template}", operation.name())).with_kind(operation.span_kind());
+    if let Some(creation) = creation {
+        builder = builder.with_links(vec![Link::with_context(creation)]);
+    }
     let around = match parent {
         Some(parent) => OtelContext::new().with_remote_span_context(parent),
         None => OtelContext::new(),
@@ -218,7 +240,7 @@ fn parent_of_sent(headers: &Headers) -> Option<SpanContext> {
 
 /// Begins the span of something that is sent, and names it in the message's headers.
 fn begin_sending(inner: &Inner, operation: Operation, message: &mut Message) -> Option<Hop> {
-    let tracer = inner.options.tracer.as_ref()?;
+    let tracer = tracer(inner)?;
     let below_root = message.subject.as_str().strip_prefix(inner.options.subject_root.as_str());
     if below_root.is_some_and(|rest| REPORTS.contains(&rest)) {
         return None;
@@ -237,7 +259,7 @@ pub(super) fn publishing(
     mut message: Message,
     send: impl FnOnce(Message) -> Publishing,
 ) -> Publishing {
-    if inner.options.tracer.is_none() {
+    if tracer(inner).is_none() {
         return send(message);
     }
     let Some(hop) = begin_sending(inner, operation, &mut message) else { return send(message) };
@@ -347,7 +369,7 @@ pub(super) fn deliver(
 }
 
 fn begin_receiving(inner: &Inner, operation: Operation, received: &Received) -> Option<Hop> {
-    let tracer = inner.options.tracer.as_ref()?;
+    let tracer = tracer(inner)?;
     let message = received.message();
     let parent = traceparent::read(&message.headers);
     Some(Hop::start(inner, tracer, operation, message, received.envelope(), parent))
@@ -357,7 +379,8 @@ fn begin_receiving(inner: &Inner, operation: Operation, received: &Received) -> 
 pub(super) fn process(received: &Received) -> Option<Hop> {
     let came = received.hop()?;
     let HopInner { tracer, subject, template, .. } = &*came.0;
-    let otel = begin(tracer, Operation::Process, template, Some(came.span()));
+    let creation = traceparent::read(received.headers());
+    let otel = begin(tracer, Operation::Process, template, Some(came.span()), creation);
     if otel.span().is_recording() {
         otel.span().set_attributes(describe::of_destination(Operation::Process, template, subject.as_str()));
         if let Some(envelope) = received.envelope() {
@@ -397,6 +420,7 @@ pub(super) fn within<F: Future>(
         subject = %received.subject(),
         conversation_id = context.trace().conversation_id.as_deref(),
         trace_id = context.trace_id(),
+        span_id = context.span_id(),
         attempt,
     );
     context.clone().scope(handling.instrument(lines))

@@ -69,6 +69,11 @@ pub(in crate::bus) fn trace_id(value: &str) -> Option<&str> {
     valid.then(|| &value[3..35])
 }
 
+/// The id of the span in a `traceparent`, 16 hexadecimal digits, if it is one.
+pub(in crate::bus) fn span_id(value: &str) -> Option<&str> {
+    trace_id(value).map(|_| &value[36..52])
+}
+
 /// The headers that name a span; the second is absent where there is no state.
 pub(super) fn written(span: &SpanContext) -> (String, Option<String>) {
     let flags = if span.is_sampled() { 1 } else { 0 };
@@ -116,7 +121,7 @@ mod tests {
     #[test]
     fn what_is_not_of_the_form_is_taken_for_absent() {
         let later = format!("cc{}-what-comes-later", &GOOD[2..]);
-        assert_eq!(trace_id(&later), Some(&GOOD[3..35]));
+        assert_eq!((trace_id(&later), span_id(&later)), (Some(&GOOD[3..35]), Some("00f067aa0ba902b7")));
         for hostile in [
             "",
             "00-1-2-01",
@@ -135,7 +140,7 @@ mod tests {
             &"0".repeat(100_000),
         ] {
             assert!(read(&headers(&[("traceparent", hostile)])).is_none(), "{hostile}");
-            assert_eq!(trace_id(hostile), None, "{hostile}");
+            assert_eq!((trace_id(hostile), span_id(hostile)), (None, None), "{hostile}");
         }
         assert!(read(&headers(&[("traceparent", GOOD), ("traceparent", GOOD)])).is_none(), "two of them");
     }
