@@ -132,7 +132,14 @@ impl Observer {
     ) -> Result<Follower, AdminError> {
         let path = question.clone().with("after", after).path("/observations");
         let body = self.link.open(&path).await.map_err(|error| error.of(self.server.clone()))?;
-        Ok(Follower { server: self.server.clone(), body, events: Events::default(), news: VecDeque::new() })
+        let (server, news) = (self.server.clone(), VecDeque::new());
+        let mut follower = Follower { server, body, events: Events::default(), news };
+        // It says at once where it begins; who loses the connection goes on from there.
+        match tokio::time::timeout(self.link.limit(), follower.next()).await {
+            Ok(first) => follower.news.push_front(first?),
+            Err(_) => tracing::debug!("the server does not say from where on it tells what happens"),
+        }
+        Ok(follower)
     }
 }
 
@@ -143,6 +150,8 @@ pub(crate) enum News {
     Seen(Box<Observation>),
     /// So many observations were not told to this follower.
     Missed(u64),
+    /// Nothing that was asked for; the observation up to which everything was looked at.
+    At(u64),
 }
 
 /// Follows what happens, until it is dropped.
@@ -176,6 +185,7 @@ impl Follower {
             for event in self.events.push(bytes).map_err(|error| lost(error.to_string()))? {
                 let news = read(&event).map_err(|error| lost(format!("unexpected event: {error}")))?;
                 self.news.extend(news);
+                self.news.extend(event.id.map(News::At));
             }
         }
     }
@@ -189,6 +199,7 @@ struct Missed {
 /// What an event tells; nothing, when it is of a kind that is not known here.
 fn read(event: &Event) -> Result<Option<News>, serde_json::Error> {
     Ok(match event.name.as_str() {
+        "" | "message" if event.data.is_empty() => None,
         "" | "message" => Some(News::Seen(serde_json::from_str(&event.data)?)),
         "missed" => Some(News::Missed(serde_json::from_str::<Missed>(&event.data)?.missed)),
         _ => None,

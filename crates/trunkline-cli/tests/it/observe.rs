@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use trunkline_testkit::RedisServer;
 use trunkline_testkit::environment;
 use trunkline_testkit::servers::{NatsServer, TrunklineServer};
+use trunkline_testkit::{RedisServer, TcpProxy};
 
 use crate::command::{Ended, PATIENCE, Running, command, run, start, text};
 use crate::server;
@@ -260,6 +260,35 @@ fn tail_finds_a_server_again_that_was_restarted() {
     let seen = following.end().json();
     let subjects: Vec<&str> = seen.iter().filter_map(|seen| seen["subject"].as_str()).collect();
     assert_eq!(subjects, ["nachos.a.before", "nachos.a.before", "nachos.a.after"]);
+}
+
+#[test]
+fn tail_that_had_seen_nothing_goes_on_from_where_it_began() {
+    let server = server();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let target = server.http().trim_start_matches("http://").parse().unwrap();
+    let proxy = runtime.block_on(TcpProxy::start(target)).unwrap();
+    publish(&server, &["nachos.a.before", "x", "--envelope"]);
+    let http = format!("http://{}", proxy.address());
+    let ports = std::fs::read(server.directory().join("trunkline.ports")).unwrap();
+    let ports: Value = serde_json::from_slice(&ports).unwrap();
+    let token = ports["admin_token"].as_str().unwrap();
+    for filter in ["nachos.a.*", "nachos.b.*"] {
+        let tail =
+            ["tail", filter, "--http", &http, "--token", token, "--json", "--count", "1", "--for", "60s"];
+        let mut following = start(command(&tail), b"");
+        following.until_it_says("following");
+        proxy.cut();
+        following.until_it_says("lost the server, looking for it again");
+        publish(&server, &["nachos.a.while", "x", "--envelope"]);
+        publish(&server, &["nachos.b.while", "x", "--envelope"]);
+        proxy.heal();
+        following.until_it_says("following again at");
+        let ended = following.end();
+        assert!(ended.stderr.contains("saw 1 observations"), "{ended:?}");
+        let seen = ended.json();
+        assert_eq!(seen[0]["subject"], filter.replace('*', "while"), "{seen:?}");
+    }
 }
 
 #[test]

@@ -677,6 +677,11 @@ impl Follower {
         }
     }
 
+    /// The number up to which everything was given out or not wanted; to follow again after it misses nothing.
+    pub fn position(&self) -> u64 {
+        self.page.as_slice().first().map_or(self.at, |next| next.seen.seq - 1)
+    }
+
     /// The next observation, if there is one by now.
     pub(super) fn next_now(&mut self) -> Option<Followed> {
         self.read_on(&|_| true)

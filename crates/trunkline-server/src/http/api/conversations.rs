@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
+use tokio::time::timeout;
 use trunkline::Pattern;
 use trunkline::observe::{
     ConversationFilter, ConversationList, ConversationState, Followed, Follower, ObservationFilter, Observer,
@@ -101,10 +102,11 @@ fn follow(observer: Option<Arc<Observer>>, params: &Params) -> Answer {
         kind: text("type"),
     };
     let follower = observer.ok_or_else(off)?.follow(after);
-    let first = futures_util::stream::once(async { Ok(Event::default().comment("following")) });
+    let first = sign_of_life(&follower, "following");
+    let first = futures_util::stream::once(async { Ok(first) });
     let rest = futures_util::stream::unfold((follower, filter), next);
     let events = futures_util::StreamExt::chain(first, rest);
-    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    let mut response = Sse::new(events).into_response();
     let no_store = axum::http::HeaderValue::from_static("no-store");
     response.headers_mut().insert(axum::http::header::CACHE_CONTROL, no_store);
     Ok(response)
@@ -113,15 +115,24 @@ fn follow(observer: Option<Arc<Observer>>, params: &Params) -> Answer {
 type Following = (Follower, ObservationFilter);
 
 async fn next((mut follower, filter): Following) -> Option<(Result<Event, Infallible>, Following)> {
-    let event = match follower.next(|seen| filter.admits(seen)).await? {
-        Followed::Observation(seen) => {
+    let event = match timeout(KEEP_ALIVE, follower.next(|seen| filter.admits(seen))).await {
+        Ok(Some(Followed::Observation(seen))) => {
             // One that cannot be written is left out; the record is made of nothing else.
             let data = serde_json::to_string(&seen).unwrap_or_default();
             Event::default().id(seen.seq.to_string()).data(data)
         }
-        Followed::Missed(missed) => {
-            Event::default().event("missed").data(json!({ "missed": missed }).to_string())
+        Ok(Some(Followed::Missed(missed))) => {
+            let event = Event::default().id(follower.position().to_string());
+            event.event("missed").data(json!({ "missed": missed }).to_string())
         }
+        Ok(None) => return None,
+        Err(_) => sign_of_life(&follower, ""),
     };
     Some((Ok(event), (follower, filter)))
+}
+
+/// A comment with the number of where the follower is. Whoever loses the connection goes on from there, also when nothing
+/// was told yet of all that there was.
+fn sign_of_life(follower: &Follower, text: &str) -> Event {
+    Event::default().id(follower.position().to_string()).comment(text)
 }
