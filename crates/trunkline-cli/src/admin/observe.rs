@@ -29,6 +29,11 @@ pub(crate) struct ObserveArgs {
     #[command(flatten)]
     server: ServerPlace,
 
+    /// The account of `server.accounts` whose messages are meant; the admin token opens all, users only their own
+    /// [default: the one of server.users]
+    #[arg(long, value_name = "NAME")]
+    account: Option<String>,
+
     /// Longest wait for an answer
     #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "5s")]
     api_timeout: Duration,
@@ -43,7 +48,8 @@ impl ObserveArgs {
         let Named { http, token, token_is_found } = self.server.find(global)?;
         // Without a token the server is asked nevertheless: that it is not there is the better answer then.
         let link = Link::new(&http, token.unwrap_or_default(), token_is_found, self.api_timeout)?;
-        Ok(Observer { link, server: shown(&http) })
+        let question = Question::default().with("account", self.account.as_ref());
+        Ok(Observer { link, server: shown(&http), question })
     }
 }
 
@@ -52,6 +58,11 @@ impl ObserveArgs {
 pub(crate) struct Question(Vec<(&'static str, String)>);
 
 impl Question {
+    /// Both questions.
+    fn and(&self, other: &Self) -> Self {
+        Self(self.0.iter().chain(&other.0).cloned().collect())
+    }
+
     /// The question, and this one more.
     pub(crate) fn with(mut self, name: &'static str, value: Option<impl ToString>) -> Self {
         self.0.extend(value.map(|value| (name, value.to_string())));
@@ -87,6 +98,8 @@ fn percent_encoded(text: &str) -> String {
 pub(crate) struct Observer {
     link: Link,
     server: String,
+    /// What stands in every question.
+    question: Question,
 }
 
 impl Observer {
@@ -100,7 +113,7 @@ impl Observer {
     /// # Errors
     /// See [`AdminError`].
     pub(crate) async fn conversations(&self, question: &Question) -> Result<ConversationList, AdminError> {
-        match self.link.get(&question.path("/conversations")).await {
+        match self.link.get(&self.question.and(question).path("/conversations")).await {
             Err(AdminError::Refused { url, .. }) if self.link.token().is_empty() => {
                 Err(AdminError::NoToken { url })
             }
@@ -113,7 +126,7 @@ impl Observer {
     /// # Errors
     /// See [`AdminError`].
     pub(crate) async fn conversation(&self, id: &str) -> Result<Option<ConversationRecord>, AdminError> {
-        let path = format!("/conversations/{}", percent_encoded(id));
+        let path = self.question.path(&format!("/conversations/{}", percent_encoded(id)));
         match self.link.call::<(), _>(Method::GET, &path, None, self.link.limit()).await {
             Ok(record) => Ok(Some(record)),
             Err(CallError::Said(404, _)) => Ok(None),
@@ -130,7 +143,7 @@ impl Observer {
         question: &Question,
         after: Option<u64>,
     ) -> Result<Follower, AdminError> {
-        let path = question.clone().with("after", after).path("/observations");
+        let path = self.question.and(question).with("after", after).path("/observations");
         let body = self.link.open(&path).await.map_err(|error| error.of(self.server.clone()))?;
         let (server, news) = (self.server.clone(), VecDeque::new());
         let mut follower = Follower { server, body, events: Events::default(), news };

@@ -19,6 +19,7 @@ use super::redis::{self, RedisPlan};
 use super::secrets::{Reader, SecretFile, password};
 use super::size;
 use super::users::{self, NewUser};
+use crate::supervisor::reporting;
 
 /// What every service may take unless `runtime.resources` says otherwise.
 const MEMORY: u64 = 512_000_000;
@@ -468,7 +469,13 @@ impl<'a> Planner<'a> {
         for (name, component) in &config.components {
             let Some(urls) = of(&users::user_of(name)) else { continue };
             let service = components::component(name, &config.components, &self.options, &mut self.notes)?;
-            let environment = components::environment(name, component, urls, target, &mut self.notes)?;
+            let environment = components::environment(
+                name,
+                component,
+                (urls, &reporting(config)),
+                target,
+                &mut self.notes,
+            )?;
             self.secrets.push(environment);
             self.components.push(service);
         }

@@ -342,6 +342,41 @@ fn what_cannot_be_shown_is_an_error_that_says_what_to_do() {
 }
 
 #[test]
+fn accounts_are_traced_and_followed_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.yaml");
+    let users = "server:
+  users: [{user: boss, password: b}]
+  accounts: {east: {users: [{user: ann, password: a}]}}
+";
+    std::fs::write(&config, users).unwrap();
+    let binary = Path::new(env!("CARGO_BIN_EXE_trunkline"));
+    let server = TrunklineServer::start(binary, ["--config", text(&config)]);
+    let publish = |user: &str, conversation: &str| {
+        let url = server.url().replacen("://", &format!("://{user}@"), 1);
+        run(&["pub", "nachos.a.b", "x", "--conversation", conversation, "--url", &url]).ok();
+    };
+    let following = tail(&server, &["--account", "east", "--json", "--count", "1", "--for", "30s"]);
+    publish("boss:b", "c-boss");
+    publish("ann:a", "c-ann");
+    let seen = following.end().json();
+    assert_eq!(seen[0]["conversationId"], "c-ann", "{seen:?}");
+    let list = |flags: &[&str]| said(ask(&server, &[&["trace", "--list"], flags].concat()));
+    let (own, east) = (list(&[]), list(&["--account", "east"]));
+    assert!(own.contains("c-boss") && !own.contains("c-ann"), "{own}");
+    assert!(east.contains("c-ann") && !east.contains("c-boss"), "{east}");
+    has_all(&said(ask(&server, &["trace", "c-ann", "--account", "east"])), &["c-ann", "nachos.a.b"]);
+    for (arguments, says) in [
+        (&["trace", "c-ann"][..], "no conversation \"c-ann\""),
+        (&["trace", "--last", "--account", "west"], "there is no account \"west\"; there are $G, east"),
+        (&["tail", "--account", "west"], "there is no account \"west\""),
+    ] {
+        let ended = ask(&server, arguments);
+        assert!(ended.code() == 1 && ended.stderr.contains(says), "{ended:?}");
+    }
+}
+
+#[test]
 fn retries_and_dead_letters_are_drawn_at_their_message() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("config.yaml");

@@ -6,11 +6,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use serde_json::json;
 use tokio::time::timeout;
 use trunkline::Pattern;
@@ -19,7 +19,9 @@ use trunkline::observe::{
 };
 
 use super::answer::{ApiError, ok};
+use super::guard::Caller;
 use crate::admin::Problem;
+use crate::auth::GLOBAL_ACCOUNT;
 use crate::http::params::Params;
 
 /// Conversations of a page unless a request says otherwise.
@@ -29,8 +31,16 @@ const PAGE_MAX: usize = 1000;
 /// A follower hears something this often, so that it can tell a quiet bus from a broken connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Where the observer is, if anything is recorded.
-type Find<S> = fn(&S) -> Option<Arc<Observer>>;
+/// What sees the messages of an account.
+pub(crate) enum Seen {
+    /// This one; `None` where nothing is recorded.
+    Here(Option<Arc<Observer>>),
+    /// Nobody, because there is no such account; these there are.
+    NoAccount(Vec<String>),
+}
+
+/// Finds what sees the messages of an account, or of the one that users are in unless another is named.
+type Find<S> = fn(&S, Option<&str>) -> Seen;
 type Answer = Result<Response, ApiError>;
 
 /// `/conversations`, `/conversations/{id}` and `/observations`.
@@ -38,16 +48,48 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>(find: Find<S>) -> Router<
     Router::new()
         .route(
             "/conversations",
-            get(async move |State(state): State<S>, params: Params| list(find(&state), &params)),
+            get(async move |State(state): State<S>, Extension(caller), params: Params| {
+                list(find_for(caller, &params, |account| find(&state, account))?, &params)
+            }),
         )
         .route(
             "/conversations/{id}",
-            get(async move |State(state): State<S>, Path(id): Path<String>| show(find(&state), &id)),
+            get(
+                async move |State(state): State<S>,
+                            Extension(caller),
+                            params: Params,
+                            Path(id): Path<String>| {
+                    show(find_for(caller, &params, |account| find(&state, account))?, &id)
+                },
+            ),
         )
         .route(
             "/observations",
-            get(async move |State(state): State<S>, params: Params| follow(find(&state), &params)),
+            get(async move |State(state): State<S>, Extension(caller), params: Params| {
+                follow(find_for(caller, &params, |account| find(&state, account))?, &params)
+            }),
         )
+}
+
+/// Who asks is led to the record of the account that it names, if it may see that.
+fn find_for(
+    caller: Caller,
+    params: &Params,
+    find: impl Fn(Option<&str>) -> Seen,
+) -> Result<Option<Arc<Observer>>, ApiError> {
+    let account = params.get("account").filter(|name| *name != GLOBAL_ACCOUNT);
+    if account.is_some() && caller != Caller::Token {
+        let reason = "only the admin token opens the records of other accounts".to_owned();
+        return Err(ApiError::new(Problem::Denied { reason: reason.clone() }, reason));
+    }
+    match find(account) {
+        Seen::Here(observer) => Ok(observer),
+        Seen::NoAccount(known) => {
+            let (wanted, known) = (account.unwrap_or(GLOBAL_ACCOUNT), known.join(", "));
+            let text = format!("there is no account {wanted:?}; there are {known}");
+            Err(ApiError::new(Problem::BadRequest, text))
+        }
+    }
 }
 
 fn list(observer: Option<Arc<Observer>>, params: &Params) -> Answer {
@@ -134,5 +176,5 @@ async fn next((mut follower, filter): Following) -> Option<(Result<Event, Infall
 /// A comment with the number of where the follower is. Whoever loses the connection goes on from there, also when nothing
 /// was told yet of all that there was.
 fn sign_of_life(follower: &Follower, text: &str) -> Event {
-    Event::default().id(follower.position().to_string()).comment(text)
+    Event::default().comment(text).id(follower.position().to_string())
 }
