@@ -8,7 +8,8 @@ use std::time::Duration;
 use trunkline::backend::nats::{NatsBackend, NatsConnectError, NatsOptions};
 use trunkline::backend::{PublishError, SubscribeError};
 use trunkline::config::{Backend, Config, Fallback, NatsUrl};
-use trunkline::{Bus, BusOptions, ConnectError, RequestError, RespondError, StreamReplyError};
+use trunkline::observe::{ObserveOptions, Observer};
+use trunkline::{Bus, BusOptions, ConnectError, RequestError, RespondError, StreamReplyError, Token};
 
 use crate::duration;
 use crate::failure::{Explain, Failure, Kind};
@@ -138,7 +139,7 @@ impl ClientArgs {
                 if config.messaging.backend == Backend::Nats {
                     // The configuration may say who we are, and whom to trust, beside the address.
                     let nats = NatsOptions::from(&config.messaging);
-                    let options = BusOptions::default();
+                    let options = BusOptions { observer: observer(&config), ..BusOptions::default() };
                     let bus = connect_with(nats, options, self.connect_timeout, patience).await?;
                     return Ok(Client { bus, server: config.messaging.nats_url.to_string() });
                 }
@@ -176,8 +177,20 @@ pub(crate) async fn connect_with(
     let name = Some("trunkline".to_owned());
     let nats = NatsOptions { name, connect_timeout, publish_timeout: patience, ..nats };
     let backend = NatsBackend::connect(nats).await?;
+    let observer = options.observer.clone();
     let options = BusOptions { publish_timeout: patience, ..options };
-    Ok(Bus::with_backend(Arc::new(backend), options))
+    let bus = Bus::with_backend(Arc::new(backend), options);
+    if let Some(observer) = observer {
+        bus.report(&observer);
+    }
+    Ok(bus)
+}
+
+/// What sees what a command does, where the configuration has it reported to the record of `trunkline up`.
+pub(crate) fn observer(config: &Config) -> Option<Arc<Observer>> {
+    let root = Token::new(config.messaging.subject_root.as_str()).ok()?;
+    let wanted = ObserveOptions::from_config(config, root, Arc::default()).to_report();
+    (config.observe.enabled == Some(true)).then(|| Observer::new(wanted))
 }
 
 /// The bus of a configuration with backend redis: everybody is on the same server, with no other process between them.

@@ -19,13 +19,14 @@ pub(crate) mod lane;
 pub(crate) mod orders;
 mod pump;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytestring::ByteString;
-use trunkline::Token;
 use trunkline::backend::{Backend, Gap};
+use trunkline::observe::{Observation, Observer, What};
+use trunkline::{Pattern, Token};
 
 use crate::client::Client;
 
@@ -40,6 +41,8 @@ pub(crate) struct Bridge {
     missed: AtomicU64,
     gaps: AtomicU64,
     unconfirmed: AtomicU64,
+    /// Is told of gaps, where conversations are recorded.
+    observer: OnceLock<Arc<Observer>>,
 }
 
 impl std::fmt::Debug for Bridge {
@@ -56,7 +59,13 @@ impl Bridge {
             missed: AtomicU64::new(0),
             gaps: AtomicU64::new(0),
             unconfirmed: AtomicU64::new(0),
+            observer: OnceLock::new(),
         }
+    }
+
+    /// Says who is to be told of gaps. The first one stays.
+    pub(crate) fn set_observer(&self, observer: &Arc<Observer>) {
+        let _ = self.observer.set(observer.clone());
     }
 
     /// Messages that clients were not given, where their number is known.
@@ -74,7 +83,13 @@ impl Bridge {
         self.unconfirmed.load(Ordering::Relaxed)
     }
 
-    fn count_gap(&self, client: &Client, gap: Gap) {
+    fn count_gap(&self, client: &Client, pattern: &Pattern, gap: Gap) {
+        if let Some(observer) = self.observer.get() {
+            let mut seen = Observation::new(What::Gap, jiff::Timestamp::now(), pattern.as_str());
+            (seen.to, seen.missed) = (vec![client.seen_as()], gap.missed);
+            seen.reason = Some("the backend did not give the subscription what it had for it".to_owned());
+            observer.observed(seen);
+        }
         self.gaps.fetch_add(1, Ordering::Relaxed);
         client.gaps.fetch_add(1, Ordering::Relaxed);
         if let Some(missed) = gap.missed {

@@ -24,6 +24,9 @@ use crate::shared::Closed;
 use crate::view::Count;
 use crate::wire::{self, Fit};
 
+/// Patterns of a client that are told where a few are enough.
+const PATTERNS_SHOWN: usize = 32;
+
 /// A client's name for a subscription; most are numbers of a few digits.
 pub(crate) type Sid = SmallVec<[u8; 8]>;
 
@@ -291,6 +294,12 @@ impl Client {
     pub(crate) fn seen_as(&self) -> String {
         let given = self.connect().and_then(|options| options.name.clone()).filter(|name| !name.is_empty());
         given.or_else(|| self.shown_name()).unwrap_or_else(|| format!("cid:{}", self.id))
+    }
+
+    /// What it listens to: a few of its patterns, where there are many.
+    pub(crate) fn some_patterns(&self) -> Vec<String> {
+        let table = self.table.lock();
+        table.iter().take(PATTERNS_SHOWN).map(|subscription| subscription.pattern.to_string()).collect()
     }
 
     /// Keeps the mark of what it publishes and must not get back.

@@ -146,6 +146,9 @@ impl Connection {
         self.say_who_by = time.map(|time| Box::pin(tokio::time::sleep(time)));
         let mut subscriptions = 0;
         let why = self.serve(&mut subscriptions).await;
+        // Named when it is told that it was cut off.
+        let slow = self.client.outbox.slow().filter(|_| why == Closed::SlowConsumer);
+        let patterns = slow.map(|_| self.client.some_patterns()).unwrap_or_default();
         self.leave_routing(&mut subscriptions).await;
         // Monitoring shows the subscriptions that it had.
         let view = ClientView { subscriptions, ..self.server.view(&self.client) };
@@ -158,8 +161,8 @@ impl Connection {
             }
         }
         self.socket.say_goodbye(goodbye(why));
-        if let Some(slow) = self.client.outbox.slow().filter(|_| why == Closed::SlowConsumer) {
-            self.server.count_slow(&self.client, slow);
+        if let Some(slow) = slow {
+            self.server.count_slow(&self.client, slow, patterns);
         }
         self.server.leave(&self.client, view, why);
         if let Some(observer) = self.session.observer() {

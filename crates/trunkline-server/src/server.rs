@@ -291,6 +291,7 @@ impl Server {
         if let Some(observer) = &observer {
             shared.set_observer(observer);
             tasks.spawn(observer.clone().run(stop.clone()));
+            tasks.spawn(shared.clone().run_observers(tasks.clone(), stop.clone()));
             if shared.bridge.is_some() {
                 tasks.spawn(observe::collect(observer.clone(), backend.clone(), stop.clone()));
             }
@@ -299,8 +300,13 @@ impl Server {
         tasks.spawn(health.clone().tell((health_subject, options.health_interval), stop.clone()));
         let http = http.map(|(listener, address)| {
             let seen = options.backend.unwrap_or(backend);
-            let own =
-                BusOptions { subject_root: root, source: "dashboard".to_owned(), ..BusOptions::default() };
+            let own = BusOptions {
+                subject_root: root,
+                source: "dashboard".to_owned(),
+                // Dead letters that are sent back from there are in the record as from anywhere.
+                observer: observer.clone(),
+                ..BusOptions::default()
+            };
             let bus = Bus::with_backend(seen.clone(), own);
             let seen_by = (Some(shared.clone()), observer.clone());
             let views = Views::new(bus, health.status(), options.telemetry.clone(), seen_by);

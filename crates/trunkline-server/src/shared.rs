@@ -10,13 +10,15 @@ use bytestring::ByteString;
 use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use trunkline::backend::memory::{Hub, SessionSink as _};
 use trunkline::memory::{Charge, Holding, MemoryBudget};
-use trunkline::observe::{Observation, Observer, What};
+use trunkline::observe::{CutOff, Observer};
 use trunkline::{Message, Pattern};
 use trunkline_protocol::{ServerError, ServerInfo};
 
-use crate::auth::{Account, Auth, AuthError, AuthOptions, Failure, Reloaded};
+use crate::auth::{Account, Auth, AuthError, AuthOptions, Failure, GLOBAL_ACCOUNT, Reloaded};
 use crate::bridge::Bridge;
 use crate::bridge::orders::End;
 use crate::client::{Client, Kind, Subscription};
@@ -204,6 +206,10 @@ pub(crate) struct Shared {
     lame_duck: AtomicBool,
     /// What sees the messages of a bridge; a hub has its own.
     observer: OnceLock<Arc<Observer>>,
+    /// Held while an account is given an observer of its own, so that it gets one.
+    making_observer: Mutex<()>,
+    /// Wakes who runs observers of further accounts.
+    observers_made: Notify,
     /// Wakes who waits for the last client to leave.
     emptied: Notify,
 }
@@ -304,6 +310,8 @@ impl Shared {
             relieving: Mutex::new(Instant::now()),
             lame_duck: AtomicBool::new(false),
             observer: OnceLock::new(),
+            making_observer: Mutex::default(),
+            observers_made: Notify::new(),
             emptied: Notify::new(),
         }
     }
@@ -311,14 +319,54 @@ impl Shared {
     /// Says what sees the messages of a bridge. The first one stays.
     pub(crate) fn set_observer(&self, observer: &Arc<Observer>) {
         let _ = self.observer.set(observer.clone());
+        self.bridge.iter().for_each(|bridge| bridge.set_observer(observer));
     }
 
-    /// What sees the messages of clients that are on `hub`.
+    /// What sees the messages of clients that are on `hub`. The first client of a further account begins a record for it.
     pub(crate) fn observer(&self, hub: &Hub) -> Option<Arc<Observer>> {
-        match &self.bridge {
-            None => hub.observer().cloned(),
-            Some(_) => self.observer.get().cloned(),
+        let first = match &self.bridge {
+            None if hub.observer().is_some() => return hub.observer().cloned(),
+            None => self.hub.observer()?,
+            Some(_) => return self.observer.get().cloned(),
+        };
+        {
+            let _making = self.making_observer.lock();
+            if hub.observer().is_none() {
+                hub.observe(&first.beside());
+            }
         }
+        // Those that were there have less room from now on.
+        for account in self.auth.accounts() {
+            account.hub.observer().iter().for_each(|observer| observer.make_room());
+        }
+        self.observers_made.notify_one();
+        hub.observer().cloned()
+    }
+
+    /// Runs the observers of further accounts as they come, until `stop`. To be run by one task, whose owner joins it and
+    /// what it has `tasks` run.
+    pub(crate) async fn run_observers(self: Arc<Self>, tasks: TaskTracker, stop: CancellationToken) {
+        let mut running: Vec<Box<str>> = Vec::new();
+        while stop.run_until_cancelled(self.observers_made.notified()).await.is_some() {
+            for account in self.auth.accounts() {
+                let Some(observer) = account.hub.observer() else { continue };
+                if *account.name != *GLOBAL_ACCOUNT && !running.contains(&account.name) {
+                    running.push(account.name.clone());
+                    tasks.spawn(observer.clone().run(stop.clone()));
+                }
+            }
+        }
+    }
+
+    /// What sees the messages of an account of this name; `None` where there is no such account. Of one that no client of
+    /// came yet nothing is recorded.
+    pub(crate) fn observer_of(&self, account: &str) -> Option<Option<Arc<Observer>>> {
+        if self.bridge.is_some() {
+            return (account == GLOBAL_ACCOUNT).then(|| self.observer.get().cloned());
+        }
+        let accounts = self.auth.accounts();
+        let found = accounts.iter().find(|known| *known.name == *account)?;
+        Some(self.hub.observer().and_then(|_| self.observer(&found.hub)))
     }
 
     /// The bounds that are in force.
@@ -544,16 +592,17 @@ impl Shared {
     }
 
     /// A client was cut off because it did not read.
-    pub(crate) fn count_slow(&self, client: &Client, slow: Slow) {
+    pub(crate) fn count_slow(&self, client: &Client, slow: Slow, patterns: Vec<String>) {
         self.slow[slow.by as usize].fetch_add(1, Ordering::Relaxed);
         let (limit, pending_bytes) = (slow.by.as_str(), slow.pending);
         tracing::warn!(client = client.id, address = %client.address, limit, pending_bytes, "slow consumer: cut off");
-        if let Some(observer) = self.observer.get() {
-            // What it was sent and has not got, nobody can tell any more.
-            let mut seen = Observation::new(What::Gap, jiff::Timestamp::now(), ">");
-            seen.to = vec![client.seen_as()];
-            seen.reason = Some(format!("slow consumer: cut off ({limit})"));
-            observer.observed(seen);
+        let observer = match client.identity() {
+            // Each account has a record of its own, which nobody else may learn anything from.
+            Some(identity) => self.observer(&identity.account.hub),
+            None => self.observer.get().cloned(),
+        };
+        if let Some(observer) = observer {
+            observer.cut_off(CutOff::now(client.seen_as(), limit, pending_bytes, patterns));
         }
     }
 

@@ -344,8 +344,9 @@ impl Bus {
         }
     }
 
-    /// Reports what is shown to `observer` on `{root}.system.trace`, until the bus ends. To be called once, on a runtime.
-    pub(crate) fn report(&self, observer: &Arc<Observer>) {
+    /// Runs [`BusOptions::observer`], which has to be `observer`, and reports what it sees on `{root}.system.trace`, until the
+    /// bus ends; [`Bus::connect`] does so where `observe.enabled` is true. To be called once, on a runtime.
+    pub fn report(&self, observer: &Arc<Observer>) {
         let (inner, reports) = (&self.inner, Arc::new(Reports::new(observer)));
         if inner.reports.set(reports.clone()).is_ok() {
             // Both end by `killed`; the drain joins them.

@@ -11,8 +11,10 @@ const EVENT_BYTES_MAX: usize = 64 << 20;
 pub(super) struct Event {
     /// What kind of event; empty for ordinary ones.
     pub(super) name: String,
-    /// Its content, lines joined by line ends.
+    /// Its content, lines joined by line ends; empty of one that only has a number.
     pub(super) data: String,
+    /// Its number.
+    pub(super) id: Option<u64>,
 }
 
 /// One event is larger than is taken.
@@ -55,7 +57,8 @@ impl Events {
     fn line(&mut self, line: &str) -> Option<Event> {
         if line.is_empty() {
             let event = std::mem::take(&mut self.event);
-            return std::mem::take(&mut self.has_data).then_some(event);
+            let says_something = std::mem::take(&mut self.has_data) || event.id.is_some();
+            return says_something.then_some(event);
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
@@ -67,7 +70,9 @@ impl Events {
                 }
                 self.event.data.push_str(value);
             }
-            // Comments, which have no name, only show that the server is there; the number of an event is in it, too.
+            // One that is no number is none of this server's.
+            "id" => self.event.id = value.parse().ok(),
+            // Comments, which have no name, only show that the server is there.
             _ => {}
         }
         None
@@ -78,14 +83,19 @@ impl Events {
 mod tests {
     use super::*;
 
-    fn event(name: &str, data: &str) -> Event {
-        Event { name: name.to_owned(), data: data.to_owned() }
+    fn event(name: &str, data: &str, id: Option<u64>) -> Event {
+        Event { name: name.to_owned(), data: data.to_owned(), id }
     }
 
     #[test]
     fn events_are_the_same_however_their_bytes_are_cut() {
         let text = ": hello\n\nid: 7\ndata: {\"a\":\"天\"}\n\nevent: missed\r\ndata: {\"missed\":3}\r\n\r\n:\n\ndata:x\ndata: y\n\nid: 9\n\ndata: unfinished\n";
-        let expected = [event("", "{\"a\":\"天\"}"), event("missed", "{\"missed\":3}"), event("", "x\ny")];
+        let expected = [
+            event("", "{\"a\":\"天\"}", Some(7)),
+            event("missed", "{\"missed\":3}", None),
+            event("", "x\ny", None),
+            event("", "", Some(9)),
+        ];
         for size in [1, 2, 3, 7, text.len()] {
             let mut events = Events::default();
             let read: Vec<Event> =

@@ -158,6 +158,7 @@ impl AdminArgs {
         if let Some(prefix) = &self.stream_prefix {
             nats.stream_prefix.clone_from(prefix);
         }
+        let options = BusOptions { observer: configured.and_then(client::observer), ..options };
         let bus = client::connect_with(nats, options, self.api_timeout, self.api_timeout).await?;
         // What this server cannot do is told before anything is done.
         if let Err(error) = bus.backend().streams() {

@@ -29,6 +29,11 @@ pub(crate) struct ObserveArgs {
     #[command(flatten)]
     server: ServerPlace,
 
+    /// The account of `server.accounts` whose messages are meant; the admin token opens all, users only their own
+    /// [default: the one of server.users]
+    #[arg(long, value_name = "NAME")]
+    account: Option<String>,
+
     /// Longest wait for an answer
     #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "5s")]
     api_timeout: Duration,
@@ -43,7 +48,8 @@ impl ObserveArgs {
         let server = self.server.find(global)?;
         // Without a token the server is asked nevertheless: that it is not there is the better answer then.
         let link = Link::new(&server, self.api_timeout)?;
-        Ok(Observer { link, server: shown(&server.http) })
+        let question = Question::default().with("account", self.account.as_ref());
+        Ok(Observer { link, server: shown(&server.http), question })
     }
 }
 
@@ -52,6 +58,11 @@ impl ObserveArgs {
 pub(crate) struct Question(Vec<(&'static str, String)>);
 
 impl Question {
+    /// Both questions.
+    fn and(&self, other: &Self) -> Self {
+        Self(self.0.iter().chain(&other.0).cloned().collect())
+    }
+
     /// The question, and this one more.
     pub(crate) fn with(mut self, name: &'static str, value: Option<impl ToString>) -> Self {
         self.0.extend(value.map(|value| (name, value.to_string())));
@@ -87,6 +98,8 @@ fn percent_encoded(text: &str) -> String {
 pub(crate) struct Observer {
     link: Link,
     server: String,
+    /// What stands in every question.
+    question: Question,
 }
 
 impl Observer {
@@ -100,7 +113,7 @@ impl Observer {
     /// # Errors
     /// See [`AdminError`].
     pub(crate) async fn conversations(&self, question: &Question) -> Result<ConversationList, AdminError> {
-        match self.link.get(&question.path("/conversations")).await {
+        match self.link.get(&self.question.and(question).path("/conversations")).await {
             Err(AdminError::Refused { url, .. }) if self.link.token().is_empty() => {
                 Err(AdminError::NoToken { url })
             }
@@ -113,7 +126,7 @@ impl Observer {
     /// # Errors
     /// See [`AdminError`].
     pub(crate) async fn conversation(&self, id: &str) -> Result<Option<ConversationRecord>, AdminError> {
-        let path = format!("/conversations/{}", percent_encoded(id));
+        let path = self.question.path(&format!("/conversations/{}", percent_encoded(id)));
         match self.link.call::<(), _>(Method::GET, &path, None, self.link.limit()).await {
             Ok(record) => Ok(Some(record)),
             Err(CallError::Said(404, _)) => Ok(None),
@@ -130,9 +143,16 @@ impl Observer {
         question: &Question,
         after: Option<u64>,
     ) -> Result<Follower, AdminError> {
-        let path = question.clone().with("after", after).path("/observations");
+        let path = self.question.and(question).with("after", after).path("/observations");
         let body = self.link.open(&path).await.map_err(|error| error.of(self.server.clone()))?;
-        Ok(Follower { server: self.server.clone(), body, events: Events::default(), news: VecDeque::new() })
+        let (server, news) = (self.server.clone(), VecDeque::new());
+        let mut follower = Follower { server, body, events: Events::default(), news };
+        // It says at once where it begins; who loses the connection goes on from there.
+        match tokio::time::timeout(self.link.limit(), follower.next()).await {
+            Ok(first) => follower.news.push_front(first?),
+            Err(_) => tracing::debug!("the server does not say from where on it tells what happens"),
+        }
+        Ok(follower)
     }
 }
 
@@ -143,6 +163,8 @@ pub(crate) enum News {
     Seen(Box<Observation>),
     /// So many observations were not told to this follower.
     Missed(u64),
+    /// Nothing that was asked for; the observation up to which everything was looked at.
+    At(u64),
 }
 
 /// Follows what happens, until it is dropped.
@@ -176,6 +198,7 @@ impl Follower {
             for event in self.events.push(bytes).map_err(|error| lost(error.to_string()))? {
                 let news = read(&event).map_err(|error| lost(format!("unexpected event: {error}")))?;
                 self.news.extend(news);
+                self.news.extend(event.id.map(News::At));
             }
         }
     }
@@ -189,6 +212,7 @@ struct Missed {
 /// What an event tells; nothing, when it is of a kind that is not known here.
 fn read(event: &Event) -> Result<Option<News>, serde_json::Error> {
     Ok(match event.name.as_str() {
+        "" | "message" if event.data.is_empty() => None,
         "" | "message" => Some(News::Seen(serde_json::from_str(&event.data)?)),
         "missed" => Some(News::Missed(serde_json::from_str::<Missed>(&event.data)?.missed)),
         _ => None,

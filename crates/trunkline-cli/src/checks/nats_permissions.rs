@@ -13,6 +13,7 @@ use trunkline::backend::{Backend as _, SubscribeError, SubscribeOptions};
 use trunkline::config::Config;
 
 use super::{Finding, Verdict};
+use crate::supervisor::reports;
 
 const CHECK: &str = "permissions";
 
@@ -103,13 +104,22 @@ async fn subjects(config: &Config, backend: &NatsBackend, name: &str, limit: Dur
     let answer = backend.ask("$SYS.REQ.USER.INFO", "", limit).await.ok();
     let user: Value = answer.and_then(|answer| serde_json::from_slice(&answer).ok()).unwrap_or_default();
     let allowed = user.pointer("/data/permissions/publish/allow").and_then(Value::as_array);
-    let reaches = |pattern: &Value| {
-        let pattern = pattern.as_str().and_then(|text| Pattern::new(text.to_owned()).ok());
-        pattern.is_some_and(|pattern| pattern.overlaps(&all))
-    };
-    if allowed.is_some_and(|allowed| !allowed.iter().any(reaches)) {
+    if allowed.is_some_and(|allowed| !allowed.iter().any(|pattern| meets(pattern, &all))) {
         let told = format!("the user of {name} may publish nothing below {text}");
         findings.push(Finding::warn(CHECK, told, fix("publish", &text)));
+    } else if let Some(reports) = reports(config)
+        && allowed.is_some_and(|allowed| !allowed.iter().any(|pattern| meets(pattern, &reports)))
+    {
+        let told = format!(
+            "the user of {name} may not publish on {reports}: what it sees is in no record of conversations"
+        );
+        findings.push(Finding::warn(CHECK, told, fix("publish", reports.as_str())));
     }
     findings
+}
+
+/// Whether a pattern, as the server tells it, has subjects of another.
+fn meets(pattern: &Value, other: &Pattern) -> bool {
+    let pattern = pattern.as_str().and_then(|text| Pattern::new(text.to_owned()).ok());
+    pattern.is_some_and(|pattern| pattern.overlaps(other))
 }

@@ -144,7 +144,10 @@ pub(crate) async fn run(global: &GlobalArgs, args: DeadLetterArgs) -> Result<(),
             select.check()?;
             let client = admin.connect(global).await?;
             let dead = client.bus.dead_letters().map_err(AdminError::from)?;
-            redrive(&dead, select.letters(&dead).await?, to, json).await?;
+            let outcome = redrive(&dead, select.letters(&dead).await?, to, json).await;
+            // What it has sent back is reported by then.
+            client.close().await;
+            outcome?;
         }
         DeadLetterCommand::Purge { select, yes, admin } => {
             select.check()?;

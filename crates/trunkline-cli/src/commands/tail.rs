@@ -102,8 +102,8 @@ enum End {
 struct Tally {
     seen: u64,
     missed: u64,
-    /// Number of the last observation, from which to go on.
-    last: Option<u64>,
+    /// The observation up to which everything was looked at, from which to go on.
+    at: Option<u64>,
 }
 
 /// Follows.
@@ -164,15 +164,16 @@ async fn follow(
             Ok(News::Seen(seen)) => {
                 show(args, &seen, &zone)?;
                 tally.seen += 1;
-                tally.last = Some(seen.seq);
+                tally.at = Some(seen.seq);
             }
+            Ok(News::At(seq)) => tally.at = Some(seq),
             Ok(News::Missed(missed)) => {
                 show_missed(args, missed)?;
                 tally.missed += missed;
             }
             Err(error) => {
                 output::note(&format!("lost the server, looking for it again: {}", chain(&error)));
-                follower = find_again(args.reconnect, observer, question, tally.last).await?;
+                follower = find_again(args.reconnect, observer, question, tally.at).await?;
                 output::note(&format!("following again at {}", observer.server()));
             }
         }
@@ -187,14 +188,14 @@ async fn find_again(
     patience: Duration,
     observer: &Observer,
     question: &Question,
-    last: Option<u64>,
+    at: Option<u64>,
 ) -> Result<Follower, Failure> {
     let deadline = Instant::now() + patience;
     let mut pause = PAUSE_MIN;
     loop {
         tokio::time::sleep(pause).await;
-        // What happened since it was lost, or since it started, is in the record: from 0 on when nothing was seen before.
-        let error = match observer.follow(question, Some(last.unwrap_or(0))).await {
+        // What happened since it was lost is in the record, or all that the record of a new start has.
+        let error = match observer.follow(question, at).await {
             Ok(follower) => return Ok(follower),
             Err(error) => error,
         };

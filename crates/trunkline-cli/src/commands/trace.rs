@@ -164,7 +164,7 @@ impl Explain for TraceError {
             }
             Self::Several { .. } => "give more of the id".into(),
             Self::Nothing { .. } => {
-                "recorded are messages below messaging.subject_root whose envelope has a conversationId or a correlationId; `trunkline tail` shows those without, too"
+                "recorded are messages below messaging.subject_root whose envelope has a conversationId or a correlationId; `trunkline tail` shows those without, too; users of server.accounts have records of their own (--account)"
                     .into()
             }
         })

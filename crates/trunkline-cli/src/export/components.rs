@@ -147,12 +147,14 @@ pub(super) fn service(target: Target, name: &str) -> String {
 pub(super) fn environment(
     name: &str,
     component: &Component,
-    urls: &Urls,
+    (urls, reporting): (&Urls, &[(String, String)]),
     target: Target,
     notes: &mut Vec<String>,
 ) -> Result<SecretFile, ExportError> {
     // As `up` has it: Python keeps what it prints for itself where nobody sits at a terminal.
     let mut variables = BTreeMap::from([("PYTHONUNBUFFERED".to_owned(), "1".to_owned())]);
+    // The same: what components see is in the record that `up` keeps.
+    variables.extend(reporting.iter().cloned());
     if let Some(path) = &component.env_file {
         variables.extend(read_env_file(name, path)?);
     }

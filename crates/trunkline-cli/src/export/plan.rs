@@ -18,6 +18,7 @@ use super::nats::{self, NatsPlan};
 use super::redis::RedisPlan;
 use super::secrets::{Reader, SecretFile};
 use super::users::{self, NewUser};
+use crate::supervisor::reporting;
 
 /// What every service may take unless `runtime.resources` says otherwise.
 const MEMORY: u64 = 512_000_000;
@@ -169,7 +170,13 @@ impl<'a> Planner<'a> {
         for (name, component) in &config.components {
             let Some(urls) = of(&users::user_of(name)) else { continue };
             let service = components::component(name, &config.components, &self.options, &mut self.notes)?;
-            let environment = components::environment(name, component, urls, target, &mut self.notes)?;
+            let environment = components::environment(
+                name,
+                component,
+                (urls, &reporting(config)),
+                target,
+                &mut self.notes,
+            )?;
             self.secrets.push(environment);
             self.components.push(service);
         }

@@ -7,6 +7,7 @@ use trunkline_server::{HashScheme, hash_password};
 use super::config_file::ConfigFile;
 use super::error::ExportError;
 use super::secrets::password;
+use crate::supervisor::reports;
 
 /// The user that people take; it may do everything, the admin API included.
 pub(super) const OPERATOR: &str = "operator";
@@ -62,7 +63,13 @@ pub(super) fn new_users(loaded: &Loaded) -> Result<Vec<NewUser>, ExportError> {
         let permissions = like_named
             .and_then(|index| tree.get(&format!("server.users[{index}].permissions")))
             .or_else(|| tree.get("server.permissions"));
-        users.push(NewUser::new(name, permissions.cloned())?);
+        let mut permissions = permissions.cloned();
+        let rules = permissions.as_mut().and_then(|permissions| permissions.get_mut("publish"));
+        if let (Some(rules), Some(reports)) = (rules, reports(&loaded.config)) {
+            // Its environment asks it to report what it sees.
+            allow(rules, reports.as_str());
+        }
+        users.push(NewUser::new(name, permissions)?);
     }
     let mut operator = NewUser::new(OPERATOR, None)?;
     operator.admin = true;
@@ -71,6 +78,20 @@ pub(super) fn new_users(loaded: &Loaded) -> Result<Vec<NewUser>, ExportError> {
         tree.get("server.permissions").map(|_| json!({ "publish": [">"], "subscribe": [">"] }));
     users.push(operator);
     Ok(users)
+}
+
+/// Adds a pattern to those that are allowed, in whatever form they are given, where not everything is.
+fn allow(rules: &mut Value, pattern: &str) {
+    match rules {
+        Value::String(only) => *rules = json!([only, pattern]),
+        Value::Array(list) => list.push(pattern.into()),
+        Value::Object(fields) => {
+            if let Some(allowed) = fields.get_mut("allow").filter(|allowed| !allowed.is_null()) {
+                allow(allowed, pattern);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// `server.users` of the deployment: the new ones, and those of the configuration whose names they leave.

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use trunkline::config::{Config, NatsUrl, Secret, User};
+use trunkline::Pattern;
+use trunkline::config::{Config, NatsUrl, Secret, SubjectRule, User};
 use trunkline_server::{AuthOptions, AuthSource};
 use url::Url;
 
@@ -28,6 +29,8 @@ pub(crate) struct PasswordError {
 pub(crate) struct MadeUsers {
     /// Passwords by the name of the component.
     passwords: BTreeMap<String, Secret>,
+    /// Where components report what they see, where they are to.
+    reports: Option<Pattern>,
 }
 
 impl MadeUsers {
@@ -42,7 +45,7 @@ impl MadeUsers {
                 passwords.insert(name.clone(), password()?);
             }
         }
-        Ok(Self { passwords })
+        Ok(Self { passwords, reports: reports(config) })
     }
 
     /// Adds them to the users of the configuration. Who is named like the component lends it its permissions, and is in
@@ -59,14 +62,22 @@ impl MadeUsers {
                 permissions: options.users.iter().find(alike).and_then(|user| user.permissions.clone()),
             };
             options.made.extend(made.user.clone());
+            let inherited = options.default_permissions.clone();
             let account = options.accounts.values_mut().find(|users| users.iter().any(|user| alike(&user)));
-            match account {
-                Some(users) => {
-                    made.permissions = users.iter().find(alike).and_then(|user| user.permissions.clone());
-                    users.push(made);
-                }
-                None => options.users.push(made),
+            if let Some(users) = &account {
+                made.permissions = users.iter().find(alike).and_then(|user| user.permissions.clone());
             }
+            made.permissions = made.permissions.or(inherited);
+            self.allow_reports(&mut made);
+            account.unwrap_or(&mut options.users).push(made);
+        }
+    }
+
+    /// What `up` asks a component to do, its user may.
+    fn allow_reports(&self, made: &mut User) {
+        let allowed = made.permissions.as_mut().and_then(|permissions| permissions.publish.allow.as_mut());
+        if let (Some(allowed), Some(pattern)) = (allowed, &self.reports) {
+            allowed.push(SubjectRule { pattern: pattern.clone(), queue: None });
         }
     }
 
@@ -117,8 +128,15 @@ pub(crate) struct Access {
     observe: Vec<(String, String)>,
 }
 
+/// Where components report what they see, where conversations are recorded.
+pub(crate) fn reports(config: &Config) -> Option<Pattern> {
+    // The root was checked when the configuration was read.
+    let pattern = Pattern::new(format!("{}.system.trace", config.messaging.subject_root)).ok();
+    pattern.filter(|_| config.observe.enabled.unwrap_or(true))
+}
+
 /// The variables by which components that are built on the library report what they see.
-fn observe(config: &Config) -> Vec<(String, String)> {
+pub(crate) fn reporting(config: &Config) -> Vec<(String, String)> {
     if !config.observe.enabled.unwrap_or(true) {
         return Vec::new();
     }
@@ -136,7 +154,7 @@ impl Access {
     pub(crate) fn new(config: &Config, place: Place, users: MadeUsers) -> Self {
         let messaging = &config.messaging;
         let (nats_url, nats_auth) = (messaging.nats_url.clone(), messaging.nats_auth.clone());
-        Self { place, users, nats_url, nats_auth, observe: observe(config) }
+        Self { place, users, nats_url, nats_auth, observe: reporting(config) }
     }
 
     /// The variables of one component. Stock clients differ in what they read of a URL, so user and password stand beside
@@ -260,7 +278,12 @@ mod tests {
         users.join(&mut options);
         let made = options.users.last().unwrap();
         assert_eq!(made.user.as_deref(), Some("component-tool"));
-        assert_eq!(made.permissions, options.users[0].permissions);
+        let allowed = |user: &User| {
+            let rules = user.permissions.as_ref().unwrap().publish.allow.clone().unwrap();
+            rules.iter().map(|rule| rule.pattern.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(allowed(&options.users[0]), ["a.>"]);
+        assert_eq!(allowed(made), ["a.>", "nachos.system.trace"], "it is asked to report");
         assert!(!made.admin);
         let password = made.password.as_ref().unwrap().expose().to_owned();
         assert!(password.len() >= 32 && password.chars().all(|c| c.is_ascii_alphanumeric()));

@@ -33,7 +33,7 @@ use trunkline_server::admin::{ComponentJson, ComponentState, ComponentsJson, Res
 use crate::failure::{Explain, chain};
 use crate::interrupt::Interrupts;
 
-pub(crate) use access::{Access, MadeUsers, PasswordError, Place};
+pub(crate) use access::{Access, MadeUsers, PasswordError, Place, reporting, reports};
 pub(crate) use guardian::dispatch;
 use log::Log;
 use machine::{Action, Event, Exit, Machine, News, Rules, State, Unit};

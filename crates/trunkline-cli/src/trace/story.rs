@@ -246,8 +246,13 @@ impl<'a> Reader<'a> {
     fn find_causes(&mut self) {
         let mut awaited: HashMap<&str, Vec<usize>> = HashMap::new();
         for (index, entry) in self.entries.iter().enumerate() {
-            if let Some(reply) = entry.seen().and_then(|seen| seen.reply.as_deref()) {
-                awaited.entry(reply).or_default().push(index);
+            // Asked again, it waits at another place each time.
+            for seen in entry.published.into_iter().chain(entry.events.iter().copied()) {
+                let Some(reply) = seen.reply.as_deref() else { continue };
+                let requests = awaited.entry(reply).or_default();
+                if requests.last() != Some(&index) {
+                    requests.push(index);
+                }
             }
         }
         for index in 0..self.entries.len() {

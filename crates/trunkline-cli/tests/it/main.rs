@@ -29,6 +29,7 @@ mod nats_page;
 mod nats_server;
 mod observability;
 mod observe;
+mod observe_work;
 mod observed;
 mod readme;
 mod redis;

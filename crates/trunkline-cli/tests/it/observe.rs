@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use trunkline_testkit::RedisServer;
 use trunkline_testkit::environment;
 use trunkline_testkit::servers::{NatsServer, TrunklineServer};
+use trunkline_testkit::{RedisServer, TcpProxy};
 
 use crate::command::{Ended, PATIENCE, Running, command, run, start, text};
 use crate::server;
@@ -263,6 +263,35 @@ fn tail_finds_a_server_again_that_was_restarted() {
 }
 
 #[test]
+fn tail_that_had_seen_nothing_goes_on_from_where_it_began() {
+    let server = server();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let target = server.http().trim_start_matches("http://").parse().unwrap();
+    let proxy = runtime.block_on(TcpProxy::start(target)).unwrap();
+    publish(&server, &["nachos.a.before", "x", "--envelope"]);
+    let http = format!("http://{}", proxy.address());
+    let ports = std::fs::read(server.directory().join("trunkline.ports")).unwrap();
+    let ports: Value = serde_json::from_slice(&ports).unwrap();
+    let token = ports["admin_token"].as_str().unwrap();
+    for filter in ["nachos.a.*", "nachos.b.*"] {
+        let tail =
+            ["tail", filter, "--http", &http, "--token", token, "--json", "--count", "1", "--for", "60s"];
+        let mut following = start(command(&tail), b"");
+        following.until_it_says("following");
+        proxy.cut();
+        following.until_it_says("lost the server, looking for it again");
+        publish(&server, &["nachos.a.while", "x", "--envelope"]);
+        publish(&server, &["nachos.b.while", "x", "--envelope"]);
+        proxy.heal();
+        following.until_it_says("following again at");
+        let ended = following.end();
+        assert!(ended.stderr.contains("saw 1 observations"), "{ended:?}");
+        let seen = ended.json();
+        assert_eq!(seen[0]["subject"], filter.replace('*', "while"), "{seen:?}");
+    }
+}
+
+#[test]
 fn tail_gives_a_server_up_that_does_not_come_back() {
     let mut server = server();
     let mut following = tail(&server, &["--reconnect", "500ms"]);
@@ -310,6 +339,41 @@ fn what_cannot_be_shown_is_an_error_that_says_what_to_do() {
     }
     // The beginning of an id is enough where it is clear.
     has_all(&said(ask(&server, &["trace", "c-11"])), &["c-11", "nachos.a.b"]);
+}
+
+#[test]
+fn accounts_are_traced_and_followed_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.yaml");
+    let users = "server:
+  users: [{user: boss, password: b}]
+  accounts: {east: {users: [{user: ann, password: a}]}}
+";
+    std::fs::write(&config, users).unwrap();
+    let binary = Path::new(env!("CARGO_BIN_EXE_trunkline"));
+    let server = TrunklineServer::start(binary, ["--config", text(&config)]);
+    let publish = |user: &str, conversation: &str| {
+        let url = server.url().replacen("://", &format!("://{user}@"), 1);
+        run(&["pub", "nachos.a.b", "x", "--conversation", conversation, "--url", &url]).ok();
+    };
+    let following = tail(&server, &["--account", "east", "--json", "--count", "1", "--for", "30s"]);
+    publish("boss:b", "c-boss");
+    publish("ann:a", "c-ann");
+    let seen = following.end().json();
+    assert_eq!(seen[0]["conversationId"], "c-ann", "{seen:?}");
+    let list = |flags: &[&str]| said(ask(&server, &[&["trace", "--list"], flags].concat()));
+    let (own, east) = (list(&[]), list(&["--account", "east"]));
+    assert!(own.contains("c-boss") && !own.contains("c-ann"), "{own}");
+    assert!(east.contains("c-ann") && !east.contains("c-boss"), "{east}");
+    has_all(&said(ask(&server, &["trace", "c-ann", "--account", "east"])), &["c-ann", "nachos.a.b"]);
+    for (arguments, says) in [
+        (&["trace", "c-ann"][..], "no conversation \"c-ann\""),
+        (&["trace", "--last", "--account", "west"], "there is no account \"west\"; there are $G, east"),
+        (&["tail", "--account", "west"], "there is no account \"west\""),
+    ] {
+        let ended = ask(&server, arguments);
+        assert!(ended.code() == 1 && ended.stderr.contains(says), "{ended:?}");
+    }
 }
 
 #[test]

@@ -162,7 +162,7 @@ impl Pump {
                     }
                 }
                 LiveEvent::Gap(gap) => {
-                    self.bridge.count_gap(self.client(), gap);
+                    self.bridge.count_gap(self.client(), &self.subscription.pattern, gap);
                     tracing::warn!(
                         client = self.client().id,
                         pattern = %self.subscription.pattern,

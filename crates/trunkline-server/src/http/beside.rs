@@ -21,11 +21,12 @@ use trunkline::observe::{self, Observer};
 use trunkline::{Bus, Message, PublishError, PublishOptions};
 
 use super::api::answer::{ApiError, ok};
-use super::api::{Token, Views, conversations, token_guard, views};
+use super::api::conversations::{self, Seen};
+use super::api::{Token, Views, token_guard, views};
 use super::metrics::{Process, of_bus};
 use super::{Bounds, dashboard, host, json, readiness, serve};
 use crate::admin::{BASE, ComponentsJson, Problem};
-use crate::auth::AuthOptions;
+use crate::auth::{AuthOptions, GLOBAL_ACCOUNT};
 use crate::health::{Speaker, broadcast, component_checks};
 use crate::options::Limits;
 use crate::promises::{Promises, STREAMS};
@@ -183,7 +184,10 @@ fn router(beside: Arc<Beside>, token: Token, any_host: bool) -> Router {
     let seen = Views::new(bus, status, Some(telemetry), (None, beside.observer.clone()));
     let api = Router::new()
         .route("/components", get(components))
-        .merge(conversations::routes(|beside: &Arc<Beside>| beside.observer.clone()))
+        .merge(conversations::routes(|beside: &Arc<Beside>, account| match account {
+            None | Some(GLOBAL_ACCOUNT) => Seen::Here(beside.observer.clone()),
+            Some(_) => Seen::NoAccount(vec![GLOBAL_ACCOUNT.to_owned()]),
+        }))
         .with_state(beside.clone())
         .merge(views::router(Arc::new(seen)))
         .fallback(not_found)

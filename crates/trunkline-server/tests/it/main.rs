@@ -13,6 +13,7 @@ mod http;
 mod limits;
 mod metrics;
 mod observe;
+mod observe_apart;
 mod session;
 mod tls;
 mod websocket;

@@ -98,6 +98,14 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// What the server said when it refused a message on `{root}.system.trace` since this was asked last. Nobody waits for
+    /// what becomes of reports there, so no publish and no flush fails of it.
+    ///
+    /// *NATS*: the violation that was reported. Elsewhere `None`: there the outcome of publishing says it.
+    fn take_refused_report(&self) -> Option<String> {
+        None
+    }
+
     /// Waits until everything published before has been received by the server.
     ///
     /// *Redis*: all outstanding XADDs answered. *NATS*: PING and its PONG.

@@ -108,9 +108,6 @@ impl std::fmt::Debug for Front {
 #[cfg(feature = "redis")]
 const OWN_HEADER_BYTES: usize = 1024;
 
-/// What was seen and is not reported yet takes no more than this.
-const REPORTED_BYTES_MAX: usize = 4 << 20;
-
 impl Bus {
     /// A bus within this process, with default settings and a hub of its own. Nothing outlives it.
     pub fn in_memory() -> Self {
@@ -236,12 +233,8 @@ impl Bus {
             Some(hub) => hub.observer().cloned(),
             None => is_observed.then(|| {
                 let memory = backend.memory().unwrap_or_default();
-                let mut wanted = ObserveOptions::from_config(config, root.clone(), memory);
-                if !front {
-                    // It is only on its way to the process that keeps it.
-                    wanted.memory = wanted.memory.min(REPORTED_BYTES_MAX);
-                }
-                Observer::new(wanted)
+                let wanted = ObserveOptions::from_config(config, root.clone(), memory);
+                Observer::new(if front { wanted } else { wanted.to_report() })
             }),
         };
         let reported = options.observer.clone().filter(|_| !front && hub.is_none());

@@ -73,8 +73,8 @@ impl Conversation {
         }
     }
 
-    /// Takes note of an observation that the record keeps. Returns how many more bytes its line takes.
-    pub(super) fn note(&mut self, seen: &Observation, aside: &Aside) -> usize {
+    /// Takes note of an observation that the record keeps.
+    pub(super) fn note(&mut self, seen: &Observation, aside: &Aside) {
         let line = &mut self.summary;
         line.first = line.first.min(seen.time);
         line.last = line.last.max(seen.time);
@@ -91,6 +91,7 @@ impl Conversation {
         for (names, name) in named {
             grown += name.as_ref().map_or(0, |name| add(names, name));
         }
+        self.bytes += grown;
         match seen.what {
             What::Published | What::Redriven => {
                 line.messages += 1;
@@ -98,22 +99,20 @@ impl Conversation {
                 line.errors += u64::from(seen.outcome == Some(Outcome::AnsweredError));
                 self.failed = false;
                 if aside.ends_request {
-                    self.requests.remove(&seen.subject);
+                    self.answered(&seen.subject);
                 }
-                if let Some(reply) = &seen.reply
-                    && self.requests.len() < EXPECTED_MAX
-                {
+                if let Some(reply) = &seen.reply {
                     let until = aside
                         .deadline
                         .unwrap_or(seen.time.saturating_add(ANSWER_WITHIN).unwrap_or(seen.time));
-                    self.requests.insert(reply.clone(), until);
+                    self.await_answer(reply, until, seen.time);
                 }
             }
             What::NoResponders => {
                 line.errors += 1;
                 self.failed = true;
                 if let Some(reply) = &seen.reply {
-                    self.requests.remove(reply);
+                    self.answered(reply);
                 }
             }
             What::Handled => {
@@ -127,8 +126,29 @@ impl Conversation {
             }
             What::Gap => line.gaps += 1,
         }
-        self.bytes += grown;
-        grown
+    }
+
+    /// An answer is expected there.
+    fn await_answer(&mut self, reply: &str, until: Timestamp, now: Timestamp) {
+        if self.requests.len() >= EXPECTED_MAX {
+            // Those that nobody waits for any more make room.
+            let bytes = &mut self.bytes;
+            self.requests.retain(|reply, until| {
+                let is_awaited = *until > now;
+                *bytes -= if is_awaited { 0 } else { expected_bytes([reply]) };
+                is_awaited
+            });
+        }
+        if self.requests.len() < EXPECTED_MAX && self.requests.insert(reply.to_owned(), until).is_none() {
+            self.bytes += expected_bytes([reply]);
+        }
+    }
+
+    /// None is expected there any more.
+    fn answered(&mut self, reply: &str) {
+        if self.requests.remove(reply).is_some() {
+            self.bytes -= expected_bytes([reply]);
+        }
     }
 
     /// Whether the delivery comes again.
@@ -140,12 +160,15 @@ impl Conversation {
         let delivery = (stream.clone(), consumer.clone(), offset.clone());
         match seen.outcome {
             Some(Outcome::Nacked | Outcome::Cancelled) => {
-                if self.again.len() < EXPECTED_MAX {
-                    self.again.insert(delivery);
+                let bytes = expected_bytes([&delivery.0, &delivery.1, &delivery.2]);
+                if self.again.len() < EXPECTED_MAX && self.again.insert(delivery) {
+                    self.bytes += bytes;
                 }
             }
             _ => {
-                self.again.remove(&delivery);
+                if self.again.remove(&delivery) {
+                    self.bytes -= expected_bytes([&delivery.0, &delivery.1, &delivery.2]);
+                }
             }
         }
     }
@@ -179,6 +202,11 @@ impl Conversation {
             && has(&self.kinds, &filter.kind)
             && filter.state.is_none_or(|state| state == self.state(now))
     }
+}
+
+/// What something takes that is expected, by these texts.
+fn expected_bytes<const N: usize>(texts: [&str; N]) -> usize {
+    texts.into_iter().map(|text| text.len() + 32).sum()
 }
 
 /// Adds a name that is not there yet; returns what it takes.

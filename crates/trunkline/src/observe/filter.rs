@@ -2,7 +2,7 @@
 
 use trunkline_core::Pattern;
 
-use super::{ConversationState, Observation};
+use super::{ConversationState, Observation, What};
 
 /// Which observations are wanted; what is not set does not matter.
 #[derive(Debug, Clone, Default)]
@@ -32,8 +32,15 @@ impl ObservationFilter {
             && is(&self.tool, &seen.tool_id)
             && is(&self.skill, &seen.skill_id)
             && is(&self.kind, &seen.kind)
-            && self.pattern.as_ref().is_none_or(|pattern| pattern.matches_str(&seen.subject))
+            && self.pattern.as_ref().is_none_or(|pattern| is_on(pattern, seen))
     }
+}
+
+/// Whether it is of a subject that matches. What a gap left out may be on any that its subscription has.
+fn is_on(pattern: &Pattern, seen: &Observation) -> bool {
+    pattern.matches_str(&seen.subject)
+        || seen.what == What::Gap
+            && Pattern::new(seen.subject.as_str()).is_ok_and(|missed| missed.overlaps(pattern))
 }
 
 /// Which conversations are wanted; what is not set does not matter.

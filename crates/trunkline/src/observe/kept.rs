@@ -40,39 +40,51 @@ impl KeptBody {
                 false => Self::Bytes(body.into()),
             };
         }
-        let payload = match envelope.then(|| Envelope::from_bytes(body)).flatten().map(|read| read.payload) {
-            Some(Payload::Json(value)) => Some(value),
-            Some(Payload::Bytes(bytes)) => match serde_json::from_slice(&bytes) {
-                Ok(value) => Some(value),
-                Err(_) => return Self::Bytes(bytes.as_ref().into()),
-            },
-            None => serde_json::from_slice(body).ok(),
-        };
-        match payload {
-            Some(mut value) => {
+        match envelope.then(|| Envelope::from_bytes(body)).flatten().map(|read| read.payload) {
+            Some(Payload::Json(mut value)) => {
                 redaction.apply(&mut value);
                 Self::Json(value.to_string().into_bytes().into())
             }
-            None => Self::Bytes(body.into()),
+            Some(Payload::Bytes(bytes)) => Self::redacted(&bytes, redaction),
+            None => Self::redacted(body, redaction),
+        }
+    }
+
+    /// Of a body that may be anything. One that names a field that is to be hidden, and cannot be read so that its value
+    /// could be taken out, is not kept at all.
+    fn redacted(body: &[u8], redaction: &Redaction) -> Self {
+        match serde_json::from_slice::<Value>(body) {
+            Ok(mut value) => {
+                redaction.apply(&mut value);
+                Self::Json(value.to_string().into_bytes().into())
+            }
+            Err(_) if redaction.may_be_in(body) => Self::Omitted(body.len() as u64),
+            Err(_) => Self::Bytes(body.into()),
         }
     }
 
     /// Of a body that somebody else has read.
     pub(super) fn of_read(body: Option<Body>, payload_max: usize, redaction: &Redaction) -> Self {
-        let kept = |bytes: Vec<u8>, kind: fn(Box<[u8]>) -> Self| match bytes.len() > payload_max {
+        let kept = |bytes: Vec<u8>| match bytes.len() > payload_max {
             true => Self::Omitted(bytes.len() as u64),
-            false => kind(bytes.into()),
+            false if redaction.is_empty() => Self::Bytes(bytes.into()),
+            // Whoever has read it may not have been told what to hide.
+            false => Self::redacted(&bytes, redaction),
         };
         match body {
             None => Self::Nothing,
             Some(Body::Omitted(bytes)) => Self::Omitted(bytes),
             Some(Body::Json(mut value)) => {
                 redaction.apply(&mut value);
-                kept(value.to_string().into_bytes(), Self::Json)
+                let bytes = value.to_string().into_bytes();
+                match bytes.len() > payload_max {
+                    true => Self::Omitted(bytes.len() as u64),
+                    false => Self::Json(bytes.into()),
+                }
             }
-            Some(Body::Text(text)) => kept(text.into_bytes(), Self::Bytes),
+            Some(Body::Text(text)) => kept(text.into_bytes()),
             Some(Body::Base64(text)) => match BASE64.decode(&text) {
-                Ok(bytes) => kept(bytes, Self::Bytes),
+                Ok(bytes) => kept(bytes),
                 Err(_) => Self::Nothing,
             },
         }
@@ -142,7 +154,8 @@ impl Kept {
         ];
         let texts: usize = texts.into_iter().flatten().map(|text| text.capacity() + 8).sum();
         let to: usize = seen.to.iter().map(|name| name.capacity() + 32).sum();
-        OVERHEAD_BYTES + seen.subject.capacity() + texts + to + self.body.bytes()
+        let conversation = self.conversation.as_ref().map_or(0, |id| id.len() + 16);
+        OVERHEAD_BYTES + seen.subject.capacity() + conversation + texts + to + self.body.bytes()
     }
 
     /// As the API shows it.
@@ -185,6 +198,34 @@ mod tests {
         ] {
             let kept = KeptBody::of(body, envelope, 1000, &redaction);
             assert_eq!(kept, KeptBody::Json(br#"{"pin":"***"}"#.as_slice().into()));
+        }
+        // Nobody can say where the value ends in what cannot be read, or is nested deeper than is read.
+        let deep = format!(
+            r#"{{"id":"1","type":"t","payload":{}{{"PIN":1234}}{}}}"#,
+            "[".repeat(200),
+            "]".repeat(200)
+        );
+        for (body, envelope) in [
+            (deep.as_str(), true),
+            (r#"{"pin":1234"#, false),
+            ("{\"a\":1}\n{\"pin\" : 1234}\n", false),
+            (r#"data: {"Pin":1234}"#, false),
+            (r#"{"p\u0069n":1234"#, false),
+        ] {
+            let kept = KeptBody::of(body.as_bytes(), envelope, 1000, &redaction);
+            assert_eq!(kept, KeptBody::Omitted(body.len() as u64), "{body}");
+        }
+        let packed = KeptBody::of(b"\x81\xa3pin\xcd\x04\xd2", false, 1000, &redaction);
+        assert_eq!(packed, KeptBody::Omitted(8));
+        for harmless in ["the pin is a secret", "spinning: {\"spin\":1", "\"pin\", he said"] {
+            let kept = KeptBody::of(harmless.as_bytes(), false, 1000, &redaction);
+            assert_eq!(kept.show(), Some(Body::Text(harmless.to_owned())));
+        }
+        for body in
+            [Body::Text(r#"{"pin":1234}"#.to_owned()), Body::Base64("eyJwaW4iOiIxMjM0In0=".to_owned())]
+        {
+            let read = KeptBody::of_read(Some(body), 1000, &redaction);
+            assert_eq!(read, KeptBody::Json(br#"{"pin":"***"}"#.as_slice().into()));
         }
         let read = KeptBody::of_read(Some(Body::Json(json!({"pin": 1234}))), 1000, &redaction);
         assert_eq!(read, KeptBody::Json(br#"{"pin":"***"}"#.as_slice().into()));

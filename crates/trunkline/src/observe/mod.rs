@@ -10,6 +10,7 @@
 mod batch;
 mod collect;
 mod conversation;
+mod cut_off;
 mod filter;
 mod kept;
 mod lately;
@@ -25,6 +26,7 @@ mod witness;
 
 pub use batch::{Batch, RawMessage, Receiver};
 pub use collect::collect;
+pub use cut_off::CutOff;
 pub use filter::{ConversationFilter, ObservationFilter};
 pub use observation::{Body, Observation, Outcome, What};
 pub use observer::{Followed, Follower, Observer, Published, Report};

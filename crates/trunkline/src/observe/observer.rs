@@ -16,9 +16,11 @@ use trunkline_core::{Headers, Message, Pattern, StreamOffset, Subject};
 
 use super::batch::{Entry, Raw, Receiver};
 use super::conversation::Aside;
+use super::cut_off::CutOff;
 use super::filter::ConversationFilter;
 use super::kept::Kept;
 use super::record::Record;
+use super::redact::Redaction;
 use super::sighting::{Sighting, Sightings, look_at};
 use super::{ConversationList, ConversationRecord, Observation, ObserveOptions, What};
 use crate::envelope::Envelope;
@@ -53,6 +55,8 @@ enum Waiting {
     Report(Bytes),
     /// A request that is being handled.
     Asked(Box<Observation>),
+    /// A client was cut off.
+    CutOff(Box<CutOff>),
 }
 
 /// A message that was published in this process.
@@ -189,6 +193,18 @@ impl Observer {
         })
     }
 
+    /// One with a record of its own, for messages that who reads this one is not to see. Both, and all others that come of
+    /// them, have an equal part of the memory from now on, and each records as many messages a second as the settings say.
+    pub fn beside(&self) -> Arc<Self> {
+        self.options.records.fetch_add(1, Ordering::Relaxed);
+        Self::new(self.options.clone())
+    }
+
+    /// Lets go of what is more than its part of the memory, as after [`Observer::beside`].
+    pub fn make_room(&self) {
+        self.record.lock().shrink(self.options.bytes_max());
+    }
+
     /// Its settings.
     pub fn options(&self) -> &ObserveOptions {
         &self.options
@@ -212,6 +228,7 @@ impl Observer {
     /// From now on reports of what was published under the root are passed over: it is read from the streams.
     pub(super) fn sees_streams(&self) {
         self.sees_root.store(true, Ordering::Relaxed);
+        self.sightings.lock().guess_redrives();
     }
 
     /// Whether what is published on this subject is recorded.
@@ -241,6 +258,12 @@ impl Observer {
     /// Messages that were not recorded because there were more than the record takes.
     pub fn not_recorded(&self) -> u64 {
         self.not_recorded.load(Ordering::Relaxed)
+    }
+
+    /// A message's body without the values of the fields that [`ObserveOptions::redact`] names, for who is shown the message
+    /// itself; one that names such a field and cannot be read is `***` as a whole.
+    pub fn without_hidden(&self, body: &Bytes) -> Bytes {
+        Redaction::new(&self.options.redact).of_body(body)
     }
 
     /// What the record takes now, in bytes.
@@ -362,6 +385,12 @@ impl Observer {
     /// A request is being handled, which may have been published where nobody saw it.
     pub(super) fn asked(&self, seen: Observation) {
         self.push(Waiting::Asked(Box::new(seen)), WAITING_BYTES);
+    }
+
+    /// A client was cut off because it did not read.
+    pub fn cut_off(&self, client: CutOff) {
+        let bytes = client.bytes() + WAITING_BYTES;
+        self.push(Waiting::CutOff(Box::new(client)), bytes);
     }
 
     /// So much could not be reported.
@@ -551,6 +580,12 @@ impl Observer {
             Waiting::Observation(seen) => out.push(sightings.take(*seen)),
             Waiting::Report(payload) => self.read_report(&payload, sightings, out),
             Waiting::Asked(seen) => sightings.ask(&seen),
+            // What it was given may come right behind.
+            Waiting::CutOff(client) if client.since.elapsed() < 2 * PERIOD => self.cut_off(*client),
+            Waiting::CutOff(client) => {
+                self.keep_some(out, 1);
+                client.tell(&self.record.lock(), out);
+            }
         }
     }
 
@@ -560,12 +595,18 @@ impl Observer {
         self.not_recorded.fetch_add(report.missed, Ordering::Relaxed);
         let (all, root) =
             (self.sees_messages.load(Ordering::Relaxed), self.sees_root.load(Ordering::Relaxed));
+        // Whoever may publish may report: it counts as what is seen here does.
+        let bytes_each = body.len() / report.observations.len().max(1);
         for mut seen in report.observations {
             let is_seen = match seen.what {
                 What::Published | What::DeadLettered => root && seen.subject.starts_with(&*self.prefix),
                 _ => false,
             };
             if is_seen || (all && seen.what.is_of_the_message()) {
+                continue;
+            }
+            if !self.may_record(bytes_each) {
+                self.not_recorded.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             seen.from = seen.from.or_else(|| envelope.source.clone());
@@ -689,6 +730,11 @@ impl Follower {
                 },
             }
         }
+    }
+
+    /// The number up to which everything was given out or not wanted; to follow again after it misses nothing.
+    pub fn position(&self) -> u64 {
+        self.page.as_slice().first().map_or(self.at, |next| next.seen.seq - 1)
     }
 
     /// The next observation, if there is one by now.

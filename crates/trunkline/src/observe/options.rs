@@ -1,11 +1,15 @@
 //! What is recorded, and how much of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use trunkline_core::Token;
 
 use crate::config::Config;
 use crate::memory::{Holding, MemoryBudget};
+
+/// What was seen and is not reported yet takes no more than this.
+const REPORTED_BYTES_MAX: usize = 4 << 20;
 
 /// Settings of an [`Observer`](super::Observer); keys `observe.*`.
 #[derive(Debug, Clone)]
@@ -23,6 +27,8 @@ pub struct ObserveOptions {
     pub rate_max: u32,
     /// What the record is charged to.
     pub budget: Arc<MemoryBudget>,
+    /// Records that have equal parts of `memory`: one for each account. Default 1.
+    pub records: Arc<AtomicUsize>,
 }
 
 impl Default for ObserveOptions {
@@ -34,6 +40,7 @@ impl Default for ObserveOptions {
             payload_max: 64_000,
             rate_max: 5_000,
             budget: Arc::default(),
+            records: Arc::new(AtomicUsize::new(1)),
         }
     }
 }
@@ -50,11 +57,21 @@ impl ObserveOptions {
             payload_max: count(observe.payload_max),
             rate_max: observe.rate_max,
             budget,
+            records: Arc::new(AtomicUsize::new(1)),
         }
     }
 
-    /// What the record may take now: as much as is configured, and never more than its share of the memory of the process.
+    /// The same for a process that keeps no record and only reports: what it sees is kept until it was told.
+    #[must_use]
+    pub fn to_report(mut self) -> Self {
+        self.memory = self.memory.min(REPORTED_BYTES_MAX);
+        self
+    }
+
+    /// What the record may take now: its part of as much as is configured, and never more than of the share of the memory
+    /// of the process.
     pub(super) fn bytes_max(&self) -> usize {
-        self.memory.min(self.budget.share(Holding::Observations))
+        let records = self.records.load(Ordering::Relaxed).max(1);
+        self.memory.min(self.budget.share(Holding::Observations)) / records
     }
 }

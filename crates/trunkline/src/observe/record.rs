@@ -73,6 +73,12 @@ impl Record {
         self.bytes
     }
 
+    /// Lets go of what is too much, because it may take less than before.
+    pub(super) fn shrink(&mut self, bytes_max: usize) {
+        self.make_room(bytes_max);
+        self.charge.set(self.bytes);
+    }
+
     /// Keeps an observation. `bytes_max` is what the record may take.
     pub(super) fn insert(&mut self, mut kept: Kept, aside: &Aside, bytes_max: usize) {
         let seq = self.next;
@@ -95,7 +101,9 @@ impl Record {
                         self.by_last.remove(last);
                     }
                     self.by_last.insert(seq, id.clone());
-                    self.bytes += conversation.note(&kept.seen, aside);
+                    let before = conversation.bytes;
+                    conversation.note(&kept.seen, aside);
+                    self.bytes = self.bytes + conversation.bytes - before;
                     conversation.seqs.push_back(seq);
                     conversation.bytes += size;
                 }
@@ -157,6 +165,11 @@ impl Record {
         };
         let missed = end.saturating_sub(seq).saturating_sub(count);
         (found.into_iter().map(|(_, kept)| kept.clone()).collect(), missed)
+    }
+
+    /// What it has, the latest first.
+    pub(super) fn backwards(&self) -> impl Iterator<Item = &Arc<Kept>> {
+        self.by_seq.values().rev()
     }
 
     /// A page of the conversations that are wanted, the one seen last first.

@@ -4,12 +4,12 @@
 //! counted and told with the next one.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trunkline_core::{Message, Subject};
 
 use super::{Body, Followed, Follower, Observation, Observer, Report};
-use crate::backend::PublishOptions;
+use crate::backend::{PublishError, PublishOptions};
 use crate::bus::Inner;
 use crate::envelope::Envelope;
 
@@ -21,6 +21,8 @@ const OBSERVATIONS_MAX: usize = 256;
 const BODIES_MAX: usize = 256 << 10;
 /// Longest wait for a report to be published.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(1);
+/// How long nothing is sent after the server has refused a report.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 /// The type of the envelope.
 const KIND: &str = "system.trace";
 
@@ -29,15 +31,28 @@ const KIND: &str = "system.trace";
 pub(crate) struct Reports {
     observer: Arc<Observer>,
     subject: Subject,
-    /// Where the next report begins. Held across the publishing of one: the drain waits for it.
-    follower: tokio::sync::Mutex<Follower>,
+    /// Held across the publishing of a report: the drain waits for it.
+    state: tokio::sync::Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Where the next report begins.
+    follower: Follower,
+    /// Observations that were sent when it was last sent something: they are lost when that is refused.
+    unconfirmed: u64,
+    /// The server refuses reports; until then none is sent.
+    refused_until: Option<Instant>,
+    /// That it does was said.
+    is_told: bool,
 }
 
 impl Reports {
     pub(crate) fn new(observer: &Arc<Observer>) -> Self {
         let subject = Subject::new(observer.trace_subject()).expect("a token and two literals");
-        let follower = tokio::sync::Mutex::new(observer.follow(None));
-        Self { observer: observer.clone(), subject, follower }
+        let follower = observer.follow(None);
+        let state = State { follower, unconfirmed: 0, refused_until: None, is_told: false };
+        Self { observer: observer.clone(), subject, state: tokio::sync::Mutex::new(state) }
     }
 
     /// Reports until the bus is gone or killed.
@@ -53,27 +68,63 @@ impl Reports {
 
     /// Reports what was seen by now.
     pub(crate) async fn send(&self, inner: &Inner) {
-        let mut follower = self.follower.lock().await;
+        let mut state = self.state.lock().await;
         self.observer.read_now();
+        if let Some(reason) = inner.backend.take_refused_report() {
+            self.refused(&mut state, &reason);
+        }
+        if state.refused_until.is_some_and(|until| Instant::now() < until) {
+            // What was seen stays until it may be told, as far as there is room for it.
+            return;
+        }
+        state.refused_until = None;
+        let mut sent = 0;
         loop {
-            let report = take(&mut follower).await;
+            let report = take(&mut state.follower).await;
             if report.observations.is_empty() && report.missed == 0 {
+                if sent > 0 {
+                    state.unconfirmed = sent;
+                }
                 return;
             }
             let Ok(payload) = serde_json::to_value(&report) else { return };
+            let count = report.observations.len() as u64 + report.missed;
             let mut envelope = Envelope::new(KIND, payload);
             envelope.source = Some(inner.options.source.clone());
             let message = Message::new(self.subject.clone(), envelope.to_bytes());
             // Past the outbox and the counters: it is none of the application's messages.
             let options = PublishOptions { timeout: Some(PUBLISH_WITHIN), ..PublishOptions::default() };
             let published = inner.backend.publish(message, options).outcome();
-            let outcome = tokio::time::timeout(PUBLISH_WITHIN, published).await;
-            if !matches!(outcome, Ok(Ok(_))) {
-                tracing::debug!(?outcome, "a report of what was seen is lost");
-                self.observer.not_reported(report.observations.len() as u64 + report.missed);
-                return;
+            match tokio::time::timeout(PUBLISH_WITHIN, published).await {
+                Ok(Ok(_)) => sent += count,
+                Ok(Err(PublishError::Denied { reason, .. })) => {
+                    state.unconfirmed = count;
+                    self.refused(&mut state, &reason);
+                    return;
+                }
+                outcome => {
+                    tracing::debug!(?outcome, "a report of what was seen is lost");
+                    self.observer.not_reported(count);
+                    return;
+                }
             }
         }
+    }
+
+    /// The server has refused what was sent last. It is asked again after a while: permissions may change.
+    fn refused(&self, state: &mut State, reason: &str) {
+        self.observer.not_reported(std::mem::take(&mut state.unconfirmed));
+        state.refused_until = Some(Instant::now() + REFUSED_PAUSE);
+        if std::mem::replace(&mut state.is_told, true) {
+            tracing::debug!(subject = %self.subject, reason, "reports of what was seen are refused again");
+            return;
+        }
+        tracing::warn!(
+            subject = %self.subject,
+            reason,
+            "this process may not report what it sees, so it is missing in the record of conversations; messages are not \
+             affected. Allow its user to publish there, or set observe.enabled to false for it; said once"
+        );
     }
 }
 

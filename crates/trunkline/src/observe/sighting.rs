@@ -20,6 +20,12 @@ const CORRELATIONS_HALF: usize = 4096;
 /// Texts longer than this are nobody's name or id, and are not remembered.
 const REMEMBERED_BYTES_MAX: usize = 256;
 
+/// Most bytes that are kept of a subject, of a name or an id, and of a reason; and most receivers.
+const SUBJECT_BYTES_MAX: usize = 4096;
+const NAME_BYTES_MAX: usize = 256;
+const REASON_BYTES_MAX: usize = 1024;
+const RECEIVERS_MAX: usize = 64;
+
 /// A message that was seen.
 pub(super) struct Sighting<'a> {
     pub(super) time: Timestamp,
@@ -119,6 +125,8 @@ pub(super) struct Sightings {
     asked: Lately<String, Asked>,
     /// Conversations by correlation id.
     correlated: Lately<String, Arc<str>>,
+    /// Ids of dead letters, where who sends one back is not seen: the message comes again with the same id.
+    buried: Option<Lately<String, ()>>,
 }
 
 impl Sightings {
@@ -129,7 +137,13 @@ impl Sightings {
             system: format!("{root}.system."),
             asked: Lately::new(REQUESTS_HALF),
             correlated: Lately::new(CORRELATIONS_HALF),
+            buried: None,
         }
+    }
+
+    /// From now on a message that comes again after it was a dead letter is taken for one that was sent back.
+    pub(super) fn guess_redrives(&mut self) {
+        self.buried.get_or_insert_with(|| Lately::new(CORRELATIONS_HALF));
     }
 
     /// Under which conversation something is indexed.
@@ -153,6 +167,34 @@ impl Sightings {
         }
         let correlation = correlation.filter(|_| !seen.subject.starts_with(&self.system))?;
         Some(self.correlated.get(correlation).cloned().unwrap_or_else(|| correlation.into()))
+    }
+
+    /// Cuts texts of others to what somebody reads of them, and hides what reasons show of payloads.
+    fn bound(&self, seen: &mut Observation) {
+        cut(&mut seen.subject, SUBJECT_BYTES_MAX);
+        seen.reply.iter_mut().for_each(|reply| cut(reply, SUBJECT_BYTES_MAX));
+        let names = [
+            &mut seen.from,
+            &mut seen.id,
+            &mut seen.kind,
+            &mut seen.correlation_id,
+            &mut seen.causation_id,
+            &mut seen.conversation_id,
+            &mut seen.persona_id,
+            &mut seen.tool_id,
+            &mut seen.skill_id,
+            &mut seen.trace_id,
+            &mut seen.stream,
+            &mut seen.consumer,
+            &mut seen.offset,
+        ];
+        names.into_iter().flatten().for_each(|name| cut(name, NAME_BYTES_MAX));
+        seen.to.truncate(RECEIVERS_MAX);
+        seen.to.iter_mut().for_each(|name| cut(name, NAME_BYTES_MAX));
+        if let Some(reason) = &mut seen.reason {
+            self.redaction.apply_to_text(reason);
+            cut(reason, REASON_BYTES_MAX);
+        }
     }
 
     /// What is to be kept of a message: one observation, and where it had to be dropped for somebody, or was for nobody,
@@ -186,6 +228,14 @@ impl Sightings {
             aside.ends_request = answer(headers, &mut seen);
         }
         bury(headers, &mut seen);
+        self.bound(&mut seen);
+        if let (Some(buried), Some(id)) = (&mut self.buried, &seen.id) {
+            match seen.what {
+                What::DeadLettered => buried.insert(id.clone(), ()),
+                What::Published if buried.get(id).is_some() => seen.what = What::Redriven,
+                _ => {}
+            }
+        }
         let conversation = self.place(&seen, asked.as_ref());
         if let Some(reply) = reply.filter(|reply| reply.len() <= REMEMBERED_BYTES_MAX) {
             let responder = seen.to.first().filter(|_| seen.to.len() == 1).cloned();
@@ -244,6 +294,7 @@ impl Sightings {
 
     /// What is to be kept of an observation that somebody else has made.
     pub(super) fn take(&mut self, mut seen: Observation) -> (Kept, Aside) {
+        self.bound(&mut seen);
         let body = KeptBody::of_read(seen.body.take(), self.payload_max, &self.redaction);
         let found = match (&seen.what, &seen.reply) {
             (What::NoResponders | What::Handled, Some(reply)) => self.asked.get(reply),
@@ -260,6 +311,16 @@ impl Sightings {
             self.ask(&seen);
         }
         (Kept { conversation, seen, body }, Aside { deadline: None, ends_request: answers })
+    }
+}
+
+/// Cuts a text that is too long, with a mark.
+fn cut(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max - '…'.len_utf8()).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+        text.shrink_to_fit();
     }
 }
 

@@ -72,6 +72,14 @@ fn a_user_without_the_rights_of_an_operator_is_told_what_is_missing() {
         .says("permissions", "fail", "$JS.API.STREAM.CREATE.atlas_bus_tasks")
         .says("permissions", "warn", "$JS.API.STREAM.NAMES")
         .says("permissions", "warn", "may not subscribe to nachos.>");
+    let server = NatsServer::start_with_config(
+        r#"jetstream: enabled
+           authorization { users: [ { user: bus, password: secret, permissions: {
+             publish: [ "$SYS.REQ.USER.INFO", "$JS.API.>", "_INBOX.>", "nachos.tool.>" ]
+             subscribe: [ ">" ] } } ] }"#,
+    );
+    let url = server.url().replacen("://", "://bus:secret@", 1);
+    patient(&url).examine().says("permissions", "warn", "may not publish on nachos.system.trace");
 }
 
 #[test]

@@ -6,19 +6,22 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Path, State};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use serde_json::json;
+use tokio::time::timeout;
 use trunkline::Pattern;
 use trunkline::observe::{
     ConversationFilter, ConversationList, ConversationState, Followed, Follower, ObservationFilter, Observer,
 };
 
 use super::answer::{ApiError, ok};
+use super::guard::Caller;
 use crate::admin::Problem;
+use crate::auth::GLOBAL_ACCOUNT;
 use crate::http::params::Params;
 
 /// Conversations of a page unless a request says otherwise.
@@ -28,8 +31,16 @@ const PAGE_MAX: usize = 1000;
 /// A follower hears something this often, so that it can tell a quiet bus from a broken connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Where the observer is, if anything is recorded.
-type Find<S> = fn(&S) -> Option<Arc<Observer>>;
+/// What sees the messages of an account.
+pub(crate) enum Seen {
+    /// This one; `None` where nothing is recorded.
+    Here(Option<Arc<Observer>>),
+    /// Nobody, because there is no such account; these there are.
+    NoAccount(Vec<String>),
+}
+
+/// Finds what sees the messages of an account, or of the one that users are in unless another is named.
+type Find<S> = fn(&S, Option<&str>) -> Seen;
 type Answer = Result<Response, ApiError>;
 
 /// `/conversations`, `/conversations/{id}` and `/observations`.
@@ -37,16 +48,48 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>(find: Find<S>) -> Router<
     Router::new()
         .route(
             "/conversations",
-            get(async move |State(state): State<S>, params: Params| list(find(&state), &params)),
+            get(async move |State(state): State<S>, Extension(caller), params: Params| {
+                list(find_for(caller, &params, |account| find(&state, account))?, &params)
+            }),
         )
         .route(
             "/conversations/{id}",
-            get(async move |State(state): State<S>, Path(id): Path<String>| show(find(&state), &id)),
+            get(
+                async move |State(state): State<S>,
+                            Extension(caller),
+                            params: Params,
+                            Path(id): Path<String>| {
+                    show(find_for(caller, &params, |account| find(&state, account))?, &id)
+                },
+            ),
         )
         .route(
             "/observations",
-            get(async move |State(state): State<S>, params: Params| follow(find(&state), &params)),
+            get(async move |State(state): State<S>, Extension(caller), params: Params| {
+                follow(find_for(caller, &params, |account| find(&state, account))?, &params)
+            }),
         )
+}
+
+/// Who asks is led to the record of the account that it names, if it may see that.
+fn find_for(
+    caller: Caller,
+    params: &Params,
+    find: impl Fn(Option<&str>) -> Seen,
+) -> Result<Option<Arc<Observer>>, ApiError> {
+    let account = params.get("account").filter(|name| *name != GLOBAL_ACCOUNT);
+    if account.is_some() && caller != Caller::Token {
+        let reason = "only the admin token opens the records of other accounts".to_owned();
+        return Err(ApiError::new(Problem::Denied { reason: reason.clone() }, reason));
+    }
+    match find(account) {
+        Seen::Here(observer) => Ok(observer),
+        Seen::NoAccount(known) => {
+            let (wanted, known) = (account.unwrap_or(GLOBAL_ACCOUNT), known.join(", "));
+            let text = format!("there is no account {wanted:?}; there are {known}");
+            Err(ApiError::new(Problem::BadRequest, text))
+        }
+    }
 }
 
 fn list(observer: Option<Arc<Observer>>, params: &Params) -> Answer {
@@ -101,10 +144,11 @@ fn follow(observer: Option<Arc<Observer>>, params: &Params) -> Answer {
         kind: text("type"),
     };
     let follower = observer.ok_or_else(off)?.follow(after);
-    let first = futures_util::stream::once(async { Ok(Event::default().comment("following")) });
+    let first = sign_of_life(&follower, "following");
+    let first = futures_util::stream::once(async { Ok(first) });
     let rest = futures_util::stream::unfold((follower, filter), next);
     let events = futures_util::StreamExt::chain(first, rest);
-    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    let mut response = Sse::new(events).into_response();
     let no_store = axum::http::HeaderValue::from_static("no-store");
     response.headers_mut().insert(axum::http::header::CACHE_CONTROL, no_store);
     Ok(response)
@@ -113,15 +157,24 @@ fn follow(observer: Option<Arc<Observer>>, params: &Params) -> Answer {
 type Following = (Follower, ObservationFilter);
 
 async fn next((mut follower, filter): Following) -> Option<(Result<Event, Infallible>, Following)> {
-    let event = match follower.next(|seen| filter.admits(seen)).await? {
-        Followed::Observation(seen) => {
+    let event = match timeout(KEEP_ALIVE, follower.next(|seen| filter.admits(seen))).await {
+        Ok(Some(Followed::Observation(seen))) => {
             // One that cannot be written is left out; the record is made of nothing else.
             let data = serde_json::to_string(&seen).unwrap_or_default();
             Event::default().id(seen.seq.to_string()).data(data)
         }
-        Followed::Missed(missed) => {
-            Event::default().event("missed").data(json!({ "missed": missed }).to_string())
+        Ok(Some(Followed::Missed(missed))) => {
+            let event = Event::default().id(follower.position().to_string());
+            event.event("missed").data(json!({ "missed": missed }).to_string())
         }
+        Ok(None) => return None,
+        Err(_) => sign_of_life(&follower, ""),
     };
     Some((Ok(event), (follower, filter)))
+}
+
+/// A comment with the number of where the follower is. Whoever loses the connection goes on from there, also when nothing
+/// was told yet of all that there was.
+fn sign_of_life(follower: &Follower, text: &str) -> Event {
+    Event::default().comment(text).id(follower.position().to_string())
 }

@@ -63,26 +63,41 @@ impl Token {
 }
 
 /// Before every handler of the API. That the name of the host is the loopback's has been checked by then.
-pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let allowed = match check(&api.token, request.headers()) {
-        Ok(Allowed::Yes) => Ok(()),
+        Ok(Allowed::Yes) => Ok(Caller::Token),
         Ok(Allowed::If(user)) => {
             let peer =
                 request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.0);
-            check_user(&api.auth.auth, &user, peer).await
+            check_user(&api.auth.auth, &user, peer).await.map(|()| Caller::User)
         }
         Err(error) => Err(error),
     };
     match allowed {
-        Ok(()) => next.run(request).await,
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     }
 }
 
+/// Who was let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// Whoever has the token, who may see all accounts.
+    Token,
+    /// A user, who is one of the global account.
+    User,
+}
+
 /// The same where there are no users, and the token alone opens.
-pub(crate) async fn token_guard(State(token): State<Token>, request: Request, next: Next) -> Response {
+pub(crate) async fn token_guard(State(token): State<Token>, mut request: Request, next: Next) -> Response {
     match check(&token, request.headers()) {
-        Ok(Allowed::Yes) => next.run(request).await,
+        Ok(Allowed::Yes) => {
+            request.extensions_mut().insert(Caller::Token);
+            next.run(request).await
+        }
         Ok(Allowed::If(_)) => {
             ApiError::new(Problem::Unauthorized, "users are those of the NATS servers; give the token")
                 .into_response()

@@ -26,9 +26,11 @@ use trunkline::backend::{Backend, Streams};
 use trunkline::observe::Observer;
 
 use crate::admin::{BASE, ComponentsJson, Problem, ServerJson};
+use crate::auth::GLOBAL_ACCOUNT;
 use crate::options::AdminDefaults;
 use crate::shared::Shared;
 use answer::{ApiError, ok};
+use conversations::Seen;
 pub(crate) use guard::{Token, token_guard};
 pub(crate) use members::Members;
 pub(crate) use views::Views;
@@ -78,6 +80,20 @@ impl Api {
         self.observer.as_ref()
     }
 
+    /// What sees the messages of an account; that there is none, or none of this name.
+    fn observer_of(&self, account: Option<&str>) -> Seen {
+        match account.filter(|name| *name != GLOBAL_ACCOUNT) {
+            None => Seen::Here(self.observer.clone()),
+            Some(name) => self.auth.observer_of(name).map_or_else(
+                || {
+                    let known = self.auth.auth.accounts();
+                    Seen::NoAccount(known.iter().map(|account| account.name.to_string()).collect())
+                },
+                Seen::Here,
+            ),
+        }
+    }
+
     pub(crate) fn members(&self) -> &Arc<Members> {
         &self.members
     }
@@ -105,7 +121,7 @@ pub(crate) fn router(api: Arc<Api>, views: Arc<Views>) -> Router {
         .route("/members/{member}/settle", post(members::settle))
         .route("/members/{member}/lease", post(members::lease))
         .route("/members/{member}/heartbeat", post(members::heartbeat))
-        .merge(conversations::routes(|api: &Arc<Api>| api.observer().cloned()))
+        .merge(conversations::routes(|api: &Arc<Api>, account| api.observer_of(account)))
         .with_state(api.clone())
         .merge(views::router(views))
         .fallback(not_found)

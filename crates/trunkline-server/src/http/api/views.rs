@@ -76,6 +76,11 @@ impl Views {
         Some(messages + too_many)
     }
 
+    /// What sees the messages; `None` where nothing is recorded.
+    fn observer(&self) -> Option<Arc<Observer>> {
+        self.census.as_ref().map(|reading| reading.lock().observer.clone())
+    }
+
     /// Reads on in the record, and looks at what it says by now.
     fn seen<T>(&self, look: impl FnOnce(&Census, Timestamp) -> T) -> Option<T> {
         let mut reading = self.census.as_ref()?.lock();

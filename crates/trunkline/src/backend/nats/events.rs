@@ -74,6 +74,9 @@ pub(super) struct Events {
     refused_publish: Mutex<Option<(Subject, String)>>,
     refused_echoes: Mutex<Vec<String>>,
     echo_denied: OnceLock<String>,
+    /// Where the bus reports what it sees, and what the server said when it last refused such a report.
+    reports: OnceLock<String>,
+    refused_report: Mutex<Option<String>>,
     /// Told of each message that the server refused, and says whether somebody waited for its outcome.
     refusals: OnceLock<Box<TellRefusal>>,
 }
@@ -96,6 +99,8 @@ impl Events {
             refused_publish: Mutex::default(),
             refused_echoes: Mutex::default(),
             echo_denied: OnceLock::new(),
+            reports: OnceLock::new(),
+            refused_report: Mutex::default(),
             refusals: OnceLock::new(),
         }
     }
@@ -104,6 +109,16 @@ impl Events {
     pub(super) fn set_echo_prefix(&self, prefix: &str) {
         // Set once, before anything is published.
         let _ = self.echo_prefix.set(prefix.to_owned());
+    }
+
+    /// Tells apart refusals of what the bus reports of itself: nobody waits for those, and no flush is to fail of them.
+    pub(super) fn set_reports(&self, subject: String) {
+        // Set once, before anything is published.
+        let _ = self.reports.set(subject);
+    }
+
+    pub(super) fn take_refused_report(&self) -> Option<String> {
+        self.refused_report.lock().take()
     }
 
     /// The pattern under which all echoes come back.
@@ -207,6 +222,10 @@ impl Events {
             if echoes.len() < REFUSED_ECHOES_MAX {
                 echoes.push(subject.to_owned());
             }
+            return;
+        }
+        if self.reports.get().is_some_and(|reports| reports == subject) {
+            *self.refused_report.lock() = Some(text.to_owned());
             return;
         }
         if self.refusals.get().is_some_and(|tell| tell(subject, text)) {

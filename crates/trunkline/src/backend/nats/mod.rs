@@ -118,6 +118,7 @@ impl NatsBackend {
         let servers = Servers::parse(&options.servers)?;
         check_inbox_prefix(&options.inbox_prefix)?;
         let events = Arc::new(Events::new());
+        events.set_reports(format!("{}.system.trace", options.subject_root));
         let client = connect::connect(&options, &servers, &events).await?;
 
         let echo_prefix = client.new_inbox();
@@ -344,6 +345,10 @@ impl Backend for NatsBackend {
             return Publishing::Ready(Err(unsupported("publishing with a deduplication id").into()));
         }
         publish::publish(&self.link, &self.runtime, m, timeout)
+    }
+
+    fn take_refused_report(&self) -> Option<String> {
+        self.link.events.take_refused_report()
     }
 
     fn flush(&self) -> Fut<'_, Result<(), PublishError>> {

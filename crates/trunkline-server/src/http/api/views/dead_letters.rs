@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use trunkline::backend::{Receipt, Start, StreamError};
-use trunkline::{DeadLetter, DeadLetterFilter, DeadLetters, StreamOffset};
+use trunkline::{DeadLetter, DeadLetterFilter, DeadLetters, Message, StreamOffset};
 
 use super::{Views, patiently};
 use crate::admin::{
@@ -46,7 +46,14 @@ pub(super) async fn show(State(views): State<Arc<Views>>, Path(offset): Path<Str
     let at = parse(&offset)?;
     let asking = async { views.bus.dead_letters()?.get(at).await };
     match patiently(asking).await? {
-        Some(letter) => Ok(ok(&DeadLetterJson::whole(&letter))),
+        Some(mut letter) => {
+            // What the record hides is not to be seen here, either. What is sent back is the message as it lies there.
+            if let Some(observer) = views.observer() {
+                let payload = observer.without_hidden(&letter.message.payload);
+                letter.message = Arc::new(Message { payload, ..Message::clone(&letter.message) });
+            }
+            Ok(ok(&DeadLetterJson::whole(&letter)))
+        }
         None => Err(ApiError::new(Problem::NotFound, format!("there is no dead letter at {offset}"))),
     }
 }
