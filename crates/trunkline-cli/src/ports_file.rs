@@ -32,11 +32,23 @@ struct Ports {
     #[serde(skip_serializing_if = "Option::is_none")]
     http: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     websocket: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     admin_token: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     dashboard: Option<String>,
+}
+
+/// Where the bus is to be found, as far as it listens.
+#[derive(Debug, Default)]
+pub(crate) struct Addresses {
+    pub(crate) nats: Option<SocketAddr>,
+    pub(crate) http: Option<String>,
+    /// Where probes and metrics are served apart.
+    pub(crate) metrics: Option<String>,
+    pub(crate) websocket: Option<String>,
 }
 
 /// The file, as long as it exists.
@@ -46,22 +58,22 @@ pub(crate) struct PortsFile {
 }
 
 impl PortsFile {
-    /// Writes `{"nats":"nats://HOST:PORT","http":"http://HOST:PORT","admin_token":"TOKEN","dashboard":URL}`, with `"websocket":"ws://HOST:PORT"` where there is one, beside the path and renames it
-    /// there, so that whoever waits for the file never reads half of it. Only this user may read it.
+    /// Writes `{"nats":"nats://HOST:PORT","http":"http://HOST:PORT","admin_token":"TOKEN","dashboard":URL}`, with
+    /// `"metrics":"http://HOST:PORT"` and `"websocket":"ws://HOST:PORT"` where there are such, beside the path and renames
+    /// it there, so that whoever waits for the file never reads half of it. Only this user may read it.
     ///
     /// # Errors
     /// The directory does not exist or may not be written to.
     pub(crate) fn write(
         path: &Path,
-        nats: Option<SocketAddr>,
-        http: Option<String>,
-        websocket: Option<String>,
+        Addresses { nats, http, metrics, websocket }: Addresses,
         admin_token: Option<&str>,
     ) -> Result<Self, PortsFileError> {
         let ports = Ports {
             dashboard: http.as_deref().map(|http| dashboard_url(http, admin_token)),
             nats: nats.map(|addr| format!("nats://{addr}")),
             http,
+            metrics,
             websocket,
             admin_token: admin_token.map(str::to_owned),
         };
@@ -98,15 +110,17 @@ mod tests {
     fn file_holds_what_was_bound_and_goes_with_its_owner() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ports.json");
-        let nats = "127.0.0.1:41".parse().unwrap();
-        let http = "http://127.0.0.1:42".to_owned();
-        let file =
-            PortsFile::write(&path, Some(nats), Some(http), Some("wss://127.0.0.1:43".to_owned()), Some("x"))
-                .unwrap();
+        let addresses = Addresses {
+            nats: Some("127.0.0.1:41".parse().unwrap()),
+            http: Some("http://127.0.0.1:42".to_owned()),
+            metrics: Some("http://127.0.0.1:44".to_owned()),
+            websocket: Some("wss://127.0.0.1:43".to_owned()),
+        };
+        let file = PortsFile::write(&path, addresses, Some("x")).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(
             text,
-            "{\"nats\":\"nats://127.0.0.1:41\",\"http\":\"http://127.0.0.1:42\",\"websocket\":\"wss://127.0.0.1:43\",\"admin_token\":\"x\",\"dashboard\":\"http://127.0.0.1:42/dashboard#token=x\"}\n"
+            "{\"nats\":\"nats://127.0.0.1:41\",\"http\":\"http://127.0.0.1:42\",\"metrics\":\"http://127.0.0.1:44\",\"websocket\":\"wss://127.0.0.1:43\",\"admin_token\":\"x\",\"dashboard\":\"http://127.0.0.1:42/dashboard#token=x\"}\n"
         );
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
         assert_eq!(mode & 0o777, 0o600);
@@ -117,8 +131,8 @@ mod tests {
 
     #[test]
     fn a_missing_directory_is_an_error_that_names_the_path() {
-        let error = PortsFile::write(Path::new("/nonexistent-directory/ports.json"), None, None, None, None)
-            .unwrap_err();
+        let missing = Path::new("/nonexistent-directory/ports.json");
+        let error = PortsFile::write(missing, Addresses::default(), None).unwrap_err();
         assert!(error.to_string().contains("/nonexistent-directory/ports.json"));
     }
 }

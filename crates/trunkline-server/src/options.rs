@@ -30,6 +30,9 @@ pub struct ServerOptions {
     pub listen: SocketAddr,
     /// Where health, monitoring and metrics are served; `None` serves none. Default `127.0.0.1:8222`, key `server.http`.
     pub http: Option<SocketAddr>,
+    /// Where probes and metrics are served apart, for any machine that can reach it; `None` serves them at `http` alone. Key
+    /// `server.metrics_listen`.
+    pub metrics: Option<SocketAddr>,
     /// Whether HTTP is served over TLS, with the certificate of `tls`. Default no, key `server.tls.http`.
     pub http_tls: bool,
     /// Name shown to clients; `None` is the server's id.
@@ -138,6 +141,7 @@ impl ServerOptions {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 4222)),
             http: Some(SocketAddr::from(([127, 0, 0, 1], 8222))),
+            metrics: None,
             http_tls: false,
             name: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -172,15 +176,9 @@ impl ServerOptions {
     /// What the configuration says, in front of a hub or as a bridge.
     ///
     /// # Errors
-    /// [`StartError::NotServed`] for what would make the server less safe than the configuration says if it were passed
-    /// over in silence.
+    /// TLS or WebSocket settings that cannot be kept.
     pub fn from_config(config: &Config, front: Front) -> Result<Self, StartError> {
         let (server, unset) = (&config.server, ServerConfig::default());
-        let refusals =
-            [(server.metrics_listen.is_some(), "server.metrics_listen", "a separate address for metrics")];
-        if let Some((_, setting, missing)) = refusals.into_iter().find(|(given, ..)| *given) {
-            return Err(StartError::NotServed { setting, missing });
-        }
         let websocket = WebSocketOptions::from_config(&server.websocket);
         if websocket.is_none() && server.websocket != unset.websocket {
             return Err(StartError::WebSocketAddress);
@@ -188,6 +186,7 @@ impl ServerOptions {
         Ok(Self {
             listen: server.listen,
             http: server.http,
+            metrics: server.metrics_listen,
             http_tls: server.tls.http,
             limits: Limits::from(&server.limits),
             auth: AuthOptions::from(server),

@@ -96,14 +96,6 @@ pub enum StartError {
         /// The backend.
         backend: BackendKind,
     },
-    /// The configuration asks for something that this server cannot do, and doing without would be less safe.
-    #[error("{setting} is set, and this build has no support for {missing}")]
-    NotServed {
-        /// The configuration key.
-        setting: &'static str,
-        /// What it takes.
-        missing: &'static str,
-    },
     /// The system gives no random bytes to make the admin token of.
     #[error("the admin token cannot be made: {reason}")]
     AdminToken {
@@ -148,7 +140,6 @@ impl StartError {
                 "use one server with its own messaging.stream_prefix for each account, or permissions in one account"
                     .to_owned()
             }
-            Self::NotServed { setting, .. } => format!("remove {setting} from the configuration"),
             Self::AdminToken { .. } => "set server.auth.admin_token".to_owned(),
             Self::SubjectRoot { .. } => "set messaging.subject_root to a word such as nachos".to_owned(),
         }
@@ -159,6 +150,8 @@ impl StartError {
 pub struct Server {
     shared: Arc<Shared>,
     http: Option<SocketAddr>,
+    /// Where probes and metrics are served apart.
+    metrics: Option<SocketAddr>,
     token: AdminToken,
     reloader: Arc<Reloader>,
     /// Ends looking after, and HTTP, and with them accepting.
@@ -203,22 +196,16 @@ impl Server {
         let encrypted = plan.clients.as_ref().is_some_and(|tls| !tls.allow_non_tls);
         let rule =
             |encrypted| Exposure { auth: options.auth.is_required(), safe: encrypted || options.plaintext };
-        let http = match options.http {
-            Some(wanted) => {
-                let listener = bind(wanted, "server.http", rule(plan.http.is_some()))?;
-                let address = local_address(&listener, wanted, "server.http")?;
-                Some((listener, address))
-            }
-            None => None,
-        };
-        let listener = bind(options.listen, "server.listen", rule(encrypted))?;
-        let address = local_address(&listener, options.listen, "server.listen")?;
+        let http = options.http.map(|wanted| listen(wanted, "server.http", rule(plan.http.is_some())));
+        let http = http.transpose()?;
+        let metrics = options.metrics.map(|wanted| listen(wanted, METRICS_LISTEN, Exposure::PROBES));
+        let metrics = metrics.transpose()?;
+        let (listener, address) = listen(options.listen, "server.listen", rule(encrypted))?;
         let (web_listener, web) = match options.websocket {
             Some(options) => {
                 let setting = "server.websocket.listen";
                 let (secure, origins) = (plan.web.is_some(), Arc::new(Origins::new(&options)?));
-                let listener = bind(options.listen, setting, rule(secure))?;
-                let address = local_address(&listener, options.listen, setting)?;
+                let (listener, address) = listen(options.listen, setting, rule(secure))?;
                 (Some(listener), Some(WebListener { options, address, origins, secure }))
             }
             None => (None, None),
@@ -298,6 +285,23 @@ impl Server {
         }
         tasks.spawn(promises.watch(backend.clone(), stop.clone()));
         tasks.spawn(health.clone().tell((health_subject, options.health_interval), stop.clone()));
+        let monitor = Arc::new(Monitor::new(
+            shared.clone(),
+            health.clone(),
+            options.telemetry.clone(),
+            (http.as_ref().map(|(_, address)| *address), options.nats_probes),
+        ));
+        let secure = |shared: &Arc<Shared>| {
+            let shared = shared.clone();
+            move || shared.tls.http.get()
+        };
+        let bounds = http::Bounds::of(&shared);
+        let metrics = metrics.map(|(listener, address)| {
+            let app = http::probes(monitor.clone(), address);
+            let (bounds, secure) = (bounds.clone(), secure(&shared));
+            tasks.spawn(http::serve(listener, app, bounds, secure, stop.clone(), tasks.clone()));
+            address
+        });
         let http = http.map(|(listener, address)| {
             let seen = options.backend.unwrap_or(backend);
             let own = BusOptions {
@@ -310,15 +314,7 @@ impl Server {
             let bus = Bus::with_backend(seen.clone(), own);
             let seen_by = (Some(shared.clone()), observer.clone());
             let views = Views::new(bus, health.status(), options.telemetry.clone(), seen_by);
-            let monitor = Arc::new(Monitor::new(
-                shared.clone(),
-                health,
-                options.telemetry,
-                (address, options.nats_probes),
-            ));
-            let secured = shared.clone();
-            let secure = move || secured.tls.http.get();
-            let (bounds, limits) = (http::Bounds::of(&shared), shared.limits());
+            let limits = shared.limits();
             let api = Arc::new(Api::new(
                 seen,
                 (token.clone(), shared.clone()),
@@ -328,8 +324,8 @@ impl Server {
                 (observer, limits.http_timeout),
             ));
             tasks.spawn(expire_members(api.members().clone(), stop.clone()));
-            let app = http::router(monitor, api, Arc::new(views));
-            tasks.spawn(http::serve(listener, app, bounds, secure, stop.clone(), tasks.clone()));
+            let app = http::router(monitor, address, api, Arc::new(views));
+            tasks.spawn(http::serve(listener, app, bounds, secure(&shared), stop.clone(), tasks.clone()));
             address
         });
         let web = shared.web.as_ref().map(|web| web.address);
@@ -339,7 +335,7 @@ impl Server {
         if reloader.has_source() {
             tasks.spawn(reloader.clone().listen(reload_subject, stop.clone()));
         }
-        Ok(Self { shared, http, token, reloader, stop, closed, unreachable, tasks })
+        Ok(Self { shared, http, metrics, token, reloader, stop, closed, unreachable, tasks })
     }
 
     /// The id of this run of the server, as INFO has it.
@@ -377,6 +373,12 @@ impl Server {
     pub fn http_url(&self) -> Option<String> {
         let scheme = if self.shared.tls.http.get().is_some() { "https" } else { "http" };
         Some(format!("{scheme}://{}", self.http?))
+    }
+
+    /// Where probes and metrics are served apart, with `http` or `https` before it.
+    pub fn metrics_url(&self) -> Option<String> {
+        let scheme = if self.shared.tls.http.get().is_some() { "https" } else { "http" };
+        Some(format!("{scheme}://{}", self.metrics?))
     }
 
     /// The token of the admin API.
@@ -471,6 +473,9 @@ fn plan(
     }
 }
 
+/// The key of the address where probes and metrics are served apart.
+pub(crate) const METRICS_LISTEN: &str = "server.metrics_listen";
+
 /// What decides whether other machines may reach the server.
 #[derive(Clone, Copy)]
 pub(crate) struct Exposure {
@@ -480,11 +485,23 @@ pub(crate) struct Exposure {
     pub(crate) safe: bool,
 }
 
-pub(crate) fn bind(
-    address: SocketAddr,
+impl Exposure {
+    /// Probes and metrics apart are for machines that have no credentials.
+    pub(crate) const PROBES: Self = Self { auth: true, safe: true };
+}
+
+/// Binds an address of the configuration, and says which it has become.
+pub(crate) fn listen(
+    wanted: SocketAddr,
     setting: &'static str,
     rule: Exposure,
-) -> Result<TcpListener, StartError> {
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let listener = bind(wanted, setting, rule)?;
+    let address = local_address(&listener, wanted, setting)?;
+    Ok((listener, address))
+}
+
+fn bind(address: SocketAddr, setting: &'static str, rule: Exposure) -> Result<TcpListener, StartError> {
     if !address.ip().is_loopback() {
         if !rule.auth {
             return Err(StartError::Exposed { address, setting });
@@ -502,7 +519,7 @@ pub(crate) fn bind(
     listen().map_err(|source| StartError::Bind { address, setting, source })
 }
 
-pub(crate) fn local_address(
+fn local_address(
     listener: &TcpListener,
     address: SocketAddr,
     setting: &'static str,

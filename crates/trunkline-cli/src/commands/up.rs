@@ -20,7 +20,7 @@ use crate::demo;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::output;
-use crate::ports_file::PortsFile;
+use crate::ports_file::{Addresses, PortsFile};
 use crate::settings::Override;
 use crate::supervisor::{self, Supervisor};
 
@@ -103,8 +103,13 @@ pub(crate) async fn run(
     };
     let ports = match &args.ports_file {
         Some(path) => {
-            let (nats, http, websocket) = (running.nats_addr(), running.http_url(), running.websocket_url());
-            Some(PortsFile::write(path, nats, http, websocket, running.admin_token())?)
+            let addresses = Addresses {
+                nats: running.nats_addr(),
+                http: running.http_url(),
+                metrics: running.metrics_url(),
+                websocket: running.websocket_url(),
+            };
+            Some(PortsFile::write(path, addresses, running.admin_token())?)
         }
         None => None,
     };

@@ -9,6 +9,7 @@ use serde_json::Value;
 use trunkline_testkit::servers::NatsServer;
 
 use crate::command::{PATIENCE, Running, command, run, start, text};
+use crate::fallback::get;
 
 const FREE: [&str; 4] = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
 
@@ -67,6 +68,37 @@ fn ports_file_appears_whole_when_ready_and_goes_at_the_end() {
     running.signal(Signal::SIGTERM);
     running.end().ok();
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[test]
+fn probes_and_metrics_are_served_apart_with_and_without_a_server_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let (config, file) = (directory.path().join("config.yaml"), directory.path().join("ports.json"));
+    std::fs::write(&config, "server: {http: 'off', metrics_listen: '127.0.0.1:0'}\n").unwrap();
+    let there = NatsServer::start::<&str>([]);
+    for backend in ["in_memory", "nats"] {
+        let arguments = ["--config", text(&config), "up", "--backend", backend, "--listen", "127.0.0.1:0"];
+        let mut up = command(&[&arguments[..], &["--ports-file", text(&file)]].concat());
+        up.env("NATS_URL", there.url());
+        let mut running = start(up, b"");
+        let line = running.until_it_says("metrics ");
+        running.until_it_says("Ctrl-C stops it");
+        let ports: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        let metrics = ports["metrics"].as_str().unwrap_or_default();
+        assert!(metrics.starts_with("http://127.0.0.1:") && line.contains(metrics), "{line} {ports}");
+        assert!(ports["http"].is_null() && ports["admin_token"].is_null(), "{ports}");
+        for (path, says) in [
+            ("/metrics", "trunkline_"),
+            ("/readyz", "\"ok\""),
+            ("/healthz", "\"ok\""),
+            ("/api/v1/components", " 404 "),
+        ] {
+            let answer = get(metrics, path);
+            assert!(answer.contains(says), "{backend} {path}: {answer}");
+        }
+        running.signal(Signal::SIGTERM);
+        running.end().ok();
+    }
 }
 
 #[test]
@@ -153,7 +185,6 @@ fn settings_that_this_build_cannot_honour_are_refused() {
     for (content, setting) in [
         ("server: {tls: {cert_file: c.pem, key_file: k.pem}}", "c.pem (server.tls.cert_file)"),
         ("server: {websocket: {same_origin: false}}", "server.websocket"),
-        ("server: {metrics_listen: '127.0.0.1:0'}", "server.metrics_listen"),
         ("server: {auth: {token: $2b$secret-token}}", "server.auth"),
     ] {
         std::fs::write(&file, content).unwrap();

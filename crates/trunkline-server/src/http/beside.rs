@@ -30,7 +30,7 @@ use crate::auth::{AuthOptions, GLOBAL_ACCOUNT};
 use crate::health::{Speaker, broadcast, component_checks};
 use crate::options::Limits;
 use crate::promises::{Promises, STREAMS};
-use crate::server::{Exposure, StartError, bind, local_address};
+use crate::server::{Exposure, METRICS_LISTEN, StartError, listen};
 use crate::tls::{Plan, TlsError, TlsOptions};
 
 /// Who speaks: `trunkline up`, which is no server here.
@@ -54,7 +54,8 @@ pub struct BesideOptions<'a> {
 /// `/healthz`, `/readyz`, `/metrics`, the dashboard and what it shows of `/api/v1`, over HTTP; and the health of the bus,
 /// told on `{root}.system.health`. Dropping it stops it without waiting.
 pub struct BesideServer {
-    address: SocketAddr,
+    address: Option<SocketAddr>,
+    metrics: Option<SocketAddr>,
     secure: bool,
     token: Token,
     stop: CancellationToken,
@@ -69,13 +70,15 @@ impl std::fmt::Debug for BesideServer {
 }
 
 impl BesideServer {
-    /// Binds `server.http` and starts serving; `None` where that is off.
+    /// Binds `server.http` and `server.metrics_listen` and starts serving; `None` where both are off.
     ///
     /// # Errors
     /// An address that is taken or not allowed, certificates that cannot be used.
     pub async fn start(options: BesideOptions<'_>) -> Result<Option<Self>, StartError> {
         let server = &options.config.server;
-        let Some(wanted) = server.http else { return Ok(None) };
+        if server.http.is_none() && server.metrics_listen.is_none() {
+            return Ok(None);
+        }
         let token = Token::new(server.auth.admin_token.as_ref().map(|token| token.expose().to_owned()))
             .map_err(|error| StartError::AdminToken { reason: error.to_string() })?;
         let http = match (server.tls.http, TlsOptions::from_config(&server.tls)?) {
@@ -89,9 +92,9 @@ impl BesideServer {
         let secure = tls.http.get().is_some();
         let auth = AuthOptions::from(server).is_required();
         let rule = Exposure { auth, safe: secure || server.plaintext };
-        let listener = bind(wanted, "server.http", rule)?;
-        let address = local_address(&listener, wanted, "server.http")?;
-        let loopback = address.ip().is_loopback();
+        let http = server.http.map(|wanted| listen(wanted, "server.http", rule)).transpose()?;
+        let metrics = server.metrics_listen.map(|wanted| listen(wanted, METRICS_LISTEN, Exposure::PROBES));
+        let metrics = metrics.transpose()?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         if let Some(observer) = options.observer.clone() {
             let backend = options.bus.backend().clone();
@@ -109,20 +112,37 @@ impl BesideServer {
         let status = beside.bus.backend_status();
         tasks.spawn(broadcast(beside.clone(), status, (subject, HEALTH_INTERVAL), stop.clone()));
         tasks.spawn(beside.promises.clone().watch(beside.bus.backend().clone(), stop.clone()));
-        let app = router(beside, token.clone(), !loopback);
         let bounds = Bounds::alone(&Limits::from(&server.limits));
-        tasks.spawn(serve(listener, app, bounds, move || tls.http.get(), stop.clone(), tasks.clone()));
-        Ok(Some(Self { address, secure, token, stop, tasks }))
+        let tls = Arc::new(tls);
+        let start = |listener, app, address: SocketAddr| {
+            let app = guarded(app, !address.ip().is_loopback());
+            let (bounds, tls) = (bounds.clone(), tls.clone());
+            tasks.spawn(serve(listener, app, bounds, move || tls.http.get(), stop.clone(), tasks.clone()));
+            address
+        };
+        let metrics =
+            metrics.map(|(listener, address)| start(listener, probes().with_state(beside.clone()), address));
+        let address = http.map(|(listener, address)| start(listener, router(beside, token.clone()), address));
+        Ok(Some(Self { address, metrics, secure, token, stop, tasks }))
     }
 
-    /// Where it is served.
-    pub fn http_addr(&self) -> SocketAddr {
+    /// Where all of it is served.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
         self.address
     }
 
     /// As [`BesideServer::http_addr`], with `http` or `https` before it.
-    pub fn http_url(&self) -> String {
-        format!("{}://{}", if self.secure { "https" } else { "http" }, self.address)
+    pub fn http_url(&self) -> Option<String> {
+        self.url(self.address)
+    }
+
+    /// Where probes and metrics are served apart, with `http` or `https` before it.
+    pub fn metrics_url(&self) -> Option<String> {
+        self.url(self.metrics)
+    }
+
+    fn url(&self, address: Option<SocketAddr>) -> Option<String> {
+        Some(format!("{}://{}", if self.secure { "https" } else { "http" }, address?))
     }
 
     /// The token of the admin API.
@@ -178,7 +198,24 @@ impl Speaker for Beside {
     }
 }
 
-fn router(beside: Arc<Beside>, token: Token, any_host: bool) -> Router {
+fn probes() -> Router<Arc<Beside>> {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+}
+
+/// Refuses names that are not this machine's, unless others may ask.
+fn guarded(router: Router, any_host: bool) -> Router {
+    router.layer(middleware::from_fn(move |request: Request, next: Next| async move {
+        match host::check(&request, any_host) {
+            Ok(()) => next.run(request).await,
+            Err(error) => (error.status(), format!("{error}\n")).into_response(),
+        }
+    }))
+}
+
+fn router(beside: Arc<Beside>, token: Token) -> Router {
     let (bus, status) = (beside.bus.clone(), beside.bus.backend_status());
     let telemetry = bus.telemetry().clone();
     let seen = Views::new(bus, status, Some(telemetry), (None, beside.observer.clone()));
@@ -192,19 +229,7 @@ fn router(beside: Arc<Beside>, token: Token, any_host: bool) -> Router {
         .merge(views::router(Arc::new(seen)))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(token, token_guard));
-    Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .with_state(beside)
-        .nest(BASE, api)
-        .merge(dashboard::router())
-        .layer(middleware::from_fn(move |request: Request, next: Next| async move {
-            match host::check(&request, any_host) {
-                Ok(()) => next.run(request).await,
-                Err(error) => (error.status(), format!("{error}\n")).into_response(),
-            }
-        }))
+    probes().with_state(beside).nest(BASE, api).merge(dashboard::router())
 }
 
 async fn components(State(beside): State<Arc<Beside>>) -> Response {

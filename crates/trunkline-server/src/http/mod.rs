@@ -63,8 +63,8 @@ pub(crate) struct Monitor {
     health: Arc<Health>,
     /// Of a bus in this process.
     telemetry: Option<Telemetry>,
-    /// Where it is served.
-    address: SocketAddr,
+    /// Where all of it is served; `None` where only probes and metrics are.
+    address: Option<SocketAddr>,
     /// `/healthz` answers as nats-server's does, and no more.
     nats_probes: bool,
     /// Requests for each of [`ENDPOINTS`].
@@ -77,7 +77,7 @@ impl Monitor {
         shared: Arc<Shared>,
         health: Arc<Health>,
         telemetry: Option<Telemetry>,
-        (address, nats_probes): (SocketAddr, bool),
+        (address, nats_probes): (Option<SocketAddr>, bool),
     ) -> Self {
         Self {
             shared,
@@ -103,13 +103,10 @@ impl Monitor {
     }
 }
 
-/// Everything that is served.
-pub(crate) fn router(monitor: Arc<Monitor>, api: Arc<Api>, views: Arc<Views>) -> Router {
-    Router::new()
+/// Everything that is served, at `address`.
+pub(crate) fn router(monitor: Arc<Monitor>, address: SocketAddr, api: Arc<Api>, views: Arc<Views>) -> Router {
+    let router = probe_routes()
         .route("/", get(index))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics::metrics))
         .route("/varz", get(varz::varz))
         .route("/connz", get(connz::connz))
         .route("/subsz", get(subsz::subsz))
@@ -122,13 +119,33 @@ pub(crate) fn router(monitor: Arc<Monitor>, api: Arc<Api>, views: Arc<Views>) ->
         .method_not_allowed_fallback(not_allowed)
         .with_state(monitor.clone())
         .merge(api::router(api, views))
-        .merge(dashboard::router())
-        .layer(middleware::from_fn_with_state(monitor, guard))
+        .merge(dashboard::router());
+    guarded(router, monitor, address)
 }
 
-/// Before every handler: refuses names that are not this machine's, then counts.
-async fn guard(State(monitor): State<Arc<Monitor>>, request: Request, next: Next) -> Response {
-    if let Err(error) = host::check(&request, !monitor.address.ip().is_loopback()) {
+/// Probes and metrics alone, at `address`.
+pub(crate) fn probes(monitor: Arc<Monitor>, address: SocketAddr) -> Router {
+    guarded(probe_routes().with_state(monitor.clone()), monitor, address)
+}
+
+fn probe_routes() -> Router<Arc<Monitor>> {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics::metrics))
+}
+
+fn guarded(router: Router, monitor: Arc<Monitor>, address: SocketAddr) -> Router {
+    router.layer(middleware::from_fn_with_state((monitor, !address.ip().is_loopback()), guard))
+}
+
+/// Before every handler: refuses names that are not this machine's, unless others may ask, then counts.
+async fn guard(
+    State((monitor, any_host)): State<(Arc<Monitor>, bool)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if let Err(error) = host::check(&request, any_host) {
         return (error.status(), format!("{error}\n")).into_response();
     }
     monitor.count_request(request.uri().path());

@@ -165,6 +165,7 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
     let (limits, tls) = (shared.limits(), shared.tls.clients.get());
     let options = tls.as_ref().map(|tls| &tls.options);
     let is_secure = shared.tls.http.get().is_some();
+    let http_port = monitor.address.map_or(0, |address| address.port());
     let (totals, usage) = (shared.totals(), Usage::now());
     let (slow, stale) = (shared.closed(Closed::SlowConsumer), shared.closed(Closed::Stale));
     json(&Varz {
@@ -185,10 +186,10 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         max_subscriptions: limits.max_subscriptions,
         ping_interval: limits.ping_interval.as_nanos() as u64,
         ping_max: limits.ping_max,
-        http_host: monitor.address.ip().to_string(),
-        http_port: if is_secure { 0 } else { monitor.address.port() },
+        http_host: monitor.address.map(|address| address.ip().to_string()).unwrap_or_default(),
+        http_port: if is_secure { 0 } else { http_port },
         http_base_path: "",
-        https_port: if is_secure { monitor.address.port() } else { 0 },
+        https_port: if is_secure { http_port } else { 0 },
         max_control_line: limits.max_control_line,
         max_payload: limits.max_payload,
         max_pending: limits.max_pending,

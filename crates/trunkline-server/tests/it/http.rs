@@ -37,6 +37,30 @@ async fn probes_answer_in_the_shapes_that_tools_expect() {
     fixture.bystander_is_fine().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_and_metrics_are_served_apart_and_nothing_else_is() {
+    let anywhere = "0.0.0.0:0".parse().unwrap();
+    let fixture = Fixture::with(|options| (options.metrics, options.http) = (Some(anywhere), None)).await;
+    let url = fixture.server.metrics_url().expect("served");
+    let port = url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let apart = ([127, 0, 0, 1], port).into();
+    assert_eq!(fixture.server.http_addr(), None);
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(get(apart, path).await.status, 200, "{path}");
+    }
+    for path in ["/", "/varz", "/connz", "/dashboard", "/api/v1/overview", "/api/v1/streams"] {
+        assert_eq!(get(apart, path).await.status, 404, "{path}");
+    }
+    // Where both are, both count what was asked for.
+    let local = "127.0.0.1:0".parse().unwrap();
+    let fixture = Fixture::with(|options| options.metrics = Some(local)).await;
+    let url = fixture.server.metrics_url().expect("served");
+    let apart = url.trim_start_matches("http://").parse().expect("an address");
+    assert_eq!(get(apart, "/metrics").await.status, 200);
+    assert_eq!(get(fixture.http(), "/metrics").await.status, 200);
+    assert_eq!(fixture.varz().await["http_req_stats"]["/metrics"], 2);
+}
+
 fn status(state: BackendState) -> BackendStatus {
     BackendStatus::new(BackendKind::Redis, "localhost:6379", state)
 }

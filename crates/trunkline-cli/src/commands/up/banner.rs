@@ -27,6 +27,10 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
         None => url.clone(),
     };
     let http = running.http_url().unwrap_or_else(|| "not served".to_owned());
+    let http_line = match running.metrics_url() {
+        Some(metrics) => format!("{http}\n  metrics   {metrics}/metrics"),
+        None => http,
+    };
     let is_configured = loaded.config.server.auth.admin_token.is_some();
     let token = match running.admin_token() {
         // Its owner knows it, and a log may be read by others.
@@ -82,7 +86,7 @@ pub(super) fn text(loaded: &Loaded, running: &Running, demo: bool) -> String {
     format!(
         "{NAME}trunkline {version}{NAME:#} is ready\n  \
          clients   {url_line}\n  \
-         http      {http}\n  \
+         http      {http_line}\n  \
          token     {token}\n  \
          dashboard {dashboard}\n  \
          backend   {backend}\n  \

@@ -99,14 +99,20 @@ impl Running {
 
     /// Where health and monitoring are served.
     pub(crate) fn http_addr(&self) -> Option<SocketAddr> {
-        let beside = self.beside.as_ref().map(BesideServer::http_addr);
+        let beside = self.beside.as_ref().and_then(BesideServer::http_addr);
         self.server.as_ref().and_then(Server::http_addr).or(beside)
     }
 
     /// As [`Running::http_addr`], with `http` or `https` before it.
     pub(crate) fn http_url(&self) -> Option<String> {
-        let beside = self.beside.as_ref().map(BesideServer::http_url);
+        let beside = self.beside.as_ref().and_then(BesideServer::http_url);
         self.server.as_ref().and_then(Server::http_url).or(beside)
+    }
+
+    /// Where probes and metrics are served apart.
+    pub(crate) fn metrics_url(&self) -> Option<String> {
+        let beside = self.beside.as_ref().and_then(BesideServer::metrics_url);
+        self.server.as_ref().and_then(Server::metrics_url).or(beside)
     }
 
     /// Where NATS clients connect over WebSocket.
@@ -117,7 +123,7 @@ impl Running {
     /// The token of the admin API, where it is served.
     pub(crate) fn admin_token(&self) -> Option<&str> {
         if let Some(beside) = &self.beside {
-            return Some(beside.admin_token());
+            return beside.http_addr().map(|_| beside.admin_token());
         }
         let server = self.server.as_ref()?;
         server.http_addr().map(|_| server.admin_token())
@@ -212,7 +218,9 @@ async fn start_beside(
 ) -> Result<Option<BesideServer>, StartError> {
     let (config, observer) = (&loaded.config, bus.options().observer.clone());
     // Several buses of one machine may be with NATS servers, and each of them works without a page about it.
-    let may_do_without = config.components.is_empty() && loaded.origin("server.http") == Origin::Default;
+    let may_do_without = config.components.is_empty()
+        && config.server.metrics_listen.is_none()
+        && loaded.origin("server.http") == Origin::Default;
     let options = BesideOptions { config, bus, components, observer };
     match BesideServer::start(options).await {
         Err(error @ StartError::Bind { .. }) if may_do_without => {
