@@ -685,6 +685,8 @@ impl Shared {
         // On a WebSocket the handshake is over by now, and no other can come.
         let tls = self.tls.clients.get().filter(|_| client.kind == Kind::Nats);
         let tls = tls.as_ref().map(|tls| &tls.options);
+        let web = self.web.as_ref().filter(|_| client.kind == Kind::WebSocket);
+        let address = web.map_or(self.address, |web| web.address);
         ServerInfo {
             tls_required: tls.is_some_and(|tls| !tls.allow_non_tls),
             tls_available: tls.is_some_and(|tls| tls.allow_non_tls),
@@ -693,8 +695,8 @@ impl Shared {
             server_name: self.name.clone(),
             version: self.version.clone(),
             proto: PROTOCOL,
-            host: self.address.ip().to_string(),
-            port: self.address.port(),
+            host: address.ip().to_string(),
+            port: address.port(),
             headers: true,
             max_payload: self.limits().max_payload,
             client_id: Some(client.id),
