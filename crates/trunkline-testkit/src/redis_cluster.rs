@@ -155,8 +155,18 @@ impl RedisCluster {
     }
 
     /// Which node serves a slot, as that node itself says.
+    ///
+    /// # Panics
+    /// When no node does for 20 s. A move of the slot that has just ended may not be known to anybody yet.
     pub fn owner(&self, slot: u16) -> usize {
-        (0..self.nodes.len()).find(|node| self.serves(*node, slot)).expect("a node serves the slot")
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(owner) = (0..self.nodes.len()).find(|node| self.serves(*node, slot)) {
+                return owner;
+            }
+            assert!(Instant::now() < deadline, "no node serves slot {slot}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Whether a node says that it serves a slot; one that is gone says nothing.
