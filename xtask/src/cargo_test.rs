@@ -3,6 +3,7 @@
 //! Integration tests start servers and live by the clock. One of them that fails gets a second try by itself; a run that
 //! needed one says so in its last lines, and a change that needs many has failed. Unit tests get none.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -83,23 +84,18 @@ pub(crate) fn run(command: &mut Command, tries: Tries) -> Result<(), Error> {
     let mut recovered = Vec::new();
     if tries == Tries::Two && !status.success() && may_try_again(&tally, &targets) {
         announce("second try: what failed, by itself");
-        let mut all_passed = true;
-        let mut passed = 0;
-        for target in &targets {
-            let again = run_once(
-                Command::new(cargo())
-                    .arg("test")
-                    .args(target.split(' '))
-                    .args(["--", "--exact"])
-                    .args(&tally.names)
-                    .envs(variables_of(command)),
-            )?;
-            all_passed &= again.status.success();
-            passed += again.tally.passed;
-            status = if all_passed { again.status } else { status };
+        // Of the whole workspace, as it was built: by itself a package has other features of what it depends on.
+        let tests: BTreeSet<&str> = targets.iter().filter_map(|target| target.rsplit(' ').next()).collect();
+        let mut again = Command::new(cargo());
+        again.args(["test", "--workspace", "--no-fail-fast"]);
+        for test in tests {
+            again.args(["--test", test]);
         }
+        again.args(["--", "--exact"]).args(&tally.names).envs(variables_of(command));
+        let again = run_once(&mut again)?;
         // Each of them has to have run again.
-        if all_passed && passed >= tally.failed {
+        if again.status.success() && again.tally.passed >= tally.failed {
+            status = again.status;
             tally.passed += tally.failed;
             tally.failed = 0;
             recovered = std::mem::take(&mut tally.names);
