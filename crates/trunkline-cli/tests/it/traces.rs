@@ -200,7 +200,9 @@ fn every_conversation_of_the_demo_is_one_trace_from_channel_to_tool() {
             assert!(text(attributes, "service.version").is_some());
         }
     }
-    let all = spans(&sent);
+    let mut all = spans(&sent);
+    // The server tells its health from time to time, and is in no trace; who listens to everything receives it.
+    all.retain(|span| !span.name.ends_with(" nachos.system.health"));
     for span in &all {
         assert_conventional(span, &all);
     }
