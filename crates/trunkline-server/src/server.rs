@@ -29,7 +29,7 @@ use crate::promises::Promises;
 use crate::reload::{RELOAD_SUBJECT, ReloadError, ReloadOptions, Reloader};
 use crate::shared::{Entry, Shared, Shown};
 use crate::socket::Socket;
-use crate::threads::{self, Threads};
+use crate::threads::{self, Place, Threads};
 use crate::tls::{self, TlsError, TlsOptions};
 use crate::websocket::{OriginError, Origins, WebListener, WebSocketOptions};
 
@@ -371,14 +371,17 @@ impl Server {
 
     /// As [`Server::http_addr`], with `http` or `https` before it.
     pub fn http_url(&self) -> Option<String> {
-        let scheme = if self.shared.tls.http.get().is_some() { "https" } else { "http" };
-        Some(format!("{scheme}://{}", self.http?))
+        self.url(self.http)
     }
 
     /// Where probes and metrics are served apart, with `http` or `https` before it.
     pub fn metrics_url(&self) -> Option<String> {
+        self.url(self.metrics)
+    }
+
+    fn url(&self, address: Option<SocketAddr>) -> Option<String> {
         let scheme = if self.shared.tls.http.get().is_some() { "https" } else { "http" };
-        Some(format!("{scheme}://{}", self.metrics?))
+        Some(format!("{scheme}://{}", address?))
     }
 
     /// The token of the admin API.
@@ -581,7 +584,7 @@ impl Accepting {
         client.touch(shared.now_ms());
         match shared.enter(&client) {
             Entry::Served => {
-                let runtime = place.as_ref().map(|place| place.runtime().clone());
+                let runtime = place.as_ref().map(Place::runtime).cloned();
                 let connection = Connection::new(shared.clone(), client, socket, place);
                 threads::spawn(runtime.as_ref(), &self.tasks, Box::new(connection).run());
             }

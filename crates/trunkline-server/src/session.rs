@@ -2,6 +2,9 @@
 //!
 //! Behaviour that clients rely on follows nats-server; see
 //! <https://docs.nats.io/reference/reference-protocols/nats-protocol>.
+//!
+//! Who the client is and what it may is in `access`. A publish begins in `publish`; it goes to its targets one message at a
+//! time (`delivery`), or together with those behind it (`run`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +23,7 @@ use crate::bridge::front::Front;
 use crate::client::{Client, Subscription, Subscriptions};
 use crate::options::Limits;
 use crate::shared::{Closed, Shared};
-use crate::staging::{Outgoing, Staging};
+use crate::staging::{self, Outgoing, Staging};
 use crate::trace;
 
 mod access;
@@ -194,7 +197,7 @@ impl Session {
         match op {
             ClientOp::Pub { subject, reply, header, payload } => {
                 // Where the payload lies, to write a large one from the read buffer itself.
-                let at = turn.place_of(payload);
+                let at = staging::place_of(payload, turn.input);
                 turn.count(1, payload.len() + header.map_or(0, <[u8]>::len));
                 let message = Outgoing { subject, reply, header, payload, at };
                 return self.publish(&message, turn, staging);
@@ -436,11 +439,6 @@ impl Turn<'_> {
     fn count(&mut self, messages: usize, bytes: usize) {
         self.messages += messages as u64;
         self.bytes += bytes as u64;
-    }
-
-    /// Where a part of the input lies in it.
-    fn place_of(&self, part: &[u8]) -> usize {
-        part.as_ptr() as usize - self.input.as_ptr() as usize
     }
 }
 

@@ -82,6 +82,12 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) at: usize,
 }
 
+/// Where a part of the read buffer lies in it.
+#[inline]
+pub(crate) fn place_of(part: &[u8], input: &[u8]) -> usize {
+    part.as_ptr() as usize - input.as_ptr() as usize
+}
+
 /// A client that gets some messages of a run.
 pub(crate) struct Receiver<'a> {
     slot: usize,

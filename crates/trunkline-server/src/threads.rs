@@ -31,6 +31,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Of the thread that it is on.
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
     }
@@ -76,14 +77,14 @@ impl Threads {
     }
 }
 
-/// Runs a connection on a place, or here. The place is the connection's, which gives it back when it is over: a task that
-/// kept both would be twice as large.
+/// Runs a connection on the runtime of its place, or here. The place itself is the connection's, which gives it back when it
+/// is over: a task that kept both would be twice as large.
 pub(crate) fn spawn(
-    place: Option<&Handle>,
+    runtime: Option<&Handle>,
     tasks: &TaskTracker,
     connection: impl Future<Output = ()> + Send + 'static,
 ) {
-    match place {
+    match runtime {
         None => tasks.spawn(connection),
         Some(runtime) => tasks.spawn_on(connection, runtime),
     };

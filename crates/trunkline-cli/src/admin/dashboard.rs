@@ -12,6 +12,7 @@ use crate::settings::GlobalArgs;
 
 /// Which bus.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Which server")]
 pub(crate) struct DashboardPlace {
     #[command(flatten)]
     server: ServerPlace,

@@ -1,4 +1,5 @@
-//! Requests to an admin API: JSON both ways, over kept connections, with TLS where the address asks for it, bounded in bytes and in time.
+//! Requests to an admin API: JSON both ways, over kept connections, with TLS where the address asks for it, bounded in
+//! bytes and in time.
 
 use std::error::Error;
 use std::sync::{Mutex, PoisonError};

@@ -35,6 +35,7 @@ pub(crate) use dashboard::{DashboardPlace, dashboard_url};
 pub(crate) use error::AdminError;
 use link::Link;
 pub(crate) use observe::{Follower, News, ObserveArgs, Observer, Question};
+use place::ServerPlace;
 pub(crate) use place::{Credentials, Named};
 pub(crate) use token::RuntimeFile;
 
@@ -43,18 +44,15 @@ const CLOSING: Duration = Duration::from_secs(2);
 
 /// Which bus, how to be let in, and how long to wait for it.
 #[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Which bus")]
+#[command(
+    next_help_heading = "Which bus",
+    mut_arg("url", |url| url.help(
+        "The bus by the address of its clients: a `trunkline up` of this user on this machine, or any NATS server"
+    ))
+)]
 pub(crate) struct AdminArgs {
-    /// Where the server answers HTTP or HTTPS [default: that of --url, else the configured server.http]
-    #[arg(long, value_name = "URL", conflicts_with = "url")]
-    http: Option<Url>,
-
-    /// The bus by the address of its clients: a `trunkline up` of this user on this machine, or any NATS server
-    #[arg(long, value_name = "URL", value_parser = NatsUrl::parse)]
-    url: Option<NatsUrl>,
-
     #[command(flatten)]
-    credentials: Credentials,
+    server: ServerPlace,
 
     /// What the names of streams begin with on a NATS server [default: the configured messaging.stream_prefix, with
     /// --url atlas_bus]
@@ -97,8 +95,7 @@ enum Place {
 impl AdminArgs {
     /// The bus that the configuration says, with this limit for each answer.
     pub(crate) fn as_configured(api_timeout: Duration) -> Self {
-        let credentials = Credentials::default();
-        Self { http: None, url: None, credentials, stream_prefix: None, api_timeout }
+        Self { server: ServerPlace::default(), stream_prefix: None, api_timeout }
     }
 
     /// Connects to a bus with streams.
@@ -106,7 +103,8 @@ impl AdminArgs {
     /// # Errors
     /// No server, no token, a wrong one, or a NATS server without streams.
     pub(crate) async fn connect(&self, global: &GlobalArgs) -> Result<AdminClient, Failure> {
-        let configured = match (&self.http, &self.url) {
+        let ServerPlace { http, url, .. } = &self.server;
+        let configured = match (http, url) {
             (None, None) => Some(settings::load(global, [])?.config),
             _ => None,
         };
@@ -117,7 +115,7 @@ impl AdminArgs {
             let server = bus.status().backend.server;
             return Ok(AdminClient { bus, server });
         }
-        let place = match (&self.http, &self.url, &configured) {
+        let place = match (http, url, &configured) {
             (Some(http), ..) => Place::Http(http.clone()),
             (None, Some(url), _) => place_of(url.clone()),
             (None, None, Some(config)) if config.messaging.backend == Backend::Nats => {
@@ -132,7 +130,7 @@ impl AdminArgs {
     }
 
     async fn over_http(&self, url: Url, configured: Option<&Config>) -> Result<AdminClient, Failure> {
-        let named = Named::new(url, &self.credentials, configured);
+        let named = Named::new(url, &self.server.credentials, configured);
         if named.token.is_none() {
             return Err(AdminError::NoToken { url: shown(&named.http) }.into());
         }

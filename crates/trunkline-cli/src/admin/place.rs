@@ -11,19 +11,18 @@ use crate::settings::{self, GlobalArgs};
 use crate::trust::Trust;
 
 /// The options that name a server.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Which server")]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ServerPlace {
     /// Where the server answers HTTP or HTTPS [default: that of --url, else the configured server.http]
     #[arg(long, value_name = "URL", conflicts_with = "url")]
-    http: Option<Url>,
+    pub(super) http: Option<Url>,
 
     /// A `trunkline up` of this user on this machine, by the address of its clients
     #[arg(long, value_name = "URL", value_parser = NatsUrl::parse)]
-    url: Option<NatsUrl>,
+    pub(super) url: Option<NatsUrl>,
 
     #[command(flatten)]
-    credentials: Credentials,
+    pub(super) credentials: Credentials,
 }
 
 /// What lets a command in, and tells it whom it talks to.

@@ -37,9 +37,7 @@ pub(super) fn run(component: &OsStr) -> ExitCode {
 fn inherit(component: &OsStr) -> io::Result<()> {
     prctl::set_name(c"heir")?;
     // Signals for a whole process group or control group are for the guardian, which starts without this.
-    let signals =
-        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
-    signals.into_iter().collect::<SigSet>().thread_block()?;
+    not_for_heirs().thread_block()?;
     prctl::set_child_subreaper(true)?;
     let guardian =
         Command::new(SELF).arg0("trunkline").arg(GUARD).arg(getpid().to_string()).arg(component).spawn()?;

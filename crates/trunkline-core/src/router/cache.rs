@@ -21,8 +21,11 @@ const PRIVATE_TARGETS_MAX: usize = 16 << 10;
 const PRIVATE_SUBJECTS_BYTES_MAX: usize = 64 << 10;
 /// The same for a shard of the shared cache.
 const SHARED_SUBJECTS_BYTES_MAX: usize = 256 << 10;
-/// What an answer takes beside its subject and its targets: its place in the table and the set, which may be shared.
-const ANSWER_BYTES: usize = 192;
+/// What an answer takes beside its subject and its targets: its place in the table, the set, which may be shared, and what
+/// was decided.
+const ANSWER_BYTES: usize = 256;
+/// What was decided about a subject whose last token is longer than this is decided again each time.
+const VERDICT_TOKEN_BYTES_MAX: usize = 64;
 /// What a target takes in an answer.
 const TARGET_BYTES: usize = 24;
 /// Most answers a shard of the shared cache keeps.
@@ -117,6 +120,7 @@ impl<T> Slot<T> {
             Ending::Any => &subject[self.text.len()..],
         };
         match &mut self.verdict {
+            _ if last.len() > VERDICT_TOKEN_BYTES_MAX => judge(),
             Some(known) if known.last == last => known.allowed,
             Some(other) => {
                 other.last.clear();

@@ -323,4 +323,14 @@ fn a_verdict_is_about_one_subject_also_where_the_answer_is_about_many() {
     }
     assert_eq!(asked, ["a.1", "a.2", "a.1"]);
     assert_eq!(cache.targets(), 1);
+    // A publisher cannot have long subjects remembered, which nobody would know to take memory.
+    let long = format!("a.{}", "x".repeat(4000));
+    let mut times = 0;
+    for _ in 0..3 {
+        router.lookup_judged(&mut cache, long.as_bytes(), || {
+            times += 1;
+            true
+        });
+    }
+    assert_eq!(times, 3);
 }

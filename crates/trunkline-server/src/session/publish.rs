@@ -58,7 +58,7 @@ impl Session {
         {
             let run = Run::gather(second, targets, turn);
             seen.iter().for_each(|observer| staging.seen.passed(observer, run.len()));
-            run.deliver(targets, &mut delivery, &mut self.random, staging);
+            run.deliver(targets, &delivery, &mut self.random, staging);
             return Ok(());
         }
         staging.looked_at(targets.subscribers.len() + targets.queues.len());

@@ -102,7 +102,7 @@ impl<'a> Run<'a> {
     pub(super) fn deliver(
         &self,
         targets: &MatchSet<Target>,
-        delivery: &mut Delivery<'_>,
+        delivery: &Delivery<'_>,
         random: &mut Rng,
         staging: &mut Staging,
     ) {
@@ -149,7 +149,7 @@ impl<'a> Run<'a> {
                 Some(Some(receiver)) if receiver.takes() => staging.receive(receiver, subject, message),
                 _ => {
                     let payload = message.payload();
-                    let at = payload.as_ptr() as usize - delivery.input.as_ptr() as usize;
+                    let at = staging::place_of(payload, delivery.input);
                     let m = Outgoing { payload, at, ..*delivery.m };
                     delivery.again(&m).give_one(members, member, staging);
                 }

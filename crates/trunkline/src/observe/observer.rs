@@ -163,7 +163,7 @@ impl Observer {
     /// One that has seen nothing. Somebody has to run [`Observer::run`].
     pub fn new(options: ObserveOptions) -> Arc<Self> {
         let (messages, bytes) = (i64::from(options.rate_max), i64::from(options.rate_max) * BYTES_EACH);
-        // Above all numbers of a record that was made before: nobody sees a million things a microsecond.
+        // Above all numbers of a record that was made before: nobody sees a million things a second.
         let base = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(0);
         Arc::new(Self {
             prefix: format!("{}.", options.root).into(),
