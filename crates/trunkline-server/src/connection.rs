@@ -1,13 +1,9 @@
 //! The task of one connection: reads batches, has them acted on, writes what waits.
 
-use std::cell::RefCell;
-use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::BufMut;
 use tokio::io::{Interest, Ready};
 use tokio::task::JoinHandle;
 use trunkline::memory::{Charge, Holding};
@@ -18,40 +14,33 @@ use crate::bridge::lane::Lane;
 use crate::bridge::orders::{End, Orders};
 use crate::client::{Client, Kind};
 use crate::outbox::Ending;
-use crate::session::{Fed, Session};
+use crate::session::Session;
 use crate::shared::{Closed, Shared};
-use crate::socket::{Goodbye, Socket};
-use crate::staging::Staging;
-use crate::threads::Place;
+use crate::socket::Socket;
+use crate::threads::{LongTurn, Place, Turns};
 use crate::view::ClientView;
 
-/// Read buffer of a worker thread. What nobody has filled takes no memory.
-const READ_BYTES: usize = 1 << 20;
+mod input;
+mod parting;
+mod reading;
+
+use input::Input;
+use parting::{goodbye, linger};
+use reading::{Read, SHARED_BYTES, SHORT_BYTES, STAGING};
+
 /// A connection is read in pieces of so many bytes, until it fills one; from then on in larger ones, up to
 /// [`StagingBounds::read_bytes`](crate::memory::StagingBounds). Large ones are a fifth faster; but what is left
 /// of a piece that leads to more than one turn has to be kept, of each connection.
 const PIECE_BYTES: usize = 256 << 10;
-/// An operation that takes more than this is read into a buffer of its own instead of being carried from batch to batch.
-const CARRIED_BYTES: usize = 32 << 10;
 /// Longest pause of a publisher whose reader does not keep up, once a batch.
 const PAUSE_MAX: Duration = Duration::from_millis(10);
-/// A client is not read for so long when the process has no memory, and so often in a row.
+/// A client is not read for so long when the process has no memory.
 const HOLD: Duration = Duration::from_millis(1);
-const HELD_MAX: u32 = 10;
 /// A connection that has read so much since it last let others run does so now: a client that sends without pause never
 /// leaves its socket empty, and its task would never wait for anything.
 const TURN_BYTES: usize = 1 << 20;
 /// Subscriptions that leave the routing table before others run again.
 const LEAVING_AT_ONCE: usize = 1024;
-/// How long a client that is sent away is still read, so that it gets all that was sent to it before its connection is
-/// reset. Clients close as soon as they have it.
-const LINGER: Duration = Duration::from_secs(1);
-
-thread_local! {
-    // Shared by all connections of a worker thread: used between two awaits, empty at each.
-    static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
-    static STAGING: RefCell<Staging> = RefCell::new(Staging::default());
-}
 
 pub(crate) struct Connection {
     server: Arc<Shared>,
@@ -59,15 +48,11 @@ pub(crate) struct Connection {
     /// Shared with the client's outbox, which lets go of it when the connection is over.
     socket: Arc<Socket>,
     session: Session,
-    /// The start of an operation that is not complete.
-    partial: Vec<u8>,
-    /// How many bytes `partial` must have before it is worth parsing.
+    input: Input,
+    /// How many bytes `input` must have before it is worth parsing.
     need: usize,
-    /// `partial` has whole operations that were left for another turn.
+    /// `input` has whole operations that were left for another turn.
     more: bool,
-    /// Bytes of `partial` that were acted on already. Only while there is more: moving the rest to the start in every one of
-    /// a hundred turns would take longer than the turns.
-    acted: usize,
     /// A password that is being checked; nothing is read meanwhile.
     verifying: Option<Verifying>,
     /// When the client has to have said who it is, until it has.
@@ -76,28 +61,20 @@ pub(crate) struct Connection {
     piece_bytes: usize,
     /// Bytes read, or offered to the socket, since others could run.
     turn_bytes: usize,
-    /// For `partial`, and for what the session remembers.
+    /// For `input`, and for what the session remembers.
     charge: Charge,
     /// How often it was not read in a row, as there was no memory.
     held: u32,
+    /// Bytes read, of which half is forgotten each time that the socket is found empty.
+    lately_bytes: usize,
+    /// The short turns of others when it last had a long one.
+    shorts: u64,
     /// Given back with everything else.
-    _place: Option<Place>,
+    place: Option<Place>,
 }
 
 /// Who the client is, or why it is nobody, once that is known. On the heap, as few connections wait for it, and briefly.
 type Verifying = Pin<Box<dyn Future<Output = Result<Arc<Identity>, Failure>> + Send + Sync>>;
-
-/// What a read came to.
-enum Read {
-    /// Go on; a receiver of what was published does not keep up.
-    Batch { behind: Option<Arc<Client>> },
-    /// Nothing to read now.
-    Empty,
-    /// Nothing was read, as the process has no memory for it.
-    Held,
-    /// The connection is over.
-    Close(Closed),
-}
 
 impl Connection {
     pub(crate) fn new(
@@ -113,17 +90,18 @@ impl Connection {
             client,
             socket,
             session,
-            partial: Vec::new(),
+            input: Input::default(),
             need: 0,
             more: false,
-            acted: 0,
             verifying: None,
             say_who_by: None,
             piece_bytes: PIECE_BYTES,
             turn_bytes: 0,
             charge,
             held: 0,
-            _place: place,
+            lately_bytes: 0,
+            shorts: 0,
+            place,
         }
     }
 
@@ -171,6 +149,13 @@ impl Connection {
         self.client.outbox.close();
         self.client.part();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
+        // What it held is given back in a turn of its own, and at once where others need it.
+        let turns = self.place.as_ref().map(Place::turns).cloned().filter(|_| self.takes_long());
+        if let Some(turns) = turns.filter(|_| !self.server.memory.is_exceeded()) {
+            let turn = turns.long().await;
+            drop(self);
+            drop(turn);
+        }
     }
 
     /// Brings the client to where INFO is on its way to it.
@@ -217,6 +202,7 @@ impl Connection {
 
     async fn serve(&mut self, subscriptions: &mut u64) -> Closed {
         let (client, socket) = (self.client.clone(), self.socket.clone());
+        let turns = self.place.as_ref().map(Place::turns).cloned();
         let outbox = &client.outbox;
         // What `outbox` could not write at once.
         let mut writing = false;
@@ -302,7 +288,10 @@ impl Connection {
                 writing = self.write();
             }
             if !deaf && (ready.is_readable() || ready.is_read_closed()) {
-                match self.read() {
+                let (turn, most) = self.take_turn(turns.as_deref()).await;
+                let read = self.read(most);
+                drop(turn);
+                match read {
                     Read::Empty => writing |= self.socket.is_covered() && outbox.note_unsent(),
                     Read::Held => writing |= self.hold().await,
                     Read::Batch { behind: None } => writing |= self.wait_for_room().await,
@@ -317,6 +306,20 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Waits for its turn to read, if there are others, and says how much may be read in it.
+    async fn take_turn<'a>(&mut self, turns: Option<&'a Turns>) -> (Option<LongTurn<'a>>, usize) {
+        let Some(turns) = turns else { return (None, usize::MAX) };
+        if !self.takes_long() {
+            turns.short();
+            return (None, SHORT_BYTES);
+        }
+        let turn = turns.long().await;
+        self.turn_bytes = 0;
+        let shorts = turns.shorts();
+        let alone = std::mem::replace(&mut self.shorts, shorts) == shorts;
+        (turn, if alone { usize::MAX } else { SHARED_BYTES })
     }
 
     /// Has the session look at users and permissions that were replaced; says why the connection ends, if it does.
@@ -421,150 +424,6 @@ impl Connection {
         }
         self.write()
     }
-
-    fn read(&mut self) -> Read {
-        // Only for a while: what uses up the memory may be what nobody here can do anything about.
-        if self.server.memory.is_exceeded() && self.held < HELD_MAX {
-            self.server.memory.keep();
-            if self.server.memory.is_exceeded() {
-                return Read::Held;
-            }
-        }
-        self.held = 0;
-        let read = match self.need > CARRIED_BYTES {
-            _ if self.more => self.go_on(),
-            true => self.read_large(),
-            false => self.read_shared(),
-        };
-        self.charge_input();
-        // After each batch, and with no buffer in use: it may be this client that has to go.
-        self.server.memory.keep();
-        read
-    }
-
-    /// Charges what is kept until the next batch. A connection in a steady state has the same buffers after each.
-    #[inline]
-    fn charge_input(&mut self) {
-        let partial = self.partial.capacity() + self.socket.held_bytes();
-        if self.client.partial_bytes.load(Ordering::Relaxed) != partial {
-            self.client.partial_bytes.store(partial, Ordering::Relaxed);
-        }
-        // A large one was moved to where it is: the allocator still has what it took before.
-        let moved = if partial > CARRIED_BYTES { partial } else { 0 };
-        self.charge.set(partial + moved + self.session.held_bytes());
-    }
-
-    /// Has more of what was read acted on.
-    fn go_on(&mut self) -> Read {
-        let input = std::mem::take(&mut self.partial);
-        let (fed, behind) = self.feed(&input[self.acted..]);
-        let acted = std::mem::take(&mut self.acted) + fed.consumed;
-        if fed.more {
-            (self.partial, self.acted) = (input, acted);
-        } else {
-            self.carry(input, acted);
-        }
-        self.after(fed, behind)
-    }
-
-    /// Keeps what is left of a buffer of this connection's own, in its place: a new one for each turn, of another size each
-    /// time, would take many times its memory.
-    fn carry(&mut self, mut buffer: Vec<u8>, consumed: usize) {
-        buffer.drain(..consumed);
-        if !(buffer.is_empty() && buffer.capacity() > CARRIED_BYTES) {
-            self.partial = buffer;
-        }
-    }
-
-    /// Reads into the thread's buffer, behind the start of an operation if there is one.
-    fn read_shared(&mut self) -> Read {
-        READ.with_borrow_mut(|buffer| {
-            let start = self.partial.len();
-            buffer[..start].copy_from_slice(&self.partial);
-            let end = buffer.len().min(start + self.piece_bytes);
-            let n = match self.socket.try_read(&mut buffer[start..end]) {
-                Ok(0) => return Read::Close(Closed::ByClient),
-                Ok(n) => n,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,
-                Err(_) => return Read::Close(Closed::ByClient),
-            };
-            self.turn_bytes += n;
-            let input = &buffer[..start + n];
-            let (fed, behind) = self.feed(input);
-            if fed.more {
-                self.piece_bytes = PIECE_BYTES;
-            } else if start + n == end {
-                self.piece_bytes = (2 * self.piece_bytes).min(self.server.staging.read_bytes);
-            }
-            self.partial.clear();
-            self.partial.extend_from_slice(&input[fed.consumed..]);
-            if self.partial.is_empty() && self.partial.capacity() > CARRIED_BYTES {
-                self.partial = Vec::new();
-            }
-            self.after(fed, behind)
-        })
-    }
-
-    /// Reads the rest of a large operation, and not a byte more, into a buffer that grows with what has come.
-    fn read_large(&mut self) -> Read {
-        let missing = self.need - self.partial.len();
-        // In two steps: what was only announced takes little, and what has come is moved once.
-        let step = if self.partial.len() < PIECE_BYTES { PIECE_BYTES } else { missing };
-        self.partial.reserve_exact(missing.min(step));
-        let limit = missing.min(self.partial.capacity() - self.partial.len());
-        let mut target = (&mut self.partial).limit(limit);
-        match self.socket.try_read_buf(&mut target) {
-            Ok(0) => return Read::Close(Closed::ByClient),
-            Ok(n) => self.turn_bytes += n,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,
-            Err(_) => return Read::Close(Closed::ByClient),
-        }
-        if self.partial.len() < self.need {
-            return Read::Batch { behind: None };
-        }
-        let input = std::mem::take(&mut self.partial);
-        let (fed, behind) = self.feed(&input);
-        self.carry(input, fed.consumed);
-        self.after(fed, behind)
-    }
-
-    /// Has the input acted on and everything staged by it written.
-    fn feed(&mut self, input: &[u8]) -> (Fed, Option<Arc<Client>>) {
-        STAGING.with_borrow_mut(|staging| {
-            staging.begin(self.server.staging);
-            let fed = self.session.feed(input, staging);
-            let behind = staging.flush(self.client.id, input);
-            (fed, behind)
-        })
-    }
-
-    fn after(&mut self, fed: Fed, behind: Option<Arc<Client>>) -> Read {
-        (self.need, self.more) = (fed.need, fed.more);
-        if fed.wait {
-            self.start_verifying();
-        }
-        self.forget_deadline();
-        match fed.close {
-            Some(why) => Read::Close(why),
-            None => Read::Batch { behind },
-        }
-    }
-}
-
-/// What a close frame says of it.
-fn goodbye(why: Closed) -> Goodbye {
-    match why {
-        Closed::ByClient | Closed::ClientError => Goodbye::Normal,
-        Closed::Shutdown => Goodbye::GoingAway,
-        Closed::Protocol | Closed::Handshake => Goodbye::ProtocolError,
-        Closed::SlowConsumer
-        | Closed::Stale
-        | Closed::Unauthorized
-        | Closed::AuthTimeout
-        | Closed::TooMany
-        | Closed::Silent => Goodbye::NotAllowed,
-        Closed::Backend | Closed::Memory => Goodbye::ServerError,
-    }
 }
 
 async fn verified(verifying: &mut Option<Verifying>) -> Result<Arc<Identity>, Failure> {
@@ -579,23 +438,4 @@ async fn passed(time: &mut Option<Pin<Box<tokio::time::Sleep>>>) {
         Some(time) => time.as_mut().await,
         None => std::future::pending().await,
     }
-}
-
-/// Reads and drops what a refused client still sends, for a moment: closing a socket with unread bytes resets it, and
-/// the client might never see the error.
-async fn linger(socket: &Socket) {
-    let socket = socket.tcp();
-    let drain = async {
-        let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
-        // On the heap: as part of the task's state it would cost every idle connection its size.
-        let mut sink = vec![0; 4096];
-        while socket.readable().await.is_ok() {
-            match socket.try_read(&mut sink) {
-                Ok(0) => break,
-                Err(error) if error.kind() != ErrorKind::WouldBlock => break,
-                _ => {}
-            }
-        }
-    };
-    let _ = tokio::time::timeout(LINGER, drain).await;
 }

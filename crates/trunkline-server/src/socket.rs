@@ -11,7 +11,6 @@ use std::cell::RefCell;
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::OnceLock;
 
-use bytes::BufMut;
 use parking_lot::Mutex;
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
@@ -75,18 +74,6 @@ impl Socket {
             Some(layer) => self.open(&mut layer.lock(), |opened| {
                 let taken = opened.len().min(buffer.len());
                 buffer[..taken].copy_from_slice(&opened[..taken]);
-                taken
-            }),
-        }
-    }
-
-    /// As [`Socket::try_read`], at most as much as `buffer` takes.
-    pub(crate) fn try_read_buf(&self, buffer: &mut impl BufMut) -> io::Result<usize> {
-        match self.layer.get() {
-            None => self.tcp.try_read_buf(buffer),
-            Some(layer) => self.open(&mut layer.lock(), |opened| {
-                let taken = opened.len().min(buffer.remaining_mut());
-                buffer.put_slice(&opened[..taken]);
                 taken
             }),
         }

@@ -5,10 +5,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 struct Thread {
     runtime: Handle,
     connections: Arc<AtomicUsize>,
+    turns: Arc<Turns>,
 }
 
 /// The threads that serve connections; without any, the runtime that the server was started on does.
@@ -28,12 +30,57 @@ pub(crate) struct Threads(Vec<Thread>);
 pub(crate) struct Place {
     runtime: Handle,
     connections: Arc<AtomicUsize>,
+    turns: Arc<Turns>,
 }
 
 impl Place {
     /// Of the thread that it is on.
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    /// Those of all connections on its thread.
+    pub(crate) fn turns(&self) -> &Arc<Turns> {
+        &self.turns
+    }
+}
+
+/// Whose turn it is on a thread. Tasks run in the order in which they can: were a hundred clients to send a mebibyte each,
+/// whoever sends a line would wait for all of them. So long turns are taken one at a time, and between two of them the
+/// thread looks at its sockets and serves everybody whose turn is short.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    long: Semaphore,
+    /// How many short ones were taken.
+    short: AtomicU64,
+}
+
+/// One of those that are taken one at a time, over when it is dropped.
+pub(crate) type LongTurn<'a> = SemaphorePermit<'a>;
+
+impl Turns {
+    fn new() -> Self {
+        Self { long: Semaphore::new(1), short: AtomicU64::new(0) }
+    }
+
+    /// Notes a short turn.
+    #[inline]
+    pub(crate) fn short(&self) {
+        // Counted by one thread alone.
+        self.short.store(self.short.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// How many short turns there were.
+    pub(crate) fn shorts(&self) -> u64 {
+        self.short.load(Ordering::Relaxed)
+    }
+
+    /// Waits until a long turn may begin, Cancel safe.
+    pub(crate) async fn long(&self) -> Option<LongTurn<'_>> {
+        let turn = self.long.acquire().await.ok();
+        // Until the thread has looked at its sockets.
+        tokio::task::yield_now().await;
+        turn
     }
 }
 
@@ -48,7 +95,11 @@ impl Threads {
     pub(crate) fn start(count: usize, stop: &CancellationToken, tasks: &TaskTracker) -> io::Result<Self> {
         let start = |n| {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            let thread = Thread { runtime: runtime.handle().clone(), connections: Arc::default() };
+            let thread = Thread {
+                runtime: runtime.handle().clone(),
+                connections: Arc::default(),
+                turns: Arc::new(Turns::new()),
+            };
             let (stop, tasks) = (stop.clone(), tasks.clone());
             std::thread::Builder::new().name(format!("connections-{n}")).spawn(move || {
                 runtime.block_on(async {
@@ -70,7 +121,11 @@ impl Threads {
             return Ok((socket, None));
         };
         thread.connections.fetch_add(1, Ordering::Relaxed);
-        let place = Place { runtime: thread.runtime.clone(), connections: thread.connections.clone() };
+        let place = Place {
+            runtime: thread.runtime.clone(),
+            connections: thread.connections.clone(),
+            turns: thread.turns.clone(),
+        };
         let socket = socket.into_std()?;
         let _within = place.runtime.enter();
         Ok((TcpStream::from_std(socket)?, Some(place)))
