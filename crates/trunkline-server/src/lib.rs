@@ -28,6 +28,7 @@ mod lame_duck;
 mod memory;
 mod options;
 mod outbox;
+mod pages;
 mod process;
 mod promises;
 mod reload;

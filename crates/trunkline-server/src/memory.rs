@@ -115,6 +115,10 @@ impl Relief for Shared {
         let Some(limit) = memory.limit().filter(|_| memory.is_exceeded() && now >= *not_before) else {
             return;
         };
+        self.spares.clear();
+        if !memory.is_exceeded() {
+            return;
+        }
         let wanted = limit - limit / 8;
         let clients = self.clients();
         for least in [SLOW_BYTES, LARGE_BYTES] {

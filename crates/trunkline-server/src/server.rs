@@ -275,6 +275,7 @@ impl Server {
         });
         tasks.spawn(look_after(shared.clone(), stop.clone()));
         tasks.spawn(memory::keep(shared.clone(), stop.clone()));
+        tasks.spawn(shared.spares.clone().keep(stop.clone()));
         if let Some(observer) = &observer {
             shared.set_observer(observer);
             tasks.spawn(observer.clone().run(stop.clone()));

@@ -26,6 +26,7 @@ use crate::doorkeeper::Doorkeeper;
 use crate::memory::StagingBounds;
 use crate::options::Limits;
 use crate::outbox::{Ending, Slow, SlowBy};
+use crate::pages::Spares;
 use crate::tls;
 use crate::view::{ClientView, Count, Departed};
 use crate::websocket::WebListener;
@@ -197,6 +198,8 @@ pub(crate) struct Shared {
     pub(crate) handshakes: Semaphore,
     /// What everything that clients make this process keep is charged to.
     pub(crate) memory: Arc<MemoryBudget>,
+    /// Pages for large operations.
+    pub(crate) spares: Arc<Spares>,
     /// Bounds of what a worker thread stages, by the memory there is.
     pub(crate) staging: StagingBounds,
     /// Held by whoever cuts clients off for want of memory, so that two do not do it for the same want; and until when that
@@ -305,6 +308,7 @@ impl Shared {
             refused_subscriptions: AtomicU64::new(0),
             http_evicted: Arc::default(),
             handshakes: Semaphore::new((workers() / 2).max(1)),
+            spares: Arc::new(Spares::new(&memory)),
             staging: StagingBounds::of(&memory),
             memory,
             relieving: Mutex::new(Instant::now()),

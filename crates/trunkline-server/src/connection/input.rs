@@ -1,59 +1,46 @@
 //! What a client has sent that was not acted on yet: the start of an operation, mostly.
 
-use std::cell::Cell;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
-use memmap2::{MmapMut, MmapOptions};
+use crate::pages::{Pages, Spares};
 
 /// Up to so much is kept in memory of the allocator, and carried from batch to batch.
 pub(super) const CARRIED_BYTES: usize = 32 << 10;
 /// A page of memory; where pages are larger, more is counted than is charged.
 const PAGE_BYTES: usize = 4 << 10;
-/// Address space is taken in multiples of this.
-const MAP_BYTES: usize = 64 << 10;
-/// Most that a thread keeps for the next large operation.
-const SPARE_BYTES: usize = 2 << 20;
 
-thread_local! {
-    static SPARE: Cell<Option<MmapMut>> = const { Cell::new(None) };
-}
-
-/// Bytes that wait to be acted on. Few are in memory of the allocator. Many are in pages that belong to them alone, of which
-/// there are as many as were filled, and which the process does not have any more once they are dropped: an allocator keeps
-/// what it is given back, and a hundred clients that begin large operations would have the process grow past its bound, and
-/// others wait while it returns thousands of pieces at once.
+/// Bytes that wait to be acted on. Few are in memory of the allocator, many in pages of their own.
 #[derive(Debug, Default)]
 pub(super) struct Input {
     few: Vec<u8>,
-    many: Option<Box<Pages>>,
+    many: Option<Box<Many>>,
 }
 
 #[derive(Debug)]
-struct Pages {
-    /// Until it is dropped.
-    map: Option<MmapMut>,
+struct Many {
+    pages: Pages,
     /// What waits.
     waiting: Range<usize>,
-    /// Bytes that were ever written to, and take memory.
-    touched: usize,
 }
 
 impl Input {
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.many {
-            Some(pages) => pages.bytes(),
+            Some(many) => many.bytes(),
             None => &self.few,
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.many.as_ref().map_or(self.few.len(), |pages| pages.waiting.len())
+        self.many.as_ref().map_or(self.few.len(), |many| many.waiting.len())
     }
 
     /// What it takes of memory.
     pub(super) fn held_bytes(&self) -> usize {
-        let pages = self.many.as_ref().map_or(0, |pages| pages.touched.next_multiple_of(PAGE_BYTES));
+        let touched = self.many.as_ref().map_or(0, |many| many.pages.touched());
+        let pages = touched.next_multiple_of(PAGE_BYTES);
         self.few.capacity() + pages
     }
 
@@ -66,7 +53,7 @@ impl Input {
     ///
     /// # Errors
     /// The system has no address space.
-    pub(super) fn replace(&mut self, bytes: &[u8], total: usize) -> io::Result<()> {
+    pub(super) fn replace(&mut self, bytes: &[u8], total: usize, spares: &Arc<Spares>) -> io::Result<()> {
         self.few.clear();
         if bytes.len() <= CARRIED_BYTES {
             self.many = None;
@@ -74,9 +61,9 @@ impl Input {
             return Ok(());
         }
         self.few = Vec::new();
-        let mut pages = Pages::new(bytes.len().max(total))?;
-        pages.extend(bytes);
-        self.many = Some(Box::new(pages));
+        let mut many = Many::new(bytes.len().max(total), spares)?;
+        many.extend(bytes);
+        self.many = Some(Box::new(many));
         Ok(())
     }
 
@@ -84,93 +71,78 @@ impl Input {
     ///
     /// # Errors
     /// The system has no address space.
-    pub(super) fn reserve(&mut self, total: usize) -> io::Result<()> {
+    pub(super) fn reserve(&mut self, total: usize, spares: &Arc<Spares>) -> io::Result<()> {
         match &mut self.many {
-            Some(pages) if pages.waiting.start + total <= pages.room() => return Ok(()),
-            Some(pages) if total <= pages.room() => {
-                pages.move_to_start();
+            Some(many) if many.waiting.start + total <= many.room() => return Ok(()),
+            Some(many) if total <= many.room() => {
+                many.move_to_start();
                 return Ok(());
             }
             _ => {}
         }
-        let mut pages = Pages::new(total.max(self.len()))?;
-        pages.extend(self.bytes());
-        *self = Self { few: Vec::new(), many: Some(Box::new(pages)) };
+        let mut many = Many::new(total.max(self.len()), spares)?;
+        many.extend(self.bytes());
+        *self = Self { few: Vec::new(), many: Some(Box::new(many)) };
         Ok(())
     }
 
     /// Where up to `most` further bytes go, of the room that was reserved. [`Input::fill`] says how many came.
     pub(super) fn room(&mut self, most: usize) -> &mut [u8] {
-        let Some(pages) = &mut self.many else { return &mut [] };
-        let from = pages.waiting.end;
-        let until = pages.room().min(from + most);
-        pages.map.as_mut().map_or(&mut [], |map| &mut map[from..until])
+        let Some(many) = &mut self.many else { return &mut [] };
+        let from = many.waiting.end;
+        let until = many.room().min(from + most);
+        &mut many.pages.bytes_mut()[from..until]
     }
 
     /// So many bytes came into what [`Input::room`] gave.
     pub(super) fn fill(&mut self, bytes: usize) {
-        if let Some(pages) = &mut self.many {
-            pages.waiting.end += bytes;
-            pages.touched = pages.touched.max(pages.waiting.end);
+        if let Some(many) = &mut self.many {
+            many.came(bytes);
         }
     }
 
     /// The first so many bytes were acted on. What is left of many is not moved, and is in memory of the allocator again when
     /// it is little.
     pub(super) fn consume(&mut self, bytes: usize) {
-        let Some(pages) = &mut self.many else {
+        let Some(many) = &mut self.many else {
             self.few.drain(..bytes);
             return;
         };
-        pages.waiting.start += bytes;
-        if pages.waiting.len() <= CARRIED_BYTES {
-            self.few = pages.bytes().to_vec();
+        many.waiting.start += bytes;
+        if many.waiting.len() <= CARRIED_BYTES {
+            self.few = many.bytes().to_vec();
             self.many = None;
         }
     }
 }
 
-impl Pages {
-    fn new(bytes: usize) -> io::Result<Self> {
-        let spare = SPARE.take().filter(|map| map.len() >= bytes);
-        let map = match spare {
-            Some(map) => map,
-            None => MmapOptions::new().len(bytes.next_multiple_of(MAP_BYTES)).map_anon()?,
-        };
-        Ok(Self { map: Some(map), waiting: 0..0, touched: 0 })
+impl Many {
+    fn new(bytes: usize, spares: &Arc<Spares>) -> io::Result<Self> {
+        Ok(Self { pages: Pages::new(bytes, spares)?, waiting: 0..0 })
     }
 
     fn bytes(&self) -> &[u8] {
-        self.map.as_ref().map_or(&[], |map| &map[self.waiting.clone()])
+        &self.pages.bytes()[self.waiting.clone()]
     }
 
     fn room(&self) -> usize {
-        self.map.as_ref().map_or(0, |map| map.len())
+        self.pages.bytes().len()
     }
 
     fn extend(&mut self, bytes: &[u8]) {
         let end = self.waiting.end + bytes.len();
-        if let Some(map) = &mut self.map {
-            map[self.waiting.end..end].copy_from_slice(bytes);
-        }
-        self.waiting.end = end;
-        self.touched = self.touched.max(end);
+        self.pages.bytes_mut()[self.waiting.end..end].copy_from_slice(bytes);
+        self.came(bytes.len());
+    }
+
+    fn came(&mut self, bytes: usize) {
+        self.waiting.end += bytes;
+        self.pages.touch(self.waiting.end);
     }
 
     fn move_to_start(&mut self) {
-        if let Some(map) = &mut self.map {
-            map.copy_within(self.waiting.clone(), 0);
-        }
+        self.pages.bytes_mut().copy_within(self.waiting.clone(), 0);
         self.waiting = 0..self.waiting.len();
-    }
-}
-
-impl Drop for Pages {
-    /// The thread's next large operation finds pages that are there already.
-    fn drop(&mut self) {
-        if let Some(map) = self.map.take().filter(|map| map.len() <= SPARE_BYTES) {
-            let _ = SPARE.try_with(|spare| spare.set(Some(map)));
-        }
     }
 }
 
@@ -198,6 +170,10 @@ mod tests {
         ]
     }
 
+    fn spares() -> Arc<Spares> {
+        Arc::new(Spares::new(&Default::default()))
+    }
+
     /// Bytes that differ from those at other places.
     fn some(bytes: usize, seed: usize) -> Vec<u8> {
         (0..bytes).map(|n| ((n * 31 + seed) % 251) as u8).collect()
@@ -206,15 +182,15 @@ mod tests {
     proptest! {
         #[test]
         fn what_waits_is_what_came_and_was_not_acted_on(steps in prop::collection::vec(step(), 1..20)) {
-            let (mut input, mut model) = (Input::default(), Vec::new());
+            let (mut input, mut model, spares) = (Input::default(), Vec::new(), spares());
             for (seed, step) in steps.into_iter().enumerate() {
                 match step {
                     Step::Replace(bytes) => {
                         model = some(bytes, seed);
-                        input.replace(&model, 0).unwrap();
+                        input.replace(&model, 0, &spares).unwrap();
                     }
                     Step::Reserve(more) => {
-                        input.reserve(model.len() + more).unwrap();
+                        input.reserve(model.len() + more, &spares).unwrap();
                         prop_assert!(input.room(more).len() == more);
                     }
                     Step::Receive(bytes) => {
@@ -240,8 +216,8 @@ mod tests {
     #[test]
     fn what_was_only_announced_takes_no_memory() {
         let mut input = Input::default();
-        input.replace(b"PUB a 50000000\r\n", 50_000_000).unwrap();
-        input.reserve(50_000_000).unwrap();
+        input.replace(b"PUB a 50000000\r\n", 50_000_000, &spares()).unwrap();
+        input.reserve(50_000_000, &spares()).unwrap();
         assert_eq!(input.held_bytes(), PAGE_BYTES);
         assert_eq!(input.room(1 << 20).len(), 1 << 20);
     }
@@ -249,7 +225,7 @@ mod tests {
     #[test]
     fn a_little_that_is_left_of_much_does_not_hold_it() {
         let mut input = Input::default();
-        input.replace(&some(200_000, 0), 0).unwrap();
+        input.replace(&some(200_000, 0), 0, &spares()).unwrap();
         assert!(input.is_large() && input.held_bytes() >= 200_000);
         input.consume(199_990);
         assert!(!input.is_large() && input.held_bytes() < PAGE_BYTES);

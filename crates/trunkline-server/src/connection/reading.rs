@@ -101,7 +101,7 @@ impl Connection {
                 self.piece_bytes = (2 * self.piece_bytes).min(self.server.staging.read_bytes);
             }
             let total = if fed.more { 0 } else { fed.need };
-            if let Err(error) = self.input.replace(&input[fed.consumed..], total) {
+            if let Err(error) = self.input.replace(&input[fed.consumed..], total, &self.server.spares) {
                 return self.no_memory(&error);
             }
             self.after(fed, behind)
@@ -110,7 +110,7 @@ impl Connection {
 
     /// Reads the rest of a large operation, and not a byte more.
     fn read_large(&mut self, most: usize) -> Read {
-        if let Err(error) = self.input.reserve(self.need) {
+        if let Err(error) = self.input.reserve(self.need, &self.server.spares) {
             return self.no_memory(&error);
         }
         let missing = self.need - self.input.len();
