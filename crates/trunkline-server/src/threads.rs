@@ -186,6 +186,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn long_turns_are_taken_one_at_a_time_and_others_run_between_them() {
+        let turns = Arc::new(Turns::new());
+        let log = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let mut long = tokio::task::JoinSet::new();
+        for n in 0..10 {
+            let (turns, log) = (turns.clone(), log.clone());
+            long.spawn(async move {
+                for _ in 0..3 {
+                    let _turn = turns.long().await;
+                    log.lock().push(Some(n));
+                }
+            });
+        }
+        let others = log.clone();
+        let short = tokio::spawn(async move {
+            loop {
+                others.lock().push(None);
+                tokio::task::yield_now().await;
+            }
+        });
+        long.join_all().await;
+        short.abort();
+        let log = log.lock();
+        // What could run before a turn began may run behind it.
+        assert!(!log.windows(3).any(|three| three.iter().all(Option::is_some)), "{log:?}");
+        // Each in its turn.
+        let order: Vec<_> = log.iter().flatten().take(20).copied().collect();
+        assert_eq!(order, (0..10).chain(0..10).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
     async fn without_threads_a_connection_stays_here() {
         let (_socket, place) = Threads::default().place(socket().await).unwrap();
         assert!(place.is_none());
