@@ -30,6 +30,7 @@ mod options;
 mod outbox;
 mod process;
 mod promises;
+mod refusals;
 mod reload;
 mod server;
 mod session;

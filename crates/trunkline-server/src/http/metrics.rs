@@ -29,6 +29,7 @@ use super::{Monitor, aside, internal};
 use crate::auth::Failure;
 use crate::health::Speaker as _;
 use crate::outbox::SlowBy;
+use crate::refusals::HttpRefusal;
 use crate::shared::{Closed, Shared, Totals};
 
 pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>, headers: HeaderMap) -> Response {
@@ -163,6 +164,12 @@ impl Snapshot {
             "trunkline_http_connections_evicted",
             "HTTP connections that waited longest and had to make room for others",
             shared.http_evicted.load(Ordering::Relaxed),
+        )?;
+        page.family(
+            "trunkline_http_refused_requests",
+            "Requests over HTTP that were refused before anybody looked at what they ask for, by reason",
+            MetricType::Counter,
+            HttpRefusal::ALL.map(|why| ([("reason", why.as_str())], shared.refusals.http(why))),
         )?;
         let stalled = shared.stalled();
         page.counter(

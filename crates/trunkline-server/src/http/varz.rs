@@ -88,6 +88,8 @@ struct Varz<'a> {
     denied_msgs: u64,
     denied_subscriptions: u64,
     auth_failures: u64,
+    /// Requests over HTTP that were refused before anybody looked at what they ask for.
+    refused_requests: u64,
     /// Subscriptions beyond a limit, connections beyond one, and how often memory was short.
     refused_subscriptions: u64,
     refused_connections: u64,
@@ -228,6 +230,7 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         denied_msgs: shared.denied(),
         denied_subscriptions: shared.denied_subscriptions(),
         auth_failures: shared.auth_failures(),
+        refused_requests: shared.refusals.http_total(),
         refused_subscriptions: shared.refused_subscriptions(),
         refused_connections: shared.refused(),
         refused_by_rate: shared.refused_by_rate(),

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
@@ -15,8 +16,9 @@ use trunkline_protocol::ConnectOptions;
 use super::Api;
 use super::answer::ApiError;
 use crate::admin::Problem;
-use crate::auth::{Answer, Auth, Connection};
+use crate::auth::{Answer, Connection, Failure};
 use crate::http::serve::Peer;
+use crate::refusals::HttpRefusal;
 
 /// What browsers say of where a request comes from, beside its origin.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
@@ -33,7 +35,11 @@ pub(crate) struct TokenError(getrandom::Error);
 
 /// The token of the admin API.
 #[derive(Clone)]
-pub(crate) struct Token(String);
+pub(crate) struct Token {
+    text: String,
+    /// It is as random as it is long, so that nobody guesses it.
+    is_made: bool,
+}
 
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -45,40 +51,105 @@ impl Token {
     /// The configured token, or a new one.
     pub(crate) fn new(configured: Option<String>) -> Result<Self, TokenError> {
         if let Some(token) = configured {
-            return Ok(Self(token));
+            return Ok(Self { text: token, is_made: false });
         }
         let mut bytes = [0; TOKEN_BYTES];
         getrandom::fill(&mut bytes).map_err(TokenError)?;
-        Ok(Self(URL_SAFE_NO_PAD.encode(bytes)))
+        Ok(Self { text: URL_SAFE_NO_PAD.encode(bytes), is_made: true })
     }
 
     pub(crate) fn expose(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Compares in a time that does not tell how much is right.
     fn is(&self, given: &[u8]) -> bool {
-        self.0.as_bytes().ct_eq(given).into()
+        self.text.as_bytes().ct_eq(given).into()
     }
 }
 
 /// Before every handler of the API. That the name of the host is the loopback's has been checked by then.
 pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
-    let allowed = match check(&api.token, request.headers()) {
-        Ok(Allowed::Yes) => Ok(Caller::Token),
-        Ok(Allowed::If(user)) => {
-            let peer =
-                request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.0);
-            check_user(&api.auth.auth, &user, peer).await.map(|()| Caller::User)
-        }
-        Err(error) => Err(error),
-    };
-    match allowed {
+    let peer = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.0);
+    match admit(&api, request.headers(), peer).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(error) => error.into_response(),
+        Err(refused) => {
+            api.auth.refusals.count_http(refused.why());
+            let (path, error) = (request.uri().path(), refused.to_string());
+            match api.auth.refusals.may_tell(Instant::now()) {
+                true => tracing::warn!(address = %peer, path, error, "a request to the admin API is refused"),
+                false => {
+                    tracing::debug!(address = %peer, path, error, "a request to the admin API is refused")
+                }
+            }
+            ApiError::from(refused).into_response()
+        }
+    }
+}
+
+/// Who may use the API by what the headers of a request from `peer` say.
+async fn admit(api: &Api, headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Refused> {
+    let auth = &api.auth.auth;
+    // A token that a person has made up can be guessed. One that was made cannot, and nobody can lock out who has it.
+    let is_guessable = !api.token.is_made && bearer(headers).is_some();
+    if is_guessable && !auth.may_open_admin(peer) {
+        return Err(Refused::TooMany);
+    }
+    match check(&api.token, headers) {
+        Ok(Allowed::Yes) => Ok(Caller::Token),
+        Ok(Allowed::If(user)) => check_user(api, &user, peer).await.map(|()| Caller::User),
+        Err(refused) => {
+            if is_guessable && matches!(refused, Refused::Token) {
+                auth.admin_failed(peer);
+            }
+            Err(refused)
+        }
+    }
+}
+
+/// Why a request may not use the API.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("pages of {0} may not use the admin API")]
+    Origin(String),
+    #[error("pages of other sites may not use the admin API, and the browser says {0}")]
+    Site(String),
+    #[error("the admin API needs a token")]
+    Nothing,
+    #[error("this token is not the server's admin token")]
+    Token,
+    #[error("there is no such user with this password")]
+    User,
+    #[error("too many tokens or passwords from this address were wrong: try again in a minute")]
+    TooMany,
+    #[error("too many passwords are being checked: try again in a moment")]
+    Busy,
+    #[error("this user may not use the admin API (server.users[].admin)")]
+    NotAdmin,
+}
+
+impl Refused {
+    fn why(&self) -> HttpRefusal {
+        match self {
+            Self::Origin(_) | Self::Site(_) => HttpRefusal::Origin,
+            Self::Nothing | Self::Token | Self::User => HttpRefusal::Credentials,
+            Self::TooMany | Self::Busy => HttpRefusal::TooMany,
+            Self::NotAdmin => HttpRefusal::NotAdmin,
+        }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        let problem = match refused.why() {
+            HttpRefusal::Origin | HttpRefusal::Host => Problem::ForeignOrigin,
+            HttpRefusal::Credentials | HttpRefusal::TooMany => Problem::Unauthorized,
+            HttpRefusal::NotAdmin => Problem::Denied { reason: refused.to_string() },
+        };
+        ApiError::new(problem, refused)
     }
 }
 
@@ -102,7 +173,7 @@ pub(crate) async fn token_guard(State(token): State<Token>, mut request: Request
             ApiError::new(Problem::Unauthorized, "users are those of the NATS servers; give the token")
                 .into_response()
         }
-        Err(error) => error.into_response(),
+        Err(refused) => ApiError::from(refused).into_response(),
     }
 }
 
@@ -116,53 +187,58 @@ enum Allowed {
 }
 
 /// Whether a user may use the API. Its password is checked as that of a client is, and failures count with those.
-async fn check_user(auth: &Auth, user: &ConnectOptions, peer: IpAddr) -> Result<(), ApiError> {
+async fn check_user(api: &Api, user: &ConnectOptions, peer: IpAddr) -> Result<(), Refused> {
+    let auth = &api.auth.auth;
     let identity = match auth.check(user, Connection { nonce: None, secured: None, kind: None }, peer) {
         Answer::Granted(identity) => Ok(identity),
-        Answer::Verify(verification) => auth.verify(verification).await,
+        Answer::Verify(verification) => {
+            // Whoever waits for a hash keeps its connection, of which there are few: some are to be left to probes.
+            let Ok(_place) = api.verifying.try_acquire() else { return Err(Refused::Busy) };
+            let verified = tokio::time::timeout(auth.configured_timeout(), auth.verify(verification)).await;
+            verified.unwrap_or(Err(Failure::Timeout))
+        }
         Answer::Refused(why) => Err(why),
     };
     match identity {
         Ok(identity) if identity.admin => Ok(()),
-        Ok(_) => {
-            let reason = "this user may not use the admin API (server.users[].admin)".to_owned();
-            Err(ApiError::new(Problem::Denied { reason: reason.clone() }, reason))
-        }
+        Ok(_) => Err(Refused::NotAdmin),
         Err(why) => {
             auth.count_failure(why);
-            Err(ApiError::new(Problem::Unauthorized, "there is no such user with this password"))
+            Err(match why {
+                Failure::TooMany => Refused::TooMany,
+                Failure::Timeout => Refused::Busy,
+                Failure::Credentials | Failure::Revoked => Refused::User,
+            })
         }
     }
 }
 
-fn check(token: &Token, headers: &HeaderMap) -> Result<Allowed, ApiError> {
+fn check(token: &Token, headers: &HeaderMap) -> Result<Allowed, Refused> {
     let host = headers.get(header::HOST);
     if let Some(origin) = headers.get_all(header::ORIGIN).iter().find(|origin| !is_same(origin, host)) {
-        let text =
-            format!("pages of {} may not use the admin API", String::from_utf8_lossy(origin.as_bytes()));
-        return Err(ApiError::new(Problem::ForeignOrigin, text));
+        return Err(Refused::Origin(String::from_utf8_lossy(origin.as_bytes()).into_owned()));
     }
     // Browsers say it also where they name no origin, such as for an image; programs do not say it at all.
     if let Some(site) =
         headers.get_all(SEC_FETCH_SITE).iter().find(|site| !FROM_HERE.contains(&site.as_bytes()))
     {
-        let site = String::from_utf8_lossy(site.as_bytes());
-        let text = format!("pages of other sites may not use the admin API, and the browser says {site}");
-        return Err(ApiError::new(Problem::ForeignOrigin, text));
+        return Err(Refused::Site(String::from_utf8_lossy(site.as_bytes()).into_owned()));
     }
     let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
     if let Some(user) = given.and_then(basic) {
         return Ok(Allowed::If(Box::new(user)));
     }
-    let bearer = given.and_then(|given| {
-        let (scheme, rest) = given.split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
-    });
-    match bearer {
+    match bearer(headers) {
         Some(bearer) if token.is(bearer) => Ok(Allowed::Yes),
-        Some(_) => Err(ApiError::new(Problem::Unauthorized, "this token is not the server's admin token")),
-        None => Err(ApiError::new(Problem::Unauthorized, "the admin API needs a token")),
+        Some(_) => Err(Refused::Token),
+        None => Err(Refused::Nothing),
     }
+}
+
+/// The token of `Authorization: Bearer`, where there is one.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, rest) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
 }
 
 /// Name and password of `Authorization: Basic`, where there are any.
@@ -194,8 +270,8 @@ mod tests {
         for (name, value) in pairs {
             headers.insert(name, value.parse().expect("a valid value"));
         }
-        check(&token, &headers).err().map(|error| {
-            let response = error.into_response();
+        check(&token, &headers).err().map(|refused| {
+            let response = ApiError::from(refused).into_response();
             match response.status().as_u16() {
                 401 => Problem::Unauthorized,
                 403 => Problem::ForeignOrigin,
