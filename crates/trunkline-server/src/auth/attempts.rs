@@ -108,6 +108,38 @@ impl Attempts {
     }
 }
 
+/// Tokens for the admin API that were wrong, where a server has no users to count such things with.
+#[derive(Debug)]
+pub(crate) struct TokenGuesses {
+    attempts: Attempts,
+    /// For one address within the window; `None` is any number.
+    limit: Option<u32>,
+}
+
+/// What they are counted for. No user has such a name.
+pub(super) const ADMIN_NAME: &str = "\nthe admin token";
+
+impl TokenGuesses {
+    pub(crate) fn new(limit: Option<u32>) -> Self {
+        Self { attempts: Attempts::default(), limit }
+    }
+
+    /// Whether one more from this address is worth a look.
+    pub(crate) fn may_guess(&self, address: IpAddr) -> bool {
+        self.guess(address).is_none_or(|guess| self.attempts.may_guess(&guess, Instant::now()))
+    }
+
+    pub(crate) fn failed(&self, address: IpAddr) {
+        if let Some(guess) = self.guess(address) {
+            self.attempts.failed(&guess, Instant::now());
+        }
+    }
+
+    fn guess(&self, address: IpAddr) -> Option<Guess> {
+        self.limit.map(|limit| Guess::new(address, ADMIN_NAME, limit))
+    }
+}
+
 fn is_fresh(failures: &Failures, now: Instant) -> bool {
     now.saturating_duration_since(failures.since) < WINDOW
 }

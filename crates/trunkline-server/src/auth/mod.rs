@@ -28,7 +28,7 @@ use trunkline::Pattern;
 use trunkline::backend::memory::Hub;
 use trunkline_protocol::ConnectOptions;
 
-use attempts::{Attempts, Guess};
+use attempts::{ADMIN_NAME, Attempts, Guess};
 use directory::{Directory, Found};
 use hashing::Hashing;
 use password::Key;
@@ -37,6 +37,7 @@ use crate::arrival::Secured;
 use crate::client::Kind;
 use crate::doorkeeper::network_of;
 
+pub(crate) use attempts::TokenGuesses;
 pub(crate) use directory::Identity;
 pub(crate) use hashing::Verification;
 pub use options::{AuthError, AuthOptions};
@@ -48,9 +49,6 @@ pub(crate) use replies::Replies;
 pub(crate) const GLOBAL_ACCOUNT: &str = "$G";
 /// Random bytes of the nonce that a client with an nkey signs; as on nats-server.
 const NONCE_BYTES: usize = 11;
-
-/// What failures of the admin token are counted for. No user has such a name.
-const ADMIN_NAME: &str = "\nthe admin token";
 
 /// A space of subjects.
 #[derive(Debug)]

@@ -15,8 +15,8 @@ use trunkline_protocol::ConnectOptions;
 
 use super::Api;
 use super::answer::ApiError;
-use crate::admin::Problem;
-use crate::auth::{Answer, Connection, Failure};
+use crate::admin::{BASE, Problem};
+use crate::auth::{Answer, Connection, Failure, TokenGuesses};
 use crate::http::serve::Peer;
 use crate::refusals::HttpRefusal;
 
@@ -62,6 +62,12 @@ impl Token {
         &self.text
     }
 
+    /// Whether it could be guessed, by a request with these headers. A token that a person has made up can be. One that was
+    /// made cannot, and nobody can lock out who has it.
+    fn is_guessable(&self, headers: &HeaderMap) -> bool {
+        !self.is_made && bearer(headers).is_some()
+    }
+
     /// Compares in a time that does not tell how much is right.
     fn is(&self, given: &[u8]) -> bool {
         self.text.as_bytes().ct_eq(given).into()
@@ -70,7 +76,7 @@ impl Token {
 
 /// Before every handler of the API. That the name of the host is the loopback's has been checked by then.
 pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.0);
+    let peer = peer_of(&request);
     match admit(&api, request.headers(), peer).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
@@ -78,7 +84,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
         }
         Err(refused) => {
             api.auth.refusals.count_http(refused.why());
-            let (path, error) = (request.uri().path(), refused.to_string());
+            let (path, error) = (format!("{BASE}{}", request.uri().path()), refused.to_string());
             match api.auth.refusals.may_tell(Instant::now()) {
                 true => tracing::warn!(address = %peer, path, error, "a request to the admin API is refused"),
                 false => {
@@ -93,8 +99,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
 /// Who may use the API by what the headers of a request from `peer` say.
 async fn admit(api: &Api, headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Refused> {
     let auth = &api.auth.auth;
-    // A token that a person has made up can be guessed. One that was made cannot, and nobody can lock out who has it.
-    let is_guessable = !api.token.is_made && bearer(headers).is_some();
+    let is_guessable = api.token.is_guessable(headers);
     if is_guessable && !auth.may_open_admin(peer) {
         return Err(Refused::TooMany);
     }
@@ -163,8 +168,8 @@ pub(crate) enum Caller {
 }
 
 /// The same where there are no users, and the token alone opens.
-pub(crate) async fn token_guard(State(token): State<Token>, mut request: Request, next: Next) -> Response {
-    match check(&token, request.headers()) {
+pub(crate) async fn token_guard(State(door): State<Door>, mut request: Request, next: Next) -> Response {
+    match door.admit(request.headers(), peer_of(&request)) {
         Ok(Allowed::Yes) => {
             request.extensions_mut().insert(Caller::Token);
             next.run(request).await
@@ -175,6 +180,37 @@ pub(crate) async fn token_guard(State(token): State<Token>, mut request: Request
         }
         Err(refused) => ApiError::from(refused).into_response(),
     }
+}
+
+/// The token, and how often it was guessed.
+#[derive(Debug, Clone)]
+pub(crate) struct Door {
+    token: Token,
+    guesses: Arc<TokenGuesses>,
+}
+
+impl Door {
+    /// `failures_max` are the wrong tokens of one address within a minute that are looked at.
+    pub(crate) fn new(token: Token, failures_max: Option<u32>) -> Self {
+        Self { token, guesses: Arc::new(TokenGuesses::new(failures_max)) }
+    }
+
+    fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Allowed, Refused> {
+        let is_guessable = self.token.is_guessable(headers);
+        if is_guessable && !self.guesses.may_guess(peer) {
+            return Err(Refused::TooMany);
+        }
+        let admitted = check(&self.token, headers);
+        if is_guessable && matches!(admitted, Err(Refused::Token)) {
+            self.guesses.failed(peer);
+        }
+        admitted
+    }
+}
+
+/// Where a request comes from.
+fn peer_of(request: &Request) -> IpAddr {
+    request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.0)
 }
 
 /// What a request's headers say of who sends it.
@@ -326,6 +362,22 @@ mod tests {
         ] {
             assert_eq!(problem(&[token.clone(), (site.clone(), said)]), refused, "{said:?}");
         }
+    }
+
+    #[test]
+    fn a_token_that_was_made_up_is_looked_at_so_often_and_one_that_was_made_always() {
+        let statuses = |token: Token| {
+            let (right, door) = (token.expose().to_owned(), Door::new(token, Some(3)));
+            let ask = |given: &str, last: u8| {
+                let mut headers = HeaderMap::new();
+                headers.insert(header::AUTHORIZATION, format!("Bearer {given}").parse().expect("a value"));
+                door.admit(&headers, IpAddr::from([10, 0, 0, last])).is_ok()
+            };
+            assert!(!["a", "b", "c"].iter().any(|wrong| ask(wrong, 1)));
+            [ask(&right, 1), ask(&right, 2)]
+        };
+        assert_eq!(statuses(Token::new(Some("letmein".to_owned())).expect("it is given")), [false, true]);
+        assert_eq!(statuses(Token::new(None).expect("the system has random bytes")), [true, true]);
     }
 
     #[test]

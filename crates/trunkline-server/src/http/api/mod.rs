@@ -31,7 +31,7 @@ use crate::options::AdminDefaults;
 use crate::shared::Shared;
 use answer::{ApiError, ok};
 use conversations::Seen;
-pub(crate) use guard::{Token, token_guard};
+pub(crate) use guard::{Door, Token, token_guard};
 pub(crate) use members::Members;
 pub(crate) use views::Views;
 
