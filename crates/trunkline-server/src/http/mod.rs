@@ -6,6 +6,7 @@
 mod accountz;
 mod alone;
 mod api;
+mod aside;
 mod beside;
 mod connz;
 mod dashboard;
@@ -215,9 +216,4 @@ fn json(value: &impl Serialize) -> Response {
 fn internal(error: &dyn std::error::Error) -> Response {
     tracing::warn!(%error, "cannot answer a monitoring request");
     (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
-}
-
-/// Does work that grows with the number of connections where it keeps no session waiting.
-async fn aside(work: impl FnOnce() -> Response + Send + 'static) -> Response {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| internal(&error))
 }

@@ -9,7 +9,8 @@ use axum::response::Response;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Monitor, aside, durations, json};
+use super::aside::FACTS;
+use super::{Monitor, durations, json};
 use crate::health::timestamp;
 use crate::process::Usage;
 use crate::shared::Closed;
@@ -159,7 +160,7 @@ impl ByKind {
 
 pub(super) async fn varz(State(monitor): State<Arc<Monitor>>) -> Response {
     let workers = tokio::runtime::Handle::current().metrics().num_workers();
-    aside(move || answer(&monitor, workers)).await
+    FACTS.make(move || answer(&monitor, workers)).await
 }
 
 fn answer(monitor: &Monitor, workers: usize) -> Response {
