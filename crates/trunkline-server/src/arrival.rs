@@ -90,7 +90,10 @@ impl Arrival {
             ArrivalError::Left | ArrivalError::Ended => {
                 tracing::debug!(client, %address, %error, "no session")
             }
-            _ => tracing::warn!(client, %address, %error, "no session"),
+            _ if self.server.refusals.may_tell(std::time::Instant::now()) => {
+                tracing::warn!(client, %address, %error, "no session");
+            }
+            _ => tracing::debug!(client, %address, %error, "no session"),
         }
         match error {
             ArrivalError::Left => Err(Closed::ByClient),

@@ -50,7 +50,7 @@ impl Sessions {
             (hub.clone(), None, memory.clone()),
             auth,
             (Slots::default(), None),
-            reserved,
+            (reserved, "nachos.system.policy.reload".parse().expect("a pattern")),
             limits,
             shown,
             address,

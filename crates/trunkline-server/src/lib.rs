@@ -31,6 +31,7 @@ mod outbox;
 mod pages;
 mod process;
 mod promises;
+mod refusals;
 mod reload;
 mod server;
 mod session;

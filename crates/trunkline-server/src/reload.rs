@@ -54,6 +54,9 @@ pub enum ReloadError {
         /// The address.
         address: SocketAddr,
     },
+    /// Users and token are gone. Half a file may say so, too.
+    #[error("there would be no authentication any more, which takes a restart")]
+    Open,
     /// Accounts are spaces of subjects apart, and the backend of a bridge has only one.
     #[error("server.accounts is set, and backend {backend} has one space of subjects for all accounts")]
     Accounts {
@@ -113,6 +116,10 @@ impl Reloader {
         let source = self.source.clone().ok_or(ReloadError::NoSource)?;
         let read = tokio::task::spawn_blocking(move || source()).await;
         let auth = read.unwrap_or_else(|error| Err(error.into())).map_err(ReloadError::Source)?;
+        // A file that is being written is empty for a moment, and an empty one lets everybody in.
+        if self.shared.auth.is_configured() && !auth.is_required() {
+            return Err(ReloadError::Open);
+        }
         self.put_all_in_force(&auth, None, self.shared.tls.plan()).await
     }
 

@@ -1,150 +1,39 @@
-//! Starting, accepting, looking after connections, stopping.
+//! Starting, looking after connections, stopping. What is accepted is `accept`'s matter, where may be listened `exposure`'s.
+
+mod accept;
+mod error;
+mod exposure;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use trunkline::backend::Backend;
 use trunkline::backend::memory::MemoryBackend;
-use trunkline::backend::{Backend, BackendKind};
 use trunkline::memory::Relief;
 use trunkline::{Bus, BusOptions, Front, Pattern, Subject, Token, Topics, observe};
-use trunkline_core::SubjectError;
-use trunkline_protocol::ServerError;
 
-use crate::auth::{Auth, AuthError, AuthOptions, Reloaded};
+use crate::auth::{Auth, AuthOptions, Reloaded};
 use crate::bridge::Bridge;
-use crate::bridge::orders::Orders;
-use crate::client::{Client, Kind};
-use crate::connection::Connection;
+use crate::client::Kind;
 use crate::health::{HEALTH_TYPE, Health};
 use crate::http::{self, Api, Members, Monitor, Token as AdminToken, Views};
 use crate::lame_duck;
 use crate::memory;
 use crate::options::ServerOptions;
-use crate::outbox::{Ending, Outbox};
+use crate::outbox::Ending;
 use crate::promises::Promises;
 use crate::reload::{RELOAD_SUBJECT, ReloadError, ReloadOptions, Reloader};
-use crate::shared::{Entry, Shared, Shown};
-use crate::socket::Socket;
-use crate::threads::{self, Place, Threads};
+use crate::shared::{Shared, Shown};
+use crate::threads::Threads;
 use crate::tls::{self, TlsError, TlsOptions};
-use crate::websocket::{OriginError, Origins, WebListener, WebSocketOptions};
+use crate::websocket::{Origins, WebListener, WebSocketOptions};
 
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 4096;
-/// Pause after an accept that failed for want of a resource.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Why a server did not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address} ({setting})")]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// The configuration key that names it.
-        setting: &'static str,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The threads for connections cannot be started.
-    #[error("cannot start {count} threads for connections")]
-    Threads {
-        /// How many were to be started.
-        count: usize,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The address can be reached from other machines, and this server asks nobody who they are.
-    #[error(
-        "{setting} is {address}, which is reachable from other machines, and the server has no authentication"
-    )]
-    Exposed {
-        /// The address.
-        address: SocketAddr,
-        /// The configuration key that names it.
-        setting: &'static str,
-    },
-    /// The address can be reached from other machines, and passwords and messages would travel there in plain text.
-    #[error("{setting} is {address}, which is reachable from other machines, and the server has no TLS")]
-    Plaintext {
-        /// The address.
-        address: SocketAddr,
-        /// The configuration key that names it.
-        setting: &'static str,
-    },
-    /// Certificates or keys that cannot be used.
-    #[error("TLS cannot be served")]
-    Tls(#[from] TlsError),
-    /// An origin that cannot be one.
-    #[error(transparent)]
-    Origin(#[from] OriginError),
-    /// The WebSocket listener is configured, all but its address.
-    #[error("server.websocket is set, and server.websocket.listen is not")]
-    WebSocketAddress,
-    /// Users that cannot be put in force.
-    #[error("the users of the server cannot be put in force")]
-    Auth(#[from] AuthError),
-    /// Accounts are spaces of subjects apart, and the backend of a bridge has only one.
-    #[error("server.accounts is set, and backend {backend} has one space of subjects for all accounts")]
-    Accounts {
-        /// The backend.
-        backend: BackendKind,
-    },
-    /// The system gives no random bytes to make the admin token of.
-    #[error("the admin token cannot be made: {reason}")]
-    AdminToken {
-        /// What the system said.
-        reason: String,
-    },
-    /// The first token of the platform's subjects cannot be one.
-    #[error("{root:?} cannot begin a subject (messaging.subject_root)")]
-    SubjectRoot {
-        /// What was given.
-        root: String,
-        /// What is wrong with it.
-        source: SubjectError,
-    },
-}
-
-impl StartError {
-    /// What the operator can do about it.
-    pub fn hint(&self) -> String {
-        match self {
-            Self::Bind { setting, .. } => {
-                format!("set {setting} to another address; port 0 is any free one")
-            }
-            Self::Threads { .. } => "set runtime.resources.cpus to fewer, or raise the limit of processes".to_owned(),
-            Self::Exposed { setting, .. } => {
-                format!("set server.users or server.auth, or {setting} to a loopback address such as 127.0.0.1:4222")
-            }
-            Self::Plaintext { setting, .. } => {
-                format!(
-                    "set server.tls.cert_file and key_file (for server.listen and server.websocket.listen), server.plaintext to true if the network is to be trusted, or {setting} to a loopback address"
-                )
-            }
-            Self::Tls(error) => error.hint(),
-            Self::Origin(_) => "an origin has a scheme, a host, and a port where it is not the scheme's own: https://chat.example.org".to_owned(),
-            Self::WebSocketAddress => "set server.websocket.listen to an address such as 127.0.0.1:8443".to_owned(),
-            Self::Auth(error) => match error {
-                AuthError::Hash { .. } => "`trunkline passwd` makes a hash for server.users and server.auth".to_owned(),
-                AuthError::Nkey { .. } => "a public nkey begins with U; its seed, with SU, stays with the client".to_owned(),
-                _ => "`trunkline config keys` says what server.users and server.auth take".to_owned(),
-            },
-            Self::Accounts { .. } => {
-                "use one server with its own messaging.stream_prefix for each account, or permissions in one account"
-                    .to_owned()
-            }
-            Self::AdminToken { .. } => "set server.auth.admin_token".to_owned(),
-            Self::SubjectRoot { .. } => "set messaging.subject_root to a word such as nachos".to_owned(),
-        }
-    }
-}
+use accept::Accepting;
+pub use error::StartError;
+pub(crate) use exposure::{Exposure, METRICS_LISTEN, listen};
 
 /// A running server. Dropping it stops it without waiting; [`Server::shutdown`] is the orderly way.
 pub struct Server {
@@ -233,7 +122,7 @@ impl Server {
             (hub, bridge, budget),
             auth,
             (tls, web),
-            dead_letters,
+            (dead_letters, reload_subject.clone()),
             options.limits.clone(),
             Shown { name: options.name, version: options.version, trace_payloads: options.trace_payloads },
             address,
@@ -332,6 +221,13 @@ impl Server {
         let web = shared.web.as_ref().map(|web| web.address);
         let exposed =
             [Some(shared.address), http, web].into_iter().flatten().find(|it| !it.ip().is_loopback());
+        if let (Some(address), Some(user)) = (exposed, &options.auth.no_auth_user) {
+            tracing::warn!(
+                %address,
+                user,
+                "other machines reach this address, and whoever gives no credentials there is this user (server.auth.no_auth_user)"
+            );
+        }
         let reloader = Arc::new(Reloader::new(shared.clone(), options.auth_source, exposed));
         if reloader.has_source() {
             tasks.spawn(reloader.clone().listen(reload_subject, stop.clone()));
@@ -475,134 +371,6 @@ fn plan(
         true => Err(TlsError::for_http()),
         false => Ok(tls::Plan { clients: tls.cloned(), web: web.cloned(), http }),
     }
-}
-
-/// The key of the address where probes and metrics are served apart.
-pub(crate) const METRICS_LISTEN: &str = "server.metrics_listen";
-
-/// What decides whether other machines may reach the server.
-#[derive(Clone, Copy)]
-pub(crate) struct Exposure {
-    /// Clients are asked who they are.
-    pub(crate) auth: bool,
-    /// What is sent there is encrypted, or the operator trusts the network.
-    pub(crate) safe: bool,
-}
-
-impl Exposure {
-    /// Probes and metrics apart are for machines that have no credentials.
-    pub(crate) const PROBES: Self = Self { auth: true, safe: true };
-}
-
-/// Binds an address of the configuration, and says which it has become.
-pub(crate) fn listen(
-    wanted: SocketAddr,
-    setting: &'static str,
-    rule: Exposure,
-) -> Result<(TcpListener, SocketAddr), StartError> {
-    let listener = bind(wanted, setting, rule)?;
-    let address = local_address(&listener, wanted, setting)?;
-    Ok((listener, address))
-}
-
-fn bind(address: SocketAddr, setting: &'static str, rule: Exposure) -> Result<TcpListener, StartError> {
-    if !address.ip().is_loopback() {
-        if !rule.auth {
-            return Err(StartError::Exposed { address, setting });
-        }
-        if !rule.safe {
-            return Err(StartError::Plaintext { address, setting });
-        }
-    }
-    let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    listen().map_err(|source| StartError::Bind { address, setting, source })
-}
-
-fn local_address(
-    listener: &TcpListener,
-    address: SocketAddr,
-    setting: &'static str,
-) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(|source| StartError::Bind { address, setting, source })
-}
-
-/// What it takes to serve whoever connects to a listener.
-struct Accepting {
-    kind: Kind,
-    shared: Arc<Shared>,
-    threads: Arc<Threads>,
-    tasks: TaskTracker,
-}
-
-impl Accepting {
-    /// Owned by the server's tracker; ends by `stop`.
-    async fn run(self, listener: TcpListener, stop: CancellationToken) {
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((socket, address)) => self.welcome(socket, address),
-                Err(error) => {
-                    // Out of file descriptors, mostly: those who wait are served when others have left.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    fn welcome(&self, socket: TcpStream, address: SocketAddr) {
-        let (shared, kind) = (&self.shared, self.kind);
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%address, %error, "connection lost before it was served");
-            return;
-        }
-        if !shared.may_come(address.ip()) {
-            // In plain text, and only where that is what the client speaks.
-            if kind == Kind::Nats && shared.tls.clients.get().is_none() {
-                tell_there_are_too_many(&socket);
-            }
-            return;
-        }
-        let (socket, place) = match self.threads.place(socket) {
-            Ok(placed) => placed,
-            Err(error) => return tracing::warn!(%address, %error, "a connection cannot be served"),
-        };
-        let socket = Arc::new(Socket::new(socket));
-        let outbox = Outbox::new(socket.clone(), shared.limits().max_pending, &shared.memory);
-        let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new(&shared.memory)));
-        let nonce = shared.auth.nonce();
-        let memory = shared.memory.clone();
-        let client = Client::new(shared.next_client_id(), (address, kind), outbox, nonce, orders, memory);
-        let client = Arc::new(client);
-        client.touch(shared.now_ms());
-        match shared.enter(&client) {
-            Entry::Served => {
-                let runtime = place.as_ref().map(Place::runtime).cloned();
-                let connection = Connection::new(shared.clone(), client, socket, place);
-                threads::spawn(runtime.as_ref(), &self.tasks, Box::new(connection).run());
-            }
-            // It would not understand.
-            Entry::Full if kind == Kind::WebSocket => {}
-            Entry::Full => tell_there_are_too_many(socket.tcp()),
-            Entry::Stopping => {}
-        }
-    }
-}
-
-/// Not through the runtime, which has yet to learn that one can write to the socket. Nobody waits for the client: it may
-/// have to do without.
-fn tell_there_are_too_many(socket: &TcpStream) {
-    let mut line = Vec::new();
-    ServerError::MaxConnections.write(&mut line);
-    let _ = socket2::SockRef::from(socket).send(&line);
 }
 
 /// Owned by the server's tracker; ends by `stop`.

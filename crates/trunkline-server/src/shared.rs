@@ -27,6 +27,7 @@ use crate::memory::StagingBounds;
 use crate::options::Limits;
 use crate::outbox::{Ending, Slow, SlowBy};
 use crate::pages::Spares;
+use crate::refusals::Refusals;
 use crate::tls;
 use crate::view::{ClientView, Count, Departed};
 use crate::websocket::WebListener;
@@ -159,6 +160,8 @@ pub(crate) struct Shared {
     pub(crate) auth: Auth,
     /// Subjects on which only the bus itself publishes. The hubs know them, too.
     reserved: Pattern,
+    /// What a message on it asks for is only for those who may publish there.
+    reload_subject: Pattern,
     /// TLS of all listeners.
     pub(crate) tls: tls::Slots,
     /// Where WebSocket clients come.
@@ -184,6 +187,8 @@ pub(crate) struct Shared {
     refused_by_rate: AtomicU64,
     /// Asked before a client is made, where there is such a limit.
     doorkeeper: Doorkeeper,
+    /// Those who are refused, as the log is told of them, and as they are counted where nothing else counts them.
+    pub(crate) refusals: Refusals,
     denied: AtomicU64,
     denied_subscriptions: AtomicU64,
     no_responders: AtomicU64,
@@ -272,7 +277,7 @@ impl Shared {
         (hub, bridge, memory): (Arc<Hub>, Option<Arc<Bridge>>, Arc<MemoryBudget>),
         auth: Auth,
         (tls, web): (tls::Slots, Option<WebListener>),
-        reserved: Pattern,
+        (reserved, reload_subject): (Pattern, Pattern),
         limits: Limits,
         shown: Shown,
         address: SocketAddr,
@@ -285,6 +290,7 @@ impl Shared {
             tls,
             web,
             reserved,
+            reload_subject,
             limits: RwLock::new(Arc::new(limits)),
             name: shown.name.unwrap_or_else(|| id.clone()),
             id,
@@ -299,6 +305,7 @@ impl Shared {
             refused: AtomicU64::new(0),
             refused_by_rate: AtomicU64::new(0),
             doorkeeper: Doorkeeper::default(),
+            refusals: Refusals::default(),
             denied: AtomicU64::new(0),
             denied_subscriptions: AtomicU64::new(0),
             no_responders: AtomicU64::new(0),
@@ -653,6 +660,13 @@ impl Shared {
         std::str::from_utf8(subject).is_ok_and(|subject| self.reserved.matches_str(subject))
     }
 
+    /// Whether this is where users and permissions are asked to be read again. Who may not publish there may not have
+    /// somebody else answer there, either.
+    #[inline]
+    pub(crate) fn asks_for_reload(&self, subject: &[u8]) -> bool {
+        self.reload_subject.as_bytes() == subject
+    }
+
     /// What marks the messages of a client that must not get them back, on all servers of one backend.
     pub(crate) fn origin(&self, client: &Client) -> ByteString {
         format!("{}.{}", self.id, client.id).into()
@@ -715,6 +729,7 @@ impl Shared {
     /// Looks after every client once: PINGs those that are quiet, cuts off those that do not answer or do not read.
     pub(crate) fn look_after(&self) {
         let (now, now_ms) = (Instant::now(), self.now_ms());
+        self.refusals.tell_the_rest();
         let limits = self.limits();
         let interval_ms = limits.ping_interval.as_millis() as u64;
         for client in self.clients() {

@@ -1,6 +1,6 @@
 //! The listener for WebSocket clients: where it is, and which web pages may use it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -170,7 +170,10 @@ impl Gate {
         let origin = origin.and_then(Origin::parse).ok_or(Refused)?;
         let is_same = || {
             let host: Uri = headers.get(header::HOST)?.to_str().ok()?.parse().ok()?;
-            Origin::at(self.secure, host.host()?, host.port_u16()).filter(|own| *own == origin)
+            // By TLS a page has proved that the name is the server's. Without, a page of any site may come from a name of its
+            // own, have that resolve to this machine, and be of the same origin.
+            let is_own = self.secure || is_no_name(host.host()?);
+            Origin::at(self.secure, host.host()?, host.port_u16()).filter(|own| is_own && *own == origin)
         };
         let is_same = self.origins.same && is_same().is_some();
         let is_allowed = is_any || self.origins.allowed.contains(&origin);
@@ -180,6 +183,14 @@ impl Gate {
             false => Err(Refused),
         }
     }
+}
+
+/// Whether it is an address or `localhost`, which nobody can have resolve to something else.
+fn is_no_name(host: &str) -> bool {
+    let v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<Ipv4Addr>().is_ok()
+        || v6.is_some_and(|host| host.parse::<Ipv6Addr>().is_ok())
 }
 
 #[cfg(test)]
@@ -224,6 +235,31 @@ mod tests {
         assert!(!verdict(&options, true, &[("origin", "https://bus.example.org:8443"), host]));
         options.allowed_origins = vec!["*".to_owned()];
         assert!(verdict(&options, true, &[("origin", "null"), host]));
+    }
+
+    #[test]
+    fn without_tls_a_page_is_of_the_same_origin_by_addresses_and_by_no_name() {
+        let mut options = WebSocketOptions::at(([127, 0, 0, 1], 0).into());
+        let cases = [
+            ("127.0.0.1:9222", true),
+            ("localhost:9222", true),
+            ("LOCALHOST:9222", true),
+            ("[::1]:9222", true),
+            ("10.1.2.3:9222", true),
+            ("evil.example:9222", false),
+            ("127.0.0.1.evil.example:9222", false),
+            ("localhost.evil.example:9222", false),
+        ];
+        for (host, expected) in cases {
+            let origin = format!("http://{host}");
+            let headers = [("origin", &*origin), ("host", host)];
+            assert_eq!(verdict(&options, false, &headers), expected, "{host}");
+            let secure = format!("https://{host}");
+            assert!(verdict(&options, true, &[("origin", &*secure), ("host", host)]), "{host}");
+        }
+        options.allowed_origins = vec!["http://chat.internal:9222".to_owned()];
+        let named = [("origin", "http://chat.internal:9222"), ("host", "chat.internal:9222")];
+        assert!(verdict(&options, false, &named), "one that is allowed");
     }
 
     #[test]

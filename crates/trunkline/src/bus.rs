@@ -434,7 +434,8 @@ impl Inner {
 
     /// Publishes without anyone waiting for the outcome: frames of flow control, which a lost connection makes moot.
     pub(crate) fn publish_aside(self: &Arc<Self>, message: Message) {
-        if let Publishing::Pending(future) = self.publish_now(message, PublishOptions::default()) {
+        // Its subject comes from the other side, which must not have the bus write dead letters for it.
+        if let Publishing::Pending(future) = self.publish_past_outbox(message, PublishOptions::default()) {
             self.run_aside(Box::pin(async move {
                 if let Err(error) = future.await {
                     tracing::debug!(%error, "control message not published");

@@ -28,7 +28,7 @@ use crate::settings::{self, GlobalArgs};
 use crate::trust::UNTRUSTED;
 
 /// What of a server's `/varz` is worth a line, where it is there.
-const FACTS: [(&str, &str); 19] = [
+const FACTS: [(&str, &str); 20] = [
     ("server_id", "server id"),
     ("server_name", "name"),
     ("version", "version"),
@@ -42,6 +42,7 @@ const FACTS: [(&str, &str); 19] = [
     ("denied_msgs", "messages denied"),
     ("denied_subscriptions", "subscriptions denied"),
     ("auth_failures", "failed log-ins"),
+    ("refused_requests", "requests refused"),
     ("refused_connections", "connections refused"),
     ("refused_subscriptions", "subscriptions refused"),
     ("mem", "memory, bytes"),

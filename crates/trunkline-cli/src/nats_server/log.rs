@@ -3,6 +3,7 @@
 //! What the server itself has to tell comes through `tracing` and is written in the same format: an event about a client
 //! begins with its address and number, as there.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -135,8 +136,7 @@ impl Log {
             };
             let _ = write!(line, "{} ", now.strftime("%Y/%m/%d %H:%M:%S%.6f"));
         }
-        // What clients sent may be in it: a line stays a line.
-        let text = text.replace('\n', "\\n").replace('\r', "\\r");
+        let text = plain(text);
         let _ = writeln!(line, "[{level}] {text}");
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         // Where the log cannot be written there is nowhere left to say so.
@@ -157,6 +157,21 @@ impl Log {
             _ => true,
         }
     }
+}
+
+/// What clients sent may be in a text: a line stays a line, and steers no terminal.
+fn plain(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match character.is_control() {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    Cow::Owned(shown)
 }
 
 fn append_to(path: &Path) -> io::Result<File> {
@@ -189,7 +204,10 @@ impl<S: Subscriber> Layer<S> for Events {
             Level::DEBUG => "DBG",
             Level::TRACE => "TRC",
         };
-        self.0.line(level, &text.finish());
+        match text.of_nats_server() {
+            Some(words) if level == "WRN" => self.0.line("ERR", &text.about_client(&words)),
+            _ => self.0.line(level, &text.finish()),
+        }
     }
 }
 
@@ -199,18 +217,48 @@ struct Text {
     client: Option<u64>,
     address: Option<String>,
     message: String,
-    others: String,
+    others: Vec<(&'static str, String)>,
 }
 
 impl Text {
-    fn finish(self) -> String {
-        match (self.address, self.client) {
-            (Some(address), Some(client)) => {
-                format!("{address} - cid:{client} - {}{}", self.message, self.others)
+    fn finish(&self) -> String {
+        let mut text = self.message.clone();
+        for (name, value) in &self.others {
+            let _ = write!(text, ", {name} {value}");
+        }
+        self.about_client(&text)
+    }
+
+    /// With the client before it that it is about, where it is about one.
+    fn about_client(&self, text: &str) -> String {
+        match (&self.address, self.client) {
+            (Some(address), Some(client)) => format!("{address} - cid:{client} - {text}"),
+            (Some(address), None) => format!("{address} - {text}"),
+            (None, Some(client)) => format!("cid:{client} - {text}"),
+            (None, None) => text.to_owned(),
+        }
+    }
+
+    fn field(&self, name: &str) -> Option<&str> {
+        self.others.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The same in the words of nats-server, which those who watch its log for attacks look for; `None` where it has none. It
+    /// takes all of these for errors.
+    fn of_nats_server(&self) -> Option<String> {
+        let user = self.field("user");
+        let by = user.map_or_else(|| "User \"N/A\"".to_owned(), |user| format!("User {user:?}"));
+        let subject = || self.field("subject").unwrap_or_default();
+        match (self.message.as_str(), self.field("reason").or_else(|| self.field("what"))?) {
+            ("not authorized", "timeout") => Some("authentication timeout".to_owned()),
+            ("not authorized", _) if user.is_none() => Some("authentication error".to_owned()),
+            ("not authorized", _) => Some(format!("authentication error - {by}")),
+            ("not permitted", "publish") => Some(format!("Publish Violation - {by}, Subject {}", subject())),
+            ("not permitted", "reply") => Some(format!("Publish Violation - {by}, Reply {}", subject())),
+            ("not permitted", "subscribe") => {
+                Some(format!("Subscription Violation - {by}, Subject {}", subject()))
             }
-            (Some(address), None) => format!("{address} - {}{}", self.message, self.others),
-            (None, Some(client)) => format!("cid:{client} - {}{}", self.message, self.others),
-            (None, None) => format!("{}{}", self.message, self.others),
+            _ => None,
         }
     }
 }
@@ -231,9 +279,53 @@ impl Visit for Text {
         match field.name() {
             "message" => self.message = format!("{value:?}"),
             "address" => self.address = Some(format!("{value:?}")),
-            name => {
-                let _ = write!(self.others, ", {name} {value:?}");
-            }
+            name => self.others.push((name, format!("{value:?}"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stays_a_line_and_steers_no_terminal() {
+        assert_eq!(plain("Jörg's client, \"x\""), "Jörg's client, \"x\"");
+        assert_eq!(
+            plain("user \u{1b}[2J\r\n[1] [INF] \u{9b}m\u{7f}"),
+            r"user \u{1b}[2J\r\n[1] [INF] \u{9b}m\u{7f}"
+        );
+    }
+
+    #[test]
+    fn refusals_are_told_in_the_words_of_nats_server() {
+        let check = |message: &str, fields: &[(&'static str, &str)], expected: Option<&str>| {
+            let others = fields.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+            let address = Some("127.0.0.1:5".to_owned());
+            let text = Text { client: Some(7), address, message: message.to_owned(), others };
+            let told = text.of_nats_server().map(|words| text.about_client(&words));
+            assert_eq!(told.as_deref(), expected, "{message} {fields:?}");
+        };
+        let (ann, secret) = (("user", "ann"), ("subject", "\"secret.>\""));
+        check(
+            "not authorized",
+            &[ann, ("reason", "credentials")],
+            Some("127.0.0.1:5 - cid:7 - authentication error - User \"ann\""),
+        );
+        let error = "127.0.0.1:5 - cid:7 - authentication error";
+        check("not authorized", &[("reason", "credentials")], Some(error));
+        let timeout = "127.0.0.1:5 - cid:7 - authentication timeout";
+        check("not authorized", &[("reason", "timeout")], Some(timeout));
+        check(
+            "not permitted",
+            &[ann, secret, ("what", "publish")],
+            Some("127.0.0.1:5 - cid:7 - Publish Violation - User \"ann\", Subject \"secret.>\""),
+        );
+        check(
+            "not permitted",
+            &[ann, secret, ("what", "subscribe")],
+            Some("127.0.0.1:5 - cid:7 - Subscription Violation - User \"ann\", Subject \"secret.>\""),
+        );
+        check("no session", &[("error", "x")], None);
     }
 }

@@ -3,7 +3,7 @@
 //! Where the server asks for users, each component gets one of its own for this run, with a password that nobody has to
 //! know: it is in memory and in the component's environment, and nowhere else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ pub(crate) struct PasswordError {
 pub(crate) struct MadeUsers {
     /// Passwords by the name of the component.
     passwords: BTreeMap<String, Secret>,
+    /// Those of them to whom somebody of their name lends its permissions.
+    lent: BTreeSet<String>,
     /// Where components report what they see, where they are to.
     reports: Option<Pattern>,
 }
@@ -39,17 +41,23 @@ impl MadeUsers {
     /// # Errors
     /// The system gives no random bytes.
     pub(crate) fn make(config: &Config) -> Result<Self, PasswordError> {
-        let mut passwords = BTreeMap::new();
-        if AuthOptions::from(&config.server).is_required() {
+        let (mut passwords, mut lent) = (BTreeMap::new(), BTreeSet::new());
+        let options = AuthOptions::from(&config.server);
+        if options.is_required() {
             for name in config.components.keys() {
                 passwords.insert(name.clone(), password()?);
+                let mut users = options.users.iter().chain(options.accounts.values().flatten());
+                if users.any(|user| user.user.as_ref() == Some(name)) {
+                    lent.insert(name.clone());
+                }
             }
         }
-        Ok(Self { passwords, reports: reports(config) })
+        Ok(Self { passwords, lent, reports: reports(config) })
     }
 
     /// Adds them to the users of the configuration. Who is named like the component lends it its permissions, and is in
-    /// the same account; else it has those of whoever has none of its own.
+    /// the same account; else it has those of whoever has none of its own. Where there was somebody of that name and is not
+    /// any more, the component is nobody either: it must not have more rights because those were taken away.
     pub(crate) fn join(&self, options: &mut AuthOptions) {
         for (name, password) in &self.passwords {
             let alike = |user: &&User| user.user.as_ref() == Some(name);
@@ -64,6 +72,10 @@ impl MadeUsers {
             options.made.extend(made.user.clone());
             let inherited = options.default_permissions.clone();
             let account = options.accounts.values_mut().find(|users| users.iter().any(|user| alike(&user)));
+            if self.lent.contains(name) && account.is_none() && !options.users.iter().any(|user| alike(&user))
+            {
+                continue;
+            }
             if let Some(users) = &account {
                 made.permissions = users.iter().find(alike).and_then(|user| user.permissions.clone());
             }
@@ -292,6 +304,26 @@ mod tests {
         let url = format!("nats://component-tool:{password}@127.0.0.1:4300");
         assert!(variables.contains(&("NATS_URL".to_owned(), url)));
         assert!(variables.contains(&("NATS_PASSWORD".to_owned(), password)));
+    }
+
+    #[test]
+    fn a_made_user_goes_when_the_one_named_alike_goes_and_gains_nothing() {
+        let restricted = format!(
+            "{COMPONENT}server: {{users: [{{user: tool, password: x, permissions: {{publish: []}}}}]}}\n"
+        );
+        let users = MadeUsers::make(&config(&restricted)).unwrap();
+        let made = |yaml: &str| {
+            let mut options = AuthOptions::from(&config(yaml).server);
+            users.join(&mut options);
+            let names: Vec<_> = options.users.into_iter().filter_map(|user| user.user).collect();
+            names
+        };
+        assert_eq!(made(&restricted), ["tool", "component-tool"]);
+        assert_eq!(made("server: {users: [{user: ann, password: a}]}\n"), ["ann"]);
+        let moved = "server: {accounts: {east: {users: [{user: tool, password: x}]}}}\n";
+        let mut options = AuthOptions::from(&config(moved).server);
+        users.join(&mut options);
+        assert_eq!(options.accounts["east"].len(), 2);
     }
 
     #[test]

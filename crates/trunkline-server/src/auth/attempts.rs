@@ -15,7 +15,8 @@ use crate::doorkeeper::network_of;
 
 /// How long a failure counts.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Most entries; past it the oldest goes.
+/// Most entries; past it those go that have failed least, the oldest of them first: whoever has failed often is not forgotten
+/// because somebody comes by many names.
 const ENTRIES_MAX: usize = 8192;
 /// An address may ask for so many times the hashing that one user may.
 const HASHING_PER_ADDRESS: u32 = 4;
@@ -107,6 +108,38 @@ impl Attempts {
     }
 }
 
+/// Tokens for the admin API that were wrong, where a server has no users to count such things with.
+#[derive(Debug)]
+pub(crate) struct TokenGuesses {
+    attempts: Attempts,
+    /// For one address within the window; `None` is any number.
+    limit: Option<u32>,
+}
+
+/// What they are counted for. No user has such a name.
+pub(super) const ADMIN_NAME: &str = "\nthe admin token";
+
+impl TokenGuesses {
+    pub(crate) fn new(limit: Option<u32>) -> Self {
+        Self { attempts: Attempts::default(), limit }
+    }
+
+    /// Whether one more from this address is worth a look.
+    pub(crate) fn may_guess(&self, address: IpAddr) -> bool {
+        self.guess(address).is_none_or(|guess| self.attempts.may_guess(&guess, Instant::now()))
+    }
+
+    pub(crate) fn failed(&self, address: IpAddr) {
+        if let Some(guess) = self.guess(address) {
+            self.attempts.failed(&guess, Instant::now());
+        }
+    }
+
+    fn guess(&self, address: IpAddr) -> Option<Guess> {
+        self.limit.map(|limit| Guess::new(address, ADMIN_NAME, limit))
+    }
+}
+
 fn is_fresh(failures: &Failures, now: Instant) -> bool {
     now.saturating_duration_since(failures.since) < WINDOW
 }
@@ -114,7 +147,10 @@ fn is_fresh(failures: &Failures, now: Instant) -> bool {
 fn make_room(table: &mut HashMap<Entry, Failures, foldhash::quality::RandomState>, now: Instant) {
     table.retain(|_, failures| is_fresh(failures, now));
     while table.len() >= ENTRIES_MAX {
-        let Some(oldest) = table.iter().min_by_key(|(_, failures)| failures.since).map(|(entry, _)| *entry)
+        let Some(oldest) = table
+            .iter()
+            .min_by_key(|(_, failures)| (failures.count, failures.since))
+            .map(|(entry, _)| *entry)
         else {
             return;
         };
@@ -180,6 +216,18 @@ mod tests {
         assert_eq!(attempts.table.lock().len(), ENTRIES_MAX);
         assert!(attempts.may_guess(&of(0), now));
         assert!(!attempts.may_guess(&of(ENTRIES_MAX as u32 - 1), now));
+    }
+
+    #[test]
+    fn many_names_do_not_make_it_forget_who_has_failed_often() {
+        let (attempts, start) = (Attempts::default(), Instant::now());
+        let ann = guess(HERE, "ann");
+        (0..3).for_each(|_| attempts.failed(&ann, start));
+        for n in 0..2 * ENTRIES_MAX as u32 {
+            attempts.failed(&guess(HERE, &format!("user {n}")), start + Duration::from_micros(u64::from(n)));
+        }
+        let now = start + Duration::from_secs(1);
+        assert!(!attempts.may_guess(&ann, now) && !attempts.may_hash(&guess(HERE, "bob"), now));
     }
 
     #[test]

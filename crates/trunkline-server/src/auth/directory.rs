@@ -72,8 +72,11 @@ pub(super) struct Directory {
     token: Option<Entry>,
     /// Whoever gives no credentials, where that is allowed.
     anonymous: Option<Arc<Identity>>,
-    /// Somebody's hash, against which passwords of users that do not exist are checked.
-    decoy: Option<SharedPassword>,
+    /// What users have for passwords, in the order in which they are configured: what is said of users that do not exist
+    /// takes as long as what is said of these.
+    decoys: Vec<SharedPassword>,
+    /// There is anybody to be.
+    is_required: bool,
     pub(super) timeout: Duration,
     pub(super) failures_max: Option<u32>,
     key: Key,
@@ -101,7 +104,8 @@ impl Directory {
             nkeys: HashMap::default(),
             token: None,
             anonymous: None,
-            decoy: None,
+            decoys: Vec::new(),
+            is_required: options.is_required(),
             timeout: options.timeout,
             failures_max: options.failures_max,
             key: key.clone(),
@@ -134,8 +138,9 @@ impl Directory {
             None => (!options.is_required()).then(|| everybody(None)),
             Some(name) => Some(directory.named(name)?),
         };
-        let mut passwords = directory.users.values().chain(&directory.token).map(|entry| &entry.password);
-        directory.decoy = passwords.find(|password| !password.is_plain()).cloned();
+        if directory.decoys.is_empty() {
+            directory.decoys.extend(directory.token.iter().map(|entry| entry.password.clone()));
+        }
         Ok(directory)
     }
 
@@ -171,6 +176,7 @@ impl Directory {
             (Some(name), Some(password), None) => {
                 let known = former.and_then(|former| former.users.get(name.as_str()));
                 let password = self.password(password, name, known)?;
+                self.decoys.push(password.clone());
                 let entry = Entry { password, identity: identity(name) };
                 match self.users.insert(name.as_str().into(), entry) {
                     None => Ok(()),
@@ -229,11 +235,47 @@ impl Directory {
 
     /// Whether there is anybody to be.
     pub(super) fn is_required(&self) -> bool {
-        self.users() > 0
+        self.is_required
     }
 
-    pub(super) fn anonymous(&self) -> Option<Arc<Identity>> {
-        self.anonymous.clone()
+    /// Whether somebody may be let in without saying a word.
+    pub(super) fn has_anonymous(&self) -> bool {
+        self.anonymous.is_some()
+    }
+
+    /// Who a client is that says nothing of itself, on this connection.
+    pub(super) fn anonymous(&self, connection: Connection<'_>) -> Option<Arc<Identity>> {
+        // Where certificates say who a client is, one that names nobody is nobody's, and not anybody's.
+        match self.is_certified(connection) {
+            true => None,
+            false => self.anonymous.clone().filter(|identity| identity.may_come_by(connection.kind)),
+        }
+    }
+
+    fn is_certified(&self, connection: Connection<'_>) -> bool {
+        self.certified.is_some() && connection.secured.is_some_and(|secured| secured.is_mapped)
+    }
+
+    /// What of CONNECT is looked at: the first of these that it has.
+    fn credential<'a>(&self, said: &'a ConnectOptions) -> Credential<'a> {
+        if let Some(nkey) = given(&said.nkey).filter(|_| self.has_nkeys()) {
+            return Credential::Nkey(nkey);
+        }
+        match (given(&said.user), given(&said.auth_token)) {
+            (Some(name), _) => Credential::User { name, password: said.pass.as_deref().unwrap_or_default() },
+            (None, Some(token)) => Credential::Token(token),
+            (None, None) => Credential::Nothing,
+        }
+    }
+
+    /// What CONNECT calls its user: what failures are counted for, and what logs show. Never a secret. It is of the very
+    /// credential that is checked: one that is not could be another for each guess.
+    pub(super) fn name_of<'a>(&self, said: &'a ConnectOptions) -> &'a str {
+        match self.credential(said) {
+            Credential::Nkey(name) | Credential::User { name, .. } => name,
+            Credential::Token(_) => TOKEN_SHOWN,
+            Credential::Nothing => "",
+        }
     }
 
     /// `made` are users whose passwords stand nowhere.
@@ -253,10 +295,10 @@ impl Directory {
     pub(super) fn find(&self, said: &ConnectOptions, connection: Connection<'_>) -> Found {
         let Connection { nonce, secured, kind } = connection;
         if !self.is_required() {
-            return self.without_credentials(kind);
+            return self.without_credentials(connection);
         }
-        if let (Some(certified), Some(secured)) =
-            (&self.certified, secured.filter(|secured| secured.is_mapped))
+        if let (Some(certified), Some(secured), true) =
+            (&self.certified, secured, self.is_certified(connection))
         {
             let owner = secured.owner.iter();
             let mut names = owner.flat_map(|owner| owner.names.iter().chain(&owner.subject));
@@ -264,44 +306,63 @@ impl Directory {
                 .find_map(|name| certified.get(name.as_str()).filter(|identity| identity.may_come_by(kind)));
             return found.cloned().map_or(Found::Nobody, Found::Identity);
         }
-        if let Some(nkey) = given(&said.nkey).filter(|_| self.has_nkeys()) {
-            return match self.nkeys.get(nkey) {
+        match self.credential(said) {
+            Credential::Nkey(nkey) => match self.nkeys.get(nkey) {
                 Some((pair, identity)) if identity.may_come_by(kind) && is_signed(pair, said, nonce) => {
                     Found::Identity(identity.clone())
                 }
                 _ => Found::Nobody,
-            };
-        }
-        if let Some(name) = given(&said.user) {
-            let entry = self.users.get(name).filter(|entry| entry.identity.may_come_by(kind));
-            return self.check(entry, said.pass.as_deref().unwrap_or_default());
-        }
-        match given(&said.auth_token) {
-            Some(token) => self.check(self.token.as_ref(), token),
-            None => self.without_credentials(kind),
+            },
+            Credential::User { name, password } => {
+                let entry = self.users.get(name).filter(|entry| entry.identity.may_come_by(kind));
+                self.check(entry, name, password)
+            }
+            Credential::Token(token) => self.check(self.token.as_ref(), TOKEN_SHOWN, token),
+            Credential::Nothing => self.without_credentials(connection),
         }
     }
 
-    fn without_credentials(&self, kind: Option<Kind>) -> Found {
-        let anonymous = self.anonymous.clone().filter(|identity| identity.may_come_by(kind));
-        anonymous.map_or(Found::Nobody, Found::Identity)
+    fn without_credentials(&self, connection: Connection<'_>) -> Found {
+        self.anonymous(connection).map_or(Found::Nobody, Found::Identity)
     }
 
-    fn check(&self, entry: Option<&Entry>, secret: &str) -> Found {
-        let Some(Entry { password, identity }) = entry else {
-            let Some(decoy) = &self.decoy else { return Found::Nobody };
-            return Found::Hashed { identity: None, password: decoy.clone(), given: Secret::new(secret) };
+    /// `name` is who it is said to be, whether or not there is an entry.
+    fn check(&self, entry: Option<&Entry>, name: &str, secret: &str) -> Found {
+        let (password, identity) = match entry {
+            Some(Entry { password, identity }) => (password, Some(identity)),
+            None => match self.decoy(name) {
+                Some(password) => (password, None),
+                None => return Found::Nobody,
+            },
         };
-        match password.check(secret, &self.key) {
-            Verdict::Right => Found::Identity(identity.clone()),
-            Verdict::Wrong => Found::Nobody,
-            Verdict::Unknown => Found::Hashed {
-                identity: Some(identity.clone()),
+        let is_plain = password.is_plain();
+        match (password.check(secret, &self.key), identity) {
+            (Verdict::Right, Some(identity)) => Found::Identity(identity.clone()),
+            (Verdict::Wrong, _) => Found::Nobody,
+            (Verdict::Right, None) if is_plain => Found::Nobody,
+            (Verdict::Right | Verdict::Unknown, identity) => Found::Hashed {
+                identity: identity.cloned(),
                 password: password.clone(),
                 given: Secret::new(secret),
             },
         }
     }
+
+    /// The password that is looked at for a user that does not exist: somebody's, and the same one each time. So it takes
+    /// as long as it may take for a user that does, whatever their passwords are in: plain text or hashes of any cost.
+    fn decoy(&self, name: &str) -> Option<&SharedPassword> {
+        let drawn = self.key.number(name).checked_rem(self.decoys.len() as u64)?;
+        self.decoys.get(usize::try_from(drawn).ok()?)
+    }
+}
+
+/// See [`Directory::credential`].
+#[derive(Clone, Copy)]
+enum Credential<'a> {
+    Nkey(&'a str),
+    User { name: &'a str, password: &'a str },
+    Token(&'a str),
+    Nothing,
 }
 
 /// Some libraries send empty text for what they do not have.
@@ -309,18 +370,66 @@ fn given(field: &Option<String>) -> Option<&str> {
     field.as_deref().filter(|text| !text.is_empty())
 }
 
-/// What CONNECT calls its user: what failures are counted for, and what logs show. Never a secret.
-pub(crate) fn name_of(said: &ConnectOptions) -> &str {
-    given(&said.nkey).or(given(&said.user)).unwrap_or(if given(&said.auth_token).is_some() {
-        TOKEN_SHOWN
-    } else {
-        ""
-    })
-}
-
 /// Whether the nonce is signed with the key.
 fn is_signed(pair: &KeyPair, said: &ConnectOptions, nonce: Option<&str>) -> bool {
     let (Some(signature), Some(nonce)) = (given(&said.sig), nonce) else { return false };
     let signature = URL_SAFE_NO_PAD.decode(signature).or_else(|_| STANDARD.decode(signature));
     signature.is_ok_and(|signature| pair.verify(nonce.as_bytes(), &signature).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use trunkline::backend::memory::Hub;
+
+    use super::*;
+
+    fn directory(passwords: &[&str]) -> Directory {
+        let user = |(n, password): (usize, &&str)| UserConfig {
+            user: Some(format!("user {n}")),
+            password: Some(Secret::new(*password)),
+            nkey: None,
+            admin: false,
+            permissions: None,
+            connection_types: None,
+        };
+        let users = passwords.iter().enumerate().map(user).collect();
+        let options = AuthOptions { users, ..AuthOptions::default() };
+        let global = Arc::new(Account { name: GLOBAL_ACCOUNT.into(), hub: Arc::new(Hub::default()) });
+        let key = Key::random().expect("the system has random bytes");
+        Directory::new(&options, &key, None, &mut |_| global.clone()).expect("users that can be")
+    }
+
+    /// Whether it takes a hash to say that a user of this name has not this password.
+    fn takes_a_hash(directory: &Directory, name: &str, password: &str) -> bool {
+        let said = ConnectOptions {
+            user: Some(name.to_owned()),
+            pass: Some(password.to_owned()),
+            ..ConnectOptions::default()
+        };
+        let connection = Connection { nonce: None, secured: None, kind: None };
+        match directory.find(&said, connection) {
+            Found::Hashed { identity, .. } => identity.is_none(),
+            Found::Nobody => false,
+            Found::Identity(_) => panic!("{name} is nobody"),
+        }
+    }
+
+    #[test]
+    fn names_that_nobody_has_take_as_long_as_names_that_somebody_has() {
+        let hash = bcrypt::hash("hashed", 4).expect("short enough");
+        let mixed = directory(&["plain", &hash, "plain too", &hash]);
+        let strangers: Vec<String> = (0..64).map(|n| format!("stranger {n}")).collect();
+        for password in ["plain", "hashed", "wrong"] {
+            let answers: Vec<bool> =
+                strangers.iter().map(|name| takes_a_hash(&mixed, name, password)).collect();
+            assert!(answers.contains(&true) && answers.contains(&false), "{password}: {answers:?}");
+            let again: Vec<bool> =
+                strangers.iter().map(|name| takes_a_hash(&mixed, name, password)).collect();
+            assert_eq!(answers, again, "each of them takes the same every time");
+        }
+        let hashed = directory(&[&hash]);
+        assert!(strangers.iter().all(|name| takes_a_hash(&hashed, name, "hashed")));
+        let plain = directory(&["plain"]);
+        assert!(!strangers.iter().any(|name| takes_a_hash(&plain, name, "plain")));
+    }
 }

@@ -28,15 +28,17 @@ use trunkline::Pattern;
 use trunkline::backend::memory::Hub;
 use trunkline_protocol::ConnectOptions;
 
-use attempts::{Attempts, Guess};
+use attempts::{ADMIN_NAME, Attempts, Guess};
 use directory::{Directory, Found};
 use hashing::Hashing;
 use password::Key;
 
 use crate::arrival::Secured;
 use crate::client::Kind;
+use crate::doorkeeper::network_of;
 
-pub(crate) use directory::{Identity, name_of};
+pub(crate) use attempts::TokenGuesses;
+pub(crate) use directory::Identity;
 pub(crate) use hashing::Verification;
 pub use options::{AuthError, AuthOptions};
 pub use password::{HashError, HashScheme, hash_password};
@@ -180,14 +182,19 @@ impl Auth {
     }
 
     /// Who a client is that has not said so, where nobody must.
-    pub(crate) fn anonymous(&self, kind: Kind) -> Option<Arc<Identity>> {
-        self.directory().anonymous().filter(|identity| identity.may_come_by(Some(kind)))
+    pub(crate) fn anonymous(&self, connection: Connection<'_>) -> Option<Arc<Identity>> {
+        self.directory().anonymous(connection)
+    }
+
+    /// What CONNECT calls its user, for the log and for monitoring.
+    pub(crate) fn name_of<'a>(&self, said: &'a ConnectOptions) -> &'a str {
+        self.directory().name_of(said)
     }
 
     /// How long a client may take to say who it is; `None` where nobody must.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         let directory = self.directory();
-        directory.anonymous().is_none().then_some(directory.timeout)
+        (!directory.has_anonymous()).then_some(directory.timeout)
     }
 
     /// The longest time until a client has said who it is, whether or not anybody must.
@@ -216,12 +223,12 @@ impl Auth {
     pub(crate) fn check(&self, said: &ConnectOptions, connection: Connection<'_>, address: IpAddr) -> Answer {
         let directory = self.directory();
         let limit = directory.failures_max.filter(|_| directory.is_required());
-        let guess = limit.map(|limit| Guess::new(address, name_of(said), limit));
+        let guess = limit.map(|limit| Guess::new(address, directory.name_of(said), limit));
         let now = Instant::now();
         if guess.is_some_and(|guess| !self.attempts.may_guess(&guess, now)) {
             return Answer::Refused(Failure::TooMany);
         }
-        let answer = Self::answer(directory.find(said, connection), guess);
+        let answer = Self::answer(directory.find(said, connection), guess, Some(network_of(address)));
         if let (Answer::Refused(_), Some(guess)) = (&answer, guess) {
             self.attempts.failed(&guess, now);
         }
@@ -230,18 +237,18 @@ impl Auth {
 
     /// As [`Auth::check`], for a client that was let in before: it guesses nothing.
     pub(crate) fn check_again(&self, said: &ConnectOptions, connection: Connection<'_>) -> Answer {
-        match Self::answer(self.directory().find(said, connection), None) {
+        match Self::answer(self.directory().find(said, connection), None, None) {
             Answer::Refused(_) => Answer::Refused(Failure::Revoked),
             other => other,
         }
     }
 
-    fn answer(found: Found, guess: Option<Guess>) -> Answer {
+    fn answer(found: Found, guess: Option<Guess>, address: Option<IpAddr>) -> Answer {
         match found {
             Found::Identity(identity) => Answer::Granted(identity),
             Found::Nobody => Answer::Refused(Failure::Credentials),
             Found::Hashed { identity, password, given } => {
-                Answer::Verify(Verification { identity, password, given, guess })
+                Answer::Verify(Verification { identity, password, given, guess, address })
             }
         }
     }
@@ -254,7 +261,7 @@ impl Auth {
     /// # Cancel safety
     /// A hash that is under way ends by itself, and counts for nothing then.
     pub(crate) async fn verify(&self, verification: Verification) -> Result<Arc<Identity>, Failure> {
-        let permit = self.hashing.permit().await;
+        let permit = self.hashing.permit(verification.address).await;
         // What has become known while this one waited need not be found out again: many clients of one user come at a
         // time, when a server has restarted.
         if let Some(identity) = verification.is_known(&self.key) {
@@ -269,6 +276,22 @@ impl Auth {
             self.attempts.failed(&guess, Instant::now());
         }
         identity.ok_or(Failure::Credentials)
+    }
+
+    /// Whether a token for the admin API from this address is worth a look: whether not too many were wrong of late.
+    pub(crate) fn may_open_admin(&self, address: IpAddr) -> bool {
+        self.admin_guess(address).is_none_or(|guess| self.attempts.may_guess(&guess, Instant::now()))
+    }
+
+    /// A token for the admin API from this address was wrong.
+    pub(crate) fn admin_failed(&self, address: IpAddr) {
+        if let Some(guess) = self.admin_guess(address) {
+            self.attempts.failed(&guess, Instant::now());
+        }
+    }
+
+    fn admin_guess(&self, address: IpAddr) -> Option<Guess> {
+        self.directory().failures_max.map(|limit| Guess::new(address, ADMIN_NAME, limit))
     }
 
     pub(crate) fn count_failure(&self, why: Failure) {

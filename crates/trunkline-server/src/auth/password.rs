@@ -82,6 +82,12 @@ impl Key {
         Ok(Self(key))
     }
 
+    /// A number that stands for a text, and that nobody else can tell.
+    pub(super) fn number(&self, text: &str) -> u64 {
+        let Digest([a, b, c, d, e, f, g, h, ..]) = self.digest(text);
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
     fn digest(&self, secret: &str) -> Digest {
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(&self.0);

@@ -22,7 +22,7 @@ use trunkline::{Bus, Message, PublishError, PublishOptions};
 
 use super::api::answer::{ApiError, ok};
 use super::api::conversations::{self, Seen};
-use super::api::{Token, Views, token_guard, views};
+use super::api::{Door, Token, Views, token_guard, views};
 use super::metrics::{Process, of_bus};
 use super::{Bounds, dashboard, host, json, readiness, serve};
 use crate::admin::{BASE, ComponentsJson, Problem};
@@ -122,7 +122,8 @@ impl BesideServer {
         };
         let metrics =
             metrics.map(|(listener, address)| start(listener, probes().with_state(beside.clone()), address));
-        let address = http.map(|(listener, address)| start(listener, router(beside, token.clone()), address));
+        let door = Door::new(token.clone(), server.limits.auth_failures);
+        let address = http.map(|(listener, address)| start(listener, router(beside, door), address));
         Ok(Some(Self { address, metrics, secure, token, stop, tasks }))
     }
 
@@ -215,7 +216,7 @@ fn guarded(router: Router, any_host: bool) -> Router {
     }))
 }
 
-fn router(beside: Arc<Beside>, token: Token) -> Router {
+fn router(beside: Arc<Beside>, door: Door) -> Router {
     let (bus, status) = (beside.bus.clone(), beside.bus.backend_status());
     let telemetry = bus.telemetry().clone();
     let seen = Views::new(bus, status, Some(telemetry), (None, beside.observer.clone()));
@@ -228,7 +229,7 @@ fn router(beside: Arc<Beside>, token: Token) -> Router {
         .with_state(beside.clone())
         .merge(views::router(Arc::new(seen)))
         .fallback(not_found)
-        .layer(middleware::from_fn_with_state(token, token_guard));
+        .layer(middleware::from_fn_with_state(door, token_guard));
     probes().with_state(beside).nest(BASE, api).merge(dashboard::router())
 }
 

@@ -9,9 +9,10 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::aside::LISTS;
 use super::params::{LIMIT_MAX, Page, ParamError, Params, truth};
 use super::subsz::{Detail, is_zero, subscriptions_of};
-use super::{Monitor, aside, durations, json};
+use super::{Monitor, durations, json};
 use crate::client::Kind;
 use crate::health::timestamp;
 use crate::shared::{Closed, Shared};
@@ -180,7 +181,7 @@ impl Sort {
 
 pub(super) async fn connz(State(monitor): State<Arc<Monitor>>, params: Params) -> Response {
     match Question::read(&params) {
-        Ok(question) => aside(move || answer(&monitor, &question)).await,
+        Ok(question) => LISTS.make(move || answer(&monitor, &question)).await,
         Err(error) => error.into_response(),
     }
 }

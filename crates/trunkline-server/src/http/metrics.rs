@@ -25,10 +25,12 @@ use trunkline::{Bus, Telemetry};
 use self::page::Page;
 pub(super) use self::process::Process;
 use self::streams::StreamsSnapshot;
-use super::{Monitor, aside, internal};
+use super::aside::FACTS;
+use super::{Monitor, internal};
 use crate::auth::Failure;
 use crate::health::Speaker as _;
 use crate::outbox::SlowBy;
+use crate::refusals::HttpRefusal;
 use crate::shared::{Closed, Shared, Totals};
 
 pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>, headers: HeaderMap) -> Response {
@@ -36,18 +38,19 @@ pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>, headers: Header
         None => StreamsSnapshot::take(&*monitor.shared.hub).await,
         Some(bridge) => StreamsSnapshot::of_backend(&*bridge.backend).await,
     };
-    aside(move || {
-        let snapshot = Snapshot::take(&monitor, streams);
-        answer(Box::new(snapshot), monitor.telemetry.as_ref(), &headers)
-    })
-    .await
+    FACTS
+        .make(move || {
+            let snapshot = Snapshot::take(&monitor, streams);
+            answer(Box::new(snapshot), monitor.telemetry.as_ref(), &headers)
+        })
+        .await
 }
 
 /// As [`metrics`], where no server is in this process: of the bus alone.
 pub(super) async fn of_bus(bus: &Bus, process: Process, headers: HeaderMap) -> Response {
     let streams = StreamsSnapshot::of_backend(&**bus.backend()).await;
     let telemetry = bus.telemetry().clone();
-    aside(move || answer(Box::new(OfBus { process, streams }), Some(&telemetry), &headers)).await
+    FACTS.make(move || answer(Box::new(OfBus { process, streams }), Some(&telemetry), &headers)).await
 }
 
 fn answer(collector: Box<dyn Collector>, telemetry: Option<&Telemetry>, headers: &HeaderMap) -> Response {
@@ -163,6 +166,12 @@ impl Snapshot {
             "trunkline_http_connections_evicted",
             "HTTP connections that waited longest and had to make room for others",
             shared.http_evicted.load(Ordering::Relaxed),
+        )?;
+        page.family(
+            "trunkline_http_refused_requests",
+            "Requests over HTTP that were refused before anybody looked at what they ask for, by reason",
+            MetricType::Counter,
+            HttpRefusal::ALL.map(|why| ([("reason", why.as_str())], shared.refusals.http(why))),
         )?;
         let stalled = shared.stalled();
         page.counter(

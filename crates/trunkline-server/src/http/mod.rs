@@ -6,6 +6,7 @@
 mod accountz;
 mod alone;
 mod api;
+mod aside;
 mod beside;
 mod connz;
 mod dashboard;
@@ -21,6 +22,7 @@ mod varz;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -34,6 +36,7 @@ use trunkline::health::SystemHealth;
 
 use crate::health::{Health, Speaker as _, is_ready};
 use crate::process::CpuShare;
+use crate::refusals::HttpRefusal;
 use crate::shared::Shared;
 
 pub(crate) use api::{Api, Members, Token, Views};
@@ -146,6 +149,12 @@ async fn guard(
     next: Next,
 ) -> Response {
     if let Err(error) = host::check(&request, any_host) {
+        monitor.shared.refusals.count_http(HttpRefusal::Host);
+        let path = request.uri().path();
+        match monitor.shared.refusals.may_tell(Instant::now()) {
+            true => tracing::warn!(path, %error, "a request is refused"),
+            false => tracing::debug!(path, %error, "a request is refused"),
+        }
         return (error.status(), format!("{error}\n")).into_response();
     }
     monitor.count_request(request.uri().path());
@@ -207,9 +216,4 @@ fn json(value: &impl Serialize) -> Response {
 fn internal(error: &dyn std::error::Error) -> Response {
     tracing::warn!(%error, "cannot answer a monitoring request");
     (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
-}
-
-/// Does work that grows with the number of connections where it keeps no session waiting.
-async fn aside(work: impl FnOnce() -> Response + Send + 'static) -> Response {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| internal(&error))
 }

@@ -11,8 +11,9 @@ use serde::Serialize;
 use trunkline::Subject;
 use trunkline::backend::memory::Target;
 
+use super::aside::LISTS;
 use super::params::{Page, ParamError, Params};
-use super::{Monitor, aside, json};
+use super::{Monitor, json};
 use crate::auth::Account;
 use crate::client::{Client, Subscription};
 use crate::shared::Shared;
@@ -92,7 +93,7 @@ pub(super) fn subscriptions_of(client: &Client) -> Vec<Arc<Subscription>> {
 
 pub(super) async fn subsz(State(monitor): State<Arc<Monitor>>, params: Params) -> Response {
     match read(&params) {
-        Ok(question) => aside(move || answer(&monitor, question)).await,
+        Ok(question) => LISTS.make(move || answer(&monitor, question)).await,
         Err(error) => error.into_response(),
     }
 }

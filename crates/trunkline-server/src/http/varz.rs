@@ -9,7 +9,8 @@ use axum::response::Response;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Monitor, aside, durations, json};
+use super::aside::FACTS;
+use super::{Monitor, durations, json};
 use crate::health::timestamp;
 use crate::process::Usage;
 use crate::shared::Closed;
@@ -88,6 +89,8 @@ struct Varz<'a> {
     denied_msgs: u64,
     denied_subscriptions: u64,
     auth_failures: u64,
+    /// Requests over HTTP that were refused before anybody looked at what they ask for.
+    refused_requests: u64,
     /// Subscriptions beyond a limit, connections beyond one, and how often memory was short.
     refused_subscriptions: u64,
     refused_connections: u64,
@@ -157,7 +160,7 @@ impl ByKind {
 
 pub(super) async fn varz(State(monitor): State<Arc<Monitor>>) -> Response {
     let workers = tokio::runtime::Handle::current().metrics().num_workers();
-    aside(move || answer(&monitor, workers)).await
+    FACTS.make(move || answer(&monitor, workers)).await
 }
 
 fn answer(monitor: &Monitor, workers: usize) -> Response {
@@ -228,6 +231,7 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         denied_msgs: shared.denied(),
         denied_subscriptions: shared.denied_subscriptions(),
         auth_failures: shared.auth_failures(),
+        refused_requests: shared.refusals.http_total(),
         refused_subscriptions: shared.refused_subscriptions(),
         refused_connections: shared.refused(),
         refused_by_rate: shared.refused_by_rate(),

@@ -7,7 +7,7 @@ use trunkline::Pattern;
 use trunkline_protocol::{ConnectOptions, ServerError};
 
 use super::{Session, Stop};
-use crate::auth::{Answer, Failure, Identity, Permissions, Replies, Verification, name_of};
+use crate::auth::{Answer, Failure, Identity, Permissions, Replies, Verification};
 use crate::client::{Guard, Subscription};
 use crate::shared::Closed;
 use crate::staging::Staging;
@@ -63,7 +63,7 @@ impl Session {
         self.access.generation = self.server.auth.generation();
         self.limits = self.server.limits();
         if !self.server.auth.is_configured()
-            && let Some(identity) = self.server.auth.anonymous(self.client.kind)
+            && let Some(identity) = self.server.auth.anonymous(self.client.connection())
         {
             self.adopt(identity);
         }
@@ -85,7 +85,7 @@ impl Session {
         if self.access.admitted || matches!(first, b'C' | b'c') {
             return Ok(());
         }
-        match self.server.auth.anonymous(self.client.kind) {
+        match self.server.auth.anonymous(self.client.connection()) {
             Some(identity) => {
                 self.adopt(identity);
                 Ok(())
@@ -106,7 +106,7 @@ impl Session {
         let auth = &self.server.auth;
         match auth.check(&options, self.client.connection(), self.client.address.ip()) {
             Answer::Granted(identity) => self.admit(options, identity, staging),
-            Answer::Refused(why) => self.turn_away(why, name_of(&options), staging),
+            Answer::Refused(why) => self.turn_away(why, auth.name_of(&options), staging),
             Answer::Verify(verification) => {
                 let verification = Some(verification);
                 self.access.pending = Some(Box::new(Pending { options, verification, again: false }));
@@ -132,7 +132,7 @@ impl Session {
             Ok(identity) => self.admit(pending.options, identity, staging).map(|()| self.say_ok(staging)),
             Err(why) => {
                 let why = if pending.again { Failure::Revoked } else { why };
-                self.turn_away(why, name_of(&pending.options), staging)
+                self.turn_away(why, self.server.auth.name_of(&pending.options), staging)
             }
         };
         self.finish_orders();
@@ -167,7 +167,7 @@ impl Session {
         staging: &mut Staging,
     ) -> Result<(), Stop> {
         if !self.is_of_same_account(&identity) {
-            return self.turn_away(Failure::Credentials, name_of(&options), staging);
+            return self.turn_away(Failure::Credentials, self.server.auth.name_of(&options), staging);
         }
         self.adopt(identity);
         self.accept(options, staging)
@@ -261,7 +261,10 @@ impl Session {
             Failure::TooMany => {
                 tracing::debug!(client, %address, user, "refused unchecked after too many failures")
             }
-            _ => tracing::warn!(client, %address, user, reason = why.as_str(), "not authorized"),
+            _ if self.server.refusals.may_tell(Instant::now()) => {
+                tracing::warn!(client, %address, user, reason = why.as_str(), "not authorized");
+            }
+            _ => tracing::debug!(client, %address, user, reason = why.as_str(), "not authorized"),
         }
         error.write(staging.line(&self.client));
         Err(Stop::Close(closed))
@@ -279,9 +282,10 @@ impl Session {
     pub(super) fn note_violation(&mut self, what: &'static str, subject: &[u8]) {
         let subject = String::from_utf8_lossy(&subject[..subject.len().min(SUBJECT_SHOWN_MAX)]);
         let (client, address, user) = (self.client.id, self.client.address, self.client.shown_name());
-        match std::mem::replace(&mut self.access.told, true) {
-            false => tracing::warn!(client, %address, user, ?subject, what, "not permitted"),
-            true => tracing::debug!(client, %address, user, ?subject, what, "not permitted"),
+        let is_first = !std::mem::replace(&mut self.access.told, true);
+        match is_first && self.server.refusals.may_tell(Instant::now()) {
+            true => tracing::warn!(client, %address, user, ?subject, what, "not permitted"),
+            false => tracing::debug!(client, %address, user, ?subject, what, "not permitted"),
         }
     }
 }

@@ -43,6 +43,11 @@ impl Session {
         if !allowed && !self.access.may_answer(m.subject) {
             return self.deny(m, staging);
         }
+        if let Some(reply) = m.reply.filter(|reply| self.server.asks_for_reload(reply))
+            && self.access.permissions().is_some_and(|permissions| !permissions.may_publish(reply))
+        {
+            return self.deny_reply(reply, staging);
+        }
         if self.bridge.is_some() {
             self.hand_over(m, staging)?;
             self.say_ok(staging);
@@ -102,6 +107,14 @@ impl Session {
         self.server.count_denied(&self.client);
         self.note_violation("publish", m.subject);
         self.refuse(ServerError::PublishPermission { subject: m.subject }, staging)
+    }
+
+    /// The client would have somebody else say what it may not say itself.
+    #[cold]
+    fn deny_reply(&mut self, reply: &[u8], staging: &mut Staging) -> Result<(), Stop> {
+        self.server.count_denied(&self.client);
+        self.note_violation("reply", reply);
+        self.refuse(ServerError::ReplyPermission { reply }, staging)
     }
 
     /// Publishes to the backend of a bridge. What it cannot carry is refused: nothing is dropped without a word.

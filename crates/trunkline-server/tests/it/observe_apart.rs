@@ -380,6 +380,11 @@ async fn play(site: &Server, seed: u64) -> [String; 3] {
             told[at].push_str(&clients[at].flush().await);
         }
     }
+    drop(clients);
+    // Who is still there listens, and what the next ones are told depends on who listens. Every look is a round trip.
+    let http = site.http_addr().expect("served by default");
+    let gone = async { while super::client::json(http, "/varz").await["connections"] != 0 {} };
+    within("all clients have left", gone).await;
     told
 }
 

@@ -73,6 +73,25 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_page_whose_name_was_made_to_lead_here_is_refused() {
+    let server = server(|_| {}).await;
+    let at = address(&server);
+    let ask = async |host: String| {
+        let mut raw = client::Raw::without_info(at).await;
+        raw.send(format!(
+            "GET / HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ))
+        .await;
+        raw.line().await
+    };
+    assert_eq!(ask(at.to_string()).await, "HTTP/1.1 101 Switching Protocols");
+    assert_eq!(ask(format!("localhost:{}", at.port())).await, "HTTP/1.1 101 Switching Protocols");
+    // What a browser sends for a page of evil.example once that resolves to this machine.
+    assert_eq!(ask(format!("evil.example:{}", at.port())).await, "HTTP/1.1 403 Forbidden");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_client_of_browsers_works_over_ws() {
     let server = server(|_| {}).await;
     let url = server.websocket_url().expect("it was asked for");

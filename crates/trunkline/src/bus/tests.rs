@@ -58,6 +58,30 @@ async fn raw_bytes_arrive_as_they_are_and_typed_payloads_in_an_envelope() {
 }
 
 #[tokio::test]
+async fn no_responder_has_the_bus_write_a_dead_letter_for_it() {
+    let hub = Arc::new(Hub::default());
+    let side = || Bus::with_backend(Arc::new(MemoryBackend::connect_to(&hub)), BusOptions::default());
+    let (asking, hostile) = (side(), side());
+    let mut letters = hostile.subscribe("nachos.dead.>".parse().unwrap()).await.unwrap();
+    let mut calls = hostile.subscribe("nachos.test.echo".parse().unwrap()).await.unwrap();
+    let asked = tokio::spawn(asking.request(echo(&asking), &json!(1)).timeout(10 * SECOND).into_future());
+    let mut answer = Message::new(message(&mut calls).await.reply().unwrap().clone(), "x");
+    // A plain request is answered by a reply stream, which its requester then cancels where the frame says.
+    for (name, value) in
+        [("Trunkline-Frame", "chunk"), ("Trunkline-Seq", "0"), ("Trunkline-Control", "nachos.dead.work.c")]
+    {
+        answer.headers.append(name, value).unwrap();
+    }
+    hostile.publish_message(answer).await.unwrap();
+    let error = asked.await.unwrap().unwrap_err();
+    assert!(matches!(error, RequestError::ReplyStream { .. }), "{error:?}");
+    // Nothing of the bus is under way any more: what it publishes in memory has arrived when the request is over.
+    asking.flush().await.unwrap();
+    assert!(tokio::time::timeout(Duration::ZERO, letters.next()).await.is_err());
+    assert_eq!(asking.status().counters.publish_errors, 1, "it was refused, and counted");
+}
+
+#[tokio::test]
 async fn nobody_but_the_bus_publishes_dead_letters() {
     let bus = Bus::in_memory();
     let error = bus.publish_bytes(subject("nachos.dead.audit.siem"), "x").await.unwrap_err();

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
@@ -14,9 +15,10 @@ use trunkline_protocol::ConnectOptions;
 
 use super::Api;
 use super::answer::ApiError;
-use crate::admin::Problem;
-use crate::auth::{Answer, Auth, Connection};
+use crate::admin::{BASE, Problem};
+use crate::auth::{Answer, Connection, Failure, TokenGuesses};
 use crate::http::serve::Peer;
+use crate::refusals::HttpRefusal;
 
 /// What browsers say of where a request comes from, beside its origin.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
@@ -33,7 +35,11 @@ pub(crate) struct TokenError(getrandom::Error);
 
 /// The token of the admin API.
 #[derive(Clone)]
-pub(crate) struct Token(String);
+pub(crate) struct Token {
+    text: String,
+    /// It is as random as it is long, so that nobody guesses it.
+    is_made: bool,
+}
 
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -45,40 +51,110 @@ impl Token {
     /// The configured token, or a new one.
     pub(crate) fn new(configured: Option<String>) -> Result<Self, TokenError> {
         if let Some(token) = configured {
-            return Ok(Self(token));
+            return Ok(Self { text: token, is_made: false });
         }
         let mut bytes = [0; TOKEN_BYTES];
         getrandom::fill(&mut bytes).map_err(TokenError)?;
-        Ok(Self(URL_SAFE_NO_PAD.encode(bytes)))
+        Ok(Self { text: URL_SAFE_NO_PAD.encode(bytes), is_made: true })
     }
 
     pub(crate) fn expose(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// Whether it could be guessed, by a request with these headers. A token that a person has made up can be. One that was
+    /// made cannot, and nobody can lock out who has it.
+    fn is_guessable(&self, headers: &HeaderMap) -> bool {
+        !self.is_made && bearer(headers).is_some()
     }
 
     /// Compares in a time that does not tell how much is right.
     fn is(&self, given: &[u8]) -> bool {
-        self.0.as_bytes().ct_eq(given).into()
+        self.text.as_bytes().ct_eq(given).into()
     }
 }
 
 /// Before every handler of the API. That the name of the host is the loopback's has been checked by then.
 pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
-    let allowed = match check(&api.token, request.headers()) {
-        Ok(Allowed::Yes) => Ok(Caller::Token),
-        Ok(Allowed::If(user)) => {
-            let peer =
-                request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.0);
-            check_user(&api.auth.auth, &user, peer).await.map(|()| Caller::User)
-        }
-        Err(error) => Err(error),
-    };
-    match allowed {
+    let peer = peer_of(&request);
+    match admit(&api, request.headers(), peer).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(error) => error.into_response(),
+        Err(refused) => {
+            api.auth.refusals.count_http(refused.why());
+            let (path, error) = (format!("{BASE}{}", request.uri().path()), refused.to_string());
+            match api.auth.refusals.may_tell(Instant::now()) {
+                true => tracing::warn!(address = %peer, path, error, "a request to the admin API is refused"),
+                false => {
+                    tracing::debug!(address = %peer, path, error, "a request to the admin API is refused")
+                }
+            }
+            ApiError::from(refused).into_response()
+        }
+    }
+}
+
+/// Who may use the API by what the headers of a request from `peer` say.
+async fn admit(api: &Api, headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Refused> {
+    let auth = &api.auth.auth;
+    let is_guessable = api.token.is_guessable(headers);
+    if is_guessable && !auth.may_open_admin(peer) {
+        return Err(Refused::TooMany);
+    }
+    match check(&api.token, headers) {
+        Ok(Allowed::Yes) => Ok(Caller::Token),
+        Ok(Allowed::If(user)) => check_user(api, &user, peer).await.map(|()| Caller::User),
+        Err(refused) => {
+            if is_guessable && matches!(refused, Refused::Token) {
+                auth.admin_failed(peer);
+            }
+            Err(refused)
+        }
+    }
+}
+
+/// Why a request may not use the API.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("pages of {0} may not use the admin API")]
+    Origin(String),
+    #[error("pages of other sites may not use the admin API, and the browser says {0}")]
+    Site(String),
+    #[error("the admin API needs a token")]
+    Nothing,
+    #[error("this token is not the server's admin token")]
+    Token,
+    #[error("there is no such user with this password")]
+    User,
+    #[error("too many tokens or passwords from this address were wrong: try again in a minute")]
+    TooMany,
+    #[error("too many passwords are being checked: try again in a moment")]
+    Busy,
+    #[error("this user may not use the admin API (server.users[].admin)")]
+    NotAdmin,
+}
+
+impl Refused {
+    fn why(&self) -> HttpRefusal {
+        match self {
+            Self::Origin(_) | Self::Site(_) => HttpRefusal::Origin,
+            Self::Nothing | Self::Token | Self::User => HttpRefusal::Credentials,
+            Self::TooMany | Self::Busy => HttpRefusal::TooMany,
+            Self::NotAdmin => HttpRefusal::NotAdmin,
+        }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        let problem = match refused.why() {
+            HttpRefusal::Origin | HttpRefusal::Host => Problem::ForeignOrigin,
+            HttpRefusal::Credentials | HttpRefusal::TooMany => Problem::Unauthorized,
+            HttpRefusal::NotAdmin => Problem::Denied { reason: refused.to_string() },
+        };
+        ApiError::new(problem, refused)
     }
 }
 
@@ -92,8 +168,8 @@ pub(crate) enum Caller {
 }
 
 /// The same where there are no users, and the token alone opens.
-pub(crate) async fn token_guard(State(token): State<Token>, mut request: Request, next: Next) -> Response {
-    match check(&token, request.headers()) {
+pub(crate) async fn token_guard(State(door): State<Door>, mut request: Request, next: Next) -> Response {
+    match door.admit(request.headers(), peer_of(&request)) {
         Ok(Allowed::Yes) => {
             request.extensions_mut().insert(Caller::Token);
             next.run(request).await
@@ -102,8 +178,39 @@ pub(crate) async fn token_guard(State(token): State<Token>, mut request: Request
             ApiError::new(Problem::Unauthorized, "users are those of the NATS servers; give the token")
                 .into_response()
         }
-        Err(error) => error.into_response(),
+        Err(refused) => ApiError::from(refused).into_response(),
     }
+}
+
+/// The token, and how often it was guessed.
+#[derive(Debug, Clone)]
+pub(crate) struct Door {
+    token: Token,
+    guesses: Arc<TokenGuesses>,
+}
+
+impl Door {
+    /// `failures_max` are the wrong tokens of one address within a minute that are looked at.
+    pub(crate) fn new(token: Token, failures_max: Option<u32>) -> Self {
+        Self { token, guesses: Arc::new(TokenGuesses::new(failures_max)) }
+    }
+
+    fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Allowed, Refused> {
+        let is_guessable = self.token.is_guessable(headers);
+        if is_guessable && !self.guesses.may_guess(peer) {
+            return Err(Refused::TooMany);
+        }
+        let admitted = check(&self.token, headers);
+        if is_guessable && matches!(admitted, Err(Refused::Token)) {
+            self.guesses.failed(peer);
+        }
+        admitted
+    }
+}
+
+/// Where a request comes from.
+fn peer_of(request: &Request) -> IpAddr {
+    request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |peer| peer.0)
 }
 
 /// What a request's headers say of who sends it.
@@ -116,53 +223,58 @@ enum Allowed {
 }
 
 /// Whether a user may use the API. Its password is checked as that of a client is, and failures count with those.
-async fn check_user(auth: &Auth, user: &ConnectOptions, peer: IpAddr) -> Result<(), ApiError> {
+async fn check_user(api: &Api, user: &ConnectOptions, peer: IpAddr) -> Result<(), Refused> {
+    let auth = &api.auth.auth;
     let identity = match auth.check(user, Connection { nonce: None, secured: None, kind: None }, peer) {
         Answer::Granted(identity) => Ok(identity),
-        Answer::Verify(verification) => auth.verify(verification).await,
+        Answer::Verify(verification) => {
+            // Whoever waits for a hash keeps its connection, of which there are few: some are to be left to probes.
+            let Ok(_place) = api.verifying.try_acquire() else { return Err(Refused::Busy) };
+            let verified = tokio::time::timeout(auth.configured_timeout(), auth.verify(verification)).await;
+            verified.unwrap_or(Err(Failure::Timeout))
+        }
         Answer::Refused(why) => Err(why),
     };
     match identity {
         Ok(identity) if identity.admin => Ok(()),
-        Ok(_) => {
-            let reason = "this user may not use the admin API (server.users[].admin)".to_owned();
-            Err(ApiError::new(Problem::Denied { reason: reason.clone() }, reason))
-        }
+        Ok(_) => Err(Refused::NotAdmin),
         Err(why) => {
             auth.count_failure(why);
-            Err(ApiError::new(Problem::Unauthorized, "there is no such user with this password"))
+            Err(match why {
+                Failure::TooMany => Refused::TooMany,
+                Failure::Timeout => Refused::Busy,
+                Failure::Credentials | Failure::Revoked => Refused::User,
+            })
         }
     }
 }
 
-fn check(token: &Token, headers: &HeaderMap) -> Result<Allowed, ApiError> {
+fn check(token: &Token, headers: &HeaderMap) -> Result<Allowed, Refused> {
     let host = headers.get(header::HOST);
     if let Some(origin) = headers.get_all(header::ORIGIN).iter().find(|origin| !is_same(origin, host)) {
-        let text =
-            format!("pages of {} may not use the admin API", String::from_utf8_lossy(origin.as_bytes()));
-        return Err(ApiError::new(Problem::ForeignOrigin, text));
+        return Err(Refused::Origin(String::from_utf8_lossy(origin.as_bytes()).into_owned()));
     }
     // Browsers say it also where they name no origin, such as for an image; programs do not say it at all.
     if let Some(site) =
         headers.get_all(SEC_FETCH_SITE).iter().find(|site| !FROM_HERE.contains(&site.as_bytes()))
     {
-        let site = String::from_utf8_lossy(site.as_bytes());
-        let text = format!("pages of other sites may not use the admin API, and the browser says {site}");
-        return Err(ApiError::new(Problem::ForeignOrigin, text));
+        return Err(Refused::Site(String::from_utf8_lossy(site.as_bytes()).into_owned()));
     }
     let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
     if let Some(user) = given.and_then(basic) {
         return Ok(Allowed::If(Box::new(user)));
     }
-    let bearer = given.and_then(|given| {
-        let (scheme, rest) = given.split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
-    });
-    match bearer {
+    match bearer(headers) {
         Some(bearer) if token.is(bearer) => Ok(Allowed::Yes),
-        Some(_) => Err(ApiError::new(Problem::Unauthorized, "this token is not the server's admin token")),
-        None => Err(ApiError::new(Problem::Unauthorized, "the admin API needs a token")),
+        Some(_) => Err(Refused::Token),
+        None => Err(Refused::Nothing),
     }
+}
+
+/// The token of `Authorization: Bearer`, where there is one.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, rest) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
 }
 
 /// Name and password of `Authorization: Basic`, where there are any.
@@ -194,8 +306,8 @@ mod tests {
         for (name, value) in pairs {
             headers.insert(name, value.parse().expect("a valid value"));
         }
-        check(&token, &headers).err().map(|error| {
-            let response = error.into_response();
+        check(&token, &headers).err().map(|refused| {
+            let response = ApiError::from(refused).into_response();
             match response.status().as_u16() {
                 401 => Problem::Unauthorized,
                 403 => Problem::ForeignOrigin,
@@ -250,6 +362,22 @@ mod tests {
         ] {
             assert_eq!(problem(&[token.clone(), (site.clone(), said)]), refused, "{said:?}");
         }
+    }
+
+    #[test]
+    fn a_token_that_was_made_up_is_looked_at_so_often_and_one_that_was_made_always() {
+        let statuses = |token: Token| {
+            let (right, door) = (token.expose().to_owned(), Door::new(token, Some(3)));
+            let ask = |given: &str, last: u8| {
+                let mut headers = HeaderMap::new();
+                headers.insert(header::AUTHORIZATION, format!("Bearer {given}").parse().expect("a value"));
+                door.admit(&headers, IpAddr::from([10, 0, 0, last])).is_ok()
+            };
+            assert!(!["a", "b", "c"].iter().any(|wrong| ask(wrong, 1)));
+            [ask(&right, 1), ask(&right, 2)]
+        };
+        assert_eq!(statuses(Token::new(Some("letmein".to_owned())).expect("it is given")), [false, true]);
+        assert_eq!(statuses(Token::new(None).expect("the system has random bytes")), [true, true]);
     }
 
     #[test]

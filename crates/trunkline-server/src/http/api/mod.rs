@@ -20,7 +20,7 @@ use axum::extract::State;
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use trunkline::Unsupported;
 use trunkline::backend::{Backend, Streams};
 use trunkline::observe::Observer;
@@ -31,7 +31,7 @@ use crate::options::AdminDefaults;
 use crate::shared::Shared;
 use answer::{ApiError, ok};
 use conversations::Seen;
-pub(crate) use guard::{Token, token_guard};
+pub(crate) use guard::{Door, Token, token_guard};
 pub(crate) use members::Members;
 pub(crate) use views::Views;
 
@@ -50,7 +50,12 @@ pub(crate) struct Api {
     observer: Option<Arc<Observer>>,
     /// Longest wait for the rest of a request's body.
     patience: Duration,
+    /// One permit for each request whose user's password takes a hash to be checked; who gets none is sent away at once.
+    verifying: Semaphore,
 }
+
+/// Most requests that wait for a hash at a time: few of the connections that there may be.
+const VERIFYING_MAX: usize = 16;
 
 impl Api {
     pub(crate) fn new(
@@ -73,6 +78,7 @@ impl Api {
             components,
             observer,
             patience,
+            verifying: Semaphore::new(VERIFYING_MAX),
         }
     }
 

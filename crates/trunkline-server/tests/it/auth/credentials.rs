@@ -265,6 +265,91 @@ async fn guesses_are_limited_for_each_user_and_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guess_counts_for_the_user_whose_password_was_checked() {
+    let server = server_with(|options| {
+        options.auth = auth("{users: [{user: ann, password: right}]}");
+        options.auth.failures_max = Some(3);
+    })
+    .await;
+    let address = server.nats_addr();
+    // Nobody has an nkey here, so that nobody looks at one: it is no name to guess under.
+    for n in 0..3 {
+        let guess = format!("\"nkey\":\"U{n}\",{}", user("ann", &format!("guess {n}")));
+        assert_eq!(answer(address, &guess).await, VIOLATION);
+    }
+    assert_eq!(answer(address, &format!("\"nkey\":\"U4\",{}", user("ann", "right"))).await, VIOLATION);
+    let metrics = super::super::client::get(server.http_addr().expect("served"), "/metrics").await.body;
+    assert!(metrics.contains("auth_failures_total{reason=\"too_many\"} 1"), "{metrics}");
+    let closed = json(server.http_addr().expect("served"), "/connz?state=closed&auth=1").await;
+    for connection in closed["connections"].as_array().expect("a list") {
+        assert_eq!(connection["authorized_user"], "ann", "{closed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_admin_token_that_somebody_has_made_up_cannot_be_guessed_at_leisure() {
+    let start = async |configured: Option<&str>| {
+        server_with(|options| {
+            options.admin_token = configured.map(trunkline::config::Secret::new);
+            options.auth.failures_max = Some(3);
+        })
+        .await
+    };
+    let status = async |address: std::net::SocketAddr, token: &str| {
+        let request = format!(
+            "GET /api/v1/server HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
+        );
+        super::super::client::http(address, &request).await.status
+    };
+    let server = start(Some("letmein")).await;
+    let address = server.http_addr().expect("served");
+    assert_eq!(status(address, "letmein").await, 200);
+    for n in 0..3 {
+        assert_eq!(status(address, &format!("guess{n}")).await, 401);
+    }
+    assert_eq!(status(address, "letmein").await, 401, "not even the right one");
+    let metrics = super::super::client::get(address, "/metrics").await.body;
+    for line in [
+        "trunkline_http_refused_requests_total{reason=\"credentials\"} 3",
+        "trunkline_http_refused_requests_total{reason=\"too_many\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    // One that the server has made is beyond guessing, and whoever has it is not to be locked out by those who have not.
+    let server = start(None).await;
+    let address = server.http_addr().expect("served");
+    for n in 0..8 {
+        assert_eq!(status(address, &format!("guess{n}")).await, 401);
+    }
+    assert_eq!(status(address, server.admin_token()).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn few_requests_to_the_admin_api_wait_for_a_hash_and_the_others_are_sent_away() {
+    let hash = bcrypt::hash("a", 8).expect("short enough");
+    let yaml = format!("{{users: [{{user: ann, password: '{hash}', admin: true}}]}}");
+    let server = server(&yaml).await;
+    let address = server.http_addr().expect("served");
+    // All of them are there before the first is answered, as far as a machine can do that with so many.
+    let asking: Vec<_> = (0..200)
+        .map(|n| {
+            let given = STANDARD.encode(format!("stranger {n}:x"));
+            let request = format!(
+                "GET /api/v1/server HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nAuthorization: Basic {given}\r\n\r\n"
+            );
+            tokio::spawn(async move { super::super::client::http(address, &request).await })
+        })
+        .collect();
+    let mut sent_away = 0;
+    for answer in asking {
+        let answer = answer.await.expect("an answer");
+        assert_eq!(answer.status, 401, "{answer:?}");
+        sent_away += usize::from(answer.body.contains("too many passwords are being checked"));
+    }
+    assert!(sent_away > 0, "all of them waited for a hash");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_clients_of_one_user_come_at_once_without_being_taken_for_guessers() {
     let yaml = format!("{{users: [{{user: ann, password: '{}'}}]}}", bcrypt("a"));
     let server = server_with(|options| {

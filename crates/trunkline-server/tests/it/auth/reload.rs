@@ -132,6 +132,50 @@ async fn authentication_can_be_switched_on_and_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_has_lost_its_users_does_not_let_everybody_in() {
+    let source = Source::new(BEFORE);
+    let server = super::server_with(|options| {
+        options.auth = auth(BEFORE);
+        options.auth_source = Some(source.as_source());
+    })
+    .await;
+    let mut bob = client(server.nats_addr(), "bob", "b").await;
+    // As the file is for a moment, where somebody writes it in its place.
+    source.set("{}");
+    let error = server.reload_from_source().await.expect_err("nobody would be asked any more");
+    assert!(matches!(error, ReloadError::Open), "{error:?}");
+    assert_eq!(answer(server.nats_addr(), "").await, VIOLATION);
+    assert_eq!(bob.flush().await, "");
+    source.set(BEFORE);
+    server.reload_from_source().await.expect("users as before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_ask_for_a_reload_cannot_have_it_asked_for_by_an_answer() {
+    let users = "{users: [{user: ann, password: a, permissions: {publish: {deny: [nachos.system.policy.reload]}}}, \
+                 {user: bob, password: b}]}";
+    let source = Source::new(users);
+    let server = super::server_with(|options| {
+        options.auth = auth(users);
+        options.auth_source = Some(source.as_source());
+    })
+    .await;
+    let address = server.nats_addr();
+    let (mut ann, mut bob) = (client(address, "ann", "a").await, client(address, "bob", "b").await);
+    bob.send("SUB call 1\r\n").await;
+    assert_eq!(bob.flush().await, "");
+    ann.send("PUB call nachos.system.policy.reload 0\r\n\r\nPUB call other 0\r\n\r\n").await;
+    let refused =
+        "-ERR 'Permissions Violation for Publish with Reply of \"nachos.system.policy.reload\"'\r\n";
+    assert_eq!(ann.flush().await, refused);
+    assert_eq!(bob.flush().await, "MSG call 1 other 0\r\n\r\n");
+    // Whoever may ask may have it asked for.
+    bob.send("PUB call nachos.system.policy.reload 0\r\n\r\n").await;
+    assert_eq!(bob.flush().await, "MSG call 1 nachos.system.policy.reload 0\r\n\r\n");
+    assert_eq!(source.asked.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_that_cannot_be_put_in_force_change_nothing() {
     let server = server(BEFORE).await;
     let mut bob = client(server.nats_addr(), "bob", "b").await;

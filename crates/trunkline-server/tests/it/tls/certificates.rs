@@ -129,7 +129,7 @@ async fn a_certificate_says_which_user_a_client_is() {
     tls.ca_file = Some(trust.authority.ca_file());
     let yaml = format!(
         "{{tls: {{cert_file: {}, key_file: {}, ca_file: {}, verify_and_map: true}}, \
-         users: [{{user: search.tools, permissions: {{publish: [a]}}}}, {{user: 'O=Example, CN=Ann'}}, {{user: bob, password: pw}}]}}",
+         auth: {{no_auth_user: bob}}, users: [{{user: search.tools, permissions: {{publish: [a]}}}}, {{user: 'O=Example, CN=Ann'}}, {{user: bob, password: pw}}]}}",
         path(&trust.server.cert_file),
         path(&trust.server.key_file),
         path(&trust.authority.ca_file()),
@@ -142,6 +142,11 @@ async fn a_certificate_says_which_user_a_client_is() {
         params.distinguished_name.push(trunkline_testkit::certificates::DnType::OrganizationName, "Example");
     });
     let nobody = trust.authority.sign(&["elsewhere.tools"]);
+    // Without a word, too: before CONNECT as well as with an empty one.
+    let mut silent =
+        Sealed::connect(server.nats_addr(), trust.client(Some(&nobody))).await.expect("a handshake");
+    silent.send("PING\r\n").await;
+    assert_eq!(silent.line().await.as_deref(), Some("-ERR 'Authorization Violation'"));
     let violation = "-ERR 'Authorization Violation'";
     let password = "\"user\":\"bob\",\"pass\":\"pw\"";
     let cases = [

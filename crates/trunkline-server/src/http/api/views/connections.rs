@@ -11,6 +11,7 @@ use crate::admin::{ConnectionJson, ConnectionsJson, LIST_MAX};
 use crate::client::{Client, Kind};
 use crate::health::timestamp;
 use crate::http::api::answer::{ApiError, ok};
+use crate::http::aside::FACTS;
 use crate::http::params::Params;
 use crate::view::ClientView;
 
@@ -24,34 +25,35 @@ pub(super) async fn connections(
     let page = params.page()?;
     let order = params.read("sort", || Order::NAMES.to_owned(), Order::parse)?;
     let find = params.get("find").map(str::to_lowercase);
-    Ok(crate::http::aside(move || {
-        let Some(server) = &views.server else { return ok(&ConnectionsJson::default()) };
-        let mut clients = server.clients();
-        clients.sort_unstable_by_key(|client| client.id);
-        let (limit, offset) = (page.limit.min(LIST_MAX), page.offset);
-        let view = |client: &Arc<Client>| json(server.view(client));
-        // Who neither sorts nor searches pays for the page that is shown, and not for all connections.
-        let (connections, total) = if order.is_none() && find.is_none() {
-            (clients.iter().skip(offset).take(limit).map(view).collect(), clients.len())
-        } else {
-            let found =
-                clients.iter().map(view).filter(|json| find.as_ref().is_none_or(|text| has(json, text)));
-            let mut found: Vec<_> = found.collect();
-            if let Some(order) = order {
-                // Stable: among equals the oldest comes first.
-                found.sort_by_key(|json| Reverse(order.of(json)));
-            }
-            let total = found.len();
-            (found.into_iter().skip(offset).take(limit).collect(), total)
-        };
-        let closed = server.departed().into_iter().rev().take(CLOSED_MAX).map(|gone| ConnectionJson {
-            ended: Some(timestamp(gone.stopped).to_string()),
-            reason: Some(gone.why.as_str().to_owned()),
-            ..json(gone.view)
-        });
-        ok(&ConnectionsJson { known: true, connections, total, closed: closed.collect() })
-    })
-    .await)
+    Ok(FACTS
+        .make(move || {
+            let Some(server) = &views.server else { return ok(&ConnectionsJson::default()) };
+            let mut clients = server.clients();
+            clients.sort_unstable_by_key(|client| client.id);
+            let (limit, offset) = (page.limit.min(LIST_MAX), page.offset);
+            let view = |client: &Arc<Client>| json(server.view(client));
+            // Who neither sorts nor searches pays for the page that is shown, and not for all connections.
+            let (connections, total) = if order.is_none() && find.is_none() {
+                (clients.iter().skip(offset).take(limit).map(view).collect(), clients.len())
+            } else {
+                let found =
+                    clients.iter().map(view).filter(|json| find.as_ref().is_none_or(|text| has(json, text)));
+                let mut found: Vec<_> = found.collect();
+                if let Some(order) = order {
+                    // Stable: among equals the oldest comes first.
+                    found.sort_by_key(|json| Reverse(order.of(json)));
+                }
+                let total = found.len();
+                (found.into_iter().skip(offset).take(limit).collect(), total)
+            };
+            let closed = server.departed().into_iter().rev().take(CLOSED_MAX).map(|gone| ConnectionJson {
+                ended: Some(timestamp(gone.stopped).to_string()),
+                reason: Some(gone.why.as_str().to_owned()),
+                ..json(gone.view)
+            });
+            ok(&ConnectionsJson { known: true, connections, total, closed: closed.collect() })
+        })
+        .await)
 }
 
 /// What connections can be sorted by, most first.

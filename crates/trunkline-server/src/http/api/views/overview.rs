@@ -12,11 +12,12 @@ use super::census::Census;
 use crate::admin::{BackendJson, ClientsJson, MessagesJson, OverviewJson, ProcessJson};
 use crate::health::timestamp;
 use crate::http::api::answer::ok;
+use crate::http::aside::FACTS;
 use crate::process::Usage;
 use crate::shared::{Closed, Shared};
 
 pub(super) async fn overview(State(views): State<Arc<Views>>) -> Response {
-    crate::http::aside(move || ok(&take(&views))).await
+    FACTS.make(move || ok(&take(&views))).await
 }
 
 fn take(views: &Views) -> OverviewJson {

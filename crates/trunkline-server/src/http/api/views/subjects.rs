@@ -10,6 +10,7 @@ use super::Views;
 use super::census::Census;
 use crate::admin::{LIST_MAX, SubjectsJson, SubscriptionJson};
 use crate::http::api::answer::ok;
+use crate::http::aside::FACTS;
 use crate::http::subsz::subscriptions_of;
 use crate::shared::Shared;
 
@@ -17,15 +18,16 @@ use crate::shared::Shared;
 const LOOKED_AT_MAX: usize = 100_000;
 
 pub(super) async fn subjects(State(views): State<Arc<Views>>) -> Response {
-    crate::http::aside(move || {
-        let (subscriptions, subscriptions_omitted) =
-            views.server.as_deref().map(subscriptions).unwrap_or_default();
-        let seen = views.seen(Census::subjects);
-        let recorded = seen.is_some();
-        let (subjects, subjects_omitted) = seen.unwrap_or_default();
-        ok(&SubjectsJson { subjects, subjects_omitted, subscriptions, subscriptions_omitted, recorded })
-    })
-    .await
+    FACTS
+        .make(move || {
+            let (subscriptions, subscriptions_omitted) =
+                views.server.as_deref().map(subscriptions).unwrap_or_default();
+            let seen = views.seen(Census::subjects);
+            let recorded = seen.is_some();
+            let (subjects, subjects_omitted) = seen.unwrap_or_default();
+            ok(&SubjectsJson { subjects, subjects_omitted, subscriptions, subscriptions_omitted, recorded })
+        })
+        .await
 }
 
 /// What clients subscribe to, those of the same name to the same pattern together; and how many were left out.
