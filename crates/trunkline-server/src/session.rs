@@ -259,7 +259,8 @@ impl Session {
     }
 
     fn connect(&mut self, json: &[u8], staging: &mut Staging) -> Result<(), Stop> {
-        let options = match ConnectOptions::parse(json) {
+        // Another one changes what it names and nothing else.
+        let options = match self.options.updated(json) {
             Ok(options) => options,
             Err(error) => {
                 tracing::debug!(client = self.client.id, %error, "CONNECT is not understood");
