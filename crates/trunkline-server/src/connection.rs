@@ -80,6 +80,8 @@ pub(crate) struct Connection {
     charge: Charge,
     /// How often it was not read in a row, as there was no memory.
     held: u32,
+    /// The client was sent away and may not have read why: see [`linger`].
+    lingers: bool,
     /// Given back with everything else.
     _place: Option<Place>,
 }
@@ -123,6 +125,7 @@ impl Connection {
             turn_bytes: 0,
             charge,
             held: 0,
+            lingers: false,
             _place: place,
         }
     }
@@ -171,6 +174,10 @@ impl Connection {
         self.client.outbox.close();
         self.client.part();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
+        // It is gone from monitoring already: nothing that it sends is looked at any more.
+        if self.lingers {
+            linger(&self.socket).await;
+        }
     }
 
     /// Brings the client to where INFO is on its way to it.
@@ -232,6 +239,8 @@ impl Connection {
                 Ending::Now => {
                     if let Some(
                         why @ (Closed::Protocol
+                        | Closed::PayloadTooLarge
+                        | Closed::LineTooLong
                         | Closed::Stale
                         | Closed::Shutdown
                         | Closed::Backend
@@ -240,8 +249,7 @@ impl Connection {
                         | Closed::TooMany),
                     ) = refused
                     {
-                        socket.say_goodbye(goodbye(why));
-                        linger(&socket).await;
+                        self.lingers = true;
                         return why;
                     }
                     return refused.unwrap_or_else(|| self.why_ended());
@@ -297,7 +305,7 @@ impl Connection {
                 () = tokio::task::yield_now(), if again => Ok(Ready::READABLE),
                 ready = socket.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() && !again => ready,
             };
-            let Ok(ready) = ready else { return Closed::ByClient };
+            let Ok(ready) = ready else { return Closed::ReadError };
             if writing && (again || ready.is_writable() || ready.is_write_closed()) {
                 writing = self.write();
             }
@@ -308,7 +316,9 @@ impl Connection {
                     Read::Batch { behind: None } => writing |= self.wait_for_room().await,
                     Read::Batch { behind: Some(reader) } => writing |= self.pause_for(&reader).await,
                     // One that only stopped sending may still read what waits for it.
-                    Read::Close(Closed::ByClient) if outbox.pending() == 0 => return Closed::ByClient,
+                    Read::Close(why @ (Closed::ByClient | Closed::ReadError)) if outbox.pending() == 0 => {
+                        return why;
+                    }
                     Read::Close(why) => {
                         refused = Some(why);
                         outbox.end(Ending::WhenFlushed);
@@ -486,7 +496,7 @@ impl Connection {
                 Ok(0) => return Read::Close(Closed::ByClient),
                 Ok(n) => n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,
-                Err(_) => return Read::Close(Closed::ByClient),
+                Err(error) => return Read::Close(ending_of(&error)),
             };
             self.turn_bytes += n;
             let input = &buffer[..start + n];
@@ -517,7 +527,7 @@ impl Connection {
             Ok(0) => return Read::Close(Closed::ByClient),
             Ok(n) => self.turn_bytes += n,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Empty,
-            Err(_) => return Read::Close(Closed::ByClient),
+            Err(error) => return Read::Close(ending_of(&error)),
         }
         if self.partial.len() < self.need {
             return Read::Batch { behind: None };
@@ -551,12 +561,23 @@ impl Connection {
     }
 }
 
+/// What the end of a connection is called whose socket cannot be read. TLS that ends without saying so is an end like
+/// others: most clients end it that way.
+fn ending_of(error: &std::io::Error) -> Closed {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => Closed::ByClient,
+        _ => Closed::ReadError,
+    }
+}
+
 /// What a close frame says of it.
 fn goodbye(why: Closed) -> Goodbye {
     match why {
-        Closed::ByClient | Closed::ClientError => Goodbye::Normal,
+        Closed::ByClient | Closed::ReadError | Closed::ClientError => Goodbye::Normal,
         Closed::Shutdown => Goodbye::GoingAway,
-        Closed::Protocol | Closed::Handshake => Goodbye::ProtocolError,
+        Closed::Protocol | Closed::PayloadTooLarge | Closed::LineTooLong | Closed::Handshake => {
+            Goodbye::ProtocolError
+        }
         Closed::SlowConsumer
         | Closed::Stale
         | Closed::Unauthorized

@@ -44,7 +44,7 @@ impl Sessions {
         let reserved: trunkline::Pattern = "nachos.dead.>".parse().expect("a pattern");
         let auth = Auth::new(auth, hub.clone(), reserved.clone())?;
         let address = SocketAddr::from(([127, 0, 0, 1], 4222));
-        let shown = Shown { name: None, version: "0.0.0".to_owned(), trace_payloads: false };
+        let shown = Shown { name: None, version: "0.0.0".to_owned(), trace_payloads: false, tags: Vec::new() };
         let memory = Arc::<MemoryBudget>::default();
         let shared = Shared::new(
             (hub.clone(), None, memory.clone()),
