@@ -106,6 +106,14 @@ const DIFFERENCES: &[Difference] = &[
         ..Difference::PLAIN
     },
     Difference {
+        name: "of two mistakes in one message, where it ends is told",
+        reason: "where the next operation begins is found out before anybody asks whether headers were wanted",
+        input: b"HPUB a 12 14\r\nNATS/1.0\r\n\r\nm\r\n",
+        theirs: "",
+        ours: "-ERR 'Unknown Protocol Operation'\r\n",
+        ..Difference::PLAIN
+    },
+    Difference {
         name: "null is no CONNECT",
         reason: "it has to be an object",
         input: b"CONNECT null\r\nPING\r\n",
