@@ -17,6 +17,8 @@ const BYTES_MAX: usize = 4096;
 const MAX_SUBSCRIPTIONS: usize = 16;
 const MAX_CONTROL_LINE: usize = 256;
 const MAX_PAYLOAD: usize = 128;
+/// Room for a few subscriptions.
+const ROOM_BYTES: usize = 8 << 10;
 
 /// Users with all that permissions can say.
 static USERS: LazyLock<AuthOptions> = LazyLock::new(|| {
@@ -65,11 +67,11 @@ fn shown(output: &[u8]) -> Vec<String> {
 type Conversation = Vec<(Vec<String>, bool)>;
 
 fn converse<'a, P: Iterator<Item = &'a [u8]>>(
-    auth: &AuthOptions,
+    (auth, room): (&AuthOptions, Option<usize>),
     turns: &[(usize, &'a [u8])],
     cut: impl Fn(&'a [u8]) -> P,
 ) -> Conversation {
-    let mut sessions = Sessions::new(auth, limits(), CLIENTS as u64).expect("valid users");
+    let mut sessions = Sessions::new(auth, limits(), CLIENTS as u64, room).expect("valid users");
     for (client, bytes) in turns {
         for piece in cut(bytes) {
             sessions.feed(*client, piece);
@@ -87,15 +89,16 @@ fn converse<'a, P: Iterator<Item = &'a [u8]>>(
     seen
 }
 
-/// The first byte says whether there are users, the second how to cut. What follows are turns, with a NUL between them; the
+/// The first byte says whether there are users, and little memory; the second how to cut. What follows are turns, with a NUL between them; the
 /// first byte of each says whose it is.
 pub(crate) fn session(data: &[u8]) {
     let [mode, seed, data @ ..] = &data[..data.len().min(BYTES_MAX)] else { return };
     let open = AuthOptions::default();
     let auth = if mode % 2 == 0 { &open } else { &*USERS };
+    let server = (auth, (mode & 4 != 0).then_some(ROOM_BYTES));
     let turns = data.split(|byte| *byte == 0).filter_map(|turn| turn.split_first());
     let turns: Vec<(usize, &[u8])> = turns.map(|(who, bytes)| (usize::from(*who) % CLIENTS, bytes)).collect();
-    let whole = converse(auth, &turns, std::iter::once);
-    assert_eq!(converse(auth, &turns, |bytes| bytes.chunks(1)), whole, "byte by byte");
-    assert_eq!(converse(auth, &turns, |bytes| pieces(bytes, *seed)), whole, "in pieces");
+    let whole = converse(server, &turns, std::iter::once);
+    assert_eq!(converse(server, &turns, |bytes| bytes.chunks(1)), whole, "byte by byte");
+    assert_eq!(converse(server, &turns, |bytes| pieces(bytes, *seed)), whole, "in pieces");
 }

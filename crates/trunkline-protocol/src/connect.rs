@@ -62,16 +62,46 @@ impl ConnectOptions {
     ///
     /// [`ConnectError`] when it is not a JSON object, or a known field has the wrong type.
     pub fn parse(json: &[u8]) -> Result<Self, ConnectError> {
+        Self::DEFAULT.updated(json)
+    }
+
+    /// Reads the text of another `CONNECT` of the same client: what is missing (or null) in it stays as it was, as on
+    /// nats-server.
+    ///
+    /// # Errors
+    ///
+    /// As of [`ConnectOptions::parse`].
+    pub fn updated(&self, json: &[u8]) -> Result<Self, ConnectError> {
         // By way of an object: a derived reader takes a list for one too, field by field.
         let object: serde_json::Map<String, serde_json::Value> =
             serde_json::from_slice(json).map_err(ConnectError)?;
-        serde_json::from_value(object.into()).map_err(ConnectError)
+        let received: Received = serde_json::from_value(object.into()).map_err(ConnectError)?;
+        Ok(received.over(self))
     }
+
+    const DEFAULT: Self = Self {
+        verbose: true,
+        pedantic: true,
+        echo: true,
+        headers: false,
+        no_responders: false,
+        tls_required: false,
+        protocol: 0,
+        name: None,
+        lang: None,
+        version: None,
+        user: None,
+        pass: None,
+        auth_token: None,
+        jwt: None,
+        nkey: None,
+        sig: None,
+    };
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Received::default().into()
+        Self::DEFAULT
     }
 }
 
@@ -128,26 +158,34 @@ struct Received {
     sig: Option<String>,
 }
 
+impl Received {
+    /// With what was said before in place of what is missing.
+    fn over(self, former: &ConnectOptions) -> ConnectOptions {
+        let text = |said: Option<String>, former: &Option<String>| said.or_else(|| former.clone());
+        ConnectOptions {
+            verbose: self.verbose.unwrap_or(former.verbose),
+            pedantic: self.pedantic.unwrap_or(former.pedantic),
+            echo: self.echo.unwrap_or(former.echo),
+            headers: self.headers.unwrap_or(former.headers),
+            no_responders: self.no_responders.unwrap_or(former.no_responders),
+            tls_required: self.tls_required.unwrap_or(former.tls_required),
+            protocol: self.protocol.unwrap_or(former.protocol),
+            name: text(self.name, &former.name),
+            lang: text(self.lang, &former.lang),
+            version: text(self.version, &former.version),
+            user: text(self.user, &former.user),
+            pass: text(self.pass, &former.pass),
+            auth_token: text(self.auth_token, &former.auth_token),
+            jwt: text(self.jwt, &former.jwt),
+            nkey: text(self.nkey, &former.nkey),
+            sig: text(self.sig, &former.sig),
+        }
+    }
+}
+
 impl From<Received> for ConnectOptions {
     fn from(received: Received) -> Self {
-        Self {
-            verbose: received.verbose.unwrap_or(true),
-            pedantic: received.pedantic.unwrap_or(true),
-            echo: received.echo.unwrap_or(true),
-            headers: received.headers.unwrap_or(false),
-            no_responders: received.no_responders.unwrap_or(false),
-            tls_required: received.tls_required.unwrap_or(false),
-            protocol: received.protocol.unwrap_or(0),
-            name: received.name,
-            lang: received.lang,
-            version: received.version,
-            user: received.user,
-            pass: received.pass,
-            auth_token: received.auth_token,
-            jwt: received.jwt,
-            nkey: received.nkey,
-            sig: received.sig,
-        }
+        received.over(&Self::DEFAULT)
     }
 }
 
@@ -184,6 +222,19 @@ mod tests {
                 ..default
             },
         );
+    }
+
+    #[test]
+    fn another_connect_changes_what_it_names() {
+        let first =
+            r#"{"verbose":false,"echo":false,"headers":true,"name":"n","user":"u","pass":"p","protocol":1}"#;
+        let first = ConnectOptions::parse(first.as_bytes()).expect("an object");
+        assert_eq!(first.updated(b"{}").expect("an object"), first);
+        let second =
+            first.updated(br#"{"verbose":true,"name":"m","user":null,"protocol":0}"#).expect("an object");
+        let expected = ConnectOptions { verbose: true, name: Some("m".into()), protocol: 0, ..first.clone() };
+        assert_eq!(second, expected);
+        assert!(first.updated(b"[]").is_err());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::client::{Client, Kind};
 use crate::outbox::Ending;
 use crate::shared::{Closed, Shared};
 use crate::socket::{Layer, Progress, Socket};
-use crate::tls::{ClientCertificates, Owner, Tls};
+use crate::tls::{ClientCertificates, Fingerprint, Owner, Tls};
 use crate::websocket::Gate;
 
 /// The first byte of a TLS record that begins a handshake.
@@ -35,6 +35,8 @@ pub(crate) struct Secured {
     /// The handshake came before INFO.
     pub(crate) first: bool,
     pub(crate) owner: Option<Owner>,
+    /// Each certificate that the client has shown, its own first.
+    pub(crate) peers: Arc<[Fingerprint]>,
     /// Its owner is who the client is, whatever it says itself.
     pub(crate) is_mapped: bool,
 }
@@ -229,7 +231,7 @@ impl Arrival {
         let is_mapped = tls.is_some_and(|tls| tls.options.clients == ClientCertificates::Mapped);
         let secured = self.socket.layer(|layer| {
             let tls = layer.tls()?;
-            let certificate = tls.peer_certificates().and_then(|chain| chain.first());
+            let chain = tls.peer_certificates().unwrap_or_default();
             Some(Secured {
                 version: match tls.protocol_version()? {
                     rustls::ProtocolVersion::TLSv1_3 => "1.3",
@@ -237,7 +239,8 @@ impl Arrival {
                 },
                 cipher: format!("{:?}", tls.negotiated_cipher_suite()?.suite()).replace("TLS13_", "TLS_"),
                 first,
-                owner: certificate.and_then(Owner::of),
+                owner: chain.first().and_then(Owner::of),
+                peers: chain.iter().filter_map(Fingerprint::of).collect(),
                 is_mapped,
             })
         });

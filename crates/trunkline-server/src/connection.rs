@@ -69,6 +69,8 @@ pub(crate) struct Connection {
     lately_bytes: usize,
     /// The short turns of others when it last had a long one.
     shorts: u64,
+    /// The client was sent away and may not have read why: see [`linger`].
+    lingers: bool,
     /// Given back with everything else.
     place: Option<Place>,
 }
@@ -101,6 +103,7 @@ impl Connection {
             held: 0,
             lately_bytes: 0,
             shorts: 0,
+            lingers: false,
             place,
         }
     }
@@ -149,6 +152,11 @@ impl Connection {
         self.client.outbox.close();
         self.client.part();
         tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
+        // It is gone from monitoring already: nothing that it sends is looked at any more.
+        if self.lingers {
+            self.input = Input::default();
+            linger(&self.socket).await;
+        }
         // What it held is given back in a turn of its own, and at once where others need it.
         let turns = self.place.as_ref().map(Place::turns).cloned().filter(|_| self.takes_long());
         if let Some(turns) = turns.filter(|_| !self.server.memory.is_exceeded()) {
@@ -218,6 +226,8 @@ impl Connection {
                 Ending::Now => {
                     if let Some(
                         why @ (Closed::Protocol
+                        | Closed::PayloadTooLarge
+                        | Closed::LineTooLong
                         | Closed::Stale
                         | Closed::Shutdown
                         | Closed::Backend
@@ -226,8 +236,7 @@ impl Connection {
                         | Closed::TooMany),
                     ) = refused
                     {
-                        socket.say_goodbye(goodbye(why));
-                        linger(&socket).await;
+                        self.lingers = true;
                         return why;
                     }
                     return refused.unwrap_or_else(|| self.why_ended());
@@ -283,7 +292,7 @@ impl Connection {
                 () = tokio::task::yield_now(), if again => Ok(Ready::READABLE),
                 ready = socket.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() && !again => ready,
             };
-            let Ok(ready) = ready else { return Closed::ByClient };
+            let Ok(ready) = ready else { return Closed::ReadError };
             if writing && (again || ready.is_writable() || ready.is_write_closed()) {
                 writing = self.write();
             }
@@ -297,7 +306,9 @@ impl Connection {
                     Read::Batch { behind: None } => writing |= self.wait_for_room().await,
                     Read::Batch { behind: Some(reader) } => writing |= self.pause_for(&reader).await,
                     // One that only stopped sending may still read what waits for it.
-                    Read::Close(Closed::ByClient) if outbox.pending() == 0 => return Closed::ByClient,
+                    Read::Close(why @ (Closed::ByClient | Closed::ReadError)) if outbox.pending() == 0 => {
+                        return why;
+                    }
                     Read::Close(why) => {
                         refused = Some(why);
                         outbox.end(Ending::WhenFlushed);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use trunkline::backend::memory::Hub;
-use trunkline::memory::MemoryBudget;
+use trunkline::memory::{Charge, Holding, MemoryBudget};
 
 use crate::auth::{Auth, AuthError, AuthOptions};
 use crate::client::{Client, Kind};
@@ -17,12 +17,17 @@ use crate::staging::Staging;
 use crate::tls::Slots;
 use crate::websocket::{Gate, Origins, WebSocketOptions};
 
+/// What a process has that is short of memory.
+const MEMORY_BYTES: u64 = 256 << 20;
+
 /// Clients of one server, as far as their sessions go.
 pub struct Sessions {
     hub: Arc<Hub>,
     shared: Arc<Shared>,
     staging: Staging,
     peers: Vec<Peer>,
+    /// Takes the memory that nobody is to have.
+    _ballast: Option<Charge>,
 }
 
 struct Peer {
@@ -35,17 +40,28 @@ struct Peer {
 }
 
 impl Sessions {
-    /// So many clients of a server with these users and limits.
+    /// So many clients of a server with these users and limits. Their subscriptions together may take about `room` bytes;
+    /// `None` is any number.
     ///
     /// # Errors
     /// Users that cannot be.
-    pub fn new(auth: &AuthOptions, limits: Limits, count: u64) -> Result<Self, AuthError> {
+    pub fn new(
+        auth: &AuthOptions,
+        limits: Limits,
+        count: u64,
+        room: Option<usize>,
+    ) -> Result<Self, AuthError> {
         let hub = Arc::new(Hub::default());
         let reserved: trunkline::Pattern = "nachos.dead.>".parse().expect("a pattern");
         let auth = Auth::new(auth, hub.clone(), reserved.clone())?;
         let address = SocketAddr::from(([127, 0, 0, 1], 4222));
-        let shown = Shown { name: None, version: "0.0.0".to_owned(), trace_payloads: false };
-        let memory = Arc::<MemoryBudget>::default();
+        let shown =
+            Shown { name: None, version: "0.0.0".to_owned(), trace_payloads: false, tags: Vec::new() };
+        let memory = Arc::new(MemoryBudget::from_setting(room.map(|_| MEMORY_BYTES)));
+        let ballast = room.map(|room| {
+            let share = memory.share(Holding::Subscriptions);
+            Charge::of(&memory, Holding::Subscriptions, share.saturating_sub(room))
+        });
         let shared = Shared::new(
             (hub.clone(), None, memory.clone()),
             auth,
@@ -68,7 +84,8 @@ impl Sessions {
                 is_closed: false,
             }
         });
-        Ok(Self { peers: peers.collect(), hub, shared, staging: Staging::default() })
+        let peers = peers.collect();
+        Ok(Self { peers, hub, shared, staging: Staging::default(), _ballast: ballast })
     }
 
     /// Has a client's session act on what one read of its socket would have brought.

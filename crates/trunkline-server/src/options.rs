@@ -42,6 +42,8 @@ pub struct ServerOptions {
     /// Whether traces of the protocol ([`PROTOCOL_TRACE`](crate::PROTOCOL_TRACE)) show headers and payloads of messages, as
     /// nats-server's do. Default no.
     pub trace_payloads: bool,
+    /// Words by which an operator tells servers apart, shown by `/varz`. Default none.
+    pub tags: Vec<String>,
     /// Bounds.
     pub limits: Limits,
     /// Threads that serve connections and nothing else; with 0, the runtime that the server is started on serves them, and
@@ -146,6 +148,7 @@ impl ServerOptions {
             name: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             trace_payloads: false,
+            tags: Vec::new(),
             limits: Limits::default(),
             threads: 0,
             auth: AuthOptions::default(),

@@ -76,6 +76,8 @@ pub struct ReloadOptions {
     pub tls: Option<TlsOptions>,
     /// Certificates of the WebSocket listener's own. Whether that speaks TLS stays as it is.
     pub websocket_tls: Option<TlsOptions>,
+    /// As [`ServerOptions::tags`](crate::ServerOptions::tags).
+    pub tags: Vec<String>,
 }
 
 /// Replaces users and permissions, one after the other.
@@ -125,7 +127,7 @@ impl Reloader {
 
     pub(crate) async fn reload_all(&self, options: ReloadOptions) -> Result<Reloaded, ReloadError> {
         let _turn = self.turn.lock().await;
-        let ReloadOptions { auth, limits, tls, websocket_tls } = options;
+        let ReloadOptions { auth, limits, tls, websocket_tls, tags } = options;
         let former = self.shared.tls.plan();
         // A listener does not change what it speaks, as clients know it by a URL.
         let web = former.web.and(websocket_tls.or_else(|| tls.clone()));
@@ -135,7 +137,9 @@ impl Reloader {
         if has != (web.is_some(), http.is_some()) {
             return Err(ReloadError::WithoutTls);
         }
-        self.put_all_in_force(&auth, Some(limits), Plan { clients: tls, web, http }).await
+        let reloaded = self.put_all_in_force(&auth, Some(limits), Plan { clients: tls, web, http }).await?;
+        *self.shared.tags.write() = tags;
+        Ok(reloaded)
     }
 
     /// Called with `turn` held.

@@ -124,7 +124,12 @@ impl Server {
             (tls, web),
             (dead_letters, reload_subject.clone()),
             options.limits.clone(),
-            Shown { name: options.name, version: options.version, trace_payloads: options.trace_payloads },
+            Shown {
+                name: options.name,
+                version: options.version,
+                trace_payloads: options.trace_payloads,
+                tags: options.tags,
+            },
             address,
         );
         let shared = Arc::new(shared);

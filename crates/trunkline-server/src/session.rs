@@ -15,7 +15,7 @@ use trunkline::backend::memory::{Hub, Target};
 use trunkline::memory::Holding;
 use trunkline::observe::Observer;
 use trunkline_core::{MatchCache, Role};
-use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ServerError, encode, parse};
+use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ProtocolError, ServerError, encode, parse};
 
 use access::Access;
 
@@ -131,7 +131,7 @@ impl Session {
                 Err(error) => {
                     tracing::debug!(client = self.client.id, %error, "broken protocol");
                     error.write(staging.line(&self.client));
-                    Err(Stop::Close(Closed::Protocol))
+                    Err(Stop::Close(ending_of(&error)))
                 }
             };
         }
@@ -259,7 +259,8 @@ impl Session {
     }
 
     fn connect(&mut self, json: &[u8], staging: &mut Staging) -> Result<(), Stop> {
-        let options = match ConnectOptions::parse(json) {
+        // Another one changes what it names and nothing else.
+        let options = match self.options.updated(json) {
             Ok(options) => options,
             Err(error) => {
                 tracing::debug!(client = self.client.id, %error, "CONNECT is not understood");
@@ -439,6 +440,15 @@ impl Turn<'_> {
     fn count(&mut self, messages: usize, bytes: usize) {
         self.messages += messages as u64;
         self.bytes += bytes as u64;
+    }
+}
+
+/// What the end of a connection is called that comes of it.
+fn ending_of(error: &ProtocolError) -> Closed {
+    match error {
+        ProtocolError::MaxPayload { .. } => Closed::PayloadTooLarge,
+        ProtocolError::ControlLine { .. } => Closed::LineTooLong,
+        _ => Closed::Protocol,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What all connections of a server share: the hub, the limits, the table of clients, the counters.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -52,10 +52,16 @@ const UNHEARD_MIN: usize = 64;
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Closed {
-    /// The client closed it, or the network did.
+    /// The client closed it.
     ByClient,
+    /// Reading from it failed: it was reset, or the network gave it up.
+    ReadError,
     /// What it sent was not the protocol, or not allowed.
     Protocol,
+    /// A message was larger than `max_payload`.
+    PayloadTooLarge,
+    /// A line was longer than `max_control_line`.
+    LineTooLong,
     /// The client reported an error of its own.
     ClientError,
     /// It did not read what was sent to it.
@@ -81,9 +87,12 @@ pub(crate) enum Closed {
 }
 
 impl Closed {
-    pub(crate) const ALL: [Closed; 13] = [
+    pub(crate) const ALL: [Closed; 16] = [
         Closed::ByClient,
+        Closed::ReadError,
         Closed::Protocol,
+        Closed::PayloadTooLarge,
+        Closed::LineTooLong,
         Closed::ClientError,
         Closed::SlowConsumer,
         Closed::Stale,
@@ -101,7 +110,10 @@ impl Closed {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::ByClient => "client",
+            Self::ReadError => "read_error",
             Self::Protocol => "protocol_error",
+            Self::PayloadTooLarge => "max_payload",
+            Self::LineTooLong => "max_control_line",
             Self::ClientError => "client_error",
             Self::SlowConsumer => "slow_consumer",
             Self::Stale => "stale",
@@ -142,12 +154,32 @@ impl Totals {
     }
 }
 
+/// What the clients of one account have done, together.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tally {
+    /// Clients now.
+    pub(crate) here: u64,
+    /// Subscriptions now.
+    pub(crate) subscriptions: u64,
+    /// Clients that did not read and were cut off.
+    pub(crate) slow: u64,
+    pub(crate) totals: Totals,
+}
+
+impl Tally {
+    fn add(&mut self, client: &Client, is_slow: bool) {
+        self.slow += u64::from(is_slow);
+        self.totals.add(client);
+    }
+}
+
 /// How a server shows itself, and what it shows.
 #[derive(Debug)]
 pub(crate) struct Shown {
     pub(crate) name: Option<String>,
     pub(crate) version: String,
     pub(crate) trace_payloads: bool,
+    pub(crate) tags: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -175,6 +207,8 @@ pub(crate) struct Shared {
     pub(crate) version: String,
     /// Whether traces show what is in messages.
     pub(crate) trace_payloads: bool,
+    /// What an operator calls it, for monitoring. Held while it is copied.
+    pub(crate) tags: RwLock<Vec<String>>,
     pub(crate) address: SocketAddr,
     pub(crate) started: SystemTime,
     started_instant: Instant,
@@ -296,6 +330,7 @@ impl Shared {
             id,
             version: shown.version,
             trace_payloads: shown.trace_payloads,
+            tags: RwLock::new(shown.tags),
             address,
             started: SystemTime::now(),
             started_instant: Instant::now(),
@@ -480,7 +515,11 @@ impl Shared {
             if table.departed.len() == DEPARTED_KEPT {
                 table.departed.pop_front();
             }
-            table.departed.push_back(Departed { view, stopped: SystemTime::now(), why });
+            let slow = client.outbox.slow().map(|slow| slow.by).filter(|_| why == Closed::SlowConsumer);
+            if let Some(identity) = client.identity() {
+                identity.account.gone.lock().add(client, slow.is_some());
+            }
+            table.departed.push_back(Departed { view, stopped: SystemTime::now(), why, slow });
             self.closed[why as usize].fetch_add(1, Ordering::Relaxed);
             if table.clients.is_empty() {
                 self.emptied.notify_waiters();
@@ -526,6 +565,22 @@ impl Shared {
         let mut totals = table.gone;
         table.clients.values().for_each(|client| totals.add(client));
         totals
+    }
+
+    /// What the clients of each account that somebody is or was in have done, by the account's name.
+    pub(crate) fn tallies(&self) -> BTreeMap<Box<str>, Tally> {
+        let table = self.table.lock();
+        let accounts = self.auth.accounts();
+        let mut tallies: BTreeMap<_, _> =
+            accounts.iter().map(|account| (account.name.clone(), *account.gone.lock())).collect();
+        for client in table.clients.values() {
+            if let Some(tally) = client.identity().and_then(|who| tallies.get_mut(&who.account.name)) {
+                tally.add(client, false);
+                tally.here += 1;
+                tally.subscriptions += client.subscriptions.load(Ordering::Relaxed);
+            }
+        }
+        tallies
     }
 
     pub(crate) fn accepted(&self) -> u64 {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::arrival::Secured;
 use crate::client::{Client, Kind};
+use crate::outbox::SlowBy;
 use crate::shared::Closed;
 
 /// Messages and their bytes, in one direction.
@@ -99,4 +100,6 @@ pub(crate) struct Departed {
     pub(crate) view: ClientView,
     pub(crate) stopped: SystemTime,
     pub(crate) why: Closed,
+    /// Which bound it had reached, if it was cut off as a slow consumer.
+    pub(crate) slow: Option<SlowBy>,
 }

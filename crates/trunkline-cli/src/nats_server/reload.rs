@@ -35,6 +35,7 @@ pub(super) async fn reload(
         limits: new.limits.clone(),
         tls: new.tls.clone(),
         websocket_tls,
+        tags: new.tags.clone(),
     };
     let reloaded = server.reload_all(options).await.map_err(|error| crate::failure::chain(&error))?;
     if reloaded.closed > 0 {
@@ -87,6 +88,7 @@ fn changes(old: &Settings, new: &Settings) -> Vec<String> {
         old.auth.users != new.auth.users || old.auth.default_permissions != new.auth.default_permissions,
         "authorization users".to_owned(),
     );
+    tell(old.tags != new.tags, "tags".to_owned());
     tell(old.auth.token != new.auth.token, "authorization token".to_owned());
     tell(old.auth.accounts != new.auth.accounts, "accounts".to_owned());
     tell(old.auth.no_auth_user != new.auth.no_auth_user, "no_auth_user".to_owned());

@@ -134,6 +134,7 @@ fn options(settings: &Settings) -> Result<ServerOptions, ServeError> {
         http: monitoring.map(at).transpose()?,
         http_tls: settings.https.is_some(),
         name: settings.name.clone(),
+        tags: settings.tags.clone(),
         version: COMPATIBLE_WITH.to_owned(),
         nats_probes: true,
         trace_payloads: true,

@@ -394,7 +394,11 @@ mod tests {
         };
         let users = passwords.iter().enumerate().map(user).collect();
         let options = AuthOptions { users, ..AuthOptions::default() };
-        let global = Arc::new(Account { name: GLOBAL_ACCOUNT.into(), hub: Arc::new(Hub::default()) });
+        let global = Arc::new(Account {
+            name: GLOBAL_ACCOUNT.into(),
+            hub: Arc::new(Hub::default()),
+            gone: Default::default(),
+        });
         let key = Key::random().expect("the system has random bytes");
         Directory::new(&options, &key, None, &mut |_| global.clone()).expect("users that can be")
     }

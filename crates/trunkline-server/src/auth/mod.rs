@@ -36,6 +36,7 @@ use password::Key;
 use crate::arrival::Secured;
 use crate::client::Kind;
 use crate::doorkeeper::network_of;
+use crate::shared::Tally;
 
 pub(crate) use attempts::TokenGuesses;
 pub(crate) use directory::Identity;
@@ -56,6 +57,8 @@ pub(crate) struct Account {
     pub(crate) name: Box<str>,
     /// Where its clients meet; for [`GLOBAL_ACCOUNT`] the hub that the server is a front of.
     pub(crate) hub: Arc<Hub>,
+    /// What those have done who were here and are gone. Nothing else is locked while it is held.
+    pub(crate) gone: Mutex<Tally>,
 }
 
 /// What is known of a connection, whatever its client says in CONNECT.
@@ -140,7 +143,7 @@ impl Auth {
     /// `hub` is the one of [`GLOBAL_ACCOUNT`].
     pub(crate) fn new(options: &AuthOptions, hub: Arc<Hub>, reserved: Pattern) -> Result<Self, AuthError> {
         hub.reserve(&reserved);
-        let global = Arc::new(Account { name: GLOBAL_ACCOUNT.into(), hub });
+        let global = Arc::new(Account { name: GLOBAL_ACCOUNT.into(), hub, gone: Mutex::default() });
         let accounts = Mutex::new(BTreeMap::from([(global.name.clone(), global)]));
         let key = Key::random()?;
         let directory = Directory::new(options, &key, None, &mut |name| enter(&accounts, name, &reserved))?;
@@ -324,7 +327,7 @@ fn enter(accounts: &Mutex<BTreeMap<Box<str>, Arc<Account>>>, name: &str, reserve
     let options = accounts[GLOBAL_ACCOUNT].hub.options().clone();
     let hub = Arc::new(Hub::new(options));
     hub.reserve(reserved);
-    let account = Arc::new(Account { name: name.into(), hub });
+    let account = Arc::new(Account { name: name.into(), hub, gone: Mutex::default() });
     accounts.insert(account.name.clone(), account.clone());
     account
 }

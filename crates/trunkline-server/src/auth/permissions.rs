@@ -232,6 +232,8 @@ mod tests {
             ("{subscribe: ['a.>']}", "a.>.b", true),
             ("{subscribe: {deny: ['>']}}", "a.>.b", false),
             ("{subscribe: {deny: ['>']}}", "a..b", true),
+            // What is denied to a group is denied to its members alone.
+            ("{subscribe: {deny: ['a.> q']}}", "a.>.b", true),
         ];
         for (yaml, subject, expected) in cases {
             let told = permissions(yaml).may_ask_for(subject.as_bytes(), None);

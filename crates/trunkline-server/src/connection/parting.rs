@@ -13,9 +13,11 @@ const LINGER: Duration = Duration::from_secs(1);
 /// What a close frame says of it.
 pub(super) fn goodbye(why: Closed) -> Goodbye {
     match why {
-        Closed::ByClient | Closed::ClientError => Goodbye::Normal,
+        Closed::ByClient | Closed::ReadError | Closed::ClientError => Goodbye::Normal,
         Closed::Shutdown => Goodbye::GoingAway,
-        Closed::Protocol | Closed::Handshake => Goodbye::ProtocolError,
+        Closed::Protocol | Closed::PayloadTooLarge | Closed::LineTooLong | Closed::Handshake => {
+            Goodbye::ProtocolError
+        }
         Closed::SlowConsumer
         | Closed::Stale
         | Closed::Unauthorized

@@ -139,7 +139,7 @@ impl Connection {
                 self.lately_bytes /= 2;
                 Err(Read::Empty)
             }
-            Err(_) => Err(Read::Close(Closed::ByClient)),
+            Err(error) => Err(Read::Close(ending_of(&error))),
         }
     }
 
@@ -178,5 +178,14 @@ impl Connection {
             Some(why) => Read::Close(why),
             None => Read::Batch { behind },
         }
+    }
+}
+
+/// What the end of a connection is called whose socket cannot be read. TLS that ends without saying so is an end like
+/// others: most clients end it that way.
+fn ending_of(error: &io::Error) -> Closed {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => Closed::ByClient,
+        _ => Closed::ReadError,
     }
 }

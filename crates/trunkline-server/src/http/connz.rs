@@ -10,12 +10,14 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::aside::LISTS;
-use super::params::{LIMIT_MAX, Page, ParamError, Params, truth};
+use super::params::{LIMIT_MAX, List, Page, ParamError, Params};
 use super::subsz::{Detail, is_zero, subscriptions_of};
 use super::{Monitor, durations, json};
 use crate::client::Kind;
 use crate::health::timestamp;
+use crate::outbox::SlowBy;
 use crate::shared::{Closed, Shared};
+use crate::tls::Fingerprint;
 use crate::view::{ClientView, Departed};
 
 #[derive(Serialize)]
@@ -55,6 +57,8 @@ struct Connection {
     tls_version: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tls_cipher_suite: Option<String>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    tls_peer_certs: Vec<PeerCertificate>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     tls_first: bool,
     /// On a bridge, what it could not be given: messages where the number is known, and gaps of any size.
@@ -84,18 +88,35 @@ struct Connection {
     subscriptions_omitted: Option<usize>,
 }
 
+/// A certificate that a client has shown.
+#[derive(Serialize)]
+struct PeerCertificate {
+    subject: String,
+    spki_sha256: String,
+    cert_sha256: String,
+}
+
+impl From<&Fingerprint> for PeerCertificate {
+    fn from(of: &Fingerprint) -> Self {
+        let Fingerprint { subject, key, certificate } = of.clone();
+        Self { subject, spki_sha256: key, cert_sha256: certificate }
+    }
+}
+
 /// Which connections are asked for, and how.
 struct Question {
     page: Page,
     cid: Option<u64>,
     sort: Sort,
     state: ConnState,
-    subscriptions: ListSubscriptions,
+    subscriptions: List,
     /// Whether to say who the clients are.
     auth: bool,
     /// Only those of this account, and of this user.
     account: Option<String>,
     user: Option<String>,
+    /// Only one that speaks MQTT, which nobody does here.
+    by_mqtt: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -103,13 +124,6 @@ enum ConnState {
     Open,
     Closed,
     Any,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum ListSubscriptions {
-    No,
-    Patterns,
-    Detail,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,7 +188,7 @@ impl Sort {
             Self::Uptime => rows.sort_by_key(|row| view(row).uptime),
             Self::Rtt => rows.sort_by_key(|row| Reverse(view(row).rtt)),
             Self::Stop => rows.sort_by_key(|row| Reverse(row.ended.map(|(stopped, _)| stopped))),
-            Self::Reason => rows.sort_by_key(|row| row.ended.map(|(_, why)| reason(why))),
+            Self::Reason => rows.sort_by_key(|row| row.ended.map(|(_, why)| why)),
         }
     }
 }
@@ -205,23 +219,17 @@ impl Question {
         let sort = params.read("sort", sorts, |value| {
             Sort::ALL.iter().find(|(name, _)| *name == value).map(|(_, sort)| *sort).filter(fits)
         })?;
-        let lists = || "detail, 1, true, 0 or false".to_owned();
-        let subscriptions = params.read("subs", lists, |value| match value {
-            "detail" => Some(ListSubscriptions::Detail),
-            value => {
-                truth(value).map(|on| if on { ListSubscriptions::Patterns } else { ListSubscriptions::No })
-            }
-        })?;
         let auth = params.flag("auth")?;
         Ok(Self {
             auth,
             account: params.get("acc").map(str::to_owned),
             user: params.get("user").map(str::to_owned),
+            by_mqtt: params.get("mqtt_client").is_some(),
             page: params.page()?,
             cid: params.read("cid", number, |value| value.parse().ok())?,
             sort: sort.unwrap_or(Sort::Cid),
             state,
-            subscriptions: subscriptions.unwrap_or(ListSubscriptions::No),
+            subscriptions: params.list("subs")?,
         })
     }
 }
@@ -230,12 +238,12 @@ impl Question {
 struct Row {
     view: ClientView,
     /// When and why, once it has ended.
-    ended: Option<(std::time::SystemTime, Closed)>,
+    ended: Option<(std::time::SystemTime, &'static str)>,
 }
 
 impl From<Departed> for Row {
     fn from(departed: Departed) -> Self {
-        Self { view: departed.view, ended: Some((departed.stopped, departed.why)) }
+        Self { view: departed.view, ended: Some((departed.stopped, reason(departed.why, departed.slow))) }
     }
 }
 
@@ -244,8 +252,10 @@ fn answer(monitor: &Monitor, question: &Question) -> Response {
     let mut rows = rows(shared, question);
     let Page { offset, mut limit } = question.page;
     let mut total = rows.len();
+    // As on nats-server: the total says among how many the one who is asked for was looked for.
+    let is_asked_for = |row: &Row| question.user.is_none() || row.view.user == question.user;
+    rows.retain(|row| is_asked_for(row) && !question.by_mqtt);
     if let Some(cid) = question.cid {
-        // As on nats-server: one is asked for, and the total says among how many.
         rows.retain(|row| row.view.id == cid);
         limit = 1;
         total = total.max(rows.len());
@@ -277,11 +287,9 @@ fn rows(shared: &Shared, question: &Question) -> Vec<Row> {
     if question.state != ConnState::Open {
         rows.extend(shared.departed().into_iter().map(Row::from));
     }
-    let is =
-        |own: Option<&str>, wanted: &Option<String>| wanted.as_deref().is_none_or(|name| own == Some(name));
-    rows.retain(|row| {
-        is(row.view.account.as_deref(), &question.account) && is(row.view.user.as_deref(), &question.user)
-    });
+    if let Some(account) = question.account.as_deref() {
+        rows.retain(|row| row.view.account.as_deref() == Some(account));
+    }
     rows.sort_unstable_by_key(|row| row.view.id);
     rows
 }
@@ -301,7 +309,7 @@ fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Co
         start: timestamp(view.started),
         last_activity: timestamp(view.last_active),
         stop: row.ended.map(|(stopped, _)| timestamp(stopped)),
-        reason: row.ended.map(|(_, why)| reason(why)),
+        reason: row.ended.map(|(_, why)| why),
         rtt: durations::round_trip(view.rtt.unwrap_or_default()),
         uptime: durations::uptime(view.uptime),
         idle: durations::uptime(view.idle),
@@ -312,6 +320,13 @@ fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Co
         out_bytes: view.sent.bytes,
         subscriptions: view.subscriptions,
         tls_version: view.secured.as_ref().map(|secured| secured.version),
+        // Part of who the client is, and of those who are here alone, as on nats-server.
+        tls_peer_certs: match &view.secured {
+            Some(secured) if question.auth && row.ended.is_none() => {
+                secured.peers.iter().map(PeerCertificate::from).collect()
+            }
+            _ => Vec::new(),
+        },
         tls_first: view.secured.as_ref().is_some_and(|secured| secured.first),
         tls_cipher_suite: view.secured.map(|secured| secured.cipher),
         missed_msgs: view.missed,
@@ -327,7 +342,7 @@ fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Co
         subscriptions_omitted: None,
     };
     let list = question.subscriptions;
-    if list != ListSubscriptions::No
+    if list != List::No
         && let Some(client) = shared.client(view.id)
     {
         let all = subscriptions_of(&client);
@@ -336,7 +351,7 @@ fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Co
         connection.subscriptions_omitted = Some(all.len() - listed.len()).filter(|omitted| *omitted > 0);
         if !listed.is_empty() {
             match list {
-                ListSubscriptions::Detail => {
+                List::Detail => {
                     connection.subscriptions_list_detail =
                         Some(listed.iter().map(|s| Detail::of(s)).collect());
                 }
@@ -351,12 +366,20 @@ fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Co
 }
 
 /// As nats-server says it, where it has the reason too.
-fn reason(why: Closed) -> &'static str {
+fn reason(why: Closed, slow: Option<SlowBy>) -> &'static str {
     match why {
         Closed::ByClient => "Client Closed",
+        Closed::ReadError => "Read Error",
+        Closed::PayloadTooLarge => "Maximum Message Payload Exceeded",
+        Closed::LineTooLong => "Maximum Control Line Exceeded",
         Closed::Protocol => "Protocol Violation",
-        Closed::ClientError => "Client Error",
-        Closed::SlowConsumer => "Slow Consumer",
+        // That is what nats-server calls an error that the client reports.
+        Closed::ClientError => "Parse Error",
+        Closed::SlowConsumer => match slow {
+            Some(SlowBy::Deadline) => "Slow Consumer (Write Deadline)",
+            Some(SlowBy::Memory) => "Slow Consumer (Memory Limit)",
+            Some(SlowBy::Pending) | None => "Slow Consumer (Pending Bytes)",
+        },
         Closed::Stale => "Stale Connection",
         Closed::Shutdown => "Server Shutdown",
         Closed::Backend => "Backend Unavailable",

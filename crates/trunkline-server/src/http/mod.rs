@@ -4,6 +4,7 @@
 //! ever waits for it.
 
 mod accountz;
+mod accstatz;
 mod alone;
 mod api;
 mod aside;
@@ -34,6 +35,7 @@ use serde::Serialize;
 use trunkline::Telemetry;
 use trunkline::health::SystemHealth;
 
+use self::params::Params;
 use crate::health::{Health, Speaker as _, is_ready};
 use crate::process::CpuShare;
 use crate::refusals::HttpRefusal;
@@ -44,7 +46,7 @@ pub use beside::{BesideOptions, BesideServer};
 pub(crate) use serve::{Bounds, serve};
 
 /// What there is to ask for: path, and what it answers.
-const ENDPOINTS: [(&str, &str); 12] = [
+const ENDPOINTS: [(&str, &str); 14] = [
     ("/", "this list"),
     ("/dashboard", "all of this to look at; needs the admin token"),
     ("/healthz", "whether the server is alive"),
@@ -54,10 +56,16 @@ const ENDPOINTS: [(&str, &str); 12] = [
     ("/connz", "its connections"),
     ("/subsz", "its subscriptions"),
     ("/accountz", "its accounts"),
+    ("/accstatz", "what the clients of each account have done"),
     ("/routez", "its routes, of which there are none"),
     ("/gatewayz", "its gateways, of which there are none"),
     ("/leafz", "its leaf nodes, of which there are none"),
+    ("/jsz", "its JetStream, which it does without"),
 ];
+
+/// What nats-server's probe can be asked about beside the server.
+const HEALTH_FLAGS: [&str; 5] =
+    ["js-enabled", "js-enabled-only", "js-server-only", "js-meta-only", "details"];
 
 /// What the handlers know.
 #[derive(Debug)]
@@ -115,9 +123,11 @@ pub(crate) fn router(monitor: Arc<Monitor>, address: SocketAddr, api: Arc<Api>, 
         .route("/subsz", get(subsz::subsz))
         .route("/subscriptionsz", get(subsz::subsz))
         .route("/accountz", get(accountz::accountz))
+        .route("/accstatz", get(accstatz::accstatz))
         .route("/routez", get(alone::routez))
         .route("/gatewayz", get(alone::gatewayz))
         .route("/leafz", get(alone::leafz))
+        .route("/jsz", get(alone::jsz))
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .with_state(monitor.clone())
@@ -173,8 +183,14 @@ async fn index() -> Html<String> {
 
 /// The server is alive when it answers, whatever has become of the backend: restarting it would help nobody. How the
 /// backend is stands beside that where it is not well.
-async fn healthz(State(monitor): State<Arc<Monitor>>) -> Response {
+async fn healthz(State(monitor): State<Arc<Monitor>>, params: Params) -> Response {
     if monitor.nats_probes {
+        // What they ask about is not here, and so is well; but a mistyped one asks for nothing.
+        for flag in HEALTH_FLAGS {
+            if let Err(error) = params.flag(flag) {
+                return error.into_response();
+            }
+        }
         return ([(header::CONTENT_TYPE, "application/json")], r#"{"status":"ok"}"#).into_response();
     }
     let state = monitor.health.backend().state;

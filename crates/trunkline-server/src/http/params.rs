@@ -66,6 +66,16 @@ impl Params {
         Ok(self.read(name, || "1, true, 0 or false".to_owned(), truth)?.unwrap_or(false))
     }
 
+    /// A list that is asked for or not, with details or without.
+    pub(super) fn list(&self, name: &'static str) -> Result<List, ParamError> {
+        let lists = || "detail, 1, true, 0 or false".to_owned();
+        let list = self.read(name, lists, |value| match value {
+            value if value.eq_ignore_ascii_case("detail") => Some(List::Detail),
+            value => truth(value).map(|on| if on { List::Plain } else { List::No }),
+        })?;
+        Ok(list.unwrap_or(List::No))
+    }
+
     /// `offset` and `limit`; 0 and less stand for the defaults, as on nats-server.
     pub(super) fn page(&self) -> Result<Page, ParamError> {
         let number =
@@ -76,6 +86,14 @@ impl Params {
             limit: positive(number("limit")?).unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX),
         })
     }
+}
+
+/// Whether a list is asked for, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum List {
+    No,
+    Plain,
+    Detail,
 }
 
 /// Which part of a list.

@@ -154,17 +154,25 @@ impl Tables {
 fn answer(monitor: &Monitor, question: Question) -> Response {
     let shared = &monitor.shared;
     let Question { page, list, .. } = question;
-    let stats = Tables::of(&shared.auth.accounts());
+    let mut accounts = shared.auth.accounts();
+    accounts.retain(|account| question.asks_for(&account.name));
+    let stats = Tables::of(&accounts);
     let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    // As on nats-server: without `subs` nothing is listed, and nothing counted.
     let (total, subscriptions_list) = match &question.test {
+        _ if !list => None,
         Some(subject) => Some(matching(shared, subject, &question)),
-        None => list.then(|| listed(shared, &question)),
+        None => Some(listed(shared, &question)),
     }
     .unzip();
+    let num_subscriptions = match &question.account {
+        None => shared.subscriptions(),
+        Some(_) => clients(shared, &question).iter().map(|client| count(client) as u64).sum(),
+    };
     json(&Subsz {
         server_id: &shared.id,
         now: Timestamp::now(),
-        num_subscriptions: shared.subscriptions(),
+        num_subscriptions,
         num_cache: stats.cached,
         num_inserts: stats.inserts,
         num_removes: stats.removes,
@@ -179,9 +187,8 @@ fn answer(monitor: &Monitor, question: Question) -> Response {
     })
 }
 
-/// A part of all subscriptions, client by client.
-fn listed(shared: &Shared, question: &Question) -> (usize, Vec<Detail>) {
-    let page = question.page;
+/// The clients whose subscriptions are asked for.
+fn clients(shared: &Shared, question: &Question) -> Vec<Arc<Client>> {
     let mut clients = shared.clients();
     if question.account.is_some() {
         let is_asked_for = |client: &Arc<Client>| {
@@ -189,10 +196,21 @@ fn listed(shared: &Shared, question: &Question) -> (usize, Vec<Detail>) {
         };
         clients.retain(is_asked_for);
     }
+    clients
+}
+
+fn count(client: &Client) -> usize {
+    client.subscriptions.load(Ordering::Relaxed) as usize
+}
+
+/// A part of all subscriptions, client by client.
+fn listed(shared: &Shared, question: &Question) -> (usize, Vec<Detail>) {
+    let page = question.page;
+    let mut clients = clients(shared, question);
     clients.sort_unstable_by_key(|client| client.id);
     let (mut total, mut skip, mut details) = (0, page.offset, Vec::new());
     for client in &clients {
-        let count = client.subscriptions.load(Ordering::Relaxed) as usize;
+        let count = count(client);
         total += count;
         if skip >= count || details.len() == page.limit {
             skip = skip.saturating_sub(count);
@@ -211,7 +229,7 @@ fn matching(shared: &Shared, subject: &Subject, question: &Question) -> (usize, 
     let page = question.page;
     if shared.bridge.is_some() {
         let mut found = Vec::new();
-        for client in shared.clients() {
+        for client in clients(shared, question) {
             found.extend(subscriptions_of(&client).into_iter().filter(|s| s.pattern.matches(subject)));
         }
         let details =

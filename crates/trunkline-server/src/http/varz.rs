@@ -104,6 +104,8 @@ struct Varz<'a> {
     subscriptions: u64,
     http_req_stats: BTreeMap<&'static str, u64>,
     config_load_time: Timestamp,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
     slow_consumer_stats: ByKind,
     stale_connection_stats: ByKind,
 }
@@ -242,6 +244,7 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         subscriptions: shared.subscriptions(),
         http_req_stats: monitor.requests().collect(),
         config_load_time: timestamp(shared.auth.loaded()),
+        tags: shared.tags.read().clone(),
         slow_consumer_stats: ByKind::clients(slow),
         stale_connection_stats: ByKind::clients(stale),
     })

@@ -106,7 +106,7 @@ impl Session {
         let auth = &self.server.auth;
         match auth.check(&options, self.client.connection(), self.client.address.ip()) {
             Answer::Granted(identity) => self.admit(options, identity, staging),
-            Answer::Refused(why) => self.turn_away(why, auth.name_of(&options), staging),
+            Answer::Refused(why) => self.turn_stranger_away(why, options, staging),
             Answer::Verify(verification) => {
                 let verification = Some(verification);
                 self.access.pending = Some(Box::new(Pending { options, verification, again: false }));
@@ -132,7 +132,7 @@ impl Session {
             Ok(identity) => self.admit(pending.options, identity, staging).map(|()| self.say_ok(staging)),
             Err(why) => {
                 let why = if pending.again { Failure::Revoked } else { why };
-                self.turn_away(why, self.server.auth.name_of(&pending.options), staging)
+                self.turn_stranger_away(why, pending.options, staging)
             }
         };
         self.finish_orders();
@@ -240,6 +240,18 @@ impl Session {
         let replies = self.access.replies.clone();
         let is_needed = withheld.is_some() || replies.is_some();
         subscription.set_guard(is_needed.then_some(Guard { withheld, replies }));
+    }
+
+    /// Sends the client away that could not show who it is; monitoring shows what it says of itself.
+    fn turn_stranger_away<T>(
+        &mut self,
+        why: Failure,
+        options: ConnectOptions,
+        staging: &mut Staging,
+    ) -> Result<T, Stop> {
+        let options = Arc::new(options);
+        self.client.set_connect(options.clone());
+        self.turn_away(why, self.server.auth.name_of(&options), staging)
     }
 
     /// Sends the client away.

@@ -4,10 +4,28 @@ use std::path::Path;
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::objects::{oid_registry, oid2abbrev};
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Name};
+use x509_parser::oid_registry::{
+    OID_X509_COMMON_NAME, OID_X509_COUNTRY_NAME, OID_X509_LOCALITY_NAME, OID_X509_ORGANIZATION_NAME,
+    OID_X509_ORGANIZATIONAL_UNIT, OID_X509_POSTAL_CODE, OID_X509_SERIALNUMBER,
+    OID_X509_STATE_OR_PROVINCE_NAME, OID_X509_STREET_ADDRESS, Oid,
+};
+use x509_parser::prelude::{AttributeTypeAndValue, FromDer as _, GeneralName, X509Certificate, X509Name};
 
 /// A certificate that ends within so many days is worth a word.
 const WARN_DAYS: i64 = 14;
+
+/// The usual parts of a distinguished name, in their usual order.
+static USUAL: [(Oid<'static>, &str); 9] = [
+    (OID_X509_COUNTRY_NAME, "C"),
+    (OID_X509_ORGANIZATION_NAME, "O"),
+    (OID_X509_ORGANIZATIONAL_UNIT, "OU"),
+    (OID_X509_LOCALITY_NAME, "L"),
+    (OID_X509_STATE_OR_PROVINCE_NAME, "ST"),
+    (OID_X509_STREET_ADDRESS, "STREET"),
+    (OID_X509_POSTAL_CODE, "POSTALCODE"),
+    (OID_X509_COMMON_NAME, "CN"),
+    (OID_X509_SERIALNUMBER, "SERIALNUMBER"),
+];
 
 /// Whose certificate a client has shown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,6 +115,75 @@ fn join(mut parts: Vec<(String, String)>) -> Option<String> {
     });
     let joined = texts.collect::<Vec<_>>().join(",");
     (!joined.is_empty()).then_some(joined)
+}
+
+/// What tells a certificate from all others, as monitoring shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fingerprint {
+    /// As RFC 2253 writes it, the last part first.
+    pub(crate) subject: String,
+    /// SHA-256 of the public key with its algorithm, in hexadecimal digits.
+    pub(crate) key: String,
+    /// SHA-256 of the whole certificate.
+    pub(crate) certificate: String,
+}
+
+impl Fingerprint {
+    /// `None` for what is no certificate.
+    pub(crate) fn of(der: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let subject = distinguished_name(certificate.subject());
+        Some(Self {
+            subject,
+            key: sha256(certificate.tbs_certificate.subject_pki.raw),
+            certificate: sha256(der),
+        })
+    }
+}
+
+/// A name as nats-server writes it: the usual parts in the opposite of their usual order, whatever their order in the
+/// certificate, and those of one kind together; then the others.
+fn distinguished_name(name: &X509Name<'_>) -> String {
+    let value = |attribute: &AttributeTypeAndValue<'_>| escaped(attribute.as_str().unwrap_or_default());
+    let usual = USUAL.iter().rev().filter_map(|(oid, kind)| {
+        let of_kind = name.iter_by_oid(oid).map(|attribute| format!("{kind}={}", value(attribute)));
+        Some(of_kind.collect::<Vec<_>>().join("+")).filter(|parts| !parts.is_empty())
+    });
+    let others = name.iter_attributes().filter(|attribute| {
+        let oid = attribute.attr_type();
+        USUAL.iter().all(|(usual, _)| usual != oid)
+    });
+    let others = others.map(|attribute| {
+        let kind = oid2abbrev(attribute.attr_type(), oid_registry()).map(str::to_owned);
+        format!("{}={}", kind.unwrap_or_else(|_| attribute.attr_type().to_id_string()), value(attribute))
+    });
+    let mut others: Vec<String> = others.collect();
+    others.reverse();
+    usual.chain(others).collect::<Vec<_>>().join(",")
+}
+
+/// Text as a value in a distinguished name, RFC 2253 section 2.4.
+fn escaped(text: &str) -> String {
+    let last = text.chars().count().saturating_sub(1);
+    let mut escaped = String::with_capacity(text.len());
+    for (at, character) in text.chars().enumerate() {
+        let is_marked = match character {
+            ',' | '+' | '"' | '\\' | '<' | '>' | ';' => true,
+            '#' => at == 0,
+            ' ' => at == 0 || at == last,
+            _ => false,
+        };
+        if is_marked {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// How a certificate stands to the time.

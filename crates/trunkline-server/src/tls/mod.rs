@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use rustls::ServerConfig;
 use trunkline::config::{HandshakeFirst, Server, Tls as Config, TlsVersion};
 
-pub(crate) use certificate::{Owner, canonical_subject};
+pub(crate) use certificate::{Fingerprint, Owner, canonical_subject};
 
 const CERT: &str = "server.tls.cert_file";
 const KEY: &str = "server.tls.key_file";

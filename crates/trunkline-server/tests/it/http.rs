@@ -268,6 +268,9 @@ async fn a_bad_parameter_is_told_with_what_is_allowed() {
         ("/connz?subs=zz", ["\"zz\"", "detail"]),
         ("/connz?cid=-1", ["cid", "\"-1\""]),
         ("/connz?auth=zz", ["auth", "true"]),
+        ("/accstatz?unused=zz", ["unused", "\"zz\""]),
+        ("/jsz?streams=zz", ["streams", "\"zz\""]),
+        ("/leafz?subs=zz", ["subs", "\"zz\""]),
         ("/subsz?test=a.*", ["\"a.*\"", "without wildcards"]),
         ("/subsz?subs=zz", ["\"zz\"", "true"]),
         ("/subsz?limit=x", ["limit", "\"x\""]),
@@ -276,7 +279,9 @@ async fn a_bad_parameter_is_told_with_what_is_allowed() {
         assert_eq!(answer.status, 400, "{path}");
         assert!(named.iter().all(|part| answer.body.contains(part)), "{path}: {}", answer.body);
     }
-    for path in ["/varz?x=1", "/connz?auth=1", "/connz?limit=-1&offset=-1", "/subsz?test="] {
+    for path in
+        ["/varz?x=1", "/connz?auth=1", "/connz?limit=-1&offset=-1", "/subsz?test=", "/connz?subs=DETAIL"]
+    {
         assert_eq!(get(fixture.http(), path).await.status, 200, "{path}");
     }
 }
@@ -343,8 +348,10 @@ async fn connections_that_ended_are_shown_with_the_reason() {
     drop(Raw::ready(fixture.nats(), "\"name\":\"short-lived\"").await);
     let mut wrong = Raw::connect(fixture.nats()).await;
     wrong.send("NONSENSE\r\n").await;
-    wrong.until_closed().await;
+    // It is gone as soon as it was told, and not when it has left.
+    wrong.expect("-ERR 'Unknown Protocol Operation'\r\n").await;
     fixture.varz_becomes("connections", 1).await;
+    wrong.until_closed().await;
     let page = json(fixture.http(), "/connz?state=closed").await;
     let reasons: Vec<_> = (0..2).map(|n| page["connections"][n]["reason"].clone()).collect();
     assert_eq!(reasons, ["Client Closed", "Protocol Violation"]);

@@ -138,7 +138,7 @@ async fn a_reader_that_does_not_read_is_cut_off_and_the_others_get_everything() 
     fixture.varz_becomes("slow_consumers", 1).await;
     fixture.varz_becomes("connections", 3).await;
     let closed = json(fixture.http(), "/connz?state=closed").await;
-    assert_eq!(closed["connections"][0]["reason"], "Slow Consumer");
+    assert_eq!(closed["connections"][0]["reason"], "Slow Consumer (Pending Bytes)");
     assert_eq!(closed["connections"][0]["subscriptions"], 1, "as it was before it was cut off");
     let got = deaf.until_closed().await;
     assert!(got.len() < 320 * 64 * 1024, "the deaf one was cut off before it had everything");
@@ -160,6 +160,9 @@ async fn a_reader_that_is_stuck_for_the_write_deadline_is_cut_off() {
     }
     assert_eq!(publisher.flush().await, "");
     fixture.varz_becomes("slow_consumers", 1).await;
+    fixture.varz_becomes("connections", 2).await;
+    let closed = json(fixture.http(), "/connz?state=closed").await;
+    assert_eq!(closed["connections"][0]["reason"], "Slow Consumer (Write Deadline)");
     fixture.bystander_is_fine().await;
     drop(deaf);
 }
@@ -243,7 +246,7 @@ async fn a_hundred_thousand_subscriptions_of_one_client_route() {
         assert_eq!(publisher.flush().await, "");
         assert_eq!(raw.flush().await, format!("MSG many.{n}.x {n} 1\r\nx\r\n"));
     }
-    let found = json(fixture.http(), "/subsz?test=many.31337.x").await;
+    let found = json(fixture.http(), "/subsz?subs=1&test=many.31337.x").await;
     assert_eq!(found["total"], 1);
     assert_eq!(found["subscriptions_list"][0]["sid"], "31337");
     let page = json(fixture.http(), "/subsz?subs=1&offset=50001&limit=10").await;

@@ -58,6 +58,28 @@ async fn unsub_with_max_counts_what_was_delivered_before() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_does_not_want_a_message_leaves_it_to_the_others() {
+    const MESSAGES: usize = 40;
+    let mut fixture = Fixture::start().await;
+    let mut own = Raw::ready(fixture.nats(), "\"echo\":false,\"headers\":true").await;
+    let mut other = Raw::ready(fixture.nats(), "\"headers\":true").await;
+    for raw in [&mut own, &mut other] {
+        raw.send("SUB a workers 1\r\n").await;
+        assert_eq!(raw.flush().await, "");
+    }
+    // With a header, and so one by one; and without, many in one run.
+    for (publish, message) in [
+        ("HPUB a 12 13\r\nNATS/1.0\r\n\r\nx\r\n", "HMSG a 1 12 13\r\nNATS/1.0\r\n\r\nx\r\n"),
+        ("PUB a 1\r\nx\r\n", "MSG a 1 1\r\nx\r\n"),
+    ] {
+        own.send(publish.repeat(MESSAGES)).await;
+        assert_eq!(own.flush().await, "");
+        assert_eq!(other.flush().await, message.repeat(MESSAGES), "whoever was drawn");
+    }
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn echo_false_keeps_a_clients_own_messages_from_it_alone() {
     let mut fixture = Fixture::start().await;
     let mut raw = Raw::ready(fixture.nats(), "\"echo\":false").await;

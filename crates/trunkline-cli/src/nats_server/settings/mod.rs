@@ -46,6 +46,8 @@ pub(crate) struct Settings {
     pub(crate) allow_non_tls: bool,
     pub(crate) websocket: Option<WebSocket>,
     pub(crate) name: Option<String>,
+    /// For monitoring.
+    pub(crate) tags: Vec<String>,
     pub(crate) limits: Limits,
     pub(crate) auth: AuthOptions,
     /// Whether it is the file that says how long a client may take to say who it is.
@@ -99,6 +101,7 @@ impl Default for Settings {
             allow_non_tls: false,
             websocket: None,
             name: None,
+            tags: Vec::new(),
             limits: Limits::default(),
             auth: AuthOptions::default(),
             says_auth_timeout: false,

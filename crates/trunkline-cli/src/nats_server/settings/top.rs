@@ -7,7 +7,7 @@ use super::read::Mistakes;
 use super::{Settings, auth, tls, websocket};
 
 /// Keys of what this server does not have and does without: they say nothing that a client could rely on.
-const IGNORED: [&str; 21] = [
+const IGNORED: [&str; 20] = [
     "client_advertise",
     "connect_error_reports",
     "disable_sublist_cache",
@@ -24,7 +24,6 @@ const IGNORED: [&str; 21] = [
     "prof_port",
     "reconnect_error_reports",
     "server_metadata",
-    "server_tags",
     "store_dir",
     "system",
     "system_account",
@@ -117,6 +116,7 @@ fn read_listening(
         "allow_non_tls" => settings.allow_non_tls = mistakes.bool(entry).unwrap_or(settings.allow_non_tls),
         "websocket" | "ws" => websocket::read(entry, map, settings, mistakes),
         "server_name" => settings.name = mistakes.text(entry),
+        "server_tags" => settings.tags = mistakes.texts(entry).unwrap_or_default(),
         "pid_file" | "pidfile" => settings.pid_file = mistakes.text(entry).map(Into::into),
         "ports_file_dir" => settings.ports_file_dir = mistakes.text(entry).map(Into::into),
         "lame_duck_duration" => {

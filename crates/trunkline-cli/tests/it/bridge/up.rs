@@ -143,7 +143,7 @@ fn monitoring_shows_what_clients_of_a_bridge_do() {
         (&2.into(), &1.into()),
         "{connection}"
     );
-    let found = get("/subsz?test=jobs.one");
+    let found = get("/subsz?subs=1&test=jobs.one");
     assert_eq!((&found["num_subscriptions"], &found["total"]), (&2.into(), &1.into()), "{found}");
     assert_eq!(found["subscriptions_list"][0]["qgroup"], "team", "{found}");
 }

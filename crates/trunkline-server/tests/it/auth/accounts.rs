@@ -8,7 +8,7 @@ use trunkline::backend::{Backend as _, PublishOptions};
 use trunkline::{Front, Message};
 use trunkline_server::{Server, StartError};
 
-use super::super::client::{Raw, json};
+use super::super::client::{PATIENCE, Raw, json};
 use super::super::fixture::options;
 use super::{VIOLATION, answer, auth, client, connect, server, user};
 
@@ -51,6 +51,54 @@ async fn accounts_see_nothing_of_each_other() {
     // A connection stays in the account that it first came to.
     clients[1].send(connect(&user("bob", "b"))).await;
     assert!(clients[1].until_closed().await.ends_with(VIOLATION));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_clients_of_each_account_have_done_is_told() {
+    let server = server(USERS).await;
+    let (address, http) = (server.nats_addr(), server.http_addr().expect("served"));
+    let mut ann = Raw::ready(address, &user("ann", "a")).await;
+    let mut amy = Raw::ready(address, &user("amy", "a")).await;
+    let mut bob = Raw::ready(address, &user("bob", "b")).await;
+    amy.send("SUB news 1\r\nSUB other 2\r\n").await;
+    amy.flush().await;
+    ann.send("PUB news 5\r\nhello\r\nPUB nobody 1\r\nx\r\n").await;
+    ann.flush().await;
+    bob.send("PUB news 2\r\nhi\r\n").await;
+    bob.flush().await;
+    let none = serde_json::json!({"msgs": 0, "bytes": 0});
+    let expected = |name: &str, [clients, subscriptions]: [u64; 2], [sent, received]: [[u64; 2]; 2]| {
+        let traffic = |[msgs, bytes]: [u64; 2]| serde_json::json!({"msgs": msgs, "bytes": bytes, "gateways": none, "routes": none, "leafs": none});
+        serde_json::json!({
+            "acc": name, "name": name, "conns": clients, "leafnodes": 0, "total_conns": clients,
+            "num_subscriptions": subscriptions, "sent": traffic(sent), "received": traffic(received),
+            "slow_consumers": 0,
+        })
+    };
+    let (east, west) =
+        (expected("east", [2, 2], [[1, 5], [2, 6]]), expected("west", [1, 0], [[0, 0], [1, 2]]));
+    assert_eq!(json(http, "/accstatz").await["account_statz"], serde_json::json!([east, west]));
+    // Of an account alone, and of none.
+    let part = json(http, "/subsz?acc=east").await;
+    assert_eq!((&part["num_subscriptions"], &part["num_removes"]), (&2.into(), &0.into()));
+    assert_eq!(json(http, "/subsz?acc=west").await["num_subscriptions"], 0);
+    assert_eq!(json(http, "/subsz?acc=nobody").await["num_inserts"], 0);
+    // What those have done who are gone stays.
+    drop((ann, amy, bob));
+    let gone = serde_json::json!([
+        expected("$G", [0, 0], [[0, 0], [0, 0]]),
+        expected("east", [0, 0], [[1, 5], [2, 6]]),
+        expected("west", [0, 0], [[0, 0], [1, 2]]),
+    ]);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let all = json(http, "/accstatz?unused=1").await["account_statz"].clone();
+        if all == gone {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{all} does not become {gone}");
+    }
+    assert_eq!(json(http, "/accstatz").await["account_statz"], serde_json::json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -106,6 +106,14 @@ const DIFFERENCES: &[Difference] = &[
         ..Difference::PLAIN
     },
     Difference {
+        name: "of two mistakes in one message, where it ends is told",
+        reason: "where the next operation begins is found out before anybody asks whether headers were wanted",
+        input: b"HPUB a 12 14\r\nNATS/1.0\r\n\r\nm\r\n",
+        theirs: "",
+        ours: "-ERR 'Unknown Protocol Operation'\r\n",
+        ..Difference::PLAIN
+    },
+    Difference {
         name: "null is no CONNECT",
         reason: "it has to be an object",
         input: b"CONNECT null\r\nPING\r\n",
@@ -188,6 +196,13 @@ const DIFFERENCES: &[Difference] = &[
         reason: "it would reach others as part of a line; nats-server cuts the byte before the line end off instead",
         input: b"SUB a\rb 1\r\nPING\r\n",
         ours: "-ERR 'Parser Error'\r\n",
+        ..Difference::PLAIN
+    },
+    Difference {
+        name: "another CONNECT ends no subscription",
+        reason: "it says what is to change; nats-server forgets what the client listens to, and does not say so",
+        input: b"SUB a 1\r\nCONNECT {\"verbose\":false}\r\nPUB a 1\r\nx\r\nPING\r\n",
+        ours: "MSG a 1 1\r\nx\r\nPONG\r\n",
         ..Difference::PLAIN
     },
     Difference {

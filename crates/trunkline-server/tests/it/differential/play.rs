@@ -7,12 +7,14 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::script::Script;
+use super::script::{Script, subscribed};
 use super::seen::{Item, Seen, take};
 
-/// After so long without a byte the server is taken to have nothing to say. Far longer than anything takes, and no
-/// conversation that goes well waits for it.
-const SILENCE: Duration = Duration::from_secs(10);
+/// After so many waits without a byte the server is taken to have nothing to say: 20 s, far longer than anything takes, and no
+/// conversation that goes well waits for it. Counted in short waits, since a machine that stands still for a minute is no
+/// silence: only one of them passes meanwhile.
+const WAITS_MAX: usize = 80;
+const WAIT: Duration = Duration::from_millis(250);
 
 struct Player {
     stream: TcpStream,
@@ -63,11 +65,16 @@ impl Player {
 
     /// Reads more; `false` when the conversation is over.
     async fn fill(&mut self) -> bool {
-        let ended = match tokio::time::timeout(SILENCE, self.stream.read_buf(&mut self.buffer)).await {
-            Ok(Ok(1..)) => None,
-            Ok(_) => Some(Item::Closed),
-            Err(_) => Some(Item::Silence),
-        };
+        let mut ended = Some(Item::Silence);
+        for _ in 0..WAITS_MAX {
+            // Reading can be broken off: what was read is in the buffer.
+            ended = match tokio::time::timeout(WAIT, self.stream.read_buf(&mut self.buffer)).await {
+                Ok(Ok(1..)) => None,
+                Ok(_) => Some(Item::Closed),
+                Err(_) => continue,
+            };
+            break;
+        }
         take(&mut self.buffer, &mut self.items);
         self.is_over = ended.is_some();
         self.items.extend(ended);
@@ -97,12 +104,11 @@ pub(crate) async fn play(script: &Script, address: SocketAddr) -> Seen {
     });
     futures_util::future::join_all(together).await;
     // What is still on its way to the others comes before the PONG; and nothing is left for who comes next.
-    let sids = script.steps.iter().flat_map(|step| &step.operations).filter_map(|operation| {
-        let line = operation.strip_prefix(b"SUB ")?.strip_suffix(b"\r\n")?;
-        line.rsplit(|byte| *byte == b' ').next()
-    });
+    let sids = script.steps.iter().flat_map(|step| &step.operations);
+    let sids =
+        sids.filter(|operation| operation.ends_with(b"\r\n")).filter_map(|operation| subscribed(operation));
     let mut farewell = b"PING\r\n".to_vec();
-    sids.for_each(|sid| farewell.extend_from_slice(&[b"UNSUB ", sid, b"\r\n"].concat()));
+    sids.for_each(|sid| farewell.extend_from_slice(format!("UNSUB {sid}\r\n").as_bytes()));
     farewell.extend_from_slice(b"PING\r\n");
     for player in &mut players {
         player.say(&farewell, &[], 2).await;

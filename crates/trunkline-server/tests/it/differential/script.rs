@@ -32,7 +32,7 @@ const ODD_SUBJECTS: [&str; 22] = [
     "a.\u{fffd}",
 ];
 /// Operations that are none, or not quite. Each may end the connection; the servers have to agree.
-const MALFORMED: [&str; 42] = [
+const MALFORMED: [&str; 46] = [
     "NONSENSE\r\n",
     "PUBLISH a 1\r\n",
     "\r\n",
@@ -53,6 +53,10 @@ const MALFORMED: [&str; 42] = [
     "HPUB a x 12\r\n",
     "HPUB a 12 x\r\n",
     "HPUB a b c 12 12\r\n",
+    "HPUB a 0 -1\r\n",
+    "HPUB a -1 12\r\n",
+    "HPUB a 12\r\nNATS/1.0\r\n\r\n\r\n",
+    "SUB a b 1 2 3\r\n",
     "PUB a 2\r\nxyz\r\n",
     "PUB a 3\r\nx\r\nPUB\r\n",
     "PUB a 0\r\nx\r\n",
@@ -76,8 +80,10 @@ const MALFORMED: [&str; 42] = [
     "LS+ a b\r\n",
     "RMSG $G a 1\r\nx\r\n",
 ];
+/// The same of a client that asked for headers; see `differences` for the others.
+const MALFORMED_WITH_HEADERS: &str = "HPUB a 12 14\r\nNATS/1.0\r\n\r\nm\r\n";
 /// Operations in unusual form that mean the usual thing.
-const UNUSUAL: [&str; 15] = [
+const UNUSUAL: [&str; 22] = [
     "ping\r\n",
     "PING \r\n",
     "PING\n",
@@ -93,7 +99,21 @@ const UNUSUAL: [&str; 15] = [
     "PUB a 0\n\r\n",
     "UNSUB 99\r\n",
     "UNSUB none 3\r\n",
+    "UNSUB\t99\t\r\n",
+    "unsub 99 1\r\n",
+    "SUB  c.never.said\tx:y/1\t \r\n",
+    "sub c.never.said q x:y/2\r\n",
+    "UNSUB x:y/1 2147483647\r\n",
+    "hpub c.never.said 12 12\r\nNATS/1.0\r\n\r\n\r\n",
+    "HPUB c.never.said  c.d\t12 13 \r\nNATS/1.0\r\n\r\nx\r\n",
 ];
+
+/// The name that a subscription is given, if the operation is one.
+pub(crate) fn subscribed(operation: &[u8]) -> Option<String> {
+    let line = operation.split_at_checked(4).filter(|(verb, _)| verb.eq_ignore_ascii_case(b"SUB "))?.1;
+    let sid = line.split(u8::is_ascii_whitespace).rfind(|word| !word.is_empty())?;
+    Some(String::from_utf8_lossy(sid).into_owned())
+}
 
 /// How a client introduces itself.
 #[derive(Debug, Clone)]
@@ -162,6 +182,8 @@ pub(crate) struct Author<'a> {
     pedantic: Vec<bool>,
     /// Which clients asked for headers.
     headers: Vec<bool>,
+    /// As whom each client came.
+    users: Vec<&'static str>,
     /// Subscriptions may end by themselves.
     limits: bool,
 }
@@ -178,6 +200,7 @@ impl<'a> Author<'a> {
             alone: Vec::new(),
             pedantic: Vec::new(),
             headers: Vec::new(),
+            users: Vec::new(),
             limits: true,
         }
     }
@@ -213,6 +236,7 @@ impl<'a> Author<'a> {
 
     fn hello(&mut self) -> Hello {
         let user = self.world.users[self.random.usize(..self.world.users.len())];
+        self.users.push(user);
         if user.is_empty() && self.chance(0.05) {
             return Hello { connect: None };
         }
@@ -268,6 +292,9 @@ impl<'a> Author<'a> {
 
     fn operation(&mut self, client: usize, malformed: f64) -> Vec<u8> {
         if self.chance(malformed) {
+            if self.headers[client] && self.chance(0.03) {
+                return MALFORMED_WITH_HEADERS.into();
+            }
             return MALFORMED[self.random.usize(..MALFORMED.len())].into();
         }
         match self.random.usize(..100) {
@@ -279,9 +306,31 @@ impl<'a> Author<'a> {
                 self.publish(client, Some(header))
             }
             90..95 => b"PING\r\n".into(),
-            95..98 => UNUSUAL[self.random.usize(..UNUSUAL.len())].into(),
+            95..97 => self.unusual(client),
+            // Not with subscriptions: see `differences`.
+            97 if self.known[client].is_empty() => self.connect_again(client),
             _ => self.too_large(client),
         }
+    }
+
+    fn unusual(&mut self, client: usize) -> Vec<u8> {
+        let operation = UNUSUAL[self.random.usize(..UNUSUAL.len())];
+        self.known[client].extend(subscribed(operation.as_bytes()));
+        operation.into()
+    }
+
+    /// Another CONNECT, which changes what it names. Of the same user, and of no other.
+    fn connect_again(&mut self, client: usize) -> Vec<u8> {
+        let mut fields: Vec<String> = Vec::new();
+        for name in ["verbose", "echo"] {
+            if self.chance(0.6) {
+                fields.push(format!("\"{name}\":{}", self.chance(0.5)));
+            }
+        }
+        if self.chance(0.5) {
+            fields.extend((!self.users[client].is_empty()).then(|| self.users[client].to_owned()));
+        }
+        format!("CONNECT {{{}}}\r\n", fields.join(",")).into()
     }
 
     fn subject(&mut self, pattern: bool) -> String {
@@ -352,13 +401,17 @@ impl<'a> Author<'a> {
     }
 
     fn header(&mut self) -> Vec<u8> {
-        match self.random.usize(..6) {
+        match self.random.usize(..10) {
             0 => b"NATS/1.0\r\n\r\n".into(),
             1 => b"NATS/1.0 503\r\n\r\n".into(),
             2 => b"NATS/1.0\r\nA: 1\r\nA: 2\r\nb:  x y \r\n\r\n".into(),
             3 => b"NATS/1.0 100 Idle\r\nC: \r\n\r\n".into(),
             // Not a header block at all: no server looks.
             4 => b"anything".into(),
+            5 => b"NATS/1.0\r\n".into(),
+            6 => b"NATS/1.0\r\nA: 1".into(),
+            7 => b"NATS/1.0\r\n: none\r\nno colon\r\n\r\n".into(),
+            8 => b"NATS/9.9 999 what\r\n\r\n\r\n".into(),
             _ => b"NATS/1.0\r\nNats-Msg-Id: 1\r\n\r\n".into(),
         }
     }
