@@ -565,8 +565,20 @@ fn goodbye(why: Closed) -> Goodbye {
         | Closed::Unauthorized
         | Closed::AuthTimeout
         | Closed::TooMany
-        | Closed::Silent => Goodbye::NotAllowed,
-        Closed::Backend | Closed::Memory => Goodbye::ServerError,
+        | Closed::Silent => Goodbye::NotAllowed(not_allowed(why)),
+        Closed::Backend => Goodbye::ServerError("Backend Unavailable"),
+        Closed::Memory => Goodbye::ServerError("Memory Limit"),
+    }
+}
+
+/// What a close frame says that was not allowed, in nats-server's words.
+fn not_allowed(why: Closed) -> &'static str {
+    match why {
+        Closed::SlowConsumer => "Slow Consumer",
+        Closed::Stale => "Stale Connection",
+        Closed::AuthTimeout => "Authentication Timeout",
+        Closed::TooMany | Closed::Silent => "Maximum Connections Exceeded",
+        _ => "Authentication Failure",
     }
 }
 
