@@ -123,7 +123,10 @@ impl Connection {
         }
         self.client.set_settled();
         let lane = self.start_lane();
-        let time = self.server.auth.timeout().filter(|_| !self.session.is_admitted());
+        // Also where there is a user for those who do not say: that counts once they say anything.
+        let auth = &self.server.auth;
+        let has_to_say = auth.is_configured() && !self.session.is_admitted();
+        let time = has_to_say.then(|| auth.configured_timeout());
         self.say_who_by = time.map(|time| Box::pin(tokio::time::sleep(time)));
         let mut subscriptions = 0;
         let why = self.serve(&mut subscriptions).await;

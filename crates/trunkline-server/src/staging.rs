@@ -368,6 +368,11 @@ impl Staging {
         let slot = &mut self.slots[at];
         let total = slot.lines.len() + slot.payload_bytes;
         let Some(client) = slot.client.as_ref().filter(|_| total > 0) else { return };
+        // Counted first: who has got a message and looks at `/varz` then finds it there.
+        if slot.messages > 0 {
+            client.sent.messages.fetch_add(slot.messages, Ordering::Relaxed);
+            client.sent.bytes.fetch_add(slot.message_bytes, Ordering::Relaxed);
+        }
         let written = {
             let mut slices: SmallVec<[IoSlice<'_>; 16]> = SmallVec::new();
             let mut from = 0;
@@ -379,10 +384,6 @@ impl Staging {
             slices.push(IoSlice::new(&slot.lines[from..]));
             client.outbox.write(&slices, total)
         };
-        if slot.messages > 0 {
-            client.sent.messages.fetch_add(slot.messages, Ordering::Relaxed);
-            client.sent.bytes.fetch_add(slot.message_bytes, Ordering::Relaxed);
-        }
         if total > INNOCENT_BYTES
             && let Written::Pending(pending @ 1..) = written
         {

@@ -15,16 +15,29 @@ pub(super) fn goodbye(why: Closed) -> Goodbye {
     match why {
         Closed::ByClient | Closed::ReadError | Closed::ClientError => Goodbye::Normal,
         Closed::Shutdown => Goodbye::GoingAway,
-        Closed::Protocol | Closed::PayloadTooLarge | Closed::LineTooLong | Closed::Handshake => {
-            Goodbye::ProtocolError
-        }
+        Closed::Protocol | Closed::Handshake => Goodbye::ProtocolError,
+        Closed::PayloadTooLarge => Goodbye::TooLarge,
         Closed::SlowConsumer
+        | Closed::LineTooLong
         | Closed::Stale
         | Closed::Unauthorized
         | Closed::AuthTimeout
         | Closed::TooMany
-        | Closed::Silent => Goodbye::NotAllowed,
-        Closed::Backend | Closed::Memory => Goodbye::ServerError,
+        | Closed::Silent => Goodbye::NotAllowed(not_allowed(why)),
+        Closed::Backend => Goodbye::ServerError("Backend Unavailable"),
+        Closed::Memory => Goodbye::ServerError("Memory Limit"),
+    }
+}
+
+/// What a close frame says that was not allowed, in nats-server's words.
+fn not_allowed(why: Closed) -> &'static str {
+    match why {
+        Closed::SlowConsumer => "Slow Consumer",
+        Closed::LineTooLong => "Maximum Control Line Exceeded",
+        Closed::Stale => "Stale Connection",
+        Closed::AuthTimeout => "Authentication Timeout",
+        Closed::TooMany | Closed::Silent => "Maximum Connections Exceeded",
+        _ => "Authentication Failure",
     }
 }
 

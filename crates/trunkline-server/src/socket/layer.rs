@@ -24,14 +24,15 @@ pub(crate) enum Progress {
     Send,
 }
 
-/// Why the server ends a connection, as far as a close frame can say it.
+/// Why the server ends a connection, as a close frame says it: the kind of reason, and in the words of nats-server which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Goodbye {
     Normal,
     GoingAway,
     ProtocolError,
-    NotAllowed,
-    ServerError,
+    TooLarge,
+    NotAllowed(&'static str),
+    ServerError(&'static str),
 }
 
 #[derive(Debug)]

@@ -4,7 +4,8 @@
 use std::io::{self, ErrorKind};
 
 use tungstenite::handshake::machine::TryParse as _;
-use tungstenite::handshake::server::{Request, create_response, write_response};
+use tungstenite::handshake::server::{Request, create_response};
+use tungstenite::http::{HeaderValue, header};
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Error, Message, WebSocket};
@@ -15,6 +16,10 @@ use crate::websocket::Gate;
 
 /// Most bytes of the HTTP request that asks for a WebSocket.
 const REQUEST_BYTES_MAX: usize = 16 << 10;
+/// Most bytes of the reason in a close frame, behind its code.
+const REASON_BYTES_MAX: usize = 123;
+/// By this header programs ask for frames without masks, as on nats-server.
+const NO_MASKING: &str = "Nats-No-Masking";
 /// What is set aside for each client to read into.
 const READ_BUFFER_BYTES: usize = 4 << 10;
 
@@ -77,10 +82,10 @@ impl Web {
             }
             Self::Asking { gate, request } => {
                 request.extend_from_slice(input);
-                let Some(rest) = answer(gate, request, out)? else { return Ok(Received::Taken) };
-                let config = config(gate.message_bytes_max);
+                let Some(asked) = answer(gate, request, out)? else { return Ok(Received::Taken) };
+                let config = config(gate.message_bytes_max).accept_unmasked_frames(asked.unmasked);
                 let mut web = WebSocket::from_raw_socket(Pipe::default(), Role::Server, Some(config));
-                web.get_mut().incoming.put().extend_from_slice(&request[rest..]);
+                web.get_mut().incoming.put().extend_from_slice(&request[asked.length..]);
                 let received = read(&mut web, opened, out);
                 *self = Self::Open { web: Box::new(web), unfinished: 0 };
                 received
@@ -100,11 +105,12 @@ impl Web {
     pub(super) fn close(&mut self, why: Goodbye, out: &mut Vec<u8>) {
         let Self::Open { web, .. } = self else { return };
         let (code, reason) = match why {
-            Goodbye::Normal => (CloseCode::Normal, ""),
-            Goodbye::GoingAway => (CloseCode::Away, "the server stops"),
-            Goodbye::ProtocolError => (CloseCode::Protocol, "protocol error"),
-            Goodbye::NotAllowed => (CloseCode::Policy, "not allowed"),
-            Goodbye::ServerError => (CloseCode::Error, "the backend failed"),
+            Goodbye::Normal => (CloseCode::Normal, "Client Closed"),
+            Goodbye::GoingAway => (CloseCode::Away, "Server Shutdown"),
+            Goodbye::ProtocolError => (CloseCode::Protocol, "Protocol Violation"),
+            Goodbye::TooLarge => (CloseCode::Size, "Maximum Message Payload Exceeded"),
+            Goodbye::NotAllowed(reason) => (CloseCode::Policy, reason),
+            Goodbye::ServerError(reason) => (CloseCode::Error, reason),
         };
         let _ = web.close(Some(CloseFrame { code, reason: reason.into() }));
         let _ = web.flush();
@@ -121,8 +127,16 @@ fn config(message_bytes_max: usize) -> WebSocketConfig {
         .max_frame_size(Some(message_bytes_max))
 }
 
-/// Answers the request once it is whole, and says where it ends.
-fn answer(gate: &Gate, request: &[u8], out: &mut Vec<u8>) -> io::Result<Option<usize>> {
+/// What a client has asked for.
+struct Asked {
+    /// Of the request in bytes.
+    length: usize,
+    /// Its frames have no mask.
+    unmasked: bool,
+}
+
+/// Answers the request once it is whole.
+fn answer(gate: &Gate, request: &[u8], out: &mut Vec<u8>) -> io::Result<Option<Asked>> {
     let refuse = |out: &mut Vec<u8>, status: &str, why: &str| {
         let head = format!(
             "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{why}\n",
@@ -144,8 +158,20 @@ fn answer(gate: &Gate, request: &[u8], out: &mut Vec<u8>) -> io::Result<Option<u
     if let Err(refusal) = gate.check(parsed.headers()) {
         return refuse(out, "403 Forbidden", &refusal.to_string());
     }
-    write_response(out, &response).map_err(broken)?;
-    Ok(Some(length))
+    // Programs that are no browsers may leave masks out and save the work: they have no pages that a proxy on the way
+    // would have to be protected from. Browsers cannot send this header.
+    let unmasked = parsed.headers().get(NO_MASKING).is_some_and(|value| value == "true");
+    let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT).map_or(&b""[..], HeaderValue::as_bytes);
+    // In the letters of RFC 6455: what reads them letter by letter finds them.
+    out.extend_from_slice(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+    );
+    out.extend_from_slice(&[b"Sec-WebSocket-Accept: ", accept, b"\r\n"].concat());
+    if unmasked {
+        out.extend_from_slice(b"Nats-No-Masking: true\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(Some(Asked { length, unmasked }))
 }
 
 fn read(web: &mut WebSocket<Pipe>, opened: &mut Vec<u8>, out: &mut Vec<u8>) -> io::Result<Received> {
@@ -164,7 +190,7 @@ fn read(web: &mut WebSocket<Pipe>, opened: &mut Vec<u8>, out: &mut Vec<u8>) -> i
                     Error::Utf8(_) => CloseCode::Invalid,
                     _ => CloseCode::Protocol,
                 };
-                let _ = web.close(Some(CloseFrame { code, reason: "".into() }));
+                let _ = web.close(Some(CloseFrame { code, reason: reason(&error).into() }));
                 break Err(broken(error));
             }
         }
@@ -172,6 +198,15 @@ fn read(web: &mut WebSocket<Pipe>, opened: &mut Vec<u8>, out: &mut Vec<u8>) -> i
     let _ = web.flush();
     web.get_mut().outgoing.move_to(out);
     received
+}
+
+/// What a close frame says of what was wrong, as far as there is room in it.
+fn reason(error: &Error) -> String {
+    let mut reason = error.to_string();
+    while reason.len() > REASON_BYTES_MAX {
+        reason.pop();
+    }
+    reason
 }
 
 /// Reads a client's request and frames from the pieces in which they come, for what is fuzzed. Says whether it is over, and

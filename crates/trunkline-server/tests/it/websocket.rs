@@ -58,14 +58,29 @@ fn text_until(web: &mut WebSocket<TcpStream>, end: &str) -> String {
 
 /// The close frame that the server sends, and what it said before.
 fn closing(web: &mut WebSocket<TcpStream>) -> (String, CloseCode) {
+    let (before, code, _) = closing_for(web);
+    (before, code)
+}
+
+/// As [`closing`], with the reason in words.
+fn closing_for(web: &mut WebSocket<TcpStream>) -> (String, CloseCode, String) {
     let mut before = String::new();
     loop {
         match next(web) {
             Message::Binary(bytes) => before.push_str(&String::from_utf8_lossy(&bytes)),
-            Message::Close(Some(frame)) => return (before, frame.code),
+            Message::Close(Some(frame)) => return (before, frame.code, frame.reason.to_string()),
             other => panic!("{other:?} after {before:?}"),
         }
     }
+}
+
+/// A frame of this text without a mask.
+fn bare_frame(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let header = FrameHeader { is_final: true, opcode: OpCode::Data(Data::Binary), ..FrameHeader::default() };
+    header.format(text.len() as u64, &mut bytes).expect("a header");
+    bytes.extend_from_slice(text);
+    bytes
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -170,13 +185,10 @@ async fn broken_frames_end_their_connection_with_the_reason() {
         // No mask, which RFC 6455 forbids.
         let mut web = open(address, None).expect("a WebSocket");
         assert!(text_until(&mut web, "\r\n").starts_with("INFO {"));
-        let mut bytes = Vec::new();
-        let header =
-            FrameHeader { is_final: true, opcode: OpCode::Data(Data::Binary), ..FrameHeader::default() };
-        header.format(6, &mut bytes).expect("a header");
-        bytes.extend_from_slice(b"PING\r\n");
-        std::io::Write::write_all(web.get_mut(), &bytes).expect("the connection stands");
-        assert_eq!(closing(&mut web), (String::new(), CloseCode::Protocol));
+        std::io::Write::write_all(web.get_mut(), &bare_frame(b"PING\r\n")).expect("the connection stands");
+        let (said, code, reason) = closing_for(&mut web);
+        assert_eq!((said.as_str(), code), ("", CloseCode::Protocol));
+        assert!(reason.contains("unmasked"), "{reason}");
 
         // A frame that is larger than any message.
         let mut web = open(address, None).expect("a WebSocket");
@@ -213,6 +225,26 @@ async fn broken_frames_end_their_connection_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn programs_may_leave_masks_out_where_they_ask_to() {
+    let server = server(|_| {}).await;
+    let mut raw = client::Raw::without_info(address(&server)).await;
+    raw.send(
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nNats-No-Masking: true\r\n\r\n",
+    )
+    .await;
+    // To the letter: not everything that reads it takes names in small letters.
+    raw.expect(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nNats-No-Masking: true\r\n\r\n",
+    )
+    .await;
+    raw.line().await;
+    raw.send(bare_frame(b"CONNECT {\"verbose\":false}\r\nPING\r\n")).await;
+    raw.expect(b"\x82\x06PONG\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_asks_for_no_websocket_gets_an_http_error() {
     let server = server(|_| {}).await;
     for (request, status) in [
@@ -236,9 +268,36 @@ async fn who_may_not_connect_is_told_inside_and_out() {
         assert!(text_until(&mut web, "\r\n").contains("\"auth_required\":true"));
         let hello = b"CONNECT {\"user\":\"ann\",\"pass\":\"no\"}\r\n".as_slice();
         web.send(Message::Binary(hello.into())).expect("the connection stands");
-        assert_eq!(closing(&mut web), ("-ERR 'Authorization Violation'\r\n".to_owned(), CloseCode::Policy));
+        // The words are nats-server's.
+        let (said, code, reason) = closing_for(&mut web);
+        assert_eq!((said.as_str(), code), ("-ERR 'Authorization Violation'\r\n", CloseCode::Policy));
+        assert_eq!(reason, "Authentication Failure");
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_has_nats_servers_code_and_reason() {
+    let server = server(|options| options.limits.max_payload = 1024).await;
+    let address = address(&server);
+    blocking(move || {
+        let hello = "CONNECT {\"verbose\":false}\r\n";
+        let line = format!("{hello}SUB {} 1\r\n", "s".repeat(8 << 10));
+        let payload = format!("{hello}PUB a 1025\r\n");
+        for (operations, code, reason) in [
+            (payload, CloseCode::Size, "Maximum Message Payload Exceeded"),
+            (line, CloseCode::Policy, "Maximum Control Line Exceeded"),
+        ] {
+            let mut web = open(address, None).expect("a WebSocket");
+            for part in operations.as_bytes().chunks(512) {
+                web.send(Message::Binary(part.to_vec().into())).expect("the connection stands");
+            }
+            let (said, got, why) = closing_for(&mut web);
+            assert_eq!((got, why.as_str()), (code, reason), "{said}");
+        }
+    })
+    .await;
+    drop(server);
 }
 
 #[tokio::test(flavor = "multi_thread")]

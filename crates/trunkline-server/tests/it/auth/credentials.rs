@@ -142,6 +142,24 @@ async fn what_comes_before_connect_closes_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nobody_has_to_say_who_they_are_they_have_to_say_something() {
+    let server = server_with(|options| {
+        options.auth = auth("{users: [{user: ann, password: a}]}");
+        options.auth.no_auth_user = Some("ann".to_owned());
+        options.auth.timeout = Duration::from_millis(300);
+    })
+    .await;
+    let (mut silent, mut brief) =
+        (Raw::connect(server.nats_addr()).await, Raw::connect(server.nats_addr()).await);
+    // No CONNECT, as on nats-server; without one every operation is acknowledged.
+    brief.send("SUB a 1\r\n").await;
+    brief.expect("+OK\r\n").await;
+    assert_eq!(silent.until_closed().await, "-ERR 'Authentication Timeout'\r\n");
+    brief.send("PING\r\n").await;
+    brief.expect("PONG\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_says_nothing_is_sent_away_in_time_and_others_stay() {
     let server = server_with(|options| {
         options.auth = auth("{users: [{user: ann, password: a}]}");

@@ -221,6 +221,13 @@ const DIFFERENCES: &[Difference] = &[
         ..Difference::PLAIN
     },
     Difference {
+        name: "the queue group of the system is like others",
+        reason: "there is no system account here that has members in it",
+        input: b"SUB a _sys_ 1\r\nPING\r\n",
+        theirs: "-ERR 'Permissions Violation for Subscription to \"a\" using queue \"_sys_\"'\r\nPONG\r\n",
+        ..Difference::PLAIN
+    },
+    Difference {
         name: "a wildcard does not lead out of what is allowed",
         reason: "allowed is a.*, and a.> would bring a.b.c as well; nats-server takes its last token for one like others",
         world: &PERMISSIONS,
