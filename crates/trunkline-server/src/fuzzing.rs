@@ -55,8 +55,13 @@ impl Sessions {
         let reserved: trunkline::Pattern = "nachos.dead.>".parse().expect("a pattern");
         let auth = Auth::new(auth, hub.clone(), reserved.clone())?;
         let address = SocketAddr::from(([127, 0, 0, 1], 4222));
-        let shown =
-            Shown { name: None, version: "0.0.0".to_owned(), trace_payloads: false, tags: Vec::new() };
+        let shown = Shown {
+            name: None,
+            version: "0.0.0".to_owned(),
+            trace_payloads: false,
+            tags: Vec::new(),
+            advertise: None,
+        };
         let memory = Arc::new(MemoryBudget::from_setting(room.map(|_| MEMORY_BYTES)));
         let ballast = room.map(|room| {
             let share = memory.share(Holding::Subscriptions);

@@ -47,7 +47,7 @@ mod wire;
 
 pub use auth::{AuthError, AuthOptions, HashError, HashScheme, Reloaded, hash_password};
 pub use http::{BesideOptions, BesideServer};
-pub use options::{AdminDefaults, Limits, ServerOptions};
+pub use options::{AdminDefaults, Advertised, Limits, ServerOptions};
 pub use reload::{AuthSource, ReloadError, ReloadOptions, SourceError};
 pub use server::{Server, StartError};
 pub use tls::{ClientCertificates, TlsError, TlsFileError, TlsOptions};

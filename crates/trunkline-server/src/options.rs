@@ -37,6 +37,8 @@ pub struct ServerOptions {
     pub http_tls: bool,
     /// Name shown to clients; `None` is the server's id.
     pub name: Option<String>,
+    /// Where clients are told that the server is; `None` is where it listens.
+    pub advertise: Option<Advertised>,
     /// Version shown to clients, by which some of them decide what they may ask for. Default is the one of this crate.
     pub version: String,
     /// Whether traces of the protocol ([`PROTOCOL_TRACE`](crate::PROTOCOL_TRACE)) show headers and payloads of messages, as
@@ -132,6 +134,15 @@ impl std::fmt::Debug for ServerOptions {
     }
 }
 
+/// An address that INFO names in place of the one that the server listens on: behind a proxy, or in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advertised {
+    /// A name or an address.
+    pub host: String,
+    /// `None` is the port that the server listens on.
+    pub port: Option<u16>,
+}
+
 impl ServerOptions {
     /// Defaults, in front of `hub`.
     pub fn new(hub: Arc<Hub>) -> Self {
@@ -146,6 +157,7 @@ impl ServerOptions {
             metrics: None,
             http_tls: false,
             name: None,
+            advertise: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             trace_payloads: false,
             tags: Vec::new(),

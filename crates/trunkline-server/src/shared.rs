@@ -24,7 +24,7 @@ use crate::bridge::orders::End;
 use crate::client::{Client, Kind, Subscription};
 use crate::doorkeeper::Doorkeeper;
 use crate::memory::StagingBounds;
-use crate::options::Limits;
+use crate::options::{Advertised, Limits};
 use crate::outbox::{Ending, Slow, SlowBy};
 use crate::pages::Spares;
 use crate::refusals::Refusals;
@@ -180,6 +180,7 @@ pub(crate) struct Shown {
     pub(crate) version: String,
     pub(crate) trace_payloads: bool,
     pub(crate) tags: Vec<String>,
+    pub(crate) advertise: Option<Advertised>,
 }
 
 #[derive(Debug)]
@@ -209,6 +210,8 @@ pub(crate) struct Shared {
     pub(crate) trace_payloads: bool,
     /// What an operator calls it, for monitoring. Held while it is copied.
     pub(crate) tags: RwLock<Vec<String>>,
+    /// What INFO says of the address.
+    advertise: Option<Advertised>,
     pub(crate) address: SocketAddr,
     pub(crate) started: SystemTime,
     started_instant: Instant,
@@ -331,6 +334,7 @@ impl Shared {
             version: shown.version,
             trace_payloads: shown.trace_payloads,
             tags: RwLock::new(shown.tags),
+            advertise: shown.advertise,
             address,
             started: SystemTime::now(),
             started_instant: Instant::now(),
@@ -760,6 +764,8 @@ impl Shared {
         let tls = tls.as_ref().map(|tls| &tls.options);
         let web = self.web.as_ref().filter(|_| client.kind == Kind::WebSocket);
         let address = web.map_or(self.address, |web| web.address);
+        // Of the listener for NATS alone, as on nats-server.
+        let advertised = self.advertise.as_ref().filter(|_| web.is_none());
         ServerInfo {
             tls_required: tls.is_some_and(|tls| !tls.allow_non_tls),
             tls_available: tls.is_some_and(|tls| tls.allow_non_tls),
@@ -768,8 +774,8 @@ impl Shared {
             server_name: self.name.clone(),
             version: self.version.clone(),
             proto: PROTOCOL,
-            host: address.ip().to_string(),
-            port: address.port(),
+            host: advertised.map_or_else(|| address.ip().to_string(), |advertised| advertised.host.clone()),
+            port: advertised.and_then(|advertised| advertised.port).unwrap_or_else(|| address.port()),
             headers: true,
             max_payload: self.limits().max_payload,
             client_id: Some(client.id),

@@ -11,6 +11,8 @@ pub(crate) struct Flags {
     pub(crate) port: Option<i64>,
     pub(crate) http_port: Option<i64>,
     pub(crate) name: Option<String>,
+    /// Where clients are told that the server is.
+    pub(crate) advertise: Option<String>,
     pub(crate) config: Option<PathBuf>,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) ports_file_dir: Option<PathBuf>,
@@ -108,6 +110,7 @@ fn meaning(name: &str) -> Option<Meaning> {
         "tlskey" => File(|flags, path| flags.tls.key = Some(path)),
         "tlscacert" => File(|flags, path| flags.tls.ca = Some(path)),
         "n" | "name" | "server_name" => Text(|flags, text| flags.name = Some(text)),
+        "client_advertise" => Text(|flags, text| flags.advertise = Some(text)),
         "c" | "config" => File(|flags, path| flags.config = Some(path)),
         "P" | "pid" => File(|flags, path| flags.pid_file = Some(path)),
         "ports_file_dir" => File(|flags, path| flags.ports_file_dir = Some(path)),
@@ -125,10 +128,8 @@ fn meaning(name: &str) -> Option<Meaning> {
         "h" | "help" => Meaning::Help,
         "help_tls" => Meaning::HelpTls,
         "v" | "version" => Meaning::Version,
-        // There is nothing to store, to advertise or to profile; scripts give these all the same.
-        "sd" | "store_dir" | "client_advertise" | "log_size_limit" | "max_traced_msg_len" | "profile" => {
-            Ignored
-        }
+        // There is nothing to store or to profile; scripts give these all the same.
+        "sd" | "store_dir" | "log_size_limit" | "max_traced_msg_len" | "profile" => Ignored,
         "js" | "jetstream" => Refused { has_value: false, reason: NO_JETSTREAM },
         "s" | "syslog" => Refused { has_value: false, reason: NO_SYSLOG },
         "r" | "remote_syslog" => Refused { has_value: true, reason: NO_SYSLOG },
@@ -250,7 +251,7 @@ mod tests {
 
     #[test]
     fn what_changes_nothing_is_noted_and_what_cannot_be_is_refused() {
-        assert_eq!(flags("-sd /tmp/x --client_advertise=a:1").ignored, ["-sd", "-client_advertise"]);
+        assert_eq!(flags("-sd /tmp/x --profile=1").ignored, ["-sd", "-profile"]);
         assert!(matches!(request("-js"), Err(FlagError::NotServed { .. })));
         assert_eq!(request("-js=false"), Ok(Request::Serve(Box::default())));
         assert!(matches!(request("--routes nats://a:1"), Err(FlagError::NotServed { .. })));

@@ -151,6 +151,7 @@ fn fixed(old: &Settings, new: &Settings) -> Option<String> {
         .or_else(|| differs("HTTPPort", old.http.is_some(), new.http.is_some()))
         .or_else(|| differs("HTTPSPort", old.https.is_some(), new.https.is_some()))
         .or_else(|| differs("ServerName", text(&old.name), text(&new.name)))
+        .or_else(|| differs("ClientAdvertise", advertised(old), advertised(new)))
         .or_else(|| differs("MaxSubs", most(was.max_subscriptions), most(is.max_subscriptions)))
         .or_else(|| differs("MaxPending", was.max_pending, is.max_pending))
         .or_else(|| differs("AllowNonTLS", old.allow_non_tls, new.allow_non_tls))
@@ -158,6 +159,11 @@ fn fixed(old: &Settings, new: &Settings) -> Option<String> {
             let (old, new) = (websocket(old), websocket(new));
             (old != new).then(|| format!("Websocket: old={{{old}}}, new={{{new}}}"))
         })
+}
+
+fn advertised(settings: &Settings) -> String {
+    let Some(advertised) = &settings.advertise else { return String::new() };
+    format!("{}:{}", advertised.host, advertised.port.unwrap_or_default())
 }
 
 /// What of the section stays as it was at the start, which is all but the certificates.

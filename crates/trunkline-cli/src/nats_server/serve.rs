@@ -135,6 +135,7 @@ fn options(settings: &Settings) -> Result<ServerOptions, ServeError> {
         http_tls: settings.https.is_some(),
         name: settings.name.clone(),
         tags: settings.tags.clone(),
+        advertise: settings.advertise.clone(),
         version: COMPATIBLE_WITH.to_owned(),
         nats_probes: true,
         trace_payloads: true,

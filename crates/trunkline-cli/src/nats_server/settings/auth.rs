@@ -6,11 +6,14 @@ use std::time::Duration;
 use trunkline::config::{ConnectionType, Permissions, Responses, Secret, SubjectRule, SubjectRules, User};
 use trunkline_server::AuthOptions;
 
-use super::super::conf::{Entry, Map, Node, Value};
+use super::super::conf::{Entry, Map, Node, Place, Value};
 use super::read::Mistakes;
 
 /// What stands for no limit of the time to answer.
 const LONG: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// The account of everybody who is in no other.
+const GLOBAL_ACCOUNT: &str = "$G";
 
 /// Reads one of the keys of the top level that are about users.
 pub(super) fn read(key: &str, entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes) -> bool {
@@ -34,6 +37,7 @@ pub(super) fn check(map: &Map, auth: &AuthOptions, mistakes: &mut Mistakes) {
             );
         }
     }
+    check_beside_accounts(map, mistakes);
     let mut names = HashSet::new();
     for user in auth.users.iter().chain(auth.accounts.values().flatten()) {
         let name = user.user.as_ref().or(user.nkey.as_ref());
@@ -44,6 +48,27 @@ pub(super) fn check(map: &Map, auth: &AuthOptions, mistakes: &mut Mistakes) {
         {
             mistakes.note(&entry.place, format!("Duplicate user {name:?} detected"));
         }
+    }
+}
+
+/// One password or token for everybody and accounts exclude each other: in which account would its clients be?
+fn check_beside_accounts(map: &Map, mistakes: &mut Mistakes) {
+    let section = |key: &str| {
+        let found = map.entries.iter().find(|entry| entry.key.eq_ignore_ascii_case(key));
+        found.and_then(|entry| match &entry.node.value {
+            Value::Map(section) if !section.entries.is_empty() => Some((entry, section)),
+            _ => None,
+        })
+    };
+    let (Some((entry, authorization)), Some(_)) = (section("authorization"), section("accounts")) else {
+        return;
+    };
+    let says = |keys: &[&str]| keys.iter().any(|key| authorization.get(key).is_some());
+    if says(&["user", "username"]) {
+        mistakes.note(&entry.place, "Can not have a single user/pass and accounts");
+    }
+    if says(&["token"]) {
+        mistakes.note(&entry.place, "Can not have a token and accounts");
     }
 }
 
@@ -86,22 +111,34 @@ fn authorization(entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes)
 fn accounts(entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes) {
     match &entry.node.value {
         // Names alone: accounts without users, so that nobody is ever in them.
-        Value::List(_) => {}
-        Value::Map(map) => {
-            for account in &map.entries {
-                let users = account_users(account, mistakes);
-                // The account of everybody who is in no other; nats-server's word.
-                match account.key.as_str() {
-                    "$G" => auth.users.extend(users),
-                    name => {
-                        auth.accounts.entry(name.to_owned()).or_default().extend(users);
+        Value::List(list) => {
+            let mut names = HashSet::new();
+            for node in list {
+                if let Value::Text(name) = &node.value {
+                    check_account_name(name, &node.place, mistakes);
+                    if !names.insert(name) {
+                        mistakes.note(&node.place, format!("Duplicate Account Entry: {name}"));
                     }
                 }
+            }
+        }
+        Value::Map(map) => {
+            for account in &map.entries {
+                check_account_name(&account.key, &account.place, mistakes);
+                let users = account_users(account, mistakes);
+                auth.accounts.entry(account.key.clone()).or_default().extend(users);
             }
         }
         _ => {
             mistakes.map(entry);
         }
+    }
+}
+
+/// nats-server's word for the account of everybody who is in no other is not to be given away.
+fn check_account_name(name: &str, place: &Place, mistakes: &mut Mistakes) {
+    if name == GLOBAL_ACCOUNT {
+        mistakes.note(place, format!("{name:?} is a Reserved Account"));
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline::config::{HandshakeFirst, Secret, User};
-use trunkline_server::{AuthOptions, ClientCertificates, Limits, TlsOptions};
+use trunkline_server::{Advertised, AuthOptions, ClientCertificates, Limits, TlsOptions};
 
 use super::conf::{self, Place, Surroundings, SyntaxError};
 use super::flags::Flags;
@@ -48,6 +48,8 @@ pub(crate) struct Settings {
     pub(crate) name: Option<String>,
     /// For monitoring.
     pub(crate) tags: Vec<String>,
+    /// Where clients are told that the server is.
+    pub(crate) advertise: Option<Advertised>,
     pub(crate) limits: Limits,
     pub(crate) auth: AuthOptions,
     /// Whether it is the file that says how long a client may take to say who it is.
@@ -102,6 +104,7 @@ impl Default for Settings {
             websocket: None,
             name: None,
             tags: Vec::new(),
+            advertise: None,
             limits: Limits::default(),
             auth: AuthOptions::default(),
             says_auth_timeout: false,
@@ -128,6 +131,8 @@ pub(crate) enum SettingsError {
     Port(i64),
     #[error("{0}")]
     Together(&'static str),
+    #[error("{0}")]
+    Advertise(String),
     #[error("{0}")]
     Tls(String),
     #[error("max_payload ({payload}) cannot be higher than max_pending ({pending})")]
@@ -222,6 +227,9 @@ impl Settings {
         }
         tls::apply(flags, &mut self.tls)?;
         self.name = flags.name.clone().or(self.name.take());
+        if let Some(text) = &flags.advertise {
+            self.advertise = Some(read::advertised(text).map_err(SettingsError::Advertise)?);
+        }
         self.pid_file = flags.pid_file.clone().or(self.pid_file.take());
         self.ports_file_dir = flags.ports_file_dir.clone().or(self.ports_file_dir.take());
         let log = &mut self.log;

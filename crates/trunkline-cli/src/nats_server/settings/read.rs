@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use trunkline_server::Advertised;
+
 use super::super::conf::{Entry, Map, Node, Place, Value};
 use super::{Listen, Mistake};
 
@@ -170,6 +172,16 @@ impl Mistakes {
         Some(Listen { host, port: self.port(entry, number)? })
     }
 
+    /// Where clients are told that the server is.
+    pub(super) fn advertised(&mut self, entry: &Entry) -> Option<Advertised> {
+        let text = self.text(entry).filter(|text| !text.is_empty())?;
+        let advertised = advertised(&text);
+        if let Err(problem) = &advertised {
+            self.note(&entry.place, problem.as_str());
+        }
+        advertised.ok()
+    }
+
     /// A port; -1 becomes 0, which is any free one.
     pub(super) fn port(&mut self, entry: &Entry, number: i64) -> Option<u16> {
         if number == -1 {
@@ -180,6 +192,31 @@ impl Mistakes {
             self.note(&entry.place, format!("{number} is not a port"));
         }
         port
+    }
+}
+
+/// `HOST` or `HOST:PORT`; -1 and 0 are the port that the server listens on.
+///
+/// # Errors
+/// What is wrong with it, in nats-server's words.
+pub(super) fn advertised(text: &str) -> Result<Advertised, String> {
+    let wrong =
+        |cause: &str| format!("Error setting server INFO with ClientAdvertise value of {text}, err={cause}");
+    let (host, port) = match text.rsplit_once(':') {
+        // More than one colon without brackets is an address of IPv6.
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port),
+        _ => (text, "0"),
+    };
+    let number: i64 =
+        port.parse().map_err(|_| wrong(&format!("strconv.Atoi: parsing {port:?}: invalid syntax")))?;
+    let port = match number {
+        -1 | 0 => None,
+        _ => Some(u16::try_from(number).map_err(|_| wrong(&format!("{number} is not a port")))?),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.is_empty() {
+        true => Err(wrong("it has no host")),
+        false => Ok(Advertised { host: host.to_owned(), port }),
     }
 }
 

@@ -94,6 +94,46 @@ fn every_mistake_is_told_with_its_place() {
 }
 
 #[test]
+fn accounts_that_cannot_be_are_refused_in_the_words_of_nats_server() {
+    for (text, said) in [
+        ("accounts { $G: { users: [{user: a, password: b}] } }", "\"$G\" is a Reserved Account"),
+        ("accounts = [\"$G\"]", "\"$G\" is a Reserved Account"),
+        ("accounts = [A, B, A]", "Duplicate Account Entry: A"),
+        (
+            "authorization { user: a, password: b }\naccounts { A { users: [{user: c, password: d}] } }",
+            "Can not have a single user/pass and accounts",
+        ),
+        (
+            "authorization { token: t }\naccounts { A { users: [{user: c, password: d}] } }",
+            "Can not have a token and accounts",
+        ),
+    ] {
+        let wrong = read(text).expect_err(text);
+        assert!(wrong.contains(said), "{text}: {wrong}");
+    }
+    settings("authorization { timeout: 3 }\naccounts { A { users: [{user: c, password: d}] } }");
+}
+
+#[test]
+fn the_address_for_clients_has_a_host_and_perhaps_a_port() {
+    for (text, host, port) in [
+        ("bus.example.org:4333", "bus.example.org", Some(4333)),
+        ("bus.example.org", "bus.example.org", None),
+        ("10.0.0.1:-1", "10.0.0.1", None),
+        ("[fd00::1]:4333", "fd00::1", Some(4333)),
+        ("fd00::1", "fd00::1", None),
+    ] {
+        let expected = Some(Advertised { host: host.to_owned(), port });
+        assert_eq!(settings(&format!("client_advertise: \"{text}\"")).advertise, expected, "{text}");
+    }
+    assert_eq!(settings("client_advertise: \"\"").advertise, None);
+    for text in ["bus:x", ":4222", "bus:70000"] {
+        let wrong = read(&format!("client_advertise: \"{text}\"")).expect_err(text);
+        assert!(wrong.contains("Error setting server INFO with ClientAdvertise value of"), "{wrong}");
+    }
+}
+
+#[test]
 fn flags_win_over_the_file() {
     let line = "-p -1 -m 8222 -a 127.0.0.1 --user a --pass new -D";
     let flags = parse(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());

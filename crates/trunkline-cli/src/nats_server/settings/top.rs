@@ -7,8 +7,7 @@ use super::read::Mistakes;
 use super::{Settings, auth, tls, websocket};
 
 /// Keys of what this server does not have and does without: they say nothing that a client could rely on.
-const IGNORED: [&str; 20] = [
-    "client_advertise",
+const IGNORED: [&str; 19] = [
     "connect_error_reports",
     "disable_sublist_cache",
     "log_size_limit",
@@ -117,6 +116,7 @@ fn read_listening(
         "websocket" | "ws" => websocket::read(entry, map, settings, mistakes),
         "server_name" => settings.name = mistakes.text(entry),
         "server_tags" => settings.tags = mistakes.texts(entry).unwrap_or_default(),
+        "client_advertise" => settings.advertise = mistakes.advertised(entry),
         "pid_file" | "pidfile" => settings.pid_file = mistakes.text(entry).map(Into::into),
         "ports_file_dir" => settings.ports_file_dir = mistakes.text(entry).map(Into::into),
         "lame_duck_duration" => {

@@ -53,6 +53,29 @@ pub(super) fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 #[test]
+fn clients_are_told_the_address_that_is_advertised() {
+    let place = Place::new();
+    place.write("server.conf", "listen: \"127.0.0.1:-1\"\nclient_advertise: \"bus.example.org:4333\"");
+    for (arguments, host, port) in [
+        (&["-c", "server.conf"][..], "bus.example.org", Some(4333)),
+        (&["-c", "server.conf", "--client_advertise", "10.1.2.3"], "10.1.2.3", None),
+    ] {
+        for program in [place.ours(), theirs()] {
+            let mut running = start(place.command(&program, arguments), b"");
+            let address = address_in(&running.until_it_says("Listening for client connections on "));
+            let stream = std::net::TcpStream::connect(&address).expect("it listens");
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut std::io::BufReader::new(stream), &mut line).expect("INFO");
+            let info: Value = serde_json::from_str(line.trim_start_matches("INFO ")).expect("JSON");
+            let own = address.rsplit(':').next().and_then(|port| port.parse().ok());
+            assert_eq!((info["host"].as_str(), info["port"].as_u64()), (Some(host), port.or(own)), "{line}");
+            running.signal(Signal::SIGTERM);
+            assert_eq!(running.end().code(), 0);
+        }
+    }
+}
+
+#[test]
 fn log_files_and_exit_codes_are_those_of_nats_server() {
     let place = Place::new();
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
