@@ -163,7 +163,7 @@ impl Connection {
         // What it held is given back in a turn of its own, and at once where others need it.
         let turns = self.place.as_ref().map(Place::turns).cloned().filter(|_| self.takes_long());
         if let Some(turns) = turns.filter(|_| !self.server.memory.is_exceeded()) {
-            let turn = turns.long().await;
+            let turn = turns.long(self.client.id).await;
             drop(self);
             drop(turn);
         }
@@ -329,7 +329,10 @@ impl Connection {
             turns.short();
             return (None, SHORT_BYTES);
         }
-        let turn = turns.long().await;
+        if let Some(turn) = turns.another(self.client.id, self.shorts) {
+            return (Some(turn), usize::MAX);
+        }
+        let turn = turns.long(self.client.id).await;
         self.turn_bytes = 0;
         let shorts = turns.shorts();
         let alone = std::mem::replace(&mut self.shorts, shorts) == shorts;

@@ -53,6 +53,8 @@ pub(crate) struct Turns {
     long: Semaphore,
     /// How many short ones were taken.
     short: AtomicU64,
+    /// Who took the last long one.
+    last: AtomicU64,
 }
 
 /// One of those that are taken one at a time, over when it is dropped.
@@ -60,7 +62,7 @@ pub(crate) type LongTurn<'a> = SemaphorePermit<'a>;
 
 impl Turns {
     fn new() -> Self {
-        Self { long: Semaphore::new(1), short: AtomicU64::new(0) }
+        Self { long: Semaphore::new(1), short: AtomicU64::new(0), last: AtomicU64::new(0) }
     }
 
     /// Notes a short turn.
@@ -75,11 +77,18 @@ impl Turns {
         self.short.load(Ordering::Relaxed)
     }
 
-    /// Waits until a long turn may begin, Cancel safe.
-    pub(crate) async fn long(&self) -> Option<LongTurn<'_>> {
+    /// A long turn at once, for a client that nobody waits for: nobody else has had any turn since its last one.
+    pub(crate) fn another(&self, client: u64, shorts: u64) -> Option<LongTurn<'_>> {
+        let alone = self.last.load(Ordering::Relaxed) == client && self.shorts() == shorts;
+        alone.then(|| self.long.try_acquire().ok()).flatten()
+    }
+
+    /// Waits until a long turn may begin, which is over when what is returned is dropped. Cancel safe.
+    pub(crate) async fn long(&self, client: u64) -> Option<LongTurn<'_>> {
         let turn = self.long.acquire().await.ok();
         // Until the thread has looked at its sockets.
         tokio::task::yield_now().await;
+        self.last.store(client, Ordering::Relaxed);
         turn
     }
 }
@@ -194,7 +203,7 @@ mod tests {
             let (turns, log) = (turns.clone(), log.clone());
             long.spawn(async move {
                 for _ in 0..3 {
-                    let _turn = turns.long().await;
+                    let _turn = turns.long(n).await;
                     log.lock().push(Some(n));
                 }
             });
@@ -214,6 +223,19 @@ mod tests {
         // Each in its turn.
         let order: Vec<_> = log.iter().flatten().take(20).copied().collect();
         assert_eq!(order, (0..10).chain(0..10).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn only_who_is_alone_takes_one_long_turn_after_another() {
+        let turns = Turns::new();
+        drop(turns.long(1).await);
+        let shorts = turns.shorts();
+        assert!(turns.another(1, shorts).is_some());
+        assert!(turns.another(2, shorts).is_none(), "it was somebody else's turn");
+        turns.short();
+        assert!(turns.another(1, shorts).is_none(), "somebody had a short one");
+        drop(turns.long(2).await);
+        assert!(turns.another(1, turns.shorts()).is_none(), "somebody had a long one");
     }
 
     #[tokio::test]
