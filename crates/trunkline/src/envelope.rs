@@ -244,10 +244,14 @@ pub(crate) fn new_id() -> String {
     Uuid::now_v7().to_string()
 }
 
-/// The time, cut to the milliseconds that an envelope shows, so that what is read back is what was written.
+/// The time, as an envelope shows it.
 pub(crate) fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+    to_the_millisecond(Timestamp::now())
+}
+
+/// Cut to the milliseconds that an envelope shows, so that what is read back is what was written.
+fn to_the_millisecond(time: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
 }
 
 /// A payload that is bytes already.
@@ -371,7 +375,7 @@ fn take_time(fields: &mut Map<String, Value>, name: &str) -> Option<Timestamp> {
         Value::String(text) => {
             let time = text.parse().ok()?;
             fields.swap_remove(name);
-            Some(time)
+            Some(to_the_millisecond(time))
         }
         Value::Null => {
             fields.swap_remove(name);
