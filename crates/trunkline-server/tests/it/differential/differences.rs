@@ -228,6 +228,14 @@ const DIFFERENCES: &[Difference] = &[
         ..Difference::PLAIN
     },
     Difference {
+        name: "UNSUB takes a number of any size",
+        reason: "nats-server reads nine digits, and ends the subscription at once where there are more",
+        input: b"SUB a 1\r\nUNSUB 1 1000000000\r\nPUB a 1\r\nx\r\nPING\r\n",
+        theirs: "PONG\r\n",
+        ours: "MSG a 1 1\r\nx\r\nPONG\r\n",
+        ..Difference::PLAIN
+    },
+    Difference {
         name: "a wildcard does not lead out of what is allowed",
         reason: "allowed is a.*, and a.> would bring a.b.c as well; nats-server takes its last token for one like others",
         world: &PERMISSIONS,

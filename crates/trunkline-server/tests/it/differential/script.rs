@@ -103,7 +103,7 @@ const UNUSUAL: [&str; 22] = [
     "unsub 99 1\r\n",
     "SUB  c.never.said\tx:y/1\t \r\n",
     "sub c.never.said q x:y/2\r\n",
-    "UNSUB x:y/1 2147483647\r\n",
+    "UNSUB x:y/1 999999999\r\n",
     "hpub c.never.said 12 12\r\nNATS/1.0\r\n\r\n\r\n",
     "HPUB c.never.said  c.d\t12 13 \r\nNATS/1.0\r\n\r\nx\r\n",
 ];
