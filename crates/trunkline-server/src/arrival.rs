@@ -14,8 +14,9 @@ use trunkline::config::HandshakeFirst;
 use trunkline_protocol::ServerError;
 
 use crate::client::{Client, Kind};
+use crate::closed::Closed;
 use crate::outbox::Ending;
-use crate::shared::{Closed, Shared};
+use crate::shared::Shared;
 use crate::socket::{Layer, Progress, Socket};
 use crate::tls::{ClientCertificates, Fingerprint, Owner, Tls};
 use crate::websocket::Gate;

@@ -19,8 +19,8 @@ use trunkline_protocol::{ConnectOptions, encode};
 use crate::arrival::Secured;
 use crate::auth::{Connection, Identity, PatternSet, Replies};
 use crate::bridge::orders::Orders;
+use crate::closed::Closed;
 use crate::outbox::{Ending, Outbox, Written};
-use crate::shared::Closed;
 use crate::view::Count;
 use crate::wire::{self, Fit};
 

@@ -18,6 +18,7 @@ mod arrival;
 mod auth;
 mod bridge;
 mod client;
+mod closed;
 mod connection;
 mod doorkeeper;
 #[doc(hidden)]
@@ -38,6 +39,7 @@ mod session;
 mod shared;
 mod socket;
 mod staging;
+mod tally;
 mod threads;
 mod tls;
 mod trace;

@@ -14,9 +14,10 @@ use trunkline::memory::{MemoryBudget, Relief};
 use trunkline_protocol::ServerError;
 
 use crate::client::Client;
+use crate::closed::Closed;
 use crate::outbox::{Ending, SlowBy};
 use crate::process;
-use crate::shared::{Closed, Shared};
+use crate::shared::Shared;
 
 /// What the program grows by when it begins to work: code that is read in, buffers of worker threads.
 const WORKING_BYTES: u64 = 8 << 20;
@@ -106,7 +107,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 impl Relief for Shared {
-    /// The slowest consumers go first: those for whom most waits. Only where they are not the reason, publishers go that
+    /// Spare pages are nobody's. Then the slowest consumers go first: those for whom most waits. Only where they are not the reason, publishers go that
     /// have sent most of an operation and not the rest. An eighth more is freed than has to be, so that the next message does
     /// not begin it anew.
     fn relieve(&self, memory: &MemoryBudget) {

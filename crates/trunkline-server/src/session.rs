@@ -21,8 +21,9 @@ use access::Access;
 
 use crate::bridge::front::Front;
 use crate::client::{Client, Subscription, Subscriptions};
+use crate::closed::Closed;
 use crate::options::Limits;
-use crate::shared::{Closed, Shared};
+use crate::shared::Shared;
 use crate::staging::{self, Outgoing, Staging};
 use crate::trace;
 

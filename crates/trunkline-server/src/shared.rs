@@ -1,19 +1,19 @@
-//! What all connections of a server share: the hub, the limits, the table of clients, the counters.
+//! What all connections of a server share: the hub, the limits, the counters; and in `table` who they are.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+mod table;
+
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytestring::ByteString;
-use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trunkline::backend::memory::{Hub, SessionSink as _};
-use trunkline::memory::{Charge, Holding, MemoryBudget};
+use trunkline::memory::MemoryBudget;
 use trunkline::observe::{CutOff, Observer};
 use trunkline::{Message, Pattern};
 use trunkline_protocol::{ServerError, ServerInfo};
@@ -22,6 +22,7 @@ use crate::auth::{Account, Auth, AuthError, AuthOptions, Failure, GLOBAL_ACCOUNT
 use crate::bridge::Bridge;
 use crate::bridge::orders::End;
 use crate::client::{Client, Kind, Subscription};
+use crate::closed::Closed;
 use crate::doorkeeper::Doorkeeper;
 use crate::memory::StagingBounds;
 use crate::options::{Advertised, Limits};
@@ -29,149 +30,13 @@ use crate::outbox::{Ending, Slow, SlowBy};
 use crate::pages::Spares;
 use crate::refusals::Refusals;
 use crate::tls;
-use crate::view::{ClientView, Count, Departed};
 use crate::websocket::WebListener;
+
+pub(crate) use table::Entry;
+use table::Table;
 
 /// Protocol number: INFO may come at any time.
 const PROTOCOL: i64 = 1;
-/// Connections that ended and are still shown by monitoring; the oldest goes first.
-const DEPARTED_KEPT: usize = 1024;
-/// What an idle connection takes, as measured; its tables, tasks and timers, and a small buffer.
-const CONNECTION_BYTES: usize = 6 << 10;
-/// What WebSocket and TLS add to that.
-const WEBSOCKET_BYTES: usize = 8 << 10;
-const TLS_BYTES: usize = 24 << 10;
-
-/// A client that has come is given so long to say CONNECT before another may have its place.
-const SILENT_MIN: Duration = Duration::from_millis(250);
-/// So many clients may be on their way out, and have given their place to others already.
-const LEAVING_MAX: usize = 256;
-/// So few that may have to be heard yet are not worth a look.
-const UNHEARD_MIN: usize = 64;
-
-/// Why a connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Closed {
-    /// The client closed it.
-    ByClient,
-    /// Reading from it failed: it was reset, or the network gave it up.
-    ReadError,
-    /// What it sent was not the protocol, or not allowed.
-    Protocol,
-    /// A message was larger than `max_payload`.
-    PayloadTooLarge,
-    /// A line was longer than `max_control_line`.
-    LineTooLong,
-    /// The client reported an error of its own.
-    ClientError,
-    /// It did not read what was sent to it.
-    SlowConsumer,
-    /// It did not answer PINGs.
-    Stale,
-    /// The server stops.
-    Shutdown,
-    /// The backend behind a bridge did not confirm what the client had sent.
-    Backend,
-    /// It did not say who it is, or not the truth, or may not be here any more.
-    Unauthorized,
-    /// It did not say in time who it is.
-    AuthTimeout,
-    /// It did not get as far as a session: no TLS, or no WebSocket, or not in time.
-    Handshake,
-    /// There are fewer clients to be than there were.
-    TooMany,
-    /// The process had no memory for the rest of what it was sending.
-    Memory,
-    /// It had not said CONNECT, and its place was needed for another.
-    Silent,
-}
-
-impl Closed {
-    pub(crate) const ALL: [Closed; 16] = [
-        Closed::ByClient,
-        Closed::ReadError,
-        Closed::Protocol,
-        Closed::PayloadTooLarge,
-        Closed::LineTooLong,
-        Closed::ClientError,
-        Closed::SlowConsumer,
-        Closed::Stale,
-        Closed::Shutdown,
-        Closed::Backend,
-        Closed::Unauthorized,
-        Closed::AuthTimeout,
-        Closed::Handshake,
-        Closed::TooMany,
-        Closed::Memory,
-        Closed::Silent,
-    ];
-
-    /// The value of the metric's label.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::ByClient => "client",
-            Self::ReadError => "read_error",
-            Self::Protocol => "protocol_error",
-            Self::PayloadTooLarge => "max_payload",
-            Self::LineTooLong => "max_control_line",
-            Self::ClientError => "client_error",
-            Self::SlowConsumer => "slow_consumer",
-            Self::Stale => "stale",
-            Self::Shutdown => "shutdown",
-            Self::Backend => "backend",
-            Self::Unauthorized => "unauthorized",
-            Self::AuthTimeout => "auth_timeout",
-            Self::Handshake => "handshake",
-            Self::TooMany => "max_connections",
-            Self::Memory => "memory",
-            Self::Silent => "no_connect",
-        }
-    }
-}
-
-/// What becomes of a client that comes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Entry {
-    Served,
-    /// There are as many clients as there may be.
-    Full,
-    Stopping,
-}
-
-/// Messages and bytes in both directions.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Totals {
-    /// From clients.
-    pub(crate) received: Count,
-    /// To clients.
-    pub(crate) sent: Count,
-}
-
-impl Totals {
-    fn add(&mut self, client: &Client) {
-        self.received += client.received.count();
-        self.sent += client.sent.count();
-    }
-}
-
-/// What the clients of one account have done, together.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Tally {
-    /// Clients now.
-    pub(crate) here: u64,
-    /// Subscriptions now.
-    pub(crate) subscriptions: u64,
-    /// Clients that did not read and were cut off.
-    pub(crate) slow: u64,
-    pub(crate) totals: Totals,
-}
-
-impl Tally {
-    fn add(&mut self, client: &Client, is_slow: bool) {
-        self.slow += u64::from(is_slow);
-        self.totals.add(client);
-    }
-}
 
 /// How a server shows itself, and what it shows.
 #[derive(Debug)]
@@ -257,51 +122,6 @@ pub(crate) struct Shared {
     observers_made: Notify,
     /// Wakes who waits for the last client to leave.
     emptied: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    clients: HashMap<u64, Arc<Client>, foldhash::fast::RandomState>,
-    gone: Totals,
-    departed: VecDeque<Departed>,
-    /// Those who came and may not have said CONNECT yet, in the order in which they came.
-    unheard: VecDeque<Weak<Client>>,
-    /// Clients that have given their place to others and are still there.
-    leaving: usize,
-    /// How many were left in `unheard` when those were last let go of who had been heard.
-    silent_after_trim: usize,
-    /// No client is let in any more: one that was accepted while the others were told to end would be told nothing.
-    stopping: bool,
-}
-
-impl Table {
-    /// Remembers a client that has yet to say CONNECT.
-    fn note_unheard(&mut self, client: &Arc<Client>) {
-        self.unheard.push_back(Arc::downgrade(client));
-        // What was heard of since, or is gone, is let go of when it is most of the list: so much now and then, and so little
-        // each time.
-        if self.unheard.len() >= 2 * self.silent_after_trim.max(UNHEARD_MIN) {
-            self.unheard.retain(|client| client.upgrade().is_some_and(|client| client.is_silent()));
-            self.silent_after_trim = self.unheard.len();
-        }
-    }
-
-    /// The client that has been silent for longest, if for long enough; from here on it is leaving.
-    fn longest_silent(&mut self) -> Option<Arc<Client>> {
-        while let Some(first) = self.unheard.front() {
-            let silent = first.upgrade().filter(|client| client.is_silent());
-            if silent.as_ref().is_some_and(|client| client.started_for() < SILENT_MIN) {
-                return None;
-            }
-            self.unheard.pop_front();
-            if let Some(client) = silent.filter(|client| self.clients.contains_key(&client.id)) {
-                client.set_ending_reason(Closed::Silent);
-                self.leaving += usize::from(client.ending_reason() == Some(Closed::Silent));
-                return Some(client);
-            }
-        }
-        None
-    }
 }
 
 /// Threads of the runtime that this is called on; one where there is none.
@@ -435,156 +255,6 @@ impl Shared {
 
     pub(crate) fn next_client_id(&self) -> u64 {
         self.next_client.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Whether this address may open another connection now.
-    pub(crate) fn may_come(&self, address: IpAddr) -> bool {
-        let Some(limit) = self.limits().connection_rate else { return true };
-        if self.doorkeeper.count(address, Instant::now()) <= limit {
-            return true;
-        }
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        // Whoever storms is not to fill the log, too.
-        if (self.refused_by_rate.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two() {
-            tracing::warn!(
-                %address,
-                limit,
-                "an address opens more connections within a second than it may (server.limits.connection_rate), refused"
-            );
-        }
-        false
-    }
-
-    /// Enters a client, unless the server stops, or there are as many as there may be and all of them have said CONNECT: one
-    /// that comes to say something goes before one that says nothing.
-    pub(crate) fn enter(&self, client: &Arc<Client>) -> Entry {
-        let bytes = self.connection_bytes(client.kind);
-        let checked = self.memory.check(Holding::Connections, bytes);
-        let limit = self.limits().max_connections;
-        let mut table = self.table.lock();
-        if table.stopping {
-            return Entry::Stopping;
-        }
-        let is_full = table.clients.len() >= limit || checked.is_err();
-        // Whoever gives way is still there until its task has run.
-        let may_give_way = is_full && table.leaving < LEAVING_MAX;
-        let silent = may_give_way.then(|| table.longest_silent()).flatten();
-        if is_full && silent.is_none() {
-            drop(table);
-            let first = self.refused.fetch_add(1, Ordering::Relaxed).is_power_of_two();
-            if let (Err(error), true) = (checked, first) {
-                tracing::warn!(address = %client.address, %error, "a connection is refused");
-            }
-            return Entry::Full;
-        }
-        self.accepted.fetch_add(1, Ordering::Relaxed);
-        client.set_charge(Charge::of(&self.memory, Holding::Connections, bytes));
-        table.clients.insert(client.id, client.clone());
-        table.note_unheard(client);
-        drop(table);
-        if let Some(silent) = silent {
-            Self::send_away_silent(&silent);
-        }
-        Entry::Served
-    }
-
-    fn send_away_silent(client: &Client) {
-        tracing::debug!(client = client.id, address = %client.address, "has not said CONNECT, and its place is needed");
-        // Where its handshakes are not over, it would not understand.
-        if client.is_settled() {
-            client.outbox.end_with(|out| ServerError::MaxConnections.write(out));
-            client.outbox.flush();
-        }
-        client.outbox.end(Ending::Now);
-    }
-
-    /// What a connection takes at least, whatever it does.
-    fn connection_bytes(&self, kind: Kind) -> usize {
-        let secure = match kind {
-            Kind::Nats => self.tls.clients.get().is_some(),
-            Kind::WebSocket => self.web.as_ref().is_some_and(|web| web.secure),
-        };
-        let web = usize::from(kind == Kind::WebSocket);
-        CONNECTION_BYTES + web * WEBSOCKET_BYTES + usize::from(secure) * TLS_BYTES
-    }
-
-    /// A client leaves; `view` is what it was before its session closed.
-    pub(crate) fn leave(&self, client: &Client, view: ClientView, why: Closed) {
-        let mut table = self.table.lock();
-        if table.clients.remove(&client.id).is_some() {
-            table.gone.add(client);
-            if client.ending_reason() == Some(Closed::Silent) {
-                table.leaving -= 1;
-            }
-            if table.departed.len() == DEPARTED_KEPT {
-                table.departed.pop_front();
-            }
-            let slow = client.outbox.slow().map(|slow| slow.by).filter(|_| why == Closed::SlowConsumer);
-            if let Some(identity) = client.identity() {
-                identity.account.gone.lock().add(client, slow.is_some());
-            }
-            table.departed.push_back(Departed { view, stopped: SystemTime::now(), why, slow });
-            self.closed[why as usize].fetch_add(1, Ordering::Relaxed);
-            if table.clients.is_empty() {
-                self.emptied.notify_waiters();
-            }
-        }
-    }
-
-    /// Waits until no client is left.
-    pub(crate) async fn nobody_left(&self) {
-        loop {
-            let emptied = self.emptied.notified();
-            if self.connections() == 0 {
-                return;
-            }
-            emptied.await;
-        }
-    }
-
-    pub(crate) fn clients(&self) -> Vec<Arc<Client>> {
-        self.table.lock().clients.values().cloned().collect()
-    }
-
-    /// What monitoring sees of a client now.
-    pub(crate) fn view(&self, client: &Client) -> ClientView {
-        ClientView::of(client, self.now_ms(), self.started)
-    }
-
-    /// The last connections that ended, oldest first.
-    pub(crate) fn departed(&self) -> Vec<Departed> {
-        self.table.lock().departed.iter().cloned().collect()
-    }
-
-    pub(crate) fn client(&self, id: u64) -> Option<Arc<Client>> {
-        self.table.lock().clients.get(&id).cloned()
-    }
-
-    pub(crate) fn connections(&self) -> usize {
-        self.table.lock().clients.len()
-    }
-
-    pub(crate) fn totals(&self) -> Totals {
-        let table = self.table.lock();
-        let mut totals = table.gone;
-        table.clients.values().for_each(|client| totals.add(client));
-        totals
-    }
-
-    /// What the clients of each account that somebody is or was in have done, by the account's name.
-    pub(crate) fn tallies(&self) -> BTreeMap<Box<str>, Tally> {
-        let table = self.table.lock();
-        let accounts = self.auth.accounts();
-        let mut tallies: BTreeMap<_, _> =
-            accounts.iter().map(|account| (account.name.clone(), *account.gone.lock())).collect();
-        for client in table.clients.values() {
-            if let Some(tally) = client.identity().and_then(|who| tallies.get_mut(&who.account.name)) {
-                tally.add(client, false);
-                tally.here += 1;
-                tally.subscriptions += client.subscriptions.load(Ordering::Relaxed);
-            }
-        }
-        tallies
     }
 
     pub(crate) fn accepted(&self) -> u64 {

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::arrival::Secured;
 use crate::client::{Client, Kind};
+use crate::closed::Closed;
 use crate::outbox::SlowBy;
-use crate::shared::Closed;
 
 /// Messages and their bytes, in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -21,6 +21,9 @@ const ENTRIES_MAX: usize = 8192;
 /// An address may ask for so many times the hashing that one user may.
 const HASHING_PER_ADDRESS: u32 = 4;
 
+/// What wrong tokens of the admin API are counted for. No user has such a name.
+const ADMIN_NAME: &str = "\nthe admin token";
+
 /// Who tries to be whom, and how often that may fail.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Guess {
@@ -88,6 +91,18 @@ impl Attempts {
         }
     }
 
+    /// Whether a token for the admin API from this address is worth a look: whether fewer than `limit` were wrong of late.
+    pub(super) fn may_guess_token(&self, address: IpAddr, limit: Option<u32>) -> bool {
+        limit.is_none_or(|limit| self.may_guess(&Guess::new(address, ADMIN_NAME, limit), Instant::now()))
+    }
+
+    /// A token for the admin API from this address was wrong.
+    pub(super) fn token_failed(&self, address: IpAddr, limit: Option<u32>) {
+        if let Some(limit) = limit {
+            self.failed(&Guess::new(address, ADMIN_NAME, limit), Instant::now());
+        }
+    }
+
     /// Returns how many there are of this user.
     fn count_failure(&self, guess: &Guess, now: Instant) -> u32 {
         let mut of_user = 0;
@@ -116,27 +131,19 @@ pub(crate) struct TokenGuesses {
     limit: Option<u32>,
 }
 
-/// What they are counted for. No user has such a name.
-pub(super) const ADMIN_NAME: &str = "\nthe admin token";
-
 impl TokenGuesses {
     pub(crate) fn new(limit: Option<u32>) -> Self {
         Self { attempts: Attempts::default(), limit }
     }
 
-    /// Whether one more from this address is worth a look.
+    /// As [`Attempts::may_guess_token`].
     pub(crate) fn may_guess(&self, address: IpAddr) -> bool {
-        self.guess(address).is_none_or(|guess| self.attempts.may_guess(&guess, Instant::now()))
+        self.attempts.may_guess_token(address, self.limit)
     }
 
+    /// As [`Attempts::token_failed`].
     pub(crate) fn failed(&self, address: IpAddr) {
-        if let Some(guess) = self.guess(address) {
-            self.attempts.failed(&guess, Instant::now());
-        }
-    }
-
-    fn guess(&self, address: IpAddr) -> Option<Guess> {
-        self.limit.map(|limit| Guess::new(address, ADMIN_NAME, limit))
+        self.attempts.token_failed(address, self.limit);
     }
 }
 

@@ -14,6 +14,7 @@ use trunkline_protocol::ConnectOptions;
 use super::password::{Key, Password, SharedPassword, Verdict};
 use super::permissions::Permissions;
 use super::{Account, AuthError, AuthOptions, Connection, GLOBAL_ACCOUNT};
+use crate::arrival::Secured;
 use crate::client::Kind;
 use crate::tls::canonical_subject;
 
@@ -67,7 +68,7 @@ struct Entry {
 pub(super) struct Directory {
     users: HashMap<Box<str>, Entry, foldhash::quality::RandomState>,
     /// Users by what their certificates say, where that is what counts: their names, and those that are subjects in one form.
-    certified: Option<HashMap<Box<str>, Arc<Identity>, foldhash::quality::RandomState>>,
+    certified: Option<Certified>,
     nkeys: HashMap<Box<str>, (KeyPair, Arc<Identity>), foldhash::quality::RandomState>,
     token: Option<Entry>,
     /// Whoever gives no credentials, where that is allowed.
@@ -246,14 +247,15 @@ impl Directory {
     /// Who a client is that says nothing of itself, on this connection.
     pub(super) fn anonymous(&self, connection: Connection<'_>) -> Option<Arc<Identity>> {
         // Where certificates say who a client is, one that names nobody is nobody's, and not anybody's.
-        match self.is_certified(connection) {
-            true => None,
-            false => self.anonymous.clone().filter(|identity| identity.may_come_by(connection.kind)),
+        match self.certified(connection) {
+            Some(_) => None,
+            None => self.anonymous.clone().filter(|identity| identity.may_come_by(connection.kind)),
         }
     }
 
-    fn is_certified(&self, connection: Connection<'_>) -> bool {
-        self.certified.is_some() && connection.secured.is_some_and(|secured| secured.is_mapped)
+    /// Whom certificates name, and what is known of that of this connection, where it says who the client is.
+    fn certified<'a>(&'a self, connection: Connection<'a>) -> Option<(&'a Certified, &'a Secured)> {
+        self.certified.as_ref().zip(connection.secured.filter(|secured| secured.is_mapped))
     }
 
     /// What of CONNECT is looked at: the first of these that it has.
@@ -293,13 +295,11 @@ impl Directory {
 
     /// Who says this on this connection. A user that may not come by it is as one that does not exist.
     pub(super) fn find(&self, said: &ConnectOptions, connection: Connection<'_>) -> Found {
-        let Connection { nonce, secured, kind } = connection;
+        let Connection { nonce, kind, .. } = connection;
         if !self.is_required() {
             return self.without_credentials(connection);
         }
-        if let (Some(certified), Some(secured), true) =
-            (&self.certified, secured, self.is_certified(connection))
-        {
+        if let Some((certified, secured)) = self.certified(connection) {
             let owner = secured.owner.iter();
             let mut names = owner.flat_map(|owner| owner.names.iter().chain(&owner.subject));
             let found = names
@@ -355,6 +355,9 @@ impl Directory {
         self.decoys.get(usize::try_from(drawn).ok()?)
     }
 }
+
+/// Users by what certificates call them.
+type Certified = HashMap<Box<str>, Arc<Identity>, foldhash::quality::RandomState>;
 
 /// See [`Directory::credential`].
 #[derive(Clone, Copy)]

@@ -28,7 +28,7 @@ use trunkline::Pattern;
 use trunkline::backend::memory::Hub;
 use trunkline_protocol::ConnectOptions;
 
-use attempts::{ADMIN_NAME, Attempts, Guess};
+use attempts::{Attempts, Guess};
 use directory::{Directory, Found};
 use hashing::Hashing;
 use password::Key;
@@ -36,7 +36,7 @@ use password::Key;
 use crate::arrival::Secured;
 use crate::client::Kind;
 use crate::doorkeeper::network_of;
-use crate::shared::Tally;
+use crate::tally::Tally;
 
 pub(crate) use attempts::TokenGuesses;
 pub(crate) use directory::Identity;
@@ -283,18 +283,12 @@ impl Auth {
 
     /// Whether a token for the admin API from this address is worth a look: whether not too many were wrong of late.
     pub(crate) fn may_open_admin(&self, address: IpAddr) -> bool {
-        self.admin_guess(address).is_none_or(|guess| self.attempts.may_guess(&guess, Instant::now()))
+        self.attempts.may_guess_token(address, self.directory().failures_max)
     }
 
     /// A token for the admin API from this address was wrong.
     pub(crate) fn admin_failed(&self, address: IpAddr) {
-        if let Some(guess) = self.admin_guess(address) {
-            self.attempts.failed(&guess, Instant::now());
-        }
-    }
-
-    fn admin_guess(&self, address: IpAddr) -> Option<Guess> {
-        self.directory().failures_max.map(|limit| Guess::new(address, ADMIN_NAME, limit))
+        self.attempts.token_failed(address, self.directory().failures_max);
     }
 
     pub(crate) fn count_failure(&self, why: Failure) {

@@ -20,8 +20,9 @@ use super::Bridge;
 use super::feeds::Feeds;
 use super::orders::{End, Order, Orders, Outbound};
 use crate::client::{Client, Subscription};
+use crate::closed::Closed;
 use crate::outbox::Ending;
-use crate::shared::{Closed, Shared};
+use crate::shared::Shared;
 
 /// Pause before messages that found no connection are tried again: the backend may not have noticed yet.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use crate::shared::Closed;
+use crate::closed::Closed;
 use crate::socket::{Goodbye, Socket};
 
 /// How long a client that is sent away is still read, so that it gets all that was sent to it before its connection is

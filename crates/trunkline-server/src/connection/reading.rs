@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 use super::input::CARRIED_BYTES;
 use super::{Connection, PIECE_BYTES};
 use crate::client::Client;
+use crate::closed::Closed;
 use crate::session::Fed;
-use crate::shared::Closed;
 use crate::staging::Staging;
 
 /// Read buffer of a worker thread. What nobody has filled takes no memory.

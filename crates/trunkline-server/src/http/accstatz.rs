@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::aside::FACTS;
 use super::params::Params;
 use super::{Monitor, json};
-use crate::shared::Tally;
+use crate::tally::Tally;
 use crate::view::Count;
 
 #[derive(Serialize)]

@@ -14,9 +14,10 @@ use super::params::{LIMIT_MAX, List, Page, ParamError, Params};
 use super::subsz::{Detail, is_zero, subscriptions_of};
 use super::{Monitor, durations, json};
 use crate::client::Kind;
+use crate::closed::Closed;
 use crate::health::timestamp;
 use crate::outbox::SlowBy;
-use crate::shared::{Closed, Shared};
+use crate::shared::Shared;
 use crate::tls::Fingerprint;
 use crate::view::{ClientView, Departed};
 

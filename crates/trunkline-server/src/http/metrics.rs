@@ -28,10 +28,12 @@ use self::streams::StreamsSnapshot;
 use super::aside::FACTS;
 use super::{Monitor, internal};
 use crate::auth::Failure;
+use crate::closed::Closed;
 use crate::health::Speaker as _;
 use crate::outbox::SlowBy;
 use crate::refusals::HttpRefusal;
-use crate::shared::{Closed, Shared, Totals};
+use crate::shared::Shared;
+use crate::tally::Totals;
 
 pub(super) async fn metrics(State(monitor): State<Arc<Monitor>>, headers: HeaderMap) -> Response {
     let streams = match &monitor.shared.bridge {

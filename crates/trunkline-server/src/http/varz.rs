@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::aside::FACTS;
 use super::{Monitor, durations, json};
+use crate::closed::Closed;
 use crate::health::timestamp;
 use crate::process::Usage;
-use crate::shared::Closed;
 use crate::websocket::WebListener;
 
 /// The protocol number of INFO.

@@ -9,7 +9,7 @@ use trunkline_protocol::{ConnectOptions, ServerError};
 use super::{Session, Stop};
 use crate::auth::{Answer, Failure, Identity, Permissions, Replies, Verification};
 use crate::client::{Guard, Subscription};
-use crate::shared::Closed;
+use crate::closed::Closed;
 use crate::staging::Staging;
 
 /// So many bytes of a subject are logged.

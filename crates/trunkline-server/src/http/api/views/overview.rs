@@ -10,11 +10,12 @@ use axum::response::Response;
 use super::Views;
 use super::census::Census;
 use crate::admin::{BackendJson, ClientsJson, MessagesJson, OverviewJson, ProcessJson};
+use crate::closed::Closed;
 use crate::health::timestamp;
 use crate::http::api::answer::ok;
 use crate::http::aside::FACTS;
 use crate::process::Usage;
-use crate::shared::{Closed, Shared};
+use crate::shared::Shared;
 
 pub(super) async fn overview(State(views): State<Arc<Views>>) -> Response {
     FACTS.make(move || ok(&take(&views))).await
