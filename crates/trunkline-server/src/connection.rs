@@ -18,7 +18,8 @@ use crate::outbox::Ending;
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::socket::Socket;
-use crate::threads::{LongTurn, Place, Turns};
+use crate::threads::Place;
+use crate::turns::{LongTurn, Turns};
 use crate::view::ClientView;
 
 mod input;
@@ -164,7 +165,7 @@ impl Connection {
         // What it held is given back in a turn of its own, and at once where others need it.
         let turns = self.place.as_ref().map(Place::turns).cloned().filter(|_| self.takes_long());
         if let Some(turns) = turns.filter(|_| !self.server.memory.is_exceeded()) {
-            let turn = turns.long(self.client.id).await;
+            let turn = turns.long(self.client.id, self.long()).await;
             drop(self);
             drop(turn);
         }
@@ -330,10 +331,10 @@ impl Connection {
             turns.short();
             return (None, SHORT_BYTES);
         }
-        if let Some(turn) = turns.another(self.client.id, self.shorts) {
+        if let Some(turn) = turns.another(self.client.id, self.shorts, self.long()) {
             return (Some(turn), usize::MAX);
         }
-        let turn = turns.long(self.client.id).await;
+        let turn = turns.long(self.client.id, self.long()).await;
         self.turn_bytes = 0;
         let shorts = turns.shorts();
         let alone = std::mem::replace(&mut self.shorts, shorts) == shorts;
@@ -341,7 +342,7 @@ impl Connection {
             // Those who wait for its processor may be the clients of short turns: a system's turn is milliseconds.
             std::thread::yield_now();
         }
-        (turn, if alone { usize::MAX } else { SHARED_BYTES })
+        (Some(turn), if alone { usize::MAX } else { SHARED_BYTES })
     }
 
     /// Has the session look at users and permissions that were replaced; says why the connection ends, if it does.

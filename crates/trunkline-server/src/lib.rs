@@ -43,6 +43,7 @@ mod tally;
 mod threads;
 mod tls;
 mod trace;
+mod turns;
 mod view;
 mod websocket;
 mod wire;

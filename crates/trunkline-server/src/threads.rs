@@ -5,13 +5,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::turns::Turns;
 
 /// One thread, and the connections that it serves.
 #[derive(Debug)]
@@ -45,54 +46,6 @@ impl Place {
     }
 }
 
-/// Whose turn it is on a thread. Tasks run in the order in which they can: were a hundred clients to send a mebibyte each,
-/// whoever sends a line would wait for all of them. So long turns are taken one at a time, and between two of them the
-/// thread looks at its sockets and serves everybody whose turn is short.
-#[derive(Debug)]
-pub(crate) struct Turns {
-    long: Semaphore,
-    /// How many short ones were taken.
-    short: AtomicU64,
-    /// Who took the last long one.
-    last: AtomicU64,
-}
-
-/// One of those that are taken one at a time, over when it is dropped.
-pub(crate) type LongTurn<'a> = SemaphorePermit<'a>;
-
-impl Turns {
-    fn new() -> Self {
-        Self { long: Semaphore::new(1), short: AtomicU64::new(0), last: AtomicU64::new(0) }
-    }
-
-    /// Notes a short turn.
-    #[inline]
-    pub(crate) fn short(&self) {
-        // Counted by one thread alone.
-        self.short.store(self.short.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    /// How many short turns there were.
-    pub(crate) fn shorts(&self) -> u64 {
-        self.short.load(Ordering::Relaxed)
-    }
-
-    /// A long turn at once, for a client that nobody waits for: nobody else has had any turn since its last one.
-    pub(crate) fn another(&self, client: u64, shorts: u64) -> Option<LongTurn<'_>> {
-        let alone = self.last.load(Ordering::Relaxed) == client && self.shorts() == shorts;
-        alone.then(|| self.long.try_acquire().ok()).flatten()
-    }
-
-    /// Waits until a long turn may begin, which is over when what is returned is dropped. Cancel safe.
-    pub(crate) async fn long(&self, client: u64) -> Option<LongTurn<'_>> {
-        let turn = self.long.acquire().await.ok();
-        // Until the thread has looked at its sockets.
-        tokio::task::yield_now().await;
-        self.last.store(client, Ordering::Relaxed);
-        turn
-    }
-}
-
 impl Drop for Place {
     fn drop(&mut self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
@@ -102,12 +55,12 @@ impl Drop for Place {
 impl Threads {
     /// Starts so many. Each ends once `stop` is cancelled and no task is left in `tasks`.
     pub(crate) fn start(count: usize, stop: &CancellationToken, tasks: &TaskTracker) -> io::Result<Self> {
-        let start = |n| {
+        let start = |(n, turns)| {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             let thread = Thread {
                 runtime: runtime.handle().clone(),
                 connections: Arc::default(),
-                turns: Arc::new(Turns::new()),
+                turns: Arc::new(turns),
             };
             let (stop, tasks) = (stop.clone(), tasks.clone());
             std::thread::Builder::new().name(format!("connections-{n}")).spawn(move || {
@@ -120,7 +73,7 @@ impl Threads {
             })?;
             Ok(thread)
         };
-        (0..count).map(start).collect::<io::Result<_>>().map(Self)
+        Turns::of_threads(count).enumerate().map(start).collect::<io::Result<_>>().map(Self)
     }
 
     /// A place on the thread that has the fewest connections, and the socket there.
@@ -192,50 +145,6 @@ mod tests {
         goes_on.cancel();
         tasks.wait().await;
         assert_eq!(places(), [0, 0]);
-    }
-
-    #[tokio::test]
-    async fn long_turns_are_taken_one_at_a_time_and_others_run_between_them() {
-        let turns = Arc::new(Turns::new());
-        let log = Arc::new(parking_lot::Mutex::new(Vec::new()));
-        let mut long = tokio::task::JoinSet::new();
-        for n in 0..10 {
-            let (turns, log) = (turns.clone(), log.clone());
-            long.spawn(async move {
-                for _ in 0..3 {
-                    let _turn = turns.long(n).await;
-                    log.lock().push(Some(n));
-                }
-            });
-        }
-        let others = log.clone();
-        let short = tokio::spawn(async move {
-            loop {
-                others.lock().push(None);
-                tokio::task::yield_now().await;
-            }
-        });
-        long.join_all().await;
-        short.abort();
-        let log = log.lock();
-        // What could run before a turn began may run behind it.
-        assert!(!log.windows(3).any(|three| three.iter().all(Option::is_some)), "{log:?}");
-        // Each in its turn.
-        let order: Vec<_> = log.iter().flatten().take(20).copied().collect();
-        assert_eq!(order, (0..10).chain(0..10).collect::<Vec<_>>());
-    }
-
-    #[tokio::test]
-    async fn only_who_is_alone_takes_one_long_turn_after_another() {
-        let turns = Turns::new();
-        drop(turns.long(1).await);
-        let shorts = turns.shorts();
-        assert!(turns.another(1, shorts).is_some());
-        assert!(turns.another(2, shorts).is_none(), "it was somebody else's turn");
-        turns.short();
-        assert!(turns.another(1, shorts).is_none(), "somebody had a short one");
-        drop(turns.long(2).await);
-        assert!(turns.another(1, turns.shorts()).is_none(), "somebody had a long one");
     }
 
     #[tokio::test]

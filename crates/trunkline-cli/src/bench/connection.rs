@@ -36,6 +36,14 @@ pub(super) enum Fill {
     Tick,
 }
 
+/// What messages are to who waits for control frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Messages {
+    /// There can be none.
+    Foreign,
+    Dropped,
+}
+
 /// A connection that the server has accepted and whose credentials it has checked.
 pub(super) struct Connection {
     stream: TcpStream,
@@ -168,7 +176,7 @@ impl Connection {
         let filled = self.fill(halt);
         nonblocking(false, &self.stream)?;
         if filled? == Fill::Bytes {
-            self.handle_control(halt)?;
+            self.handle_control(Messages::Foreign, halt)?;
         }
         Ok(())
     }
@@ -179,10 +187,22 @@ impl Connection {
     /// # Errors
     /// As [`Self::fill`], `-ERR`, or no PONG within the timeout.
     pub(super) fn round_trip(&mut self, role: &str, halt: &Halt) -> Result<(), BenchError> {
+        self.wait_for_pong(role, Messages::Foreign, halt)
+    }
+
+    /// The same amid messages that others publish, which are dropped.
+    ///
+    /// # Errors
+    /// As [`Self::round_trip`].
+    pub(super) fn round_trip_amid_messages(&mut self, role: &str, halt: &Halt) -> Result<(), BenchError> {
+        self.wait_for_pong(role, Messages::Dropped, halt)
+    }
+
+    fn wait_for_pong(&mut self, role: &str, messages: Messages, halt: &Halt) -> Result<(), BenchError> {
         self.send(b"PING\r\n", halt)?;
         let since = Instant::now();
         loop {
-            if self.handle_control(halt)? {
+            if self.handle_control(messages, halt)? {
                 return Ok(());
             }
             if self.fill(halt)? == Fill::Tick && since.elapsed() >= halt.timeout {
@@ -219,8 +239,8 @@ impl Connection {
         self.round_trip("the handshake", halt)
     }
 
-    /// Acts on all whole frames in the buffer, none of which may be a message. True when one was a PONG.
-    fn handle_control(&mut self, halt: &Halt) -> Result<bool, BenchError> {
+    /// Acts on all whole frames in the buffer. True when one was a PONG.
+    fn handle_control(&mut self, messages: Messages, halt: &Halt) -> Result<bool, BenchError> {
         let mut pong = false;
         loop {
             let pending = self.pending();
@@ -234,6 +254,7 @@ impl Connection {
                 Frame::Error(text) => {
                     return Err(BenchError::Refused { text: frames::shown(text) });
                 }
+                Frame::Message(_) if messages == Messages::Dropped => {}
                 Frame::Message(_) => {
                     let line = frames::shown(&pending[..length.min(80)]);
                     return Err(BenchError::Foreign { role: "a publisher".to_owned(), line });

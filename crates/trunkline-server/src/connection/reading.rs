@@ -11,6 +11,7 @@ use crate::client::Client;
 use crate::closed::Closed;
 use crate::session::Fed;
 use crate::staging::Staging;
+use crate::turns::Long;
 
 /// Read buffer of a worker thread. What nobody has filled takes no memory.
 const READ_BYTES: usize = 1 << 20;
@@ -40,9 +41,14 @@ pub(super) enum Read {
 }
 
 impl Connection {
-    /// Its next turn is one of those that wait for each other, see [`Turns`](crate::threads::Turns).
+    /// Its next turn is one of those that wait for each other, see [`Turns`](crate::turns::Turns).
     pub(super) fn takes_long(&self) -> bool {
         self.more || self.lately_bytes >= SHORT_BYTES || self.input.is_large()
+    }
+
+    /// What such a turn is for.
+    pub(super) fn long(&self) -> Long {
+        if self.input.is_large() { Long::Part } else { Long::Batch }
     }
 
     /// Reads at most so many bytes, and has what is whole acted on.

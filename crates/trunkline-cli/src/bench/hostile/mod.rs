@@ -1,8 +1,8 @@
 //! `trunkline bench hostile`: what one hostile client does to the others. Well-behaved clients ask and answer beside it, and
 //! their round trips with it are held against those without it, in turns and on the same server.
 //!
-//! The hostile client is a process of its own with the lowest priority. Some CPU it takes all the same, so there is a third
-//! kind of run, beside a process that takes as much and leaves the server alone: what is more than that, the server did.
+//! The hostile client is a process of its own that runs where nobody else wants to. Some CPU it takes all the same, so there is a
+//! third kind of run, beside a process that takes as much and leaves the server alone: what is more than that, the server did.
 
 mod attack;
 mod hello;
