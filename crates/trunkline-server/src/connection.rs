@@ -146,6 +146,9 @@ impl Connection {
                 tracing::error!(client = self.client.id, %error, "the lane of a connection broke");
             }
         }
+        // One at a time: a thousand clients that end in one moment are not to keep a line waiting.
+        let turns = self.place.as_ref().map(Place::turns).cloned();
+        let turn = self.leaving_turn(turns.as_deref()).await;
         self.socket.say_goodbye(goodbye(why));
         if let Some(slow) = slow {
             self.server.count_slow(&self.client, slow, patterns);
@@ -160,15 +163,21 @@ impl Connection {
         // It is gone from monitoring already: nothing that it sends is looked at any more.
         if self.lingers {
             self.input = Input::default();
-            linger(&self.socket).await;
-        }
-        // What it held is given back in a turn of its own, and at once where others need it.
-        let turns = self.place.as_ref().map(Place::turns).cloned().filter(|_| self.takes_long());
-        if let Some(turns) = turns.filter(|_| !self.server.memory.is_exceeded()) {
-            let turn = turns.long(self.client.id, self.long()).await;
-            drop(self);
             drop(turn);
+            linger(&self.socket).await;
+            return;
         }
+        // What it held is given back within its turn.
+        drop(self);
+        drop(turn);
+    }
+
+    /// Waits for the turn to leave in; where others need what this connection holds, for none.
+    async fn leaving_turn<'a>(&self, turns: Option<&'a Turns>) -> Option<LongTurn<'a>> {
+        let turns = turns.filter(|_| !self.server.memory.is_exceeded())?;
+        let turn = turns.long(self.client.id, self.long()).await;
+        std::thread::yield_now();
+        Some(turn)
     }
 
     /// Brings the client to where INFO is on its way to it.

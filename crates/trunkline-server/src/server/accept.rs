@@ -37,7 +37,11 @@ impl Accepting {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((socket, address)) => self.welcome(socket, address),
+                Ok((socket, address)) => {
+                    self.welcome(socket, address);
+                    // Those who serve clients may wait for this processor.
+                    std::thread::yield_now();
+                }
                 Err(error) => {
                     // Out of file descriptors, mostly: those who wait are served when others have left.
                     tracing::warn!(%error, "cannot accept a connection");
