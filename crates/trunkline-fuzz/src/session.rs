@@ -12,11 +12,7 @@ use trunkline_server::{AuthOptions, Limits};
 use crate::pieces;
 
 const CLIENTS: usize = 3;
-/// Longest input that is looked at, so that what is staged for one client is never so much that it would be written.
-const BYTES_MAX: usize = 4096;
-const MAX_SUBSCRIPTIONS: usize = 16;
 const MAX_CONTROL_LINE: usize = 256;
-const MAX_PAYLOAD: usize = 128;
 /// Room for a few subscriptions.
 const ROOM_BYTES: usize = 8 << 10;
 
@@ -36,13 +32,36 @@ static USERS: LazyLock<AuthOptions> = LazyLock::new(|| {
     options
 });
 
-fn limits() -> Limits {
-    Limits {
-        max_control_line: MAX_CONTROL_LINE,
-        max_payload: MAX_PAYLOAD,
-        max_subscriptions: MAX_SUBSCRIPTIONS,
-        ..Limits::default()
+/// How much the clients may.
+struct Bounds {
+    /// Longest input that is looked at, so that what is staged for one client is never so much that it would be written.
+    bytes: usize,
+    max_payload: usize,
+    max_subscriptions: usize,
+}
+
+/// Many subscriptions, and messages that are copied.
+const SMALL: Bounds = Bounds { bytes: 4096, max_payload: 128, max_subscriptions: 16 };
+/// Few, and messages that are written from where they were read.
+const LARGE: Bounds = Bounds { bytes: 24 << 10, max_payload: 8 << 10, max_subscriptions: 2 };
+
+impl Bounds {
+    fn limits(&self) -> Limits {
+        Limits {
+            max_control_line: MAX_CONTROL_LINE,
+            max_payload: self.max_payload,
+            max_subscriptions: self.max_subscriptions,
+            ..Limits::default()
+        }
     }
+}
+
+/// What the clients are clients of.
+#[derive(Clone, Copy)]
+struct Served<'a> {
+    auth: &'a AuthOptions,
+    room: Option<usize>,
+    bounds: &'a Bounds,
 }
 
 /// What a client was sent, INFO without its content: every server has its own.
@@ -67,35 +86,40 @@ fn shown(output: &[u8]) -> Vec<String> {
 type Conversation = Vec<(Vec<String>, bool)>;
 
 fn converse<'a, P: Iterator<Item = &'a [u8]>>(
-    (auth, room): (&AuthOptions, Option<usize>),
+    Served { auth, room, bounds }: Served<'_>,
     turns: &[(usize, &'a [u8])],
     cut: impl Fn(&'a [u8]) -> P,
 ) -> Conversation {
-    let mut sessions = Sessions::new(auth, limits(), CLIENTS as u64, room).expect("valid users");
+    let mut sessions = Sessions::new(auth, bounds.limits(), CLIENTS as u64, room).expect("valid users");
     for (client, bytes) in turns {
         for piece in cut(bytes) {
             sessions.feed(*client, piece);
         }
-        assert!(sessions.kept(*client) <= MAX_CONTROL_LINE + MAX_PAYLOAD + 32, "kept more than an operation");
+        let most = MAX_CONTROL_LINE + bounds.max_payload + 32;
+        assert!(sessions.kept(*client) <= most, "kept more than an operation");
         let known: usize = (0..CLIENTS).map(|client| sessions.subscriptions(client)).sum();
         let known = known as u64;
         assert_eq!(sessions.routed(), known, "clients and routing tables disagree");
-        assert!((0..CLIENTS).all(|client| sessions.subscriptions(client) <= MAX_SUBSCRIPTIONS));
+        assert!((0..CLIENTS).all(|client| sessions.subscriptions(client) <= bounds.max_subscriptions));
     }
     let seen =
         (0..CLIENTS).map(|client| (shown(sessions.output(client)), sessions.is_closed(client))).collect();
     sessions.leave();
     assert_eq!(sessions.routed(), 0, "somebody has gone and still listens");
+    assert_eq!(sessions.end(), 0, "somebody has gone and is still charged for something");
     seen
 }
 
-/// The first byte says whether there are users, and little memory; the second how to cut. What follows are turns, with a NUL between them; the
-/// first byte of each says whose it is.
+/// The first byte says whether there are users, little memory, and large messages; the second how to cut. What follows are
+/// turns, with a NUL between them; the first byte of each says whose it is.
 pub(crate) fn session(data: &[u8]) {
-    let [mode, seed, data @ ..] = &data[..data.len().min(BYTES_MAX)] else { return };
+    let [mode, seed, data @ ..] = data else { return };
+    let bounds = if mode & 8 == 0 { &SMALL } else { &LARGE };
+    let data = &data[..data.len().min(bounds.bytes)];
     let open = AuthOptions::default();
     let auth = if mode % 2 == 0 { &open } else { &*USERS };
-    let server = (auth, (mode & 4 != 0).then_some(ROOM_BYTES));
+    let room = (mode & 4 != 0).then_some(ROOM_BYTES);
+    let server = Served { auth, room, bounds };
     let turns = data.split(|byte| *byte == 0).filter_map(|turn| turn.split_first());
     let turns: Vec<(usize, &[u8])> = turns.map(|(who, bytes)| (usize::from(*who) % CLIENTS, bytes)).collect();
     let whole = converse(server, &turns, std::iter::once);

@@ -18,6 +18,7 @@ use trunkline_protocol::{ConnectOptions, encode};
 
 use crate::arrival::Secured;
 use crate::auth::{Connection, Identity, PatternSet, Replies};
+use crate::batches::Batch;
 use crate::bridge::orders::Orders;
 use crate::closed::Closed;
 use crate::outbox::{Ending, Outbox, Written};
@@ -548,6 +549,7 @@ impl Drop for Subscription {
 
 impl SessionSink for Subscription {
     fn deliver(&self, message: &Arc<Message>) -> Delivered {
+        let _batch = Batch::begin();
         let reply = message.reply.as_ref().map(|reply| reply.as_bytes());
         if !self.admits(message.subject.as_bytes(), reply) {
             return Delivered::Gone;

@@ -175,6 +175,15 @@ impl Sessions {
     }
 }
 
+impl Sessions {
+    /// The server goes, behind its clients. Returns how many bytes are still charged for them.
+    pub fn end(self) -> usize {
+        let memory = self.shared.memory.clone();
+        drop(self);
+        memory.used()
+    }
+}
+
 /// What came of the bytes of one WebSocket client.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unframed {

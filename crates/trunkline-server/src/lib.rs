@@ -16,6 +16,7 @@
 pub mod admin;
 mod arrival;
 mod auth;
+mod batches;
 mod bridge;
 mod client;
 mod closed;

@@ -19,6 +19,7 @@ use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ProtocolError, Server
 
 use access::Access;
 
+use crate::batches::Others;
 use crate::bridge::front::Front;
 use crate::client::{Client, Subscription, Subscriptions};
 use crate::closed::Closed;
@@ -66,6 +67,10 @@ pub(crate) struct Session {
     bridge: Option<Front>,
     /// Draws members of queue groups.
     random: fastrand::Rng,
+    /// It has unsubscribed since the last PING.
+    unsubscribed: bool,
+    /// What the PONG waits for that says so; on the heap, as hardly any client has it.
+    others: Option<Box<Others>>,
     /// The first PING after CONNECT came, and the second INFO was sent to a client that understands it.
     introduced: bool,
 }
@@ -85,6 +90,8 @@ impl Session {
             cache: MatchCache::default(),
             bridge,
             random,
+            unsubscribed: false,
+            others: None,
             introduced: false,
         };
         session.open();
@@ -96,6 +103,7 @@ impl Session {
         let is_traced = trace::is_wanted();
         let mut fed = Fed { consumed: 0, need: 0, close: None, wait: false, more: false };
         let mut outcome = Ok(());
+        let mut is_held = false;
         if self.is_outdated() {
             outcome = self.reconsider(staging);
         }
@@ -106,8 +114,12 @@ impl Session {
                 Ok(()) | Err(Stop::Refused) => {}
                 Err(Stop::Close(why)) => fed.close = Some(why),
                 Err(Stop::Wait) => fed.wait = true,
+                Err(Stop::Later) => {
+                    turn.consumed = turn.start;
+                    is_held = true;
+                }
             }
-            if fed.close.is_some() || fed.wait || staging.is_full() {
+            if fed.close.is_some() || fed.wait || is_held || staging.is_full() {
                 fed.more = fed.close.is_none() && turn.consumed < input.len();
                 break;
             }
@@ -120,7 +132,7 @@ impl Session {
                 Ok(Parsed::Op(op, taken)) => {
                     turn.start = turn.consumed;
                     turn.consumed += taken;
-                    if is_traced {
+                    if is_traced && self.others.is_none() {
                         trace::received(&self.client, &op, self.server.trace_payloads);
                     }
                     self.operate(op, &mut turn, staging)
@@ -212,6 +224,7 @@ impl Session {
                 self.unsubscribe(sid, max);
             }
             ClientOp::Ping => {
+                self.confirm()?;
                 encode::pong(self.line(staging));
                 self.introduce(staging);
                 return Ok(());
@@ -242,6 +255,22 @@ impl Session {
         match &mut self.bridge {
             None => staging.line(&self.client),
             Some(bridge) => bridge.line(),
+        }
+    }
+
+    /// Before a PONG, which says that nothing more comes for what the client has unsubscribed.
+    #[inline]
+    fn confirm(&mut self) -> Result<(), Stop> {
+        if std::mem::take(&mut self.unsubscribed) {
+            self.others = Some(Box::new(Others::now()));
+        }
+        match &mut self.others {
+            None => Ok(()),
+            Some(others) if !others.are_over() => Err(Stop::Later),
+            Some(_) => {
+                self.others = None;
+                Ok(())
+            }
         }
     }
 
@@ -380,6 +409,9 @@ impl Session {
 
     /// Unknown names are tolerated: clients unsubscribe from what ended by itself.
     fn unsubscribe(&mut self, sid: &[u8], max: Option<u64>) {
+        // Also where it is unknown by now: what made its last delivery may not have written it. On a bridge the lane sees to
+        // the order of all that.
+        self.unsubscribed = self.bridge.is_none();
         let goes_on = |max| !self.client.table.lock().get(sid).is_some_and(|s| s.limit(max));
         if !max.is_some_and(goes_on) {
             self.forget(sid);
@@ -415,6 +447,8 @@ enum Stop {
     Close(Closed),
     /// It is not known yet whether it will be: a password is to be checked.
     Wait,
+    /// It is to be carried out when others have had their turn.
+    Later,
 }
 
 /// The client has as many subscriptions as it may.

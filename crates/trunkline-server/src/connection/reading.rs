@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::input::CARRIED_BYTES;
 use super::{Connection, PIECE_BYTES};
+use crate::batches::Batch;
 use crate::client::Client;
 use crate::closed::Closed;
 use crate::session::Fed;
@@ -166,6 +167,7 @@ impl Connection {
 
     /// Has the input acted on and everything staged by it written.
     pub(super) fn feed(&mut self, input: &[u8]) -> (Fed, Option<Arc<Client>>) {
+        let _batch = Batch::begin();
         STAGING.with_borrow_mut(|staging| {
             staging.begin(self.server.staging);
             let fed = self.session.feed(input, staging);

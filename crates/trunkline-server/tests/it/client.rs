@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 /// Longest wait for anything; far more than it takes, for a machine that is busy with other things.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+const PONG: &[u8] = b"PONG\r\n";
+
 /// Waits for something that must come.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
@@ -111,6 +113,20 @@ impl Raw {
     pub(crate) async fn until_pong_or_closed(&mut self) -> String {
         while !self.buffer.ends_with(b"PONG\r\n") && self.fill().await {}
         String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned()
+    }
+
+    /// Everything up to the next PONG, which is there, too.
+    pub(crate) async fn until_pong(&mut self) -> String {
+        let mut looked_at = 0;
+        loop {
+            let new = &self.buffer[looked_at..];
+            if let Some(at) = new.windows(PONG.len()).position(|bytes| bytes == PONG) {
+                let all: Vec<u8> = self.buffer.drain(..looked_at + at + PONG.len()).collect();
+                return String::from_utf8_lossy(&all).into_owned();
+            }
+            looked_at = self.buffer.len().saturating_sub(PONG.len() - 1);
+            assert!(self.fill().await, "closed after {} bytes", self.buffer.len());
+        }
     }
 
     /// Says that nothing more comes; what comes back can still be read.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use trunkline::Message;
 use trunkline::backend::memory::MemoryBackend;
 use trunkline::backend::{Backend as _, PublishOptions};
 
-use super::client::{PATIENCE, Raw};
+use super::client::{PATIENCE, Raw, within};
 use super::fixture::Fixture;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,6 +77,63 @@ async fn a_member_that_does_not_want_a_message_leaves_it_to_the_others() {
         assert_eq!(own.flush().await, "");
         assert_eq!(other.flush().await, message.repeat(MESSAGES), "whoever was drawn");
     }
+    fixture.bystander_is_fine().await;
+}
+
+/// As one that drains does: what came behind the PONG would be nobody's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_leaves_its_group_has_all_that_it_was_given_before_the_pong() {
+    const BURST: usize = 3000;
+    const ROUNDS: usize = 40;
+    let messages = |seen: &str| seen.matches("MSG a ").count();
+    let mut fixture = Fixture::start().await;
+    let mut stays = fixture.client().await;
+    stays.send("SUB a workers 1\r\nPING\r\n").await;
+    stays.expect("PONG\r\n").await;
+    let mut publisher = fixture.client().await;
+    let (counter, mut bursts) = tokio::sync::watch::channel(0);
+    let publishing = tokio::spawn(async move {
+        for burst in 1.. {
+            publisher.send("PUB a 1\r\nx\r\n".repeat(BURST)).await;
+            assert_eq!(publisher.flush().await, "");
+            if counter.send(burst).is_err() {
+                return burst;
+            }
+        }
+        0
+    });
+    let reading = CancellationToken::new();
+    let read = tokio::spawn({
+        let reading = reading.clone();
+        async move {
+            let mut seen = 0;
+            while !reading.is_cancelled() {
+                stays.send("PING\r\n").await;
+                seen += messages(&stays.until_pong().await);
+            }
+            stays.send("PING\r\n").await;
+            seen + messages(&stays.until_pong().await)
+        }
+    });
+    let mut leaves = fixture.client().await;
+    let mut had = 0;
+    for round in 0..ROUNDS {
+        leaves.send(format!("SUB a workers {round}\r\n")).await;
+        let seen = *bursts.borrow();
+        within("a burst", bursts.wait_for(|bursts| *bursts > seen)).await.expect("it goes on");
+        leaves.send(format!("UNSUB {round}\r\nPING\r\n")).await;
+        let before = leaves.until_pong().await;
+        // Whatever was under way has gone out by the end of the next one.
+        let seen = *bursts.borrow();
+        within("two bursts", bursts.wait_for(|bursts| *bursts > seen + 1)).await.expect("it goes on");
+        leaves.send("PING\r\n").await;
+        assert_eq!(leaves.until_pong().await, "PONG\r\n", "round {round}");
+        had += messages(&before);
+    }
+    drop(bursts);
+    let published = publishing.await.expect("nothing went wrong") * BURST;
+    reading.cancel();
+    assert_eq!(read.await.expect("nothing went wrong") + had, published, "some were nobody's");
     fixture.bystander_is_fine().await;
 }
 

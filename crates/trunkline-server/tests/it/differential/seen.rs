@@ -1,6 +1,6 @@
 //! What a client saw, in a form in which two servers can be compared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use trunkline_protocol::Progress;
@@ -181,18 +181,19 @@ impl Seen {
     /// The first thing in which two conversations differ.
     pub(crate) fn difference(&self, theirs: &Self) -> Option<String> {
         for (n, (here, there)) in self.clients.iter().zip(&theirs.clients).enumerate() {
-            if here == there {
-                continue;
+            if let Some(found) = first_difference(here, there) {
+                return Some(format!("client {n}, {found}"));
             }
-            let at = here.iter().zip(there).take_while(|(a, b)| a == b).count();
-            let window =
-                |items: &[Item]| format!("{:?}", &items[at.min(items.len())..items.len().min(at + 4)]);
-            return Some(format!(
-                "client {n}, after {at} equal items ({:?}):\n  nats-server: {}\n  here:        {}",
-                &here[at.saturating_sub(3)..at],
-                window(there),
-                window(here)
-            ));
+        }
+        for (n, (here, there)) in self.at_once.iter().zip(&theirs.at_once).enumerate() {
+            let senders: BTreeSet<&u8> = here.keys().chain(there.keys()).collect();
+            for sender in senders {
+                let of = |lists: &BTreeMap<u8, Vec<Item>>| lists.get(sender).cloned().unwrap_or_default();
+                if let Some(found) = first_difference(&of(here), &of(there)) {
+                    let sender = char::from(*sender);
+                    return Some(format!("client {n}, of what client {sender} sent at once, {found}"));
+                }
+            }
         }
         let differing =
             |(key, count): &(&(String, Item), &usize), other: &Self| other.queues.get(*key) != Some(*count);
@@ -205,4 +206,18 @@ impl Seen {
             }
         }
     }
+}
+
+fn first_difference(here: &[Item], there: &[Item]) -> Option<String> {
+    if here == there {
+        return None;
+    }
+    let at = here.iter().zip(there).take_while(|(a, b)| a == b).count();
+    let window = |items: &[Item]| format!("{:?}", &items[at.min(items.len())..items.len().min(at + 4)]);
+    Some(format!(
+        "after {at} equal items ({:?}):\n  nats-server: {}\n  here:        {}",
+        &here[at.saturating_sub(3)..at],
+        window(there),
+        window(here)
+    ))
 }

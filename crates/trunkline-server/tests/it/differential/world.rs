@@ -9,6 +9,12 @@ use trunkline_testkit::NatsServer;
 use super::super::auth::{auth, server_with};
 use super::differences::Version;
 
+/// Nothing that a conversation leads to is a matter of time: a machine that stands still for a minute or two changes none of
+/// it. So long is everything that ends by itself, on both servers.
+const LONG: Duration = Duration::from_secs(60 * 60);
+/// nats-server takes no more.
+const AUTH_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How servers are set up, and what that makes interesting.
 pub(crate) struct World {
     /// Behind limits, the configuration of nats-server.
@@ -44,6 +50,7 @@ pub(crate) static OPEN: World = World {
 pub(crate) static PERMISSIONS: World = World {
     theirs: r#"
 authorization {
+  timeout: 60
   users = [
     {user: full, password: f, permissions: {publish: ">", subscribe: ">"}}
     {user: ann, password: a, permissions: {
@@ -53,8 +60,10 @@ authorization {
         deny: ["a.no", "b.secret.>", "b.*.hidden", "b.c q"]
       }
     }}
-    {user: svc, password: s, permissions: {subscribe: ["svc.>", "c q"], allow_responses: {max: 2, expires: "1m"}}}
-    {user: one, password: o, permissions: {subscribe: ["a.b", "svc.one"], publish: ["x.y"], allow_responses: true}}
+    {user: svc, password: s, permissions: {subscribe: ["svc.>", "c q"], allow_responses: {max: 2, expires: "1h"}}}
+    {user: one, password: o, permissions: {
+      subscribe: ["a.b", "svc.one"], publish: ["x.y"], allow_responses: {max: 1, expires: "1h"}
+    }}
     {user: pub, password: p, permissions: {publish: {deny: ["a.>", "svc.*"]}, subscribe: {deny: [">"]}}}
     {user: def, password: d}
   ]
@@ -71,8 +80,10 @@ authorization {
       deny: ["a.no", "b.secret.>", "b.*.hidden", "b.c q"]
     }
   }},
-  {user: svc, password: s, permissions: {subscribe: ["svc.>", "c q"], allow_responses: {max: 2, expires: 1m}}},
-  {user: one, password: o, permissions: {subscribe: ["a.b", "svc.one"], publish: ["x.y"], allow_responses: true}},
+  {user: svc, password: s, permissions: {subscribe: ["svc.>", "c q"], allow_responses: {max: 2, expires: 1h}}},
+  {user: one, password: o, permissions: {
+    subscribe: ["a.b", "svc.one"], publish: ["x.y"], allow_responses: {max: 1, expires: 1h}
+  }},
   {user: pub, password: p, permissions: {publish: {deny: ["a.>", "svc.*"]}, subscribe: {deny: [">"]}}},
   {user: def, password: d}],
  permissions: {publish: ["a", "svc.>", "b.*"], subscribe: {deny: ["a.no", "b.>"]}}}
@@ -128,6 +139,7 @@ accounts {
   east { users = [{user: ann, password: a}, {user: amy, password: a, permissions: {publish: {deny: "a.>"}}}] }
   west { users = [{user: bob, password: b}] }
 }
+authorization { timeout: 60 }
 no_auth_user: bob
 "#,
     ours: r#"
@@ -160,7 +172,7 @@ pub(crate) struct Pair {
 impl World {
     fn limits(&self) -> String {
         format!(
-            "max_payload: {}\nmax_control_line: {}\nmax_subscriptions: {}\n",
+            "max_payload: {}\nmax_control_line: {}\nmax_subscriptions: {}\nping_interval: 1h\nwrite_deadline: 1h\n",
             self.max_payload, self.max_control_line, self.max_subscriptions
         )
     }
@@ -174,10 +186,12 @@ impl World {
         };
         let ours = server_with(|options| {
             options.auth = auth(self.ours);
+            options.auth.timeout = AUTH_TIMEOUT;
             // Wrong passwords are part of the conversation, from one address.
             options.auth.failures_max = None;
             // What the server says of itself is no part of the conversation.
-            options.health_interval = Duration::from_secs(24 * 60 * 60);
+            options.health_interval = 24 * LONG;
+            (options.limits.ping_interval, options.limits.write_deadline) = (LONG, LONG);
             options.limits.max_payload = self.max_payload;
             options.limits.max_control_line = self.max_control_line;
             options.limits.max_subscriptions = self.max_subscriptions;
