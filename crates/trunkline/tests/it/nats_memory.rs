@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use trunkline::backend::nats::{NatsBackend, NatsOptions};
 use trunkline::backend::{
-    Backend, LiveEvent, LiveSource, PublishError, PublishOptions, Start, StreamConfig, SubscribeOptions,
+    Backend, LiveEvent, LiveSource, PublishOptions, Start, StreamConfig, SubscribeOptions,
 };
 use trunkline::config::Loader;
 use trunkline::memory::Holding;
