@@ -41,6 +41,9 @@ const HOLD: Duration = Duration::from_millis(1);
 /// A connection that has read so much since it last let others run does so now: a client that sends without pause never
 /// leaves its socket empty, and its task would never wait for anything.
 const TURN_BYTES: usize = 1 << 20;
+/// Most that may wait for a client that sends for TLS or WebSocket alone, such as pings: their answers are counted when they are
+/// made, and not bounded by what its outbox may have.
+const ANSWERS_BYTES_MAX: usize = 256 << 10;
 /// Subscriptions that leave the routing table before others run again.
 const LEAVING_AT_ONCE: usize = 1024;
 
@@ -61,6 +64,8 @@ pub(crate) struct Connection {
     say_who_by: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Most bytes that are read at a time.
     piece_bytes: usize,
+    /// The client does not take what its TLS or WebSocket is answered, and is not read until it does.
+    answers_wait: bool,
     /// Bytes read, or offered to the socket, since others could run.
     turn_bytes: usize,
     /// For `input`, and for what the session remembers.
@@ -100,6 +105,7 @@ impl Connection {
             verifying: None,
             say_who_by: None,
             piece_bytes: PIECE_BYTES,
+            answers_wait: false,
             turn_bytes: 0,
             charge,
             held: 0,
@@ -268,7 +274,7 @@ impl Connection {
                     continue;
                 }
             }
-            let deaf = refused.is_some() || self.verifying.is_some();
+            let deaf = refused.is_some() || self.verifying.is_some() || self.answers_wait;
             let interest = match (deaf, writing) {
                 (false, false) => Some(Interest::READABLE),
                 (false, true) => Some(Interest::READABLE | Interest::WRITABLE),
@@ -316,6 +322,10 @@ impl Connection {
                 drop(turn);
                 match read {
                     Read::Empty => writing |= self.socket.is_covered() && outbox.note_unsent(),
+                    Read::Aside => {
+                        writing |= outbox.note_unsent();
+                        self.answers_wait = self.socket.unsent() > ANSWERS_BYTES_MAX;
+                    }
                     Read::Held => writing |= self.hold().await,
                     Read::Batch { behind: None } => writing |= self.wait_for_room().await,
                     Read::Batch { behind: Some(reader) } => writing |= self.pause_for(&reader).await,
@@ -396,6 +406,7 @@ impl Connection {
     /// Writes what waits; says whether something still does.
     fn write(&mut self) -> bool {
         let writing = !self.client.outbox.flush();
+        self.answers_wait &= writing && self.socket.unsent() > ANSWERS_BYTES_MAX;
         if writing {
             self.turn_bytes += TURN_BYTES / 4;
         }

@@ -51,6 +51,7 @@ mod wire;
 
 pub use auth::{AuthError, AuthOptions, HashError, HashScheme, Reloaded, hash_password};
 pub use http::{BesideOptions, BesideServer};
+pub use memory::room_for_buffers;
 pub use options::{AdminDefaults, Advertised, Limits, ServerOptions};
 pub use reload::{AuthSource, ReloadError, ReloadOptions, SourceError};
 pub use server::{Server, StartError};

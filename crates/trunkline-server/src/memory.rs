@@ -63,6 +63,14 @@ fn for_buffers(configured: u64, resident: u64) -> usize {
     usize::try_from(left / 3).unwrap_or(usize::MAX)
 }
 
+/// What of `configured` bytes, as `runtime.resources.memory` says, a server started by this program would have for buffers;
+/// `None` where the system does not tell what the program takes by itself.
+pub fn room_for_buffers(configured: u64) -> Option<usize> {
+    let memory = MemoryBudget::new(configured);
+    memory.set_limit(for_buffers(configured, process::resident_bytes()?));
+    memory.limit()
+}
+
 /// The limit from now on, `most` at most. A process that has come close to what it may take does not shrink when buffers are
 /// given up, since the allocator keeps most of it for what comes; so buffers may have from then on what they have now, half of
 /// `most` at least, and slowly more again where there is room.
@@ -88,6 +96,16 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
             resident,
             "runtime.resources.memory is hardly more than the program takes by itself: buffers are bounded, and the process \
              may take more than that"
+        );
+    }
+    let max_payload = shared.limits().max_payload;
+    if max_payload > most {
+        tracing::warn!(
+            max_payload,
+            configured,
+            buffers = most,
+            "server.limits.max_payload is larger than what runtime.resources.memory leaves for all buffers together: whoever \
+             sends or reads a message of that size may be cut off for it"
         );
     }
     tracing::debug!(configured, resident, buffers = most, "memory is bounded");

@@ -66,7 +66,8 @@ impl Socket {
     }
 
     /// Reads what there is; 0 is the end. As long as it has not said [`ErrorKind::WouldBlock`] there may be more, and
-    /// [`Socket::ready`] returns at once.
+    /// [`Socket::ready`] returns at once. [`ErrorKind::Interrupted`] is a layer's: some bytes have come, and nothing in them was
+    /// for who reads.
     #[inline]
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.layer.get() {
@@ -109,6 +110,11 @@ impl Socket {
         self.layer.get().map_or(0, |layer| layer.lock().held_bytes())
     }
 
+    /// How many bytes came when there was last nothing in them for who reads.
+    pub(crate) fn came_aside(&self) -> usize {
+        self.layer.get().map_or(0, |layer| layer.lock().aside())
+    }
+
     /// Sends such bytes; says how many. None at all is [`ErrorKind::WouldBlock`].
     pub(crate) fn try_flush(&self) -> io::Result<usize> {
         self.layer.get().map_or(Ok(0), |layer| self.drain(&mut layer.lock()))
@@ -125,8 +131,8 @@ impl Socket {
                 return Ok(progress);
             }
             match self.take_in(layer) {
-                Ok(true) => {}
-                Ok(false) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Progress::Receive),
                 Err(error) => return Err(error),
             }
@@ -148,10 +154,15 @@ impl Socket {
     }
 
     fn open(&self, layer: &mut Layer, take: impl FnOnce(&[u8]) -> usize) -> io::Result<usize> {
-        while layer.opened().is_empty() {
-            match self.take_in(layer)? {
-                true => {}
-                false => return Ok(0),
+        // Once: of what is for the layer alone, such as pings, there may be no end, and others wait for this thread.
+        if layer.opened().is_empty() {
+            let came = self.take_in(layer)?;
+            if came == 0 {
+                return Ok(0);
+            }
+            if layer.opened().is_empty() {
+                layer.set_aside(came);
+                return Err(ErrorKind::Interrupted.into());
             }
         }
         let taken = take(layer.opened());
@@ -159,22 +170,22 @@ impl Socket {
         Ok(taken)
     }
 
-    /// Reads once from TCP; `false` when the other side has ended.
-    fn take_in(&self, layer: &mut Layer) -> io::Result<bool> {
+    /// Reads once from TCP, and says how much; 0 when the other side has ended.
+    fn take_in(&self, layer: &mut Layer) -> io::Result<usize> {
         if layer.has_ended() {
-            return Ok(false);
+            return Ok(0);
         }
         SEALED.with_borrow_mut(|buffer| {
             buffer.resize(SEALED_BYTES, 0);
             let n = self.tcp.try_read(buffer)?;
             if n == 0 {
                 layer.end();
-                return Ok(false);
+                return Ok(0);
             }
             let outcome = layer.receive(&buffer[..n]);
             // Even of a failure the other side is told: an alert, a close frame, an HTTP error.
             let sent = self.drain_some(layer);
-            outcome.and(sent).map(|()| true)
+            outcome.and(sent).map(|()| n)
         })
     }
 

@@ -10,6 +10,9 @@ use std::sync::{Arc, OnceLock, Weak};
 
 /// Steps in which buffers are charged. What is smaller belongs to what holds it, such as a connection.
 const STEP_BYTES: usize = 4 << 10;
+/// What may wait in a queue without being charged, and the steps in which more is: one that is emptied as fast as it fills
+/// touches the account never.
+const QUEUE_STEP_BYTES: usize = 64 << 10;
 /// Least room for buffers, however little the process was given: below it no two clients could talk.
 const LEAST_BYTES: isize = 4 << 20;
 
@@ -28,7 +31,8 @@ pub enum Holding {
     Streams,
     /// What waits for subscribers in this process.
     Inboxes,
-    /// What clients have published through a bridge and its backend has not taken.
+    /// What clients have published through a bridge, or this process where JetStream stores it, and the backend has not
+    /// taken.
     Bridge,
     /// The record of what was seen on the bus.
     Observations,
@@ -301,6 +305,50 @@ impl Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         self.budget.enter(self.holding, self.bytes, 0);
+    }
+}
+
+/// The bytes of what waits in a queue: the first 64 KiB whatever there is, and beyond them as far as there is memory.
+#[derive(Debug)]
+pub(crate) struct QueueBytes {
+    bytes: usize,
+    charge: Charge,
+}
+
+impl QueueBytes {
+    /// Of nothing, for now.
+    pub(crate) fn new(budget: &Arc<MemoryBudget>, holding: Holding) -> Self {
+        Self { bytes: 0, charge: Charge::new(budget, holding) }
+    }
+
+    /// Counts what is to be queued; `false`, and nothing is counted, when the process has no memory for it.
+    pub(crate) fn take(&mut self, more: usize) -> bool {
+        if self.bytes + more > self.charge.bytes() + QUEUE_STEP_BYTES && self.is_short() {
+            return false;
+        }
+        self.take_anyway(more);
+        true
+    }
+
+    /// Counts what is queued, whether or not there is memory for it.
+    pub(crate) fn take_anyway(&mut self, more: usize) {
+        self.bytes += more;
+        if self.bytes > self.charge.bytes() + QUEUE_STEP_BYTES {
+            self.charge.set(self.bytes.next_multiple_of(QUEUE_STEP_BYTES));
+        }
+    }
+
+    /// So many bytes wait no longer.
+    pub(crate) fn give_back(&mut self, less: usize) {
+        self.bytes = self.bytes.saturating_sub(less);
+        if self.charge.bytes() > self.bytes + 2 * QUEUE_STEP_BYTES {
+            self.charge.set(self.bytes / QUEUE_STEP_BYTES * QUEUE_STEP_BYTES);
+        }
+    }
+
+    /// Whether all buffers of the process together have more than they may.
+    pub(crate) fn is_short(&self) -> bool {
+        self.charge.budget().is_exceeded()
     }
 }
 

@@ -20,6 +20,8 @@ const WINDOW: Duration = Duration::from_secs(60);
 const ENTRIES_MAX: usize = 8192;
 /// An address may ask for so many times the hashing that one user may.
 const HASHING_PER_ADDRESS: u32 = 4;
+/// What looks ahead are counted for of names that nobody has: all of an address are as one.
+const STRANGERS: u64 = 0;
 
 /// What wrong tokens of the admin API are counted for. No user has such a name.
 const ADMIN_NAME: &str = "\nthe admin token";
@@ -36,22 +38,35 @@ pub(super) struct Guess {
 impl Guess {
     /// `limit` is for one user from one address.
     pub(super) fn new(address: IpAddr, user: &str, limit: u32) -> Self {
-        let address = network_of(address);
-        let user = foldhash::quality::FixedState::with_seed(0).hash_one(user);
-        Self { address, user, limit }
+        Self { address: network_of(address), user: digest_of(user), limit }
     }
 
     fn of_address(&self) -> Entry {
-        (self.address, None)
+        (self.address, Counted::Address)
     }
 
     fn of_user(&self) -> Entry {
-        (self.address, Some(self.user))
+        (self.address, Counted::User(self.user))
     }
 }
 
-/// An address, and a user if one is meant.
-type Entry = (IpAddr, Option<u64>);
+/// A number for a name, which only keeps names apart.
+pub(super) fn digest_of(user: &str) -> u64 {
+    foldhash::quality::FixedState::with_seed(0).hash_one(user)
+}
+
+/// What of an address is counted.
+type Entry = (IpAddr, Counted);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Counted {
+    /// Failures of all.
+    Address,
+    /// Failures as one user.
+    User(u64),
+    /// Looks ahead at one user's password.
+    Ahead(u64),
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Failures {
@@ -63,7 +78,7 @@ struct Failures {
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     /// Held for a look or a change; nothing is called meanwhile.
-    table: Mutex<HashMap<Entry, Failures, foldhash::quality::RandomState>>,
+    table: Mutex<Table>,
 }
 
 impl Attempts {
@@ -76,6 +91,17 @@ impl Attempts {
     pub(super) fn may_hash(&self, guess: &Guess, now: Instant) -> bool {
         self.may_guess(guess, now)
             && self.count(guess.of_address(), now) < guess.limit.saturating_mul(HASHING_PER_ADDRESS)
+    }
+
+    /// Whether one more look ahead may be taken at a password of this user from this address, and counts it: as many as
+    /// there may be guesses, and at all that are nobody's together as many as an address may ask for.
+    pub(super) fn may_look_ahead(&self, guess: &Guess, is_user: bool, now: Instant) -> bool {
+        let (who, limit) = match is_user {
+            true => (guess.user, guess.limit),
+            false => (STRANGERS, guess.limit.saturating_mul(HASHING_PER_ADDRESS)),
+        };
+        self.may_guess(guess, now)
+            && count_one(&mut self.table.lock(), (guess.address, Counted::Ahead(who)), now) <= limit
     }
 
     fn count(&self, entry: Entry, now: Instant) -> u32 {
@@ -105,22 +131,25 @@ impl Attempts {
 
     /// Returns how many there are of this user.
     fn count_failure(&self, guess: &Guess, now: Instant) -> u32 {
-        let mut of_user = 0;
         let mut table = self.table.lock();
-        // The user's last: its count is what is returned.
-        for entry in [guess.of_address(), guess.of_user()] {
-            if !table.contains_key(&entry) && table.len() >= ENTRIES_MAX {
-                make_room(&mut table, now);
-            }
-            let failures = table.entry(entry).or_insert(Failures { count: 0, since: now });
-            if !is_fresh(failures, now) {
-                *failures = Failures { count: 0, since: now };
-            }
-            failures.count = failures.count.saturating_add(1);
-            of_user = failures.count;
-        }
-        of_user
+        count_one(&mut table, guess.of_address(), now);
+        count_one(&mut table, guess.of_user(), now)
     }
+}
+
+type Table = HashMap<Entry, Failures, foldhash::quality::RandomState>;
+
+/// Returns how many there are by now.
+fn count_one(table: &mut Table, entry: Entry, now: Instant) -> u32 {
+    if !table.contains_key(&entry) && table.len() >= ENTRIES_MAX {
+        make_room(table, now);
+    }
+    let failures = table.entry(entry).or_insert(Failures { count: 0, since: now });
+    if !is_fresh(failures, now) {
+        *failures = Failures { count: 0, since: now };
+    }
+    failures.count = failures.count.saturating_add(1);
+    failures.count
 }
 
 /// Tokens for the admin API that were wrong, where a server has no users to count such things with.
@@ -151,7 +180,7 @@ fn is_fresh(failures: &Failures, now: Instant) -> bool {
     now.saturating_duration_since(failures.since) < WINDOW
 }
 
-fn make_room(table: &mut HashMap<Entry, Failures, foldhash::quality::RandomState>, now: Instant) {
+fn make_room(table: &mut Table, now: Instant) {
     table.retain(|_, failures| is_fresh(failures, now));
     while table.len() >= ENTRIES_MAX {
         let Some(oldest) = table
@@ -210,6 +239,20 @@ mod tests {
         let ann = guess(HERE, "ann");
         assert!(!attempts.may_hash(&ann, now) && attempts.may_guess(&ann, now));
         assert!(attempts.may_hash(&guess("10.0.0.1".parse().unwrap(), "ann"), now));
+    }
+
+    #[test]
+    fn looks_ahead_are_limited_for_each_user_and_for_all_strangers_together() {
+        let (attempts, now) = (Attempts::default(), Instant::now());
+        let looks = |name: &str, is_user| {
+            (0..50).filter(|_| attempts.may_look_ahead(&guess(HERE, name), is_user, now)).count()
+        };
+        assert_eq!((looks("ann", true), looks("bob", true)), (3, 3));
+        assert_eq!((looks("nobody", false), looks("somebody", false)), (3 * HASHING_PER_ADDRESS as usize, 0));
+        assert!(attempts.may_guess(&guess(HERE, "ann"), now), "a look is no failure");
+        let cyd = guess(HERE, "cyd");
+        (0..3).for_each(|_| attempts.failed(&cyd, now));
+        assert!(!attempts.may_look_ahead(&cyd, true, now));
     }
 
     #[test]

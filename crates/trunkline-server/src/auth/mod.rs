@@ -20,7 +20,7 @@ mod replies;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
@@ -28,9 +28,9 @@ use trunkline::Pattern;
 use trunkline::backend::memory::Hub;
 use trunkline_protocol::ConnectOptions;
 
-use attempts::{Attempts, Guess};
+use attempts::{Attempts, Guess, digest_of};
 use directory::{Directory, Found};
-use hashing::Hashing;
+use hashing::{Hashing, Place};
 use password::Key;
 
 use crate::arrival::Secured;
@@ -133,7 +133,7 @@ pub(crate) struct Auth {
     reserved: Pattern,
     key: Key,
     hashing: Hashing,
-    attempts: Attempts,
+    attempts: Arc<Attempts>,
     failures: [AtomicU64; Failure::ALL.len()],
     /// When the directory was made.
     loaded: Mutex<SystemTime>,
@@ -155,7 +155,7 @@ impl Auth {
             reserved,
             key,
             hashing: Hashing::new(),
-            attempts: Attempts::default(),
+            attempts: Arc::default(),
             failures: Default::default(),
             loaded: Mutex::new(SystemTime::now()),
         })
@@ -226,12 +226,16 @@ impl Auth {
     pub(crate) fn check(&self, said: &ConnectOptions, connection: Connection<'_>, address: IpAddr) -> Answer {
         let directory = self.directory();
         let limit = directory.failures_max.filter(|_| directory.is_required());
-        let guess = limit.map(|limit| Guess::new(address, directory.name_of(said), limit));
+        let name = directory.name_of(said);
+        let guess = limit.map(|limit| Guess::new(address, name, limit));
         let now = Instant::now();
         if guess.is_some_and(|guess| !self.attempts.may_guess(&guess, now)) {
             return Answer::Refused(Failure::TooMany);
         }
-        let answer = Self::answer(directory.find(said, connection), guess, Some(network_of(address)));
+        // Connections of HTTP are few: none is held.
+        let held = connection.kind.map(|_| directory.timeout / 4 * 3);
+        let place = Place { address: network_of(address), user: digest_of(name), held };
+        let answer = Self::answer(directory.find(said, connection), guess, Some(place));
         if let (Answer::Refused(_), Some(guess)) = (&answer, guess) {
             self.attempts.failed(&guess, now);
         }
@@ -246,12 +250,12 @@ impl Auth {
         }
     }
 
-    fn answer(found: Found, guess: Option<Guess>, address: Option<IpAddr>) -> Answer {
+    fn answer(found: Found, guess: Option<Guess>, place: Option<Place>) -> Answer {
         match found {
             Found::Identity(identity) => Answer::Granted(identity),
             Found::Nobody => Answer::Refused(Failure::Credentials),
             Found::Hashed { identity, password, given } => {
-                Answer::Verify(Verification { identity, password, given, guess, address })
+                Answer::Verify(Verification { identity, password, given, guess, place })
             }
         }
     }
@@ -262,23 +266,65 @@ impl Auth {
     /// Why the client is not let in.
     ///
     /// # Cancel safety
-    /// A hash that is under way ends by itself, and counts for nothing then.
+    /// A hash that is under way ends by itself, and a failure counts all the same.
     pub(crate) async fn verify(&self, verification: Verification) -> Result<Arc<Identity>, Failure> {
-        let permit = self.hashing.permit(verification.address).await;
+        let has_turn = AtomicBool::new(false);
+        tokio::select! {
+            biased;
+            outcome = self.verify_in_turn(&verification, &has_turn) => outcome,
+            identity = self.look_ahead(&verification, &has_turn) => Ok(identity),
+        }
+    }
+
+    /// In the order in which they came, whether or not anybody has the name.
+    async fn verify_in_turn(
+        &self,
+        verification: &Verification,
+        has_turn: &AtomicBool,
+    ) -> Result<Arc<Identity>, Failure> {
+        let (guess, place) = (verification.guess, verification.place);
+        let permit = self.hashing.permit(place.map(|place| place.address)).await;
         // What has become known while this one waited need not be found out again: many clients of one user come at a
         // time, when a server has restarted.
-        if let Some(identity) = verification.is_known(&self.key) {
+        if let Some(identity) = verification.known(&self.key) {
             return Ok(identity);
         }
-        let guess = verification.guess;
+        // Many clients of one user are asked again at a time, too, when its password was replaced.
+        if place.is_none() && verification.password.is_known_wrong(verification.given.expose(), &self.key) {
+            return Err(Failure::Credentials);
+        }
         if guess.is_some_and(|guess| !self.attempts.may_hash(&guess, Instant::now())) {
+            drop(permit);
+            let is_about_user = guess.is_some_and(|guess| !self.attempts.may_guess(&guess, Instant::now()));
+            // Others of its address have failed: it may be right all the same, and is looked at ahead meanwhile.
+            if let Some(time) = place.and_then(|place| place.held).filter(|_| !is_about_user) {
+                self.hashing.hold(time).await;
+            }
             return Err(Failure::TooMany);
         }
-        let identity = hashing::verify(verification, permit, self.key.clone()).await;
-        if let (Some(guess), None) = (guess, &identity) {
-            self.attempts.failed(&guess, Instant::now());
-        }
+        has_turn.store(true, Ordering::Relaxed);
+        let counted = guess.map(|guess| (guess, self.attempts.clone()));
+        let identity = hashing::verify(verification, counted, permit, self.key.clone()).await;
         identity.ok_or(Failure::Credentials)
+    }
+
+    /// Who the client is, if that is found out before its turn has come. Never ends otherwise: whoever is wrong is told in
+    /// its turn, as are those whose names nobody has.
+    async fn look_ahead(&self, verification: &Verification, has_turn: &AtomicBool) -> Arc<Identity> {
+        let Some(place) = verification.place else { return std::future::pending().await };
+        let is_user = verification.identity.is_some();
+        let permit = self.hashing.permit_ahead(place, is_user).await;
+        if let Some(identity) = verification.known(&self.key) {
+            return identity;
+        }
+        let may_look = |guess: Guess| self.attempts.may_look_ahead(&guess, is_user, Instant::now());
+        if !has_turn.load(Ordering::Relaxed)
+            && verification.guess.is_none_or(may_look)
+            && let Some(identity) = hashing::verify(verification, None, permit, self.key.clone()).await
+        {
+            return identity;
+        }
+        std::future::pending().await
     }
 
     /// Whether a token for the admin API from this address is worth a look: whether not too many were wrong of late.

@@ -139,6 +139,9 @@ enum Form {
         /// The digest of the secret that has once been found to match: whoever gives it again is let in at once, so that
         /// a flood of others does not keep it waiting. Held for a copy.
         known: Mutex<Option<Digest>>,
+        /// The digest of the last one that was found not to match. It is asked for clients alone that were let in before: who
+        /// is refused must not learn that somebody has guessed the same. Held for a copy.
+        wrong: Mutex<Option<Digest>>,
     },
 }
 
@@ -168,7 +171,7 @@ impl Password {
         };
         let form = match scheme {
             None => Form::Plain(key.digest(text)),
-            Some(scheme) => Form::Hashed { scheme, known: Mutex::default() },
+            Some(scheme) => Form::Hashed { scheme, known: Mutex::default(), wrong: Mutex::default() },
         };
         Ok(Self { configured: configured.clone(), form })
     }
@@ -215,11 +218,18 @@ impl Password {
         }
     }
 
-    /// Remembers that `given` is right.
-    pub(super) fn learn(&self, given: &str, key: &Key) {
-        if let Form::Hashed { known, .. } = &self.form {
-            *known.lock() = Some(key.digest(given));
+    /// Remembers whether `given` is right.
+    pub(super) fn learn(&self, given: &str, right: bool, key: &Key) {
+        if let Form::Hashed { known, wrong, .. } = &self.form {
+            *if right { known } else { wrong }.lock() = Some(key.digest(given));
         }
+    }
+
+    /// Whether `given` was found wrong just before. A hash never changes, so it still is.
+    pub(super) fn is_known_wrong(&self, given: &str, key: &Key) -> bool {
+        let Form::Hashed { wrong, .. } = &self.form else { return false };
+        let wrong = *wrong.lock();
+        wrong.is_some_and(|wrong| wrong.is(&key.digest(given)))
     }
 }
 
@@ -266,9 +276,12 @@ mod tests {
             assert!(!password.is_plain());
             assert_eq!(password.check("hunter2", &key), Verdict::Unknown);
             assert!(password.verify("hunter2") && !password.verify("hunter3") && !password.verify(""));
-            password.learn("hunter2", &key);
+            password.learn("hunter2", true, &key);
             assert_eq!(password.check("hunter2", &key), Verdict::Right);
             assert_eq!(password.check("hunter3", &key), Verdict::Unknown, "it may have changed");
+            password.learn("hunter3", false, &key);
+            assert!(password.is_known_wrong("hunter3", &key) && !password.is_known_wrong("hunter2", &key));
+            assert_eq!(password.check("hunter2", &key), Verdict::Right);
         }
     }
 

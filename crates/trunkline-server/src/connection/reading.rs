@@ -35,6 +35,8 @@ pub(super) enum Read {
     Batch { behind: Option<Arc<Client>> },
     /// Nothing to read now.
     Empty,
+    /// Something came that was for TLS or WebSocket alone.
+    Aside,
     /// Nothing was read, as the process has no memory for it.
     Held,
     /// The connection is over.
@@ -145,6 +147,12 @@ impl Connection {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.lately_bytes /= 2;
                 Err(Read::Empty)
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {
+                let came = self.socket.came_aside();
+                self.turn_bytes += came;
+                self.lately_bytes += came;
+                Err(Read::Aside)
             }
             Err(error) => Err(Read::Close(ending_of(&error))),
         }

@@ -44,6 +44,8 @@ pub(crate) struct Layer {
     opened: Queue,
     /// What is to go to TCP.
     sealed: Queue,
+    /// How many bytes came when there was last nothing in them to open.
+    aside: usize,
     /// Nothing more will come.
     ended: bool,
     parted: bool,
@@ -63,7 +65,7 @@ impl Layer {
             }
         };
         let (opened, sealed) = (Queue::default(), Queue::default());
-        Ok(Self { tls, web: gate.map(Web::new), opened, sealed, ended: false, parted: false })
+        Ok(Self { tls, web: gate.map(Web::new), opened, sealed, aside: 0, ended: false, parted: false })
     }
 
     pub(crate) fn tls(&self) -> Option<&ServerConnection> {
@@ -92,6 +94,14 @@ impl Layer {
 
     pub(super) fn taken(&mut self, n: usize) {
         self.opened.taken(n);
+    }
+
+    pub(super) fn aside(&self) -> usize {
+        self.aside
+    }
+
+    pub(super) fn set_aside(&mut self, bytes: usize) {
+        self.aside = bytes;
     }
 
     pub(super) fn sealed(&self) -> &[u8] {

@@ -20,6 +20,9 @@ const REQUEST_BYTES_MAX: usize = 16 << 10;
 const REASON_BYTES_MAX: usize = 123;
 /// By this header programs ask for frames without masks, as on nats-server.
 const NO_MASKING: &str = "Nats-No-Masking";
+/// What stands before the payload of a ping, and the mask behind that.
+const CONTROL_HEAD_BYTES: usize = 2;
+const MASK_BYTES: usize = 4;
 /// What is set aside for each client to read into.
 const READ_BUFFER_BYTES: usize = 4 << 10;
 
@@ -35,12 +38,46 @@ pub(super) enum Received {
 #[derive(Debug)]
 pub(super) enum Web {
     /// It is still to be asked for.
-    Asking { gate: Gate, request: Vec<u8> },
+    Asking {
+        gate: Gate,
+        request: Vec<u8>,
+    },
     Open {
         web: Box<WebSocket<Pipe>>,
-        /// At least as many bytes as came since the last frame was whole.
-        unfinished: usize,
+        unfinished: Unfinished,
     },
+}
+
+/// About how many bytes there are of a message that is not whole.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    bytes: usize,
+    /// A message may have no more.
+    bytes_max: usize,
+    /// Its frames need have no masks.
+    unmasked: bool,
+}
+
+impl Unfinished {
+    /// So many bytes came. Pings and the like are nobody's part, and frames may come between the parts of a message without
+    /// end that have nothing in them: what they take is not held.
+    fn came(&mut self, bytes: usize, read: &Progress) {
+        let mask = if self.unmasked { 0 } else { MASK_BYTES };
+        let beside = read.control_bytes + read.controls * (CONTROL_HEAD_BYTES + mask);
+        // A frame may begin anywhere in what has just come.
+        let before = if read.whole { 0 } else { self.bytes };
+        self.bytes = (before + bytes).saturating_sub(beside).min(self.bytes_max);
+    }
+}
+
+/// What was read of what came.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The end of a message.
+    whole: bool,
+    /// Frames that are no part of a message, and the bytes in them.
+    controls: usize,
+    control_bytes: usize,
 }
 
 impl Web {
@@ -57,7 +94,7 @@ impl Web {
         match self {
             Self::Asking { request, .. } => request.len(),
             // A buffer that grows has room for as much again.
-            Self::Open { unfinished, .. } => 2 * unfinished,
+            Self::Open { unfinished, .. } => 2 * unfinished.bytes,
         }
     }
 
@@ -74,10 +111,8 @@ impl Web {
         match self {
             Self::Open { web, unfinished } => {
                 web.get_mut().incoming.put().extend_from_slice(input);
-                let before = opened.len();
-                let received = read(web, opened, out);
-                // A frame may begin anywhere in what has just come.
-                *unfinished = if opened.len() > before { input.len() } else { *unfinished + input.len() };
+                let (received, progress) = read(web, opened, out);
+                unfinished.came(input.len(), &progress);
                 received
             }
             Self::Asking { gate, request } => {
@@ -86,8 +121,10 @@ impl Web {
                 let config = config(gate.message_bytes_max).accept_unmasked_frames(asked.unmasked);
                 let mut web = WebSocket::from_raw_socket(Pipe::default(), Role::Server, Some(config));
                 web.get_mut().incoming.put().extend_from_slice(&request[asked.length..]);
-                let received = read(&mut web, opened, out);
-                *self = Self::Open { web: Box::new(web), unfinished: 0 };
+                let (received, _) = read(&mut web, opened, out);
+                let unfinished =
+                    Unfinished { bytes: 0, bytes_max: gate.message_bytes_max, unmasked: asked.unmasked };
+                *self = Self::Open { web: Box::new(web), unfinished };
                 received
             }
         }
@@ -174,14 +211,29 @@ fn answer(gate: &Gate, request: &[u8], out: &mut Vec<u8>) -> io::Result<Option<A
     Ok(Some(Asked { length, unmasked }))
 }
 
-fn read(web: &mut WebSocket<Pipe>, opened: &mut Vec<u8>, out: &mut Vec<u8>) -> io::Result<Received> {
+fn read(
+    web: &mut WebSocket<Pipe>,
+    opened: &mut Vec<u8>,
+    out: &mut Vec<u8>,
+) -> (io::Result<Received>, Progress) {
+    let mut progress = Progress::default();
     let received = loop {
         match web.read() {
             // Which of the two makes no difference to nats-server.
-            Ok(Message::Binary(bytes)) => opened.extend_from_slice(&bytes),
-            Ok(Message::Text(text)) => opened.extend_from_slice(text.as_bytes()),
+            Ok(Message::Binary(bytes)) => {
+                opened.extend_from_slice(&bytes);
+                progress.whole = true;
+            }
+            Ok(Message::Text(text)) => {
+                opened.extend_from_slice(text.as_bytes());
+                progress.whole = true;
+            }
             // The answers to both are queued, and sent by the next call.
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_)) => {}
+            Ok(Message::Ping(bytes) | Message::Pong(bytes)) => {
+                progress.controls += 1;
+                progress.control_bytes += bytes.len();
+            }
+            Ok(Message::Close(_) | Message::Frame(_)) => {}
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => break Ok(Received::Taken),
             Err(Error::ConnectionClosed | Error::AlreadyClosed) => break Ok(Received::Closed),
             Err(error) => {
@@ -197,7 +249,7 @@ fn read(web: &mut WebSocket<Pipe>, opened: &mut Vec<u8>, out: &mut Vec<u8>) -> i
     };
     let _ = web.flush();
     web.get_mut().outgoing.move_to(out);
-    received
+    (received, progress)
 }
 
 /// What a close frame says of what was wrong, as far as there is room in it.
@@ -230,5 +282,77 @@ fn broken(error: Error) -> io::Error {
     match error {
         Error::Io(error) => error,
         other => io::Error::new(ErrorKind::InvalidData, other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::websocket::{Origins, WebSocketOptions};
+
+    const MAX_PAYLOAD: usize = 1 << 20;
+
+    fn open(more: &str) -> Web {
+        let origins = Origins::new(&WebSocketOptions::at(([127, 0, 0, 1], 0).into())).expect("no origins");
+        let mut web = Web::new(Gate::new(Arc::new(origins), false, MAX_PAYLOAD));
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{more}\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        );
+        receive(&mut web, request.as_bytes());
+        assert!(web.is_open());
+        web
+    }
+
+    fn receive(web: &mut Web, input: &[u8]) -> usize {
+        let (mut opened, mut out) = (Vec::new(), Vec::new());
+        assert_eq!(web.receive(input, &mut opened, &mut out).expect("good frames"), Received::Taken);
+        opened.len()
+    }
+
+    /// With a mask that changes nothing.
+    fn frame(head: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).expect("short");
+        assert!(length < 126);
+        [&[head, 0x80 | length, 0, 0, 0, 0], payload].concat()
+    }
+
+    const BINARY: u8 = 0x82;
+    const BEGIN: u8 = 0x02;
+    const PART: u8 = 0x00;
+    const END: u8 = 0x80;
+    const PING: u8 = 0x89;
+    const PONG: u8 = 0x8a;
+
+    #[test]
+    fn what_is_no_part_of_a_message_is_not_held() {
+        for (head, payload) in [(PING, &b""[..]), (PING, b"a ping"), (PONG, b"pong"), (BINARY, b"")] {
+            let mut web = open("");
+            let some = frame(head, payload).repeat(1000);
+            (0..1000).for_each(|_| assert_eq!(receive(&mut web, &some), 0));
+            assert!(web.held_bytes() <= 2 * some.len(), "{head:x}: {}", web.held_bytes());
+        }
+        let mut web = open("Nats-No-Masking: true\r\n");
+        let some = [PING, 0].repeat(1000);
+        (0..1000).for_each(|_| assert_eq!(receive(&mut web, &some), 0));
+        assert!(web.held_bytes() <= 2 * some.len(), "{}", web.held_bytes());
+    }
+
+    #[test]
+    fn parts_of_a_message_are_held_until_it_is_whole_and_never_more_than_it_may_have() {
+        let mut web = open("");
+        receive(&mut web, &frame(BEGIN, b"PING"));
+        receive(&mut web, &frame(PART, &[b' '; 100]).repeat(1000));
+        assert!((200_000..250_000).contains(&web.held_bytes()), "{}", web.held_bytes());
+        // Pings between the parts take nothing away from what is held.
+        (0..100).for_each(|_| assert_eq!(receive(&mut web, &frame(PING, b"ping").repeat(1000)), 0));
+        assert!(web.held_bytes() >= 200_000, "{}", web.held_bytes());
+        let empty = frame(PART, b"").repeat(10_000);
+        (0..1000).for_each(|_| assert_eq!(receive(&mut web, &empty), 0));
+        assert!(web.held_bytes() <= 8 * MAX_PAYLOAD, "{}", web.held_bytes());
+        assert_eq!(receive(&mut web, &frame(END, b"\r\n")), 4 + 100_000 + 2);
+        assert!(web.held_bytes() < 100, "{}", web.held_bytes());
     }
 }

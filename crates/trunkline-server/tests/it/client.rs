@@ -53,6 +53,11 @@ impl Raw {
         raw
     }
 
+    /// The socket. What came and was not looked at is dropped.
+    pub(crate) fn into_std(self) -> std::net::TcpStream {
+        self.stream.into_std().expect("a socket of this runtime")
+    }
+
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         within("send", self.stream.write_all(bytes.as_ref())).await.expect("the connection stands");
     }

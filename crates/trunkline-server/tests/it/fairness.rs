@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
+use tokio::time::timeout;
 use trunkline::backend::memory::{Inbox, Target};
 use trunkline_core::Role;
+use trunkline_server::WebSocketOptions;
 
 use super::client::{Raw, json, within};
 use super::fixture::Fixture;
@@ -44,6 +47,95 @@ async fn a_client_that_sends_without_pause_leaves_room_for_others() {
     let done = events.len() * message.len();
     // A turn is over with the read that has it past a mebibyte, which may be one of a mebibyte.
     assert!(done <= 2 << 20, "the other's turn came after {done} of {sent} bytes");
+}
+
+/// Opens a WebSocket to this server; what is written to it must be frames.
+async fn web(fixture: &Fixture) -> std::net::TcpStream {
+    let address = fixture.server.websocket_addr().expect("it was asked for");
+    let mut raw = Raw::without_info(address).await;
+    raw.send(format!(
+        "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ))
+    .await;
+    while !raw.line().await.is_empty() {}
+    raw.into_std()
+}
+
+/// A whole frame, with a mask that changes nothing.
+fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).expect("a short one");
+    [&[0x80 | opcode, 0x80 | length, 0, 0, 0, 0], payload].concat()
+}
+
+const BINARY: u8 = 2;
+const PING: u8 = 9;
+
+/// On one thread, as above. Frames without anything in them are nothing to act on, and work all the same.
+#[tokio::test]
+async fn a_client_that_sends_empty_frames_leaves_room_for_others() {
+    let mut fixture = Fixture::with(|options| {
+        options.threads = 0;
+        options.websocket = Some(WebSocketOptions::at(([127, 0, 0, 1], 0).into()));
+    })
+    .await;
+    let mut other = fixture.client().await;
+    fixture.without_bystander();
+    other.send("SUB done 1\r\n").await;
+    let mut socket = web(&fixture).await;
+    socket.write_all(&frame(BINARY, b"CONNECT {\"verbose\":false}\r\n")).expect("the connection stands");
+    other.flush().await;
+    // As much as the system takes, less what a message at the end needs.
+    socket.set_nonblocking(true).expect("a connected socket");
+    let empty = frame(BINARY, b"").repeat(1000);
+    let mut sent = 0;
+    while sent < 3 << 20
+        && let Ok(n) = socket.write(&empty[sent % empty.len()..])
+    {
+        sent += n;
+    }
+    assert!(sent > 2 << 20, "the system took only {sent} bytes");
+    assert_eq!(other.flush().await, "", "the other's turn comes before all of it was looked at");
+    // And all of it is looked at.
+    socket.set_nonblocking(false).expect("a connected socket");
+    let rest = [&empty[sent % empty.len()..], &frame(BINARY, b"PUB done 0\r\n\r\n")].concat();
+    let sending = tokio::task::spawn_blocking(move || socket.write_all(&rest).map(|()| socket));
+    let _socket = within("the rest", sending).await.expect("no panic").expect("the connection stands");
+    other.expect("MSG done 1 0\r\n\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_pings_and_reads_nothing_is_not_answered_without_end() {
+    let fixture = Fixture::with(|options| {
+        options.websocket = Some(WebSocketOptions::at(([127, 0, 0, 1], 0).into()));
+    })
+    .await;
+    let socket = web(&fixture).await;
+    socket.set_nonblocking(true).expect("a connected socket");
+    let mut socket = tokio::net::TcpStream::from_std(socket).expect("a socket of this runtime");
+    let pings = frame(PING, &[b'p'; 100]).repeat(1000);
+    let mut sent = 0;
+    // As long as the server takes them.
+    while sent < 128 << 20
+        && let Ok(n) = timeout(Duration::from_secs(1), socket.write(&pings[sent % pings.len()..])).await
+    {
+        sent += n.expect("the connection stands");
+    }
+    assert!(sent < 64 << 20, "{sent} bytes of pings were taken, and their answers wait");
+    // Once it reads, it is read again.
+    let (mut read, mut write) = socket.into_split();
+    let reading = tokio::spawn(async move {
+        let (mut buffer, mut end) = (vec![0; 64 << 10], Vec::new());
+        while !end.ends_with(b"PONG\r\n") {
+            let n = read.read(&mut buffer).await.expect("the connection stands");
+            assert!(n > 0, "it was closed");
+            end = buffer[n.saturating_sub(6)..n].to_vec();
+        }
+    });
+    let rest =
+        [&pings[sent % pings.len()..], &frame(BINARY, b"CONNECT {\"verbose\":false}\r\nPING\r\n")].concat();
+    within("the rest", write.write_all(&rest)).await.expect("the connection stands");
+    within("an answer", reading).await.expect("no panic");
 }
 
 #[tokio::test]

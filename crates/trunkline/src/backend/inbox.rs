@@ -9,11 +9,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::live::{Gap, LiveEvent};
-use crate::memory::{Charge, Holding, MemoryBudget};
+use crate::memory::{Holding, MemoryBudget, QueueBytes};
 
-/// What may wait in an inbox without being charged, and the steps in which more is: one that is read touches the account of
-/// the process never.
-const STEP_BYTES: usize = 64 << 10;
+/// Most bytes that are given out at once, beyond one message: what a reader has taken is charged to nobody any more.
+const TAKEN_BYTES_MAX: usize = 4 << 20;
 /// What a message takes beside what it is counted with.
 const MESSAGE_BYTES: usize = 128;
 
@@ -21,6 +20,8 @@ const MESSAGE_BYTES: usize = 128;
 pub(super) struct Inbox {
     /// Most messages that wait; gaps do not count, for there is at most one of each kind between two messages.
     max_messages: usize,
+    /// What there is no memory for is dropped; where whoever fills it asks only for what there is room for, nothing is.
+    bounded: bool,
     /// Held for the time of moving a batch in or out, never across an await; no other lock is taken inside.
     state: Mutex<State>,
     /// The reader has taken something: there is room.
@@ -31,8 +32,7 @@ struct State {
     events: VecDeque<LiveEvent>,
     messages: usize,
     /// Of those messages.
-    bytes: usize,
-    charge: Charge,
+    bytes: QueueBytes,
     /// Messages dropped since the last event in `events`: reported before whatever comes next.
     dropped: u64,
     /// A connection was away, or the client library dropped messages, since the last event in `events`.
@@ -42,24 +42,28 @@ struct State {
 }
 
 impl Inbox {
-    /// Without a bound of the messages' bytes.
-    pub(super) fn new(max_messages: usize) -> Self {
-        Self::within(max_messages, &Arc::default())
-    }
-
     /// For so many messages, and beyond the first 64 KiB only as long as the process has memory for them.
     pub(super) fn within(max_messages: usize, memory: &Arc<MemoryBudget>) -> Self {
+        Self::new(max_messages, memory, true)
+    }
+
+    /// The same for who asks for messages when there is [`Inbox::room`]: what has come is charged, and none of it refused for
+    /// want of memory.
+    pub(super) fn for_asked(max_messages: usize, memory: &Arc<MemoryBudget>) -> Self {
+        Self::new(max_messages, memory, false)
+    }
+
+    fn new(max_messages: usize, memory: &Arc<MemoryBudget>, bounded: bool) -> Self {
         let state = State {
             events: VecDeque::new(),
             messages: 0,
-            bytes: 0,
-            charge: Charge::new(memory, Holding::Inboxes),
+            bytes: QueueBytes::new(memory, Holding::Inboxes),
             dropped: 0,
             unknown: false,
             closed: false,
             reader: None,
         };
-        Self { max_messages: max_messages.max(1), state: Mutex::new(state), taken: Notify::new() }
+        Self { max_messages: max_messages.max(1), bounded, state: Mutex::new(state), taken: Notify::new() }
     }
 
     /// Moves a batch in; what there is no room for is dropped and counted, before any reader can see the gap.
@@ -71,7 +75,7 @@ impl Inbox {
                     LiveEvent::Gap(Gap { missed: None }) => state.unknown = true,
                     LiveEvent::Gap(Gap { missed: Some(missed) }) => state.dropped += missed,
                     message @ LiveEvent::Message { .. } => {
-                        if state.messages >= self.max_messages || !state.takes(&message) {
+                        if state.messages >= self.max_messages || !self.takes(&mut state, &message) {
                             state.dropped += 1;
                             dropped.fetch_add(1, Ordering::Relaxed);
                             continue;
@@ -97,7 +101,7 @@ impl Inbox {
     pub(super) fn offer(&self, message: LiveEvent) -> Result<(), LiveEvent> {
         let waker = {
             let mut state = self.state.lock();
-            if state.closed || state.messages >= self.max_messages || !state.takes(&message) {
+            if state.closed || state.messages >= self.max_messages || !self.takes(&mut state, &message) {
                 return Err(message);
             }
             state.settle_gaps();
@@ -111,6 +115,16 @@ impl Inbox {
         Ok(())
     }
 
+    /// Counts the bytes of a message that is to be queued; `false` when the process has no memory for it.
+    fn takes(&self, state: &mut State, message: &LiveEvent) -> bool {
+        let bytes = size_of_event(message);
+        if self.bounded {
+            return state.bytes.take(bytes);
+        }
+        state.bytes.take_anyway(bytes);
+        true
+    }
+
     /// Whether there is room for a message, and somebody to read it.
     #[cfg_attr(
         not(feature = "redis"),
@@ -121,13 +135,15 @@ impl Inbox {
         !state.closed && state.messages < self.max_messages
     }
 
-    /// Waits until half of the room is free, or nobody reads any more.
+    /// Waits until half of the room is free and the process is not short of memory, or nobody reads any more.
     pub(super) async fn room(&self) {
         loop {
             let taken = self.taken.notified();
             {
                 let state = self.state.lock();
-                if state.closed || state.messages * 2 <= self.max_messages {
+                // Where memory is short there is room when everything has been read.
+                let is_short = state.messages > 0 && state.bytes.is_short();
+                if state.closed || (state.messages * 2 <= self.max_messages && !is_short) {
                     return;
                 }
             }
@@ -179,13 +195,13 @@ impl Inbox {
             }
             return Poll::Pending;
         }
+        let (count, bytes) = state.part(count);
         let before = out.len();
         out.extend(state.events.drain(..count));
         let messages =
             out[before..].iter().filter(|event| matches!(event, LiveEvent::Message { .. })).count();
         state.messages -= messages;
-        state.bytes -= out[before..].iter().map(size_of_event).sum::<usize>();
-        state.give_back();
+        state.bytes.give_back(bytes);
         drop(state);
         self.taken.notify_waiters();
         Poll::Ready(count)
@@ -200,23 +216,17 @@ fn size_of_event(event: &LiveEvent) -> usize {
 }
 
 impl State {
-    /// Counts the bytes of a message that is to be queued; `false` when the process has no memory for it.
-    fn takes(&mut self, message: &LiveEvent) -> bool {
-        let bytes = self.bytes + size_of_event(message);
-        if bytes > self.charge.bytes() + STEP_BYTES {
-            if self.charge.budget().is_exceeded() {
-                return false;
+    /// How many of the first `most` events may be taken at once, and their bytes.
+    fn part(&self, most: usize) -> (usize, usize) {
+        let mut bytes = 0;
+        for (count, event) in self.events.iter().take(most).enumerate() {
+            let more = size_of_event(event);
+            if count > 0 && bytes + more > TAKEN_BYTES_MAX {
+                return (count, bytes);
             }
-            self.charge.set(bytes.next_multiple_of(STEP_BYTES));
+            bytes += more;
         }
-        self.bytes = bytes;
-        true
-    }
-
-    fn give_back(&mut self) {
-        if self.charge.bytes() > self.bytes + 2 * STEP_BYTES {
-            self.charge.set(self.bytes / STEP_BYTES * STEP_BYTES);
-        }
+        (most, bytes)
     }
 
     /// Puts what is missing at the end of the queue.
@@ -240,6 +250,10 @@ mod tests {
     fn message(n: usize) -> LiveEvent {
         let message = Message::new(Subject::new("a").unwrap(), n.to_string());
         LiveEvent::Message { message: Arc::new(message), offset: None }
+    }
+
+    fn inbox(max_messages: usize) -> Inbox {
+        Inbox::within(max_messages, &Arc::default())
     }
 
     fn push(inbox: &Inbox, numbers: std::ops::Range<usize>) {
@@ -267,7 +281,7 @@ mod tests {
 
     #[test]
     fn what_there_is_no_room_for_becomes_one_exact_gap_in_its_place() {
-        let inbox = Inbox::new(2);
+        let inbox = inbox(2);
         push(&inbox, 0..5);
         assert_eq!(take(&inbox, 1), "0");
         push(&inbox, 5..7);
@@ -279,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_broken_connection_shows_even_when_nothing_follows() {
-        let inbox = Inbox::new(2);
+        let inbox = inbox(2);
         push(&inbox, 0..3);
         inbox.push_unknown_gap();
         inbox.push_unknown_gap();
@@ -299,15 +313,19 @@ mod tests {
         inbox.push(&mut (0..6).map(|_| large()).collect(), &dropped);
         assert_eq!(dropped.into_inner(), 2, "beyond the limit of 4 MiB nothing is taken");
         assert!(inbox.offer(large()).is_err() && memory.is_exceeded());
-        assert!(take(&inbox, 10).ends_with("x, gap 2"));
-        assert!(memory.used() <= 2 * STEP_BYTES, "{}", memory.used());
+        let mut taken = Vec::new();
+        while !taken.last().is_some_and(|last: &String| last.ends_with("gap 2")) {
+            taken.push(take(&inbox, 10));
+        }
+        assert_eq!(taken.len(), 2, "4 MiB at most are given out at once");
+        assert!(memory.used() <= 128 << 10, "{}", memory.used());
         drop(inbox);
         assert_eq!(memory.used(), 0);
     }
 
     #[test]
     fn after_the_end_what_waits_is_given_out_first() {
-        let inbox = Inbox::new(1);
+        let inbox = inbox(1);
         push(&inbox, 0..2);
         inbox.close();
         assert_eq!(take(&inbox, 1), "0");

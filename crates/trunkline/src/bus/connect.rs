@@ -195,7 +195,6 @@ impl Bus {
             #[cfg(feature = "redis")]
             BackendKind::Redis => {
                 let mut wanted = RedisOptions::from(config);
-                wanted.memory = Arc::new(MemoryBudget::from_setting(config.runtime.resources.memory));
                 if front {
                     // What clients may send is the server's to check.
                     wanted.max_payload = wanted.max_payload.saturating_add(OWN_HEADER_BYTES);
@@ -214,7 +213,7 @@ impl Bus {
                 let error = ConnectError::NotInBuild { backend: BackendKind::Redis };
                 (Arc::new(fall_back(messaging, &hub, error)?), Some(hub))
             }
-            BackendKind::Nats => match NatsBackend::connect(NatsOptions::from(messaging)).await {
+            BackendKind::Nats => match NatsBackend::connect(NatsOptions::from(config)).await {
                 Ok(backend) => (Arc::new(backend), None),
                 Err(error) => {
                     let hub = hub();
@@ -418,7 +417,15 @@ impl From<&Config> for RedisOptions {
         options.wait_replicas = messaging.wait_replicas;
         options.max_pending = saturating(messaging.max_pending);
         options.max_payload = saturating(config.server.limits.max_payload);
+        options.memory = Arc::new(MemoryBudget::from_setting(config.runtime.resources.memory));
         options
+    }
+}
+
+impl From<&Config> for NatsOptions {
+    fn from(config: &Config) -> Self {
+        let memory = Arc::new(MemoryBudget::from_setting(config.runtime.resources.memory));
+        Self { memory, ..Self::from(&config.messaging) }
     }
 }
 

@@ -137,7 +137,8 @@ settings! {
         pub allow_non_tls: bool => default("false");
         /// Oldest version of TLS.
         pub min_version: TlsVersion => default("1.2");
-        /// Whether the handshake comes before INFO: `true`, `false`, or how long to wait for a client that starts it.
+        /// Whether the handshake comes before INFO: `true`, `false`, or how long to wait for a client that starts it;
+        /// `auto` is 50 ms.
         pub handshake_first: HandshakeFirst => default("false"), range("1ms", "10s");
         /// Longest handshake.
         pub timeout: Duration => default("2s"), range("100ms", "1m");
@@ -232,15 +233,21 @@ pub enum HandshakeFirst {
     Within(Duration),
 }
 
+impl HandshakeFirst {
+    /// What `auto` says, as on nats-server: clients that begin with the handshake are waited for 50 ms.
+    pub const AUTO: Self = Self::Within(Duration::from_millis(50));
+}
+
 impl Leaf for HandshakeFirst {
     fn expected(_: &Rule) -> Cow<'static, str> {
-        "true, false or a duration such as 300ms".into()
+        "true, false, auto or a duration such as 300ms".into()
     }
 
     fn parse(text: &str, rule: &Rule) -> Result<Self, Fault> {
         match text {
             "true" | "on" => Ok(HandshakeFirst::Always),
             "false" | "off" => Ok(HandshakeFirst::Off),
+            "auto" => Ok(HandshakeFirst::AUTO),
             _ => {
                 parse_duration(text).ok_or(Fault::Type)?;
                 Duration::parse(text, rule).map(HandshakeFirst::Within)

@@ -5,6 +5,7 @@ mod jetstream_cluster;
 mod nats;
 mod nats_2_9;
 mod nats_access;
+mod nats_memory;
 mod nats_slow;
 mod outbox;
 #[cfg(feature = "redis")]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit};
 use procfs::{Current as _, Meminfo};
+use trunkline::backend::BackendKind;
 use trunkline::config::Config;
 
 use crate::checks::{Finding, disk, processes};
@@ -32,8 +33,32 @@ pub(super) fn check(config: &Config, up: Option<i32>) -> Vec<Finding> {
     }
     let group = cgroup_limit(Path::new("/sys/fs/cgroup"), &cgroup_path());
     let machine = Meminfo::current().ok().map(|memory| memory.mem_total);
-    findings.push(memory_for(config.runtime.resources.memory, group, machine));
+    let wanted = config.runtime.resources.memory;
+    findings.push(memory_for(wanted, group, machine));
+    // On NATS clients send to other servers, which have limits of their own.
+    if let Some(memory) = wanted.filter(|_| config.messaging.backend != BackendKind::Nats) {
+        let room = trunkline_server::room_for_buffers(memory).map(|bytes| bytes as u64);
+        findings.extend(room.and_then(|room| payload_for(config.server.limits.max_payload, memory, room)));
+    }
     findings
+}
+
+/// Whether a message may be larger than all buffers together.
+fn payload_for(max_payload: u64, memory: u64, room: u64) -> Option<Finding> {
+    let show = disk::bytes;
+    (max_payload > room).then(|| {
+        Finding::warn(
+            MEMORY,
+            format!(
+                "server.limits.max_payload is {}, and of runtime.resources.memory ({}) some {} are left for all buffers \
+                 together: whoever sends or reads a message of that size may be cut off for it",
+                show(max_payload),
+                show(memory),
+                show(room)
+            ),
+            "lower server.limits.max_payload, or raise runtime.resources.memory",
+        )
+    })
 }
 
 fn files_for(limit: u64, connections: u64, whose: &str) -> Finding {
@@ -156,6 +181,18 @@ mod tests {
             (Some(9000 * MB), None, Some(8000 * MB), Verdict::Fail),
         ] {
             assert_eq!(memory_for(wanted, group, machine).verdict, verdict, "{wanted:?} {group:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_that_all_buffers_together_have_no_room_for_is_told() {
+        assert!(payload_for(1 << 20, 64 << 20, 8 << 20).is_none());
+        let found = payload_for(64 << 20, 96 << 20, 8 << 20).expect("it is too large");
+        assert_eq!(found.verdict, Verdict::Warn);
+        for named in
+            ["server.limits.max_payload is 64.0 MiB", "runtime.resources.memory (96.0 MiB)", "8.0 MiB"]
+        {
+            assert!(found.text.contains(named), "{}", found.text);
         }
     }
 

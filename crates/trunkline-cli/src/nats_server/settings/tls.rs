@@ -11,9 +11,6 @@ use super::super::flags::Flags;
 use super::read::Mistakes;
 use super::{SettingsError, describe};
 
-/// How long a client that may begin with the handshake is waited for, where the file says `auto`; as on nats-server.
-const AUTO: Duration = Duration::from_millis(50);
-
 /// What a section says, in any order.
 struct Section {
     cert_file: Option<PathBuf>,
@@ -142,7 +139,7 @@ fn handshake_first(entry: &Entry, mistakes: &mut Mistakes) -> Option<HandshakeFi
     match &entry.node.value {
         Value::Bool(true) => Some(HandshakeFirst::Always),
         Value::Bool(false) => Some(HandshakeFirst::Off),
-        Value::Text(text) if text.eq_ignore_ascii_case("auto") => Some(HandshakeFirst::Within(AUTO)),
+        Value::Text(text) if text.eq_ignore_ascii_case("auto") => Some(HandshakeFirst::AUTO),
         Value::Text(text) => match super::read::duration(text) {
             Some(wait) if !wait.is_zero() => Some(HandshakeFirst::Within(wait)),
             Some(_) => Some(HandshakeFirst::Off),

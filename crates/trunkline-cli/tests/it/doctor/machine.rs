@@ -92,6 +92,14 @@ fn few_file_descriptors_and_too_much_memory_are_told() {
     let mut large = patient.command(&["doctor", "--json"]);
     large.env("TRUNKLINE_RUNTIME_RESOURCES_MEMORY", "16TiB");
     Diagnosis::of(large).is_ill().says("memory", "fail", "the kernel would end the bus first");
+    let little =
+        "runtime: {resources: {memory: 64MiB}}\nserver: {limits: {max_payload: 60MiB, max_pending: 60MiB}}\n";
+    let diagnosis = Patient::new(little).examine();
+    diagnosis.is_well().says("memory", "warn", "server.limits.max_payload is 60.0 MiB").says(
+        "memory",
+        "warn",
+        "runtime.resources.memory (64.0 MiB)",
+    );
     patient.examine().is_well();
 }
 

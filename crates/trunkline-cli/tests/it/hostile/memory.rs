@@ -2,8 +2,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::thread;
+use std::time::Instant;
 
 use super::{Bystander, MEMORY, Target, Wire};
+use crate::command::PATIENCE;
 
 #[test]
 fn readers_that_do_not_read_are_cut_off_before_the_process_has_too_much() {
@@ -278,4 +280,28 @@ fn frames_of_websockets_that_never_end_are_cut_off() {
     target.metric_reaches("trunkline_connections_closed_total{reason=\"memory\"}", 20.0);
     bystander.is_fine();
     target.is_within_its_memory();
+}
+
+#[test]
+fn messages_that_there_is_no_memory_for_are_told_at_the_start() {
+    let start = |limits: &str| Target::start(&format!("server: {{limits: {{{limits}}}}}"));
+    let told = |target: &Target| {
+        let log = target.server.log();
+        log.lines().find(|line| line.contains("server.limits.max_payload is larger")).map(str::to_owned)
+    };
+    let target = start("max_payload: 60MiB, max_pending: 60MiB");
+    let since = Instant::now();
+    let line = loop {
+        if let Some(line) = told(&target) {
+            break line;
+        }
+        assert!(since.elapsed() < PATIENCE, "no warning: {}", target.server.log());
+    };
+    let configured = format!("configured={MEMORY}");
+    for named in ["WARN", "runtime.resources.memory", "max_payload=62914560", &configured, "buffers="] {
+        assert!(line.contains(named), "{named} is not in {line}");
+    }
+    let usual = start("max_payload: 1MiB");
+    usual.metric_reaches("trunkline_memory_limit_bytes", 1.0);
+    assert_eq!(told(&usual), None);
 }

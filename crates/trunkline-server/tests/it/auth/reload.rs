@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use parking_lot::Mutex;
@@ -256,4 +257,29 @@ async fn a_user_that_may_publish_there_has_the_policy_read_again() {
     server.reload_from_source().await.expect("valid");
     ann.send("PUB y 0\r\n\r\n").await;
     assert_eq!(ann.flush().await, "-ERR 'Permissions Violation for Publish to \"y\"'\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_connections_of_a_user_whose_password_is_replaced_take_one_hash() {
+    const CONNECTIONS: usize = 60;
+    let yaml = |password: &str| {
+        let hash = bcrypt::hash(password, 9).expect("short enough");
+        (format!("{{users: [{{user: ann, password: '{hash}'}}]}}"), hash)
+    };
+    let server = server(&yaml("a").0).await;
+    let mut all = Vec::new();
+    for _ in 0..CONNECTIONS {
+        all.push(client(server.nats_addr(), "ann", "a").await);
+    }
+    let (after, hash) = yaml("b");
+    let began = Instant::now();
+    assert!(!bcrypt::verify("a", &hash).expect("a hash"));
+    let one = began.elapsed();
+    let began = Instant::now();
+    assert_eq!(server.reload(&auth(&after)).expect("valid").connections, CONNECTIONS);
+    for raw in &mut all {
+        assert_eq!(raw.until_closed().await, VIOLATION);
+    }
+    let took = began.elapsed();
+    assert!(took < one * CONNECTIONS as u32 / 3, "{took:?}, and one hash takes {one:?}");
 }

@@ -1,11 +1,15 @@
 //! A flood of wrong passwords, and everybody else.
 
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::super::client::{Raw, json, within};
-use super::{VIOLATION, auth, client, connect, server_with, user};
+use trunkline_server::Server;
+
+use super::super::client::{Raw, get, json, within};
+use super::{VIOLATION, answer, auth, client, connect, server_with, user};
 
 /// Attackers at a time; each connects, fails, and comes again.
 const ATTACKERS: u64 = 32;
@@ -80,4 +84,106 @@ async fn a_storm_of_wrong_passwords_keeps_nobody_else_waiting() {
     assert!(known < Duration::from_secs(5), "a user whose password is known waited {known:?}");
     let varz = json(server.http_addr().expect("served"), "/varz").await;
     assert_eq!(varz["auth_failures"].as_u64(), Some(refused.load(Ordering::Relaxed)));
+}
+
+/// Wrong passwords from this address until it is over, many at a time and without a look at the answers.
+struct Storm {
+    over: Arc<AtomicBool>,
+    attackers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Storm {
+    /// Connections of one attacker that stand at a time.
+    const OPEN: usize = 40;
+
+    /// `name` makes a name of a number.
+    fn begin(address: SocketAddr, name: fn(u64) -> String) -> Self {
+        let (over, guesses) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let attack = |_| {
+            let (over, guesses) = (over.clone(), guesses.clone());
+            tokio::spawn(async move {
+                let mut open = VecDeque::new();
+                while !over.load(Ordering::Relaxed) {
+                    let n = guesses.fetch_add(1, Ordering::Relaxed);
+                    let mut raw = Raw::connect(address).await;
+                    raw.send(connect(&user(&name(n), &format!("guess {n}")))).await;
+                    open.push_back(raw);
+                    if open.len() > Self::OPEN {
+                        open.pop_front();
+                    }
+                }
+            })
+        };
+        let attackers = (0..8).map(attack).collect();
+        Self { over, attackers }
+    }
+
+    async fn end(self) {
+        self.over.store(true, Ordering::Relaxed);
+        for attacker in self.attackers {
+            within("the end of an attacker", attacker).await.expect("it is let connect");
+        }
+    }
+}
+
+/// Several users whose hashes take some time, and nothing of them known.
+async fn server_of_many() -> Server {
+    let user = |n: usize| {
+        let hash = bcrypt::hash(format!("right {n}"), COST).expect("short enough");
+        format!("{{user: user{n}, password: '{hash}'}}")
+    };
+    let users: Vec<String> = (0..8).map(user).collect();
+    server_with(|options| options.auth = auth(&format!("{{users: [{}]}}", users.join(", ")))).await
+}
+
+async fn refused(server: &Server, reason: &str) -> u64 {
+    let page = get(server.http_addr().expect("served"), "/metrics").await.body;
+    let start = format!("trunkline_server_auth_failures_total{{reason=\"{reason}\"}} ");
+    let line = page.lines().find_map(|line| line.strip_prefix(&start)).expect("it is told");
+    line.parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_come_in_for_the_first_time_beside_a_storm_from_their_own_address() {
+    for name in [|n| format!("nobody {n}"), |_| "user0".to_owned()] as [fn(u64) -> String; 2] {
+        let server = server_of_many().await;
+        let address = server.nats_addr();
+        let storm = Storm::begin(address, name);
+        let mut took = Vec::new();
+        for n in 1..8 {
+            if n == 4 {
+                // From here on the address has had as many hashes as it may ask for, or its victim has.
+                within("too many guesses", async { while refused(&server, "too_many").await == 0 {} }).await;
+            }
+            let began = Instant::now();
+            let answered = answer(address, &user(&format!("user{n}"), &format!("right {n}"))).await;
+            assert_eq!(answered, "PONG\r\n", "user{n} beside {}", name(0));
+            took.push(began.elapsed());
+        }
+        println!("beside {}: {took:?}", name(0));
+        storm.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_beside_a_storm_is_so_whether_or_not_the_name_exists() {
+    let server = server_of_many().await;
+    let address = server.nats_addr();
+    for n in 0..120 {
+        let answered = answer(address, &user(&format!("nobody {n}"), "guess")).await;
+        assert_eq!(answered, VIOLATION);
+    }
+    let held = Duration::from_millis(1500);
+    let asking = ["user1", "nobody", "user2", "somebody"].map(|name| {
+        tokio::spawn(async move {
+            let began = Instant::now();
+            assert_eq!(answer(address, &user(name, "guess")).await, VIOLATION, "{name}");
+            began.elapsed()
+        })
+    });
+    let mut took = Vec::new();
+    for asked in asking {
+        took.push(within("a refusal", asked).await.expect("it is told"));
+    }
+    assert!(took.iter().all(|time| (held..2 * held).contains(time)), "{took:?}");
 }

@@ -40,12 +40,12 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    pub(super) fn new(pattern: Pattern, queue: Option<String>, max_pending: usize) -> Self {
+    pub(super) fn new(pattern: Pattern, queue: Option<String>, inbox: Inbox) -> Self {
         Self {
             pattern,
             queue,
             sid: OnceLock::new(),
-            inbox: Inbox::new(max_pending),
+            inbox,
             denied: OnceLock::new(),
             ending: CancellationToken::new(),
             ended: CancellationToken::new(),

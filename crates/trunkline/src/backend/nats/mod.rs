@@ -29,11 +29,13 @@ pub use about::NatsServerInfo;
 pub use inspect::NatsAskError;
 pub use options::{NatsAuth, NatsConnectError, NatsOptions, NatsTls};
 
+use crate::backend::inbox::Inbox;
 use crate::backend::runtime::OwnRuntime;
 use crate::backend::{
     Backend, BackendKind, Capabilities, DrainError, Fut, LiveSource, NoResponders, PublishError,
     PublishOptions, Publishing, Start, Streams, SubscribeError, SubscribeOptions, Unsupported,
 };
+use crate::memory::MemoryBudget;
 use crate::status::BackendStatus;
 use events::{Events, Subscription};
 use jetstream::{JetStream, NatsStreams};
@@ -69,6 +71,8 @@ pub struct NatsBackend {
     /// Where the server has it for this user.
     streams: Option<NatsStreams>,
     max_pending: usize,
+    /// What waits for readers is charged to it.
+    memory: Arc<MemoryBudget>,
     /// Where timers live, for callers outside of it.
     runtime: Handle,
     /// Ends all tasks of this backend.
@@ -146,6 +150,7 @@ impl NatsBackend {
             link,
             streams: None,
             max_pending: options.max_pending,
+            memory: options.memory.clone(),
             runtime: Handle::current(),
             stop,
             _stop_on_drop: stop_on_drop,
@@ -196,8 +201,8 @@ impl NatsBackend {
         let queue = options.queue.map(|queue| queue.to_string());
         let max_pending = options.max_pending.unwrap_or(self.max_pending);
         // Listed before the server hears of it, or its refusal could come too early to be seen.
-        let listed =
-            Listed::new(Subscription::new(pattern.clone(), queue.clone(), max_pending), &link.events);
+        let inbox = Inbox::within(max_pending, &self.memory);
+        let listed = Listed::new(Subscription::new(pattern.clone(), queue.clone(), inbox), &link.events);
         let subject = pattern.as_str().to_owned();
         let subscribing = async {
             match queue {
@@ -345,6 +350,10 @@ impl Backend for NatsBackend {
             return Publishing::Ready(Err(unsupported("publishing with a deduplication id").into()));
         }
         publish::publish(&self.link, &self.runtime, m, timeout)
+    }
+
+    fn memory(&self) -> Option<Arc<MemoryBudget>> {
+        Some(self.memory.clone())
     }
 
     fn take_refused_report(&self) -> Option<String> {

@@ -4,11 +4,14 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::ServerAddr;
 use trunkline_core::{Subject, SubjectError};
 use url::Url;
+
+use crate::memory::MemoryBudget;
 
 /// Bytes left below the longest subject for what is appended to the inbox prefix.
 const INBOX_ROOM: usize = 128;
@@ -36,6 +39,9 @@ pub struct NatsOptions {
     pub ping_interval: Duration,
     /// Most messages that wait for the reader of a subscription which does not say otherwise. Default 65536.
     pub max_pending: usize,
+    /// What messages are charged to that wait for their readers, or for JetStream to take them; without a limit by default.
+    /// Key `runtime.resources.memory`.
+    pub memory: Arc<MemoryBudget>,
     /// First part of the names of streams and buckets on JetStream: letters, digits, `_`, `-`, `:`. Default `atlas_bus`,
     /// key `messaging.stream_prefix`.
     pub stream_prefix: String,
@@ -59,6 +65,7 @@ impl NatsOptions {
             publish_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_millis(600),
             max_pending: 65_536,
+            memory: Arc::default(),
             stream_prefix: "atlas_bus".to_owned(),
             subject_root: "nachos".to_owned(),
             dedupe_window: Duration::from_secs(120),
@@ -80,6 +87,7 @@ impl fmt::Debug for NatsOptions {
             .field("publish_timeout", &self.publish_timeout)
             .field("ping_interval", &self.ping_interval)
             .field("max_pending", &self.max_pending)
+            .field("memory", &self.memory)
             .field("stream_prefix", &self.stream_prefix)
             .field("subject_root", &self.subject_root)
             .field("dedupe_window", &self.dedupe_window)

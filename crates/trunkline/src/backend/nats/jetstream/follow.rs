@@ -31,6 +31,12 @@ use crate::backend::{Fut, Start, StreamError, SubscribeError, SubscribeOptions};
 
 /// Most messages asked for at a time.
 const BATCH_MESSAGES: usize = 512;
+/// Where memory is bounded, most bytes asked for at a time are such a part of it, or one message.
+const BATCH_PART: usize = 16;
+/// Room for what is set on a message beside its payload and headers.
+const MESSAGE_ROOM: usize = 64 << 10;
+/// What the server says when the next message would be beyond those bytes.
+const ENOUGH_BYTES: &str = "Message Size Exceeds MaxBytes";
 /// Longest wait of one request.
 const PULL_TIME: Duration = Duration::from_secs(5);
 /// How much longer than it may wait an answer may take.
@@ -136,7 +142,7 @@ impl JetStream {
                 StartAt::New | StartAt::Time(_) => found.state.last_seq + 1,
             },
             batch_messages: BATCH_MESSAGES.min(max_pending.div_ceil(2)),
-            inbox: Arc::new(Inbox::new(max_pending)),
+            inbox: Arc::new(Inbox::for_asked(max_pending, &self.memory)),
             ending: CancellationToken::new(),
             first: None,
         };
@@ -307,6 +313,10 @@ impl Reading {
         if !last {
             request["expires"] = json!(nanos(wait));
         }
+        if let Some(limit) = self.jetstream.memory.limit() {
+            let one = link.client.max_payload().saturating_add(MESSAGE_ROOM);
+            request["max_bytes"] = json!(one.max(limit / BATCH_PART));
+        }
         let inbox = link.client.new_inbox();
         let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| broken())?;
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.on_server, consumer.name);
@@ -336,6 +346,10 @@ impl Reading {
             while let Some(answer) = next.take() {
                 match answer.status {
                     Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT) => {
+                        self.deliver(&mut batch);
+                        return Ok(true);
+                    }
+                    Some(_) if answer.description.as_deref() == Some(ENOUGH_BYTES) => {
                         self.deliver(&mut batch);
                         return Ok(true);
                     }

@@ -50,6 +50,7 @@ use crate::backend::{
     ConsumerConfig, ConsumerInfo, Fut, LiveSource, Member, Publishing, ReadPage, ReadRequest, Start,
     StreamConfig, StreamError, StreamInfo, Streams, SubscribeError, SubscribeOptions,
 };
+use crate::memory::MemoryBudget;
 use api::{Api, Failure, codes, is_at_least};
 use bucket::Bucket;
 use names::{Names, check_prefix};
@@ -66,6 +67,7 @@ pub(super) struct JetStream {
     outgoing: Arc<Outgoing>,
     bucket: Bucket,
     dedupe_window: Duration,
+    memory: Arc<MemoryBudget>,
     runtime: Handle,
     stop: CancellationToken,
 }
@@ -205,7 +207,7 @@ impl NatsStreams {
         }
         let names =
             Arc::new(Names::new(&options.stream_prefix, &options.subject_root, &options.inbox_prefix));
-        let outgoing = Outgoing::new(&api, &names, &options.inbox_prefix, options.max_pending);
+        let outgoing = Outgoing::new(&api, &names, options);
         let sending = AbortOnDropHandle::new(tokio::spawn(outgoing.clone().run(ends)));
         let jetstream = Arc::new(JetStream {
             bucket: Bucket::new(&api, &options.stream_prefix),
@@ -213,6 +215,7 @@ impl NatsStreams {
             outgoing,
             api,
             dedupe_window: options.dedupe_window,
+            memory: options.memory.clone(),
             runtime: Handle::current(),
             stop: stop.clone(),
         });

@@ -31,8 +31,10 @@ use super::names::Names;
 use super::replies::{Awaited, NoReply};
 use super::routes::Route;
 use crate::backend::nats::link::Link;
+use crate::backend::nats::options::NatsOptions;
 use crate::backend::nats::{message, publish, unsupported};
 use crate::backend::{PublishError, Publishing, Receipt};
+use crate::memory::{Holding, QueueBytes};
 use learn::Known;
 
 /// Most stored messages whose confirmation is outstanding. JetStream itself refuses messages past 10000 that it has not
@@ -62,10 +64,11 @@ pub(super) struct Outgoing {
     me: Weak<Self>,
 }
 
-#[derive(Default)]
 struct State {
     known: Known,
     queue: VecDeque<Queued>,
+    /// Of the messages in `queue`, and of those that the task is sending.
+    bytes: QueueBytes,
     /// How many messages of each subject wait or are being sent by the task.
     busy: HashMap<Subject, usize, foldhash::fast::RandomState>,
 }
@@ -113,14 +116,20 @@ struct PubAck {
 }
 
 impl Outgoing {
-    pub(super) fn new(api: &Arc<Api>, names: &Arc<Names>, inbox_prefix: &str, queue_max: usize) -> Arc<Self> {
+    pub(super) fn new(api: &Arc<Api>, names: &Arc<Names>, options: &NatsOptions) -> Arc<Self> {
+        let state = State {
+            known: Known::default(),
+            queue: VecDeque::new(),
+            bytes: QueueBytes::new(&options.memory, Holding::Bridge),
+            busy: HashMap::default(),
+        };
         Arc::new_cyclic(|me| Self {
             api: api.clone(),
             names: names.clone(),
             runtime: Handle::current(),
-            inbox_prefix: format!("{inbox_prefix}."),
-            queue_max,
-            state: Mutex::default(),
+            inbox_prefix: format!("{}.", options.inbox_prefix),
+            queue_max: options.max_pending,
+            state: Mutex::new(state),
             places: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
             sent: AtomicU64::new(0),
             wake: Notify::new(),
@@ -251,6 +260,10 @@ impl Outgoing {
         if state.queue.len() >= self.queue_max {
             return Err(self.not_sent(format!("{} wait already (messaging.max_pending)", self.queue_max)));
         }
+        if !state.bytes.take(job.message.size_bytes()) {
+            let reason = "there is no memory for what waits (runtime.resources.memory)";
+            return Err(self.not_sent(reason.to_owned()));
+        }
         *state.busy.entry(job.message.subject.clone()).or_default() += 1;
         state.queue.push_back(Queued { job: Job { since, ..job }, step });
         drop(state);
@@ -372,6 +385,7 @@ impl Outgoing {
         // Who published it may not wait any more.
         let _ = queued.step.send(step.unwrap_or_else(|error| Step::Over(Err(error))));
         let mut state = self.state.lock();
+        state.bytes.give_back(queued.job.message.size_bytes());
         if let Some(count) = state.busy.get_mut(&queued.job.message.subject) {
             *count -= 1;
             if *count == 0 {
