@@ -3,13 +3,13 @@
 
 use std::io::{self, ErrorKind};
 
+use tungstenite::error::ProtocolError;
 use tungstenite::handshake::machine::TryParse as _;
 use tungstenite::handshake::server::{Request, create_response};
 use tungstenite::http::uri::Authority;
 use tungstenite::http::{HeaderMap, HeaderValue, header};
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tungstenite::error::ProtocolError;
 use tungstenite::{Error, Message, WebSocket};
 
 use super::layer::Goodbye;
@@ -207,7 +207,8 @@ fn simplify(headers: &mut HeaderMap) {
         (header::SEC_WEBSOCKET_VERSION, VERSION),
     ];
     for (name, word) in wanted {
-        let values = headers.get_all(&name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        let values =
+            headers.get_all(&name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
         if values.map(<[u8]>::trim_ascii).any(|one| one.eq_ignore_ascii_case(word.as_bytes())) {
             headers.insert(name, HeaderValue::from_static(word));
         }

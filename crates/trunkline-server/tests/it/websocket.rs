@@ -263,7 +263,7 @@ async fn what_asks_for_no_websocket_gets_an_http_error() {
     let server = server(|_| {}).await;
     for (request, status) in [
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 400 "),
-        ("POST / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 400 "),
+        ("POST / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 405 "),
         ("CONNECT {}\r\nPING\r\n\r\n", "HTTP/1.1 400 "),
     ] {
         let mut raw = client::Raw::without_info(address(&server)).await;

@@ -72,7 +72,8 @@ const TOLD_REASON: &str =
     "who writes a client learns what is wrong with it; the connection ends all the same";
 const NO_SUBJECT_REASON: &str = "what is published reaches components, logs and other backends, where a subject is printable \
                                  text of bounded length";
-const BOUND_REASON: &str = "a line is kept until it is whole, and what is kept is bounded; no client writes such lines";
+const BOUND_REASON: &str =
+    "a line is kept until it is whole, and what is kept is bounded; no client writes such lines";
 const NUMBER_REASON: &str = "what is not understood is not guessed at";
 
 const DIFFERENCES: &[Difference] = &[

@@ -2,7 +2,6 @@
 //! CONNECT, however the servers are set up. Where they are meant to differ is a list, each field with its reason.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::SocketAddr;
 
 use serde_json::{Map, Value};
@@ -13,6 +12,7 @@ use super::super::auth::{auth, server_with};
 use super::super::client::Raw;
 use super::super::tls::{Sealed, Trust, info};
 use super::super::websocket::{blocking, introduced};
+use super::upgrades::web_address;
 
 /// Fields that say something else on each server.
 const OF_ITS_OWN: [&str; 5] = ["server_id", "server_name", "port", "client_id", "nonce"];
@@ -23,7 +23,11 @@ const MEANT: &[(&str, &str, &str)] = &[
     ("go", "of the language that nats-server is written in", ""),
     ("xkey", "by which a service that decides who may connect seals its answers; there are none here", ""),
     ("api_lvl", "of JetStream, which there is not here", ""),
-    ("auth_required", "with no_auth_user nobody has to say who they are, and INFO says so each time", "no_auth_user"),
+    (
+        "auth_required",
+        "with no_auth_user nobody has to say who they are, and INFO says so each time",
+        "no_auth_user",
+    ),
 ];
 
 #[derive(Clone, Copy, PartialEq)]
@@ -87,8 +91,8 @@ struct Place {
     web: Option<SocketAddr>,
 }
 
-fn their_config(setup: &Setup, trust: &Trust, ports: &std::path::Path) -> String {
-    let mut config = format!("{}ports_file_dir: \"{}\"\n", setup.theirs, ports.display());
+fn their_config(setup: &Setup, trust: &Trust) -> String {
+    let mut config = setup.theirs.to_owned();
     match setup.way {
         Way::Plain => {}
         Way::Web => config.push_str("websocket { listen: \"127.0.0.1:-1\", no_tls: true }\n"),
@@ -101,12 +105,9 @@ fn their_config(setup: &Setup, trust: &Trust, ports: &std::path::Path) -> String
     config
 }
 
-fn their_place(server: &NatsServer, ports: &std::path::Path) -> Place {
-    let file = ports.join(format!("nats-server_{}.ports", server.pid()));
-    let ports: Value = serde_json::from_str(&fs::read_to_string(file).unwrap_or_default()).unwrap_or_default();
-    let web = ports["websocket"][0].as_str().map(|url| url.trim_start_matches("ws://"));
+fn their_place(setup: &Setup, server: &NatsServer) -> Place {
     let nats = server.url().trim_start_matches("nats://").parse().expect("an address");
-    Place { nats, web: web.map(|address| address.parse().expect("an address")) }
+    Place { nats, web: (setup.way == Way::Web).then(|| web_address(server)) }
 }
 
 async fn our_server(setup: &Setup, trust: &Trust) -> Server {
@@ -157,10 +158,9 @@ async fn servers_introduce_themselves_alike() {
     let trust = Trust::make();
     let (mut wrong, mut met) = (Vec::new(), BTreeSet::new());
     for setup in SETUPS {
-        let ports = tempfile::tempdir().expect("a temporary directory");
-        let theirs = NatsServer::start_with_config(&their_config(setup, &trust, ports.path()));
+        let theirs = NatsServer::start_with_config(&their_config(setup, &trust));
         let ours = our_server(setup, &trust).await;
-        let there = introduction(setup, &their_place(&theirs, ports.path()), &trust).await;
+        let there = introduction(setup, &their_place(setup, &theirs), &trust).await;
         let here = Place { nats: ours.nats_addr(), web: ours.websocket_addr() };
         let here = introduction(setup, &here, &trust).await;
         for (which, (there, here)) in ["first", "second"].into_iter().zip(there.iter().zip(&here)) {
@@ -171,11 +171,13 @@ async fn servers_introduce_themselves_alike() {
                     true => there.is_some() == here.is_some(),
                     false => there == here,
                 };
-                let is_meant = |(field, _, only): &&(&str, &str, &str)| field == name && setup.name.contains(only);
+                let is_meant =
+                    |(field, _, only): &&(&str, &str, &str)| field == name && setup.name.contains(only);
                 match MEANT.iter().find(is_meant) {
                     _ if is_alike => {}
                     Some(meant) => drop(met.insert(meant.0)),
-                    None => wrong.push(format!("{}, {which}: {name} is {there:?} there, {here:?} here", setup.name)),
+                    None => wrong
+                        .push(format!("{}, {which}: {name} is {there:?} there, {here:?} here", setup.name)),
                 }
             }
         }

@@ -90,6 +90,14 @@ const MEANT: &[(&[&str], u16, u16, &str)] = &[
     ),
 ];
 
+/// Where nats-server listens for WebSocket clients.
+pub(crate) fn web_address(server: &NatsServer) -> SocketAddr {
+    let file = server.directory().join(format!("nats-server_{}.ports", server.pid()));
+    let ports: Value = serde_json::from_str(&fs::read_to_string(file).expect("a file")).expect("JSON");
+    let url = ports["websocket"][0].as_str().expect("an address");
+    url.trim_start_matches("ws://").parse().expect("an address")
+}
+
 /// The status that comes back.
 async fn status(address: SocketAddr, lines: &[&str]) -> u16 {
     let mut raw = Raw::without_info(address).await;
@@ -101,15 +109,8 @@ async fn status(address: SocketAddr, lines: &[&str]) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn websockets_are_asked_for_as_on_nats_server() {
-    let ports = tempfile::tempdir().expect("a temporary directory");
-    let theirs = NatsServer::start_with_config(&format!(
-        "ports_file_dir: \"{}\"\nwebsocket {{ listen: \"127.0.0.1:-1\", no_tls: true }}\n",
-        ports.path().display()
-    ));
-    let file = ports.path().join(format!("nats-server_{}.ports", theirs.pid()));
-    let written: Value = serde_json::from_str(&fs::read_to_string(file).expect("a file")).expect("JSON");
-    let url = written["websocket"][0].as_str().expect("an address");
-    let there: SocketAddr = url.trim_start_matches("ws://").parse().expect("an address");
+    let theirs = NatsServer::start_with_config("websocket { listen: \"127.0.0.1:-1\", no_tls: true }\n");
+    let there = web_address(&theirs);
     let ours = server_with(|options| {
         options.websocket = Some(WebSocketOptions::at(([127, 0, 0, 1], 0).into()));
     })
