@@ -4,7 +4,8 @@
 //! - [`directory`]: those options compiled: from what CONNECT says to an [`Identity`].
 //! - [`password`]: secrets, compared in constant time, and hashes of them; [`hashing`] bounds the work of checking those.
 //! - [`attempts`]: how often an address has failed.
-//! - [`permissions`]: what an identity may publish and subscribe to; [`replies`], what it may answer; [`shown`], what its user is told of it.
+//! - [`permissions`]: what an identity may publish and subscribe to; [`replies`], what it may answer;
+//!   [`shown`], what its user is told of it.
 //!
 //! The directory is replaced as a whole. Every replacement has a higher generation, and each session that meets one
 //! considers anew whether its client is still allowed what it does; nobody else changes a session.

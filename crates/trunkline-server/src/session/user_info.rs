@@ -3,13 +3,11 @@
 //! The answer has nats-server's shape and says nothing of anybody else. The client gets it itself, on those of its own
 //! subscriptions that listen to the reply subject: a server that published it would publish for clients where they may not.
 
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use trunkline::backend::memory::Target;
-use trunkline_protocol::encode;
 
 use super::Session;
 use super::delivery::subscription_of;
@@ -71,9 +69,7 @@ impl Session {
         let Some(answer) = (!asking.is_empty()).then(|| self.user_info()).flatten() else { return };
         for subscription in asking {
             if subscription.admits(reply, None) && subscription.take_delivery() {
-                encode::msg(staging.line(&self.client), reply, &subscription.sid, None, None, &answer);
-                self.client.sent.messages.fetch_add(1, Ordering::Relaxed);
-                self.client.sent.bytes.fetch_add(answer.len() as u64, Ordering::Relaxed);
+                staging.answer(&self.client, &subscription.sid, reply, &answer);
             }
         }
     }
