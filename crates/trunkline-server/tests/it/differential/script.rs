@@ -97,7 +97,7 @@ const MALFORMED: [&str; 60] = [
 /// The same of a client that asked for headers; see `differences` for the others.
 const MALFORMED_WITH_HEADERS: &str = "HPUB a 12 14\r\nNATS/1.0\r\n\r\nm\r\n";
 /// Operations in unusual form that mean the usual thing.
-const UNUSUAL: [&str; 30] = [
+const UNUSUAL: [&str; 31] = [
     "ping\r\n",
     "PING \r\n",
     "PING\n",
@@ -126,6 +126,7 @@ const UNUSUAL: [&str; 30] = [
     "SUB  c.never.said\tx:y/1\t \r\n",
     "sub c.never.said q x:y/2\r\n",
     "UNSUB x:y/1 999999999\r\n",
+    "HPUB c.never.said 0 1\r\nx\r\n",
     "hpub c.never.said 12 12\r\nNATS/1.0\r\n\r\n\r\n",
     "HPUB c.never.said  c.d\t12 13 \r\nNATS/1.0\r\n\r\nx\r\n",
 ];
