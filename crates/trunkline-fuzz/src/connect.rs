@@ -17,10 +17,11 @@ pub(crate) fn connect(data: &[u8]) {
     let shown = format!("{options:?}");
     // Long enough not to be part of something else that is shown.
     for secret in [&options.pass, &options.auth_token, &options.sig, &options.jwt].into_iter().flatten() {
-        let is_known = [&options.user, &options.name, &options.lang, &options.version, &options.nkey]
-            .into_iter()
-            .flatten()
-            .any(|other| format!("{other:?}").contains(secret.as_str()));
+        let is_known =
+            [&options.user, &options.name, &options.lang, &options.version, &options.nkey, &options.account]
+                .into_iter()
+                .flatten()
+                .any(|other| format!("{other:?}").contains(secret.as_str()));
         assert!(secret.len() < 24 || is_known || !shown.contains(secret.as_str()), "{shown}");
     }
 }

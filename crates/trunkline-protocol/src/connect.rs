@@ -4,11 +4,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::received::Received;
+
 /// What a client says about itself and asks for.
 ///
 /// `Default` is what nats-server assumes for fields that are missing (or null): `verbose`,
-/// `pedantic` and `echo` true, the rest false, 0 or absent. Unknown fields are ignored. `Debug`
-/// shows secrets as `***`.
+/// `pedantic` and `echo` true, the rest false, 0 or absent. Unknown fields are ignored, and the
+/// letters of known ones may be of any case. `Debug` shows secrets as `***`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Received")]
 pub struct ConnectOptions {
@@ -53,6 +55,9 @@ pub struct ConnectOptions {
     /// The server's nonce, signed with the NKey, in URL-safe base64 without padding.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sig: Option<String>,
+    /// The account that it asks for. nats-server refuses whoever names one: which it is, is a matter of the user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
 }
 
 impl ConnectOptions {
@@ -60,7 +65,7 @@ impl ConnectOptions {
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] when it is not a JSON object, or a known field has the wrong type.
+    /// [`ConnectError`] when it is not a JSON object (or null), or a known field has the wrong type.
     pub fn parse(json: &[u8]) -> Result<Self, ConnectError> {
         Self::DEFAULT.updated(json)
     }
@@ -72,11 +77,7 @@ impl ConnectOptions {
     ///
     /// As of [`ConnectOptions::parse`].
     pub fn updated(&self, json: &[u8]) -> Result<Self, ConnectError> {
-        // By way of an object: a derived reader takes a list for one too, field by field.
-        let object: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(json).map_err(ConnectError)?;
-        let received: Received = serde_json::from_value(object.into()).map_err(ConnectError)?;
-        Ok(received.over(self))
+        Ok(Received::parse(json).map_err(ConnectError)?.over(self))
     }
 
     const DEFAULT: Self = Self {
@@ -96,6 +97,7 @@ impl ConnectOptions {
         jwt: None,
         nkey: None,
         sig: None,
+        account: None,
     };
 }
 
@@ -125,6 +127,7 @@ impl fmt::Debug for ConnectOptions {
             .field("jwt", &secret(&self.jwt))
             .field("nkey", &self.nkey)
             .field("sig", &secret(&self.sig))
+            .field("account", &self.account)
             .finish()
     }
 }
@@ -133,30 +136,6 @@ impl fmt::Debug for ConnectOptions {
 #[derive(Debug, thiserror::Error)]
 #[error("CONNECT is not the JSON object it should be")]
 pub struct ConnectError(#[source] serde_json::Error);
-
-/// The object as received. Some client libraries write null for what they do not set, which
-/// nats-server takes as missing; so every field may be null here, and defaults are applied
-/// afterwards.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Received {
-    verbose: Option<bool>,
-    pedantic: Option<bool>,
-    echo: Option<bool>,
-    headers: Option<bool>,
-    no_responders: Option<bool>,
-    tls_required: Option<bool>,
-    protocol: Option<i64>,
-    name: Option<String>,
-    lang: Option<String>,
-    version: Option<String>,
-    user: Option<String>,
-    pass: Option<String>,
-    auth_token: Option<String>,
-    jwt: Option<String>,
-    nkey: Option<String>,
-    sig: Option<String>,
-}
 
 impl Received {
     /// With what was said before in place of what is missing.
@@ -179,6 +158,7 @@ impl Received {
             jwt: text(self.jwt, &former.jwt),
             nkey: text(self.nkey, &former.nkey),
             sig: text(self.sig, &former.sig),
+            account: text(self.account, &former.account),
         }
     }
 }
@@ -206,6 +186,7 @@ mod tests {
         check("{}", default.clone());
         check(r#"{"verbose":null,"name":null,"protocol":null,"pass":null}"#, default.clone());
         check(r#"{"unknown":{"deep":[1,2]},"nonce":7}"#, default.clone());
+        check("null", default.clone());
         check(
             r#" {"verbose":false,"pedantic":false,"tls_required":false,"name":"n","lang":"go","version":"1.2",
                 "protocol":1,"echo":false,"headers":true,"no_responders":true} "#,
@@ -238,6 +219,24 @@ mod tests {
     }
 
     #[test]
+    fn fields_are_read_as_nats_server_reads_them() {
+        fn check(json: &[u8], verbose: bool, name: Option<&str>) {
+            let read = ConnectOptions::parse(json).unwrap_or_else(|_| panic!("{}", json.escape_ascii()));
+            assert_eq!((read.verbose, read.name.as_deref()), (verbose, name), "{}", json.escape_ascii());
+        }
+        check(br#"{"VERBOSE":false,"Name":"n"}"#, false, Some("n"));
+        check("{\"verbo\u{17f}e\":false,\"\u{17f}\":1}".as_bytes(), false, None);
+        check(br#"{"verbose":true,"Verbose":false,"NAME":"m","name":"n"}"#, false, Some("n"));
+        check(br#"{"verbose":false,"verbose":null,"name":"n","name":null}"#, false, Some("n"));
+        check(b"{\"name\":\"a\xffb\xe2\x82\",\"\xff\":1}", true, Some("a\u{fffd}b\u{fffd}\u{fffd}"));
+        check(br#"{"name":"\ud83d\ude00","x":"\ud800"}"#, true, Some("\u{1f600}"));
+        check(br#"{"name":"\ud83d-\ude00\uD800\u0041"}"#, true, Some("\u{fffd}-\u{fffd}\u{fffd}A"));
+        check(br#"{"name":"\\ud800"}"#, true, Some("\\ud800"));
+        let deep = format!("{{\"verbose\":false,\"x\":{}1{}}}", "[{\"y\":".repeat(5000), "}]".repeat(5000));
+        check(deep.as_bytes(), false, None);
+    }
+
+    #[test]
     fn bad_json_is_an_error_with_its_cause() {
         fn check(json: &str) {
             let error = ConnectOptions::parse(json.as_bytes()).expect_err(json);
@@ -251,6 +250,10 @@ mod tests {
         check("[true,true]");
         check(r#"{"verbose":"yes"}"#);
         check(r#"{"user":7}"#);
+        check(r#"{"USER":7,"user":"u"}"#);
+        check(r#"{"name":"\uzzzz"}"#);
+        check(r#"{"x":"\"#);
+        check("{\"name\":\"a\u{1}b\"}");
         check("{} {}");
     }
 

@@ -72,6 +72,9 @@ pub struct ServerInfo {
     /// This is the answer to `CONNECT`.
     #[serde(skip_serializing_if = "is_false")]
     pub connect_info: bool,
+    /// The account that the client is in; only in the answer to `CONNECT`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote_account: Option<String>,
 }
 
 impl ServerInfo {
@@ -147,13 +150,14 @@ mod tests {
                 ws_connect_urls: vec!["w:3".into()],
                 ldm: true,
                 connect_info: true,
+                remote_account: Some("$G".into()),
             },
             "INFO {\"server_id\":\"ID\",\"server_name\":\"bus \\\"1\\\"\",\"version\":\"2.15.0\",\"proto\":1,\
              \"git_commit\":\"abc\",\"go\":\"go1.24\",\"host\":\"::1\",\"port\":1,\"headers\":true,\
              \"auth_required\":true,\"tls_required\":true,\"tls_verify\":true,\"tls_available\":true,\
              \"max_payload\":64,\"jetstream\":true,\"client_id\":5,\"client_ip\":\"10.0.0.9\",\"nonce\":\"n0\",\
              \"cluster\":\"c\",\"domain\":\"d\",\"connect_urls\":[\"a:1\",\"b:2\"],\"ws_connect_urls\":[\"w:3\"],\
-             \"ldm\":true,\"connect_info\":true}\r\n",
+             \"ldm\":true,\"connect_info\":true,\"remote_account\":\"$G\"}\r\n",
         );
     }
 }

@@ -36,6 +36,7 @@ pub mod headers;
 mod info;
 mod parse;
 mod plain;
+mod received;
 mod scan;
 mod server_error;
 

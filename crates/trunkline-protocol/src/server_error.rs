@@ -119,7 +119,7 @@ impl ServerError<'_> {
     }
 }
 
-/// A subject in double quotes, escaped so that the line stays one line.
+/// A subject in double quotes, escaped so that the line stays one line, and in the way of nats-server.
 struct Quoted<'a>(&'a [u8]);
 
 impl fmt::Display for Quoted<'_> {
@@ -129,8 +129,17 @@ impl fmt::Display for Quoted<'_> {
             for c in chunk.valid().chars() {
                 match c {
                     '"' | '\\' => write!(f, "\\{c}")?,
-                    c if c.is_control() => write!(f, "\\x{:02x}", u32::from(c))?,
-                    c => fmt::Write::write_char(f, c)?,
+                    '\u{7}' => f.write_str("\\a")?,
+                    '\u{8}' => f.write_str("\\b")?,
+                    '\t' => f.write_str("\\t")?,
+                    '\n' => f.write_str("\\n")?,
+                    '\u{b}' => f.write_str("\\v")?,
+                    '\u{c}' => f.write_str("\\f")?,
+                    '\r' => f.write_str("\\r")?,
+                    c if c.is_ascii_control() => write!(f, "\\x{:02x}", u32::from(c))?,
+                    c if is_shown(c) => fmt::Write::write_char(f, c)?,
+                    c if c <= '\u{ffff}' => write!(f, "\\u{:04x}", u32::from(c))?,
+                    c => write!(f, "\\U{:08x}", u32::from(c))?,
                 }
             }
             for byte in chunk.invalid() {
@@ -139,6 +148,11 @@ impl fmt::Display for Quoted<'_> {
         }
         f.write_str("\"")
     }
+}
+
+/// Whether a character leaves a mark, behind others.
+fn is_shown(c: char) -> bool {
+    c.is_ascii() || !format!("a{c}").escape_debug().any(|shown| shown == '\\')
 }
 
 /// The end of the text when a queue group was given.
@@ -213,7 +227,10 @@ mod tests {
             let text = PublishPermission { subject }.to_string();
             assert_eq!(text.strip_prefix("Permissions Violation for Publish to "), Some(quoted));
         }
-        check(b"a\r\nPING\r\n", r#""a\x0d\x0aPING\x0d\x0a""#);
+        check(b"a\r\nPING\r\n", r#""a\r\nPING\r\n""#);
+        check(b"\0\x07\x08\t\x0b\x0c\x1b\x7f", r#""\x00\a\b\t\v\f\x1b\x7f""#);
+        check("\u{85}\u{a0}\u{2028}\u{200b}\u{e0001}".as_bytes(), r#""\u0085\u00a0\u2028\u200b\U000e0001""#);
+        check("e\u{301}\u{fffd}\u{1f600}".as_bytes(), "\"e\u{301}\u{fffd}\u{1f600}\"");
         check(b"a\"b\\c", r#""a\"b\\c""#);
         check("blå.bær".as_bytes(), "\"blå.bær\"");
         check(b"a\xff\xfeb", r#""a\xff\xfeb""#);

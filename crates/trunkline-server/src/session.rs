@@ -32,6 +32,7 @@ mod access;
 mod delivery;
 mod publish;
 mod run;
+mod user_info;
 
 /// The protocol number of clients that understand INFO at any time.
 const PROTOCOL_INFO: i64 = 1;
@@ -284,6 +285,7 @@ impl Session {
         if self.options.protocol >= PROTOCOL_INFO {
             let mut info = self.server.info(&self.client);
             info.connect_info = true;
+            info.remote_account = self.client.identity().map(|identity| identity.account.name.to_string());
             info.write(self.line(staging));
         }
     }
@@ -441,7 +443,7 @@ impl Session {
 
 /// Why an operation was not carried out.
 enum Stop {
-    /// The client was told; its `-ERR` stands in place of `+OK`, so that a verbose client is never told both.
+    /// The client was told; its `-ERR` stands in place of `+OK`.
     Refused,
     /// The connection ends.
     Close(Closed),

@@ -94,6 +94,8 @@ pub(crate) struct Shared {
     denied: AtomicU64,
     denied_subscriptions: AtomicU64,
     no_responders: AtomicU64,
+    /// Clients that were told who they are.
+    answers: AtomicU64,
     stalled: AtomicU64,
     closed: [AtomicU64; Closed::ALL.len()],
     /// Clients cut off because they did not read, by the bound that they had reached.
@@ -168,6 +170,7 @@ impl Shared {
             denied: AtomicU64::new(0),
             denied_subscriptions: AtomicU64::new(0),
             no_responders: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
             stalled: AtomicU64::new(0),
             closed: Default::default(),
             slow: Default::default(),
@@ -375,6 +378,11 @@ impl Shared {
         self.no_responders.load(Ordering::Relaxed)
     }
 
+    /// The number of the next answer to a client that asks who it is.
+    pub(crate) fn next_answer(&self) -> u64 {
+        self.answers.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     pub(crate) fn count_stalled(&self) {
         self.stalled.fetch_add(1, Ordering::Relaxed);
     }
@@ -451,7 +459,8 @@ impl Shared {
             client_id: Some(client.id),
             client_ip: Some(client.address.ip().to_string()),
             auth_required: self.auth.timeout().is_some(),
-            nonce: client.nonce.as_deref().map(str::to_owned),
+            // Signed in CONNECT, and of no use behind it.
+            nonce: client.nonce.as_deref().filter(|_| client.connect().is_none()).map(str::to_owned),
             ldm: self.is_lame_duck(),
             ..ServerInfo::default()
         }

@@ -19,6 +19,8 @@ use crate::outbox::{HIGH_WATER_BYTES, Written};
 pub(crate) const VECTORED_BYTES: usize = 4 << 10;
 /// A target costs about as much as so many bytes, whether it gets something or not.
 const LOOK_BYTES: usize = 64;
+/// A byte of an answer that is made for who asks costs about as much as so many that are passed on.
+const ANSWER_BYTES: usize = 32;
 /// Most subscriptions that are made or ended in one turn: each takes a microsecond or two, and those who publish meanwhile
 /// have to look again.
 const SUBSCRIPTIONS_MAX: u32 = 128;
@@ -169,6 +171,16 @@ impl Staging {
         if slot.lines.len() + slot.payload_bytes > self.slot_bytes {
             self.write_slot(at, input);
         }
+    }
+
+    /// Stages what the server itself has to say on a subscription `sid` of `client`.
+    pub(crate) fn answer(&mut self, client: &Arc<Client>, sid: &[u8], subject: &[u8], payload: &[u8]) {
+        let at = self.slot_of(client);
+        let slot = &mut self.slots[at];
+        slot.messages += 1;
+        slot.message_bytes += payload.len() as u64;
+        self.load += ANSWER_BYTES * payload.len() + subject.len();
+        encode::msg(&mut slot.lines, subject, sid, None, None, payload);
     }
 
     /// Begins to look at the receivers of a run of messages.

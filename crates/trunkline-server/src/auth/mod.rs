@@ -4,7 +4,8 @@
 //! - [`directory`]: those options compiled: from what CONNECT says to an [`Identity`].
 //! - [`password`]: secrets, compared in constant time, and hashes of them; [`hashing`] bounds the work of checking those.
 //! - [`attempts`]: how often an address has failed.
-//! - [`permissions`]: what an identity may publish and subscribe to; [`replies`], what it may answer.
+//! - [`permissions`]: what an identity may publish and subscribe to; [`replies`], what it may answer;
+//!   [`shown`], what its user is told of it.
 //!
 //! The directory is replaced as a whole. Every replacement has a higher generation, and each session that meets one
 //! considers anew whether its client is still allowed what it does; nobody else changes a session.
@@ -16,6 +17,7 @@ mod options;
 mod password;
 mod permissions;
 mod replies;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -45,6 +47,7 @@ pub use options::{AuthError, AuthOptions};
 pub use password::{HashError, HashScheme, hash_password};
 pub(crate) use permissions::{PatternSet, Permissions};
 pub(crate) use replies::Replies;
+pub(crate) use shown::ShownPermissions;
 
 /// Name of the account of everybody who is in no other; nats-server's word.
 pub(crate) const GLOBAL_ACCOUNT: &str = "$G";

@@ -9,6 +9,8 @@ use hashbrown::HashSet;
 use trunkline::Pattern;
 use trunkline::config::{Permissions as Config, SubjectRule};
 
+use super::shown::ShownPermissions;
+
 /// How a responder may answer requests that it got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Responses {
@@ -26,6 +28,8 @@ pub(crate) struct Permissions {
     subscribe_allow: Option<Vec<SubjectRule>>,
     subscribe_deny: Vec<SubjectRule>,
     pub(crate) responses: Option<Responses>,
+    /// For its user to see.
+    pub(crate) shown: ShownPermissions,
 }
 
 impl Permissions {
@@ -45,6 +49,7 @@ impl Permissions {
             subscribe_allow: config.subscribe.allow.clone(),
             subscribe_deny: config.subscribe.deny.clone(),
             responses,
+            shown: ShownPermissions::new(config),
         }
     }
 

@@ -103,6 +103,9 @@ impl Session {
         // Read first: what is replaced in between is considered again.
         self.access.generation = self.server.auth.generation();
         self.limits = self.server.limits();
+        if options.account.as_ref().is_some_and(|account| !account.is_empty()) {
+            return self.turn_stranger_away(Failure::Credentials, options, staging);
+        }
         let auth = &self.server.auth;
         match auth.check(&options, self.client.connection(), self.client.address.ip()) {
             Answer::Granted(identity) => self.admit(options, identity, staging),

@@ -8,7 +8,7 @@ use trunkline_protocol::{ServerError, encode};
 
 use super::delivery::{Delivery, Stored, subscription_of};
 use super::run::{self, Run};
-use super::{Session, Stop, Turn};
+use super::{Session, Stop, Turn, user_info};
 use crate::bridge::front::Unpublishable;
 use crate::client::Subscription;
 use crate::staging::{Outgoing, Staging};
@@ -21,11 +21,12 @@ impl Session {
         turn: &mut Turn<'_>,
         staging: &mut Staging,
     ) -> Result<(), Stop> {
-        if m.header.is_some() && !self.options.headers {
+        // Also where it has none: HPUB itself was not asked for.
+        if !self.options.headers && (m.header.is_some() || matches!(turn.input[turn.start], b'H' | b'h')) {
             return self.refuse(ServerError::HeadersNotSupported, staging);
         }
         if self.options.pedantic && Subject::from_bytes(m.subject).is_err() {
-            return self.refuse(ServerError::InvalidPublishSubject, staging);
+            return self.publish_nowhere(m, staging);
         }
         let router = self.hub.router();
         let (targets, allowed) = match self.access.permissions() {
@@ -93,10 +94,36 @@ impl Session {
         if delivery.seen {
             staging.seen.end(!delivery.somebody && m.reply.is_some());
         }
+        if let Some(reply) = m.reply
+            && user_info::is_asked_for(m.subject)
+        {
+            self.answer_user_info(reply, staging);
+            return Ok(());
+        }
         if !delivery.somebody
             && self.options.no_responders
             && let Some(reply) = m.reply
         {
+            self.answer_no_responders(reply, m.subject, staging);
+        }
+        Ok(())
+    }
+
+    /// A pedantic client is told that this is no subject, on nats-server as soon as the line is read. What there is to say of
+    /// the message comes all the same: who counts answers gets as many.
+    #[cold]
+    fn publish_nowhere(&mut self, m: &Outgoing<'_>, staging: &mut Staging) -> Result<(), Stop> {
+        let permissions = self.access.permissions();
+        let is_denied = permissions.is_some_and(|permissions| !permissions.may_publish(m.subject));
+        // Of what is a subject on nats-server, it tells only that it is denied.
+        if !(is_denied && is_literal(m.subject)) {
+            ServerError::InvalidPublishSubject.write(self.line(staging));
+        }
+        if is_denied {
+            return self.deny(m, staging);
+        }
+        self.say_ok(staging);
+        if let Some(reply) = m.reply.filter(|_| self.options.no_responders && self.bridge.is_none()) {
             self.answer_no_responders(reply, m.subject, staging);
         }
         Ok(())
@@ -150,6 +177,11 @@ impl Session {
             encode::no_responders(staging.line(&self.client), reply, &subscription.sid, subject);
         }
     }
+}
+
+/// Whether no token is empty or a wildcard.
+fn is_literal(subject: &[u8]) -> bool {
+    subject.split(|byte| *byte == b'.').all(|token| !matches!(token, b"" | b"*" | b">"))
 }
 
 /// Shows to who looks on what a client of a bridge answers: the streams have everything else, and of inboxes nobody can read

@@ -3,9 +3,11 @@
 
 use std::io::{self, ErrorKind};
 
+use tungstenite::error::ProtocolError;
 use tungstenite::handshake::machine::TryParse as _;
 use tungstenite::handshake::server::{Request, create_response};
-use tungstenite::http::{HeaderValue, header};
+use tungstenite::http::uri::Authority;
+use tungstenite::http::{HeaderMap, HeaderValue, header};
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Error, Message, WebSocket};
@@ -23,6 +25,10 @@ const NO_MASKING: &str = "Nats-No-Masking";
 /// What stands before the payload of a ping, and the mask behind that.
 const CONTROL_HEAD_BYTES: usize = 2;
 const MASK_BYTES: usize = 4;
+/// The only version of WebSocket that there is.
+const VERSION: &str = "13";
+/// Where clients of nats-server ask for what is not NATS for clients.
+const OTHER_PROTOCOLS: [&str; 2] = ["/mqtt", "/leafnode"];
 /// What is set aside for each client to read into.
 const READ_BUFFER_BYTES: usize = 4 << 10;
 
@@ -176,18 +182,29 @@ struct Asked {
 fn answer(gate: &Gate, request: &[u8], out: &mut Vec<u8>) -> io::Result<Option<Asked>> {
     let refuse = |out: &mut Vec<u8>, status: &str, why: &str| {
         let head = format!(
-            "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{why}\n",
+            "HTTP/1.1 {status}\r\nConnection: close\r\nSec-WebSocket-Version: {VERSION}\r\nContent-Type: text/plain\r\n\
+             Content-Length: {}\r\n\r\n{why}\n",
             why.len() + 1
         );
         out.extend_from_slice(head.as_bytes());
         Err(io::Error::new(ErrorKind::PermissionDenied, why.to_owned()))
     };
-    let (length, parsed) = match Request::try_parse(request) {
+    let (length, mut parsed) = match Request::try_parse(request) {
         Ok(Some(parsed)) => parsed,
         Ok(None) if request.len() <= REQUEST_BYTES_MAX => return Ok(None),
         Ok(None) => return refuse(out, "431 Request Header Fields Too Large", "the request is too long"),
+        Err(error @ Error::Protocol(ProtocolError::WrongHttpMethod)) => {
+            return refuse(out, "405 Method Not Allowed", &error.to_string());
+        }
         Err(error) => return refuse(out, "400 Bad Request", &error.to_string()),
     };
+    if !has_host(parsed.headers()) {
+        return refuse(out, "400 Bad Request", "there is not one header Host that names one");
+    }
+    if OTHER_PROTOCOLS.iter().any(|path| parsed.uri().path().ends_with(path)) {
+        return refuse(out, "404 Not Found", "only NATS is spoken here");
+    }
+    simplify(parsed.headers_mut());
     let response = match create_response(&parsed) {
         Ok(response) => response,
         Err(error) => return refuse(out, "400 Bad Request", &error.to_string()),
@@ -209,6 +226,30 @@ fn answer(gate: &Gate, request: &[u8], out: &mut Vec<u8>) -> io::Result<Option<A
     }
     out.extend_from_slice(b"\r\n");
     Ok(Some(Asked { length, unmasked }))
+}
+
+/// Whether there is one `Host`, and what it could be.
+fn has_host(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let is_host = |host: &HeaderValue| Authority::try_from(host.as_bytes()).is_ok();
+    hosts.next().is_some_and(is_host) && hosts.next().is_none()
+}
+
+/// Headers that are lists, of which one word is looked for, are that word from here on: they may come in any number and with
+/// other words, as on nats-server, and are read further by who takes one word alone.
+fn simplify(headers: &mut HeaderMap) {
+    let wanted = [
+        (header::UPGRADE, "websocket"),
+        (header::CONNECTION, "upgrade"),
+        (header::SEC_WEBSOCKET_VERSION, VERSION),
+    ];
+    for (name, word) in wanted {
+        let values =
+            headers.get_all(&name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        if values.map(<[u8]>::trim_ascii).any(|one| one.eq_ignore_ascii_case(word.as_bytes())) {
+            headers.insert(name, HeaderValue::from_static(word));
+        }
+    }
 }
 
 fn read(

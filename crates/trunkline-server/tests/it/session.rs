@@ -19,7 +19,8 @@ async fn a_verbose_client_is_answered_once_for_each_operation() {
     )
     .await;
     raw.expect("+OK\r\n+OK\r\n+OK\r\n+OK\r\n").await;
-    raw.expect("-ERR 'Invalid Subject'\r\n-ERR 'Invalid Publish Subject'\r\nPONG\r\n").await;
+    // A message has its `+OK` behind what is said of its subject.
+    raw.expect("-ERR 'Invalid Subject'\r\n-ERR 'Invalid Publish Subject'\r\n+OK\r\nPONG\r\n").await;
     fixture.bystander_is_fine().await;
 }
 

@@ -83,7 +83,21 @@ fn bare_frame(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// The two INFOs of a client that says this, and a PING among it.
+pub(crate) fn introduced(address: SocketAddr, hello: String) -> [String; 2] {
+    let mut web = open(address, None).expect("a WebSocket");
+    let line = |web: &mut WebSocket<TcpStream>| text_until(web, "\r\n").trim_end().to_owned();
+    let first = line(&mut web);
+    web.send(Message::binary(hello.into_bytes())).expect("the connection stands");
+    let mut behind = text_until(&mut web, "}\r\n");
+    while !behind.contains("INFO ") {
+        behind.push_str(&text_until(&mut web, "}\r\n"));
+    }
+    let second = behind.lines().find(|line| line.starts_with("INFO ")).expect("an INFO");
+    [first, second.to_owned()]
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("no panic")
 }
 
@@ -249,7 +263,7 @@ async fn what_asks_for_no_websocket_gets_an_http_error() {
     let server = server(|_| {}).await;
     for (request, status) in [
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 400 "),
-        ("POST / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 400 "),
+        ("POST / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 405 "),
         ("CONNECT {}\r\nPING\r\n\r\n", "HTTP/1.1 400 "),
     ] {
         let mut raw = client::Raw::without_info(address(&server)).await;

@@ -6,6 +6,7 @@ mod compared;
 mod credentials;
 mod reload;
 mod storm;
+mod who;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -38,6 +38,8 @@ pub(crate) fn known(mut seen: Seen, version: Version) -> Seen {
 
 /// Stands for a token of 1100 letters.
 const LONG: &str = "LONG";
+/// Stands for 1600 spaces.
+const WIDE: &str = "WIDE";
 
 /// A difference that is meant.
 struct Difference {
@@ -70,6 +72,8 @@ const TOLD_REASON: &str =
     "who writes a client learns what is wrong with it; the connection ends all the same";
 const NO_SUBJECT_REASON: &str = "what is published reaches components, logs and other backends, where a subject is printable \
                                  text of bounded length";
+const BOUND_REASON: &str =
+    "a line is kept until it is whole, and what is kept is bounded; no client writes such lines";
 const NUMBER_REASON: &str = "what is not understood is not guessed at";
 
 const DIFFERENCES: &[Difference] = &[
@@ -114,10 +118,24 @@ const DIFFERENCES: &[Difference] = &[
         ..Difference::PLAIN
     },
     Difference {
-        name: "null is no CONNECT",
-        reason: "it has to be an object",
-        input: b"CONNECT null\r\nPING\r\n",
-        ours: "-ERR 'Parser Error'\r\n",
+        name: "what is behind PING is bounded as what is behind everything",
+        reason: BOUND_REASON,
+        input: b"PING LONG LONG\r\n",
+        ours: "-ERR 'maximum control line exceeded'\r\n",
+        ..Difference::PLAIN
+    },
+    Difference {
+        name: "white space in front of arguments is counted with them",
+        reason: BOUND_REASON,
+        input: b"UNSUB WIDE 1\r\nPING\r\n",
+        ours: "-ERR 'maximum control line exceeded'\r\n",
+        ..Difference::PLAIN
+    },
+    Difference {
+        name: "in CONNECT, what servers say of themselves to servers is not looked at",
+        reason: "no server connects to this one, so these fields are like others that nobody knows",
+        input: b"CONNECT {\"verbose\":false,\"import\":7,\"remote_account\":1}\r\nPING\r\n",
+        theirs: "",
         ..Difference::PLAIN
     },
     Difference {
@@ -192,6 +210,29 @@ const DIFFERENCES: &[Difference] = &[
         ..Difference::PLAIN
     },
     Difference {
+        name: "a size is written as servers write it",
+        reason: "what a publisher wrote needlessly is not passed on",
+        input: b"SUB a 1\r\nPUB a 01\r\nx\r\nPING\r\n",
+        theirs: "MSG a 1 01\r\nx\r\nPONG\r\n",
+        ours: "MSG a 1 1\r\nx\r\nPONG\r\n",
+        ..Difference::PLAIN
+    },
+    Difference {
+        name: "INFO of a client is not looked at",
+        reason: "nothing comes of it on either server; nats-server closes where it is no object, or where a field is not as its own",
+        input: b"INFO []\r\nINFO {\"port\":\"x\"}\r\nPING\r\n",
+        theirs: "",
+        ..Difference::PLAIN
+    },
+    Difference {
+        name: "a size of more than nine digits is called too large",
+        reason: TOLD_REASON,
+        input: b"PUB a 1000000000\r\n",
+        theirs: "",
+        ours: "-ERR 'Maximum Payload Violation'\r\n",
+        ..Difference::PLAIN
+    },
+    Difference {
         name: "a carriage return inside a line is an error",
         reason: "it would reach others as part of a line; nats-server cuts the byte before the line end off instead",
         input: b"SUB a\rb 1\r\nPING\r\n",
@@ -251,7 +292,7 @@ async fn answer(address: SocketAddr, difference: &Difference) -> String {
     let mut raw = Raw::ready(address, difference.fields).await;
     let input = difference.input.to_vec();
     let input = match String::from_utf8(input) {
-        Ok(text) => text.replace(LONG, &long()).into_bytes(),
+        Ok(text) => text.replace(LONG, &long()).replace(WIDE, &" ".repeat(1600)).into_bytes(),
         Err(error) => error.into_bytes(),
     };
     // A server that has seen enough may close while the rest is still being sent.

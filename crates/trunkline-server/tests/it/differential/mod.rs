@@ -7,9 +7,11 @@
 //! servers still differ. Where they are meant to differ is written down in [`differences`], each with its reason and a proof.
 
 mod differences;
+mod introductions;
 mod play;
 mod script;
 mod seen;
+mod upgrades;
 mod world;
 
 use std::time::Instant;

@@ -32,7 +32,7 @@ const ODD_SUBJECTS: [&str; 22] = [
     "a.\u{fffd}",
 ];
 /// Operations that are none, or not quite. Each may end the connection; the servers have to agree.
-const MALFORMED: [&str; 46] = [
+const MALFORMED: [&str; 60] = [
     "NONSENSE\r\n",
     "PUBLISH a 1\r\n",
     "\r\n",
@@ -79,11 +79,25 @@ const MALFORMED: [&str; 46] = [
     "RS+ a b\r\n",
     "LS+ a b\r\n",
     "RMSG $G a 1\r\nx\r\n",
+    "PUB a +1\r\nx\r\n",
+    "PUB a 0x1\r\nx\r\n",
+    "PUB a 1.0\r\nx\r\n",
+    "PUB a 18446744073709551617\r\nx\r\n",
+    "PUB a 0\r\n\n",
+    "HPUB a 12 12 12\r\nNATS/1.0\r\n\r\n\r\n",
+    "SUB\n",
+    "-ERR 'what'\r\n",
+    "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "\u{16}\u{3}\u{1}\r\n",
+    "CONNECT {\"account\":\"x\"}\r\n",
+    "CONNECT {\"verbose\":true,}\r\n",
+    "CONNECT {\"NAME\":7}\r\n",
+    "CONNECT {} {}\r\n",
 ];
 /// The same of a client that asked for headers; see `differences` for the others.
 const MALFORMED_WITH_HEADERS: &str = "HPUB a 12 14\r\nNATS/1.0\r\n\r\nm\r\n";
 /// Operations in unusual form that mean the usual thing.
-const UNUSUAL: [&str; 22] = [
+const UNUSUAL: [&str; 31] = [
     "ping\r\n",
     "PING \r\n",
     "PING\n",
@@ -93,6 +107,14 @@ const UNUSUAL: [&str; 22] = [
     "+OK\r\n",
     "+OKAY\r\n",
     "INFO {}\r\n",
+    "info\t{\"ldm\":true}\r\n",
+    "INFO{}\n",
+    "PINGPONG\r\n",
+    "PING PING\r\n",
+    "+ok or not\r\n",
+    "PUB a 00000000\r\n\r\n",
+    "UNSUB 99 000000001\r\n",
+    "UNSUB \u{fc}\r\n",
     "pub a 0\r\n\r\n",
     "PUB\ta\t0\r\n\r\n",
     "PUB   a   0  \r\n\r\n",
@@ -104,6 +126,7 @@ const UNUSUAL: [&str; 22] = [
     "SUB  c.never.said\tx:y/1\t \r\n",
     "sub c.never.said q x:y/2\r\n",
     "UNSUB x:y/1 999999999\r\n",
+    "HPUB c.never.said 0 1\r\nx\r\n",
     "hpub c.never.said 12 12\r\nNATS/1.0\r\n\r\n\r\n",
     "HPUB c.never.said  c.d\t12 13 \r\nNATS/1.0\r\n\r\nx\r\n",
 ];
@@ -254,6 +277,13 @@ impl<'a> Author<'a> {
         if self.chance(0.7) {
             let protocol = if self.chance(0.05) { 2 } else { self.random.usize(..2) };
             fields.push(format!("\"protocol\":{protocol}"));
+        }
+        // Names of fields in other letters, twice, and with nothing to say.
+        if self.chance(0.1) {
+            fields.push(format!("\"VERBOSE\":{}", self.chance(0.5)));
+        }
+        if self.chance(0.1) {
+            fields.push("\"Echo\":null,\"ACCOUNT\":\"\"".to_owned());
         }
         if self.chance(0.3) {
             fields

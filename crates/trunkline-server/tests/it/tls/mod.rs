@@ -143,7 +143,7 @@ fn path(path: &Path) -> &str {
 }
 
 /// The line that a server sends first.
-async fn info(address: SocketAddr) -> serde_json::Value {
+pub(crate) async fn info(address: SocketAddr) -> serde_json::Value {
     let line = Raw::without_info(address).await.line().await;
     serde_json::from_str(line.strip_prefix("INFO ").expect("INFO")).expect("JSON")
 }
