@@ -184,8 +184,8 @@ fn a_log_that_is_full_is_put_aside_as_by_nats_server() {
         command.current_dir(&directory);
         let running = start(command, b"");
         let address = super::running::wait_for(|| {
-            let files = std::fs::read_dir(&directory).ok()?.flatten().map(|entry| entry.path());
-            let ports = files.filter(|path| path.extension().is_some_and(|end| end == "ports")).next()?;
+            let mut files = std::fs::read_dir(&directory).ok()?.flatten().map(|entry| entry.path());
+            let ports = files.find(|path| path.extension().is_some_and(|end| end == "ports"))?;
             let ports: serde_json::Value =
                 serde_json::from_str(&std::fs::read_to_string(ports).ok()?).ok()?;
             Some(ports["nats"][0].as_str()?.trim_start_matches("nats://").to_owned())
