@@ -19,6 +19,7 @@ use crate::outbox::Ending;
 use crate::shared::Shared;
 use crate::socket::{Layer, Progress, Socket};
 use crate::tls::{ClientCertificates, Fingerprint, Owner, Tls};
+use crate::trace::about;
 use crate::websocket::Gate;
 
 /// The first byte of a TLS record that begins a handshake.
@@ -88,15 +89,12 @@ impl Arrival {
             () = self.ended() => Err(ArrivalError::Ended),
         };
         let Err(error) = outcome else { return Ok(()) };
-        let (client, address) = (self.client.id, self.client.address);
         match &error {
-            ArrivalError::Left | ArrivalError::Ended => {
-                tracing::debug!(client, %address, %error, "no session")
-            }
+            ArrivalError::Left | ArrivalError::Ended => about!(debug, self.client, %error, "no session"),
             _ if self.server.refusals.may_tell(std::time::Instant::now()) => {
-                tracing::warn!(client, %address, %error, "no session");
+                about!(warn, self.client, %error, "no session");
             }
-            _ => tracing::debug!(client, %address, %error, "no session"),
+            _ => about!(debug, self.client, %error, "no session"),
         }
         match error {
             ArrivalError::Left => Err(Closed::ByClient),
@@ -166,9 +164,13 @@ impl Arrival {
             Ok(Ok(_)) => return Err(ArrivalError::NotTls),
             Err(_) => return Err(ArrivalError::Timeout),
         }
+        about!(debug, self.client, "TLS handshake begins");
         self.cover(Layer::new(Some(tls.config.clone()), None))?;
         self.shake_hands(deadline).await?;
         self.keep_secured(Some(tls), first);
+        if let Some(Secured { version, cipher, .. }) = self.client.secured() {
+            about!(debug, self.client, version, cipher, "TLS handshake is over");
+        }
         if first {
             self.introduce();
         }

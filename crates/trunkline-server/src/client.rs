@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::hash::BuildHasher as _;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -17,11 +18,12 @@ use trunkline_core::{GradualTable, SubscriptionId};
 use trunkline_protocol::{ConnectOptions, encode};
 
 use crate::arrival::Secured;
-use crate::auth::{Connection, Identity, PatternSet, Replies};
+use crate::auth::{Connection, Identity, PatternSet, Replies, TOKEN_SHOWN};
 use crate::batches::Batch;
 use crate::bridge::orders::Orders;
 use crate::closed::Closed;
 use crate::outbox::{Ending, Outbox, Written};
+use crate::trace;
 use crate::view::Count;
 use crate::wire::{self, Fit};
 
@@ -99,6 +101,8 @@ pub(crate) struct Client {
     pub(crate) address: SocketAddr,
     pub(crate) kind: Kind,
     pub(crate) outbox: Outbox,
+    /// Whether traces of the protocol show what is in its messages.
+    pub(crate) shows_payloads: bool,
     /// From the client.
     pub(crate) received: Traffic,
     /// To the client.
@@ -177,6 +181,7 @@ impl Client {
             memory,
             charge: OnceLock::new(),
             outbox,
+            shows_payloads: false,
             received: Traffic::default(),
             sent: Traffic::default(),
             subscriptions: AtomicU64::new(0),
@@ -291,6 +296,35 @@ impl Client {
         name.or(self.claimed.get().map(|name| &**name)).map(str::to_owned)
     }
 
+    /// How it came, where that is not as most do; for the log.
+    pub(crate) fn via(&self) -> Option<&'static str> {
+        (self.kind == Kind::WebSocket).then_some("websocket")
+    }
+
+    /// What it says that it is, once it is let in: version, language and name, in nats-server's form. For the log.
+    pub(crate) fn label(&self) -> Option<String> {
+        self.identity()?;
+        let said = self.connect()?;
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let version = given(&said.version).map(|version| format!("v{version}"));
+        let parts: Vec<_> = [version, given(&said.lang), given(&said.name)].into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join(":"))
+    }
+
+    /// Its account and who it is in it, once it is let in and where it says that: in nats-server's form, for the log.
+    pub(crate) fn login(&self) -> Option<String> {
+        let identity = self.identity()?;
+        let account = &identity.account.name;
+        if identity.name.as_deref() == Some(TOKEN_SHOWN) {
+            return Some(format!("{account}/token"));
+        }
+        let said = self.connect();
+        let name = identity.name.as_deref().or_else(|| said?.nkey.as_deref().or(said?.user.as_deref()));
+        let name = name.filter(|name| !name.is_empty())?;
+        let is_nkey = said.is_some_and(|said| said.nkey.as_deref() == Some(name));
+        Some(format!("{account}/{}:{name}", if is_nkey { "nkey" } else { "user" }))
+    }
+
     /// The name that it goes by where people look at conversations.
     pub(crate) fn seen_as(&self) -> String {
         let given = self.connect().and_then(|options| options.name.clone()).filter(|name| !name.is_empty());
@@ -357,8 +391,33 @@ impl Client {
             pings.sent = Some(Instant::now());
             pings.sent_ms = now_ms;
         }
-        self.outbox.write_later(encode::ping);
+        self.write_later(encode::ping);
         true
+    }
+
+    /// Sends it slices in order, as [`Outbox::write`].
+    pub(crate) fn write(&self, slices: &[IoSlice<'_>], total: usize) -> Written {
+        if trace::is_wanted() {
+            trace::sent(self, slices);
+        }
+        self.outbox.write(slices, total)
+    }
+
+    /// Leaves bytes to its connection's task, as [`Outbox::write_later`].
+    pub(crate) fn write_later(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Written {
+        if !trace::is_wanted() {
+            return self.outbox.write_later(encode);
+        }
+        let mut bytes = Vec::new();
+        encode(&mut bytes);
+        trace::sent(self, &[IoSlice::new(&bytes)]);
+        self.outbox.write_later(|out| out.extend_from_slice(&bytes))
+    }
+
+    /// Sends it a last line and ends the connection once that was sent.
+    pub(crate) fn end_with(&self, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.write_later(encode);
+        self.outbox.end(Ending::WhenFlushed);
     }
 
     pub(crate) fn pinged_ms(&self) -> u64 {
@@ -398,6 +457,10 @@ impl Client {
         if table.get(&subscription.sid).is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), subscription)) {
             table.remove(&subscription.sid);
             self.subscriptions.store(table.len() as u64, Ordering::Relaxed);
+            drop(table);
+            if trace::is_wanted() {
+                trace::unsubscribed(self, &subscription.sid);
+            }
         }
     }
 }
@@ -566,7 +629,7 @@ impl SessionSink for Subscription {
             return Delivered::Gone;
         }
         let header = (fit != Fit::Without).then_some(&header[..]);
-        let written = self.client.outbox.write_later(|out| {
+        let written = self.client.write_later(|out| {
             encode::msg(out, message.subject.as_bytes(), &self.sid, reply, header, &message.payload);
         });
         match written {

@@ -1,5 +1,7 @@
 //! Why connections end, as metrics, monitoring and close frames tell it.
 
+use crate::outbox::SlowBy;
+
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Closed {
@@ -76,6 +78,32 @@ impl Closed {
             Self::TooMany => "max_connections",
             Self::Memory => "memory",
             Self::Silent => "no_connect",
+        }
+    }
+
+    /// As nats-server says it, where it has the reason too.
+    pub(crate) fn shown(self, slow: Option<SlowBy>) -> &'static str {
+        match self {
+            Self::ByClient => "Client Closed",
+            Self::ReadError => "Read Error",
+            Self::PayloadTooLarge => "Maximum Message Payload Exceeded",
+            Self::LineTooLong => "Maximum Control Line Exceeded",
+            Self::Protocol => "Protocol Violation",
+            // That is what nats-server calls an error that the client reports.
+            Self::ClientError => "Parse Error",
+            Self::SlowConsumer => match slow {
+                Some(SlowBy::Deadline) => "Slow Consumer (Write Deadline)",
+                Some(SlowBy::Memory) => "Slow Consumer (Memory Limit)",
+                Some(SlowBy::Pending) | None => "Slow Consumer (Pending Bytes)",
+            },
+            Self::Stale => "Stale Connection",
+            Self::Shutdown => "Server Shutdown",
+            Self::Backend => "Backend Unavailable",
+            Self::Unauthorized => "Authentication Failure",
+            Self::AuthTimeout => "Authentication Timeout",
+            Self::Handshake => "TLS Handshake Failure",
+            Self::TooMany | Self::Silent => "Maximum Connections Exceeded",
+            Self::Memory => "Memory Limit",
         }
     }
 }

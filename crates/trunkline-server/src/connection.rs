@@ -19,6 +19,7 @@ use crate::session::Session;
 use crate::shared::Shared;
 use crate::socket::Socket;
 use crate::threads::Place;
+use crate::trace::{self, about};
 use crate::turns::{LongTurn, Turns};
 use crate::view::ClientView;
 
@@ -126,6 +127,7 @@ impl Connection {
             }
             self.server.leave(&self.client, view, why);
             self.client.outbox.close();
+            about!(debug, self.client, reason = why.shown(None), "connection closed");
             self.client.part();
             return;
         }
@@ -164,8 +166,8 @@ impl Connection {
             observer.client_left(self.client.id);
         }
         self.client.outbox.close();
+        about!(debug, self.client, reason = why.shown(slow.map(|slow| slow.by)), "connection closed");
         self.client.part();
-        tracing::debug!(client = self.client.id, reason = why.as_str(), "connection closed");
         // It is gone from monitoring already: nothing that it sends is looked at any more.
         if self.lingers {
             self.input = Input::default();
@@ -213,6 +215,9 @@ impl Connection {
         *subscriptions += ended.len() as u64;
         for some in ended.chunks(LEAVING_AT_ONCE) {
             some.iter().for_each(|subscription| subscription.end());
+            if trace::is_wanted() {
+                some.iter().for_each(|subscription| trace::unsubscribed(&self.client, &subscription.sid));
+            }
             if some.len() == LEAVING_AT_ONCE {
                 tokio::task::yield_now().await;
             }

@@ -60,6 +60,7 @@ impl Sessions {
             version: "0.0.0".to_owned(),
             trace_payloads: false,
             tags: Vec::new(),
+            metadata: Default::default(),
             advertise: None,
         };
         let memory = Arc::new(MemoryBudget::from_setting(room.map(|_| MEMORY_BYTES)));

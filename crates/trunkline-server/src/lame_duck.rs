@@ -21,6 +21,7 @@ pub(crate) async fn see_off(shared: &Arc<Shared>, grace: Duration, within: Durat
 async fn close_all(shared: &Arc<Shared>, started: Instant, grace: Duration, within: Duration) {
     tokio::time::sleep_until(started + grace).await;
     let mut clients: Vec<Arc<Client>> = shared.clients();
+    tracing::info!(connections = clients.len(), "clients are closed one by one");
     fastrand::shuffle(&mut clients);
     let time = within.saturating_sub(grace);
     let count = u32::try_from(clients.len()).unwrap_or(u32::MAX);

@@ -197,7 +197,7 @@ fn cut_off_publishers(clients: &[Arc<Client>], memory: &MemoryBudget, wanted: us
             "no memory for the rest of what this client sends (runtime.resources.memory), cut off"
         );
         client.set_ending_reason(Closed::Memory);
-        client.outbox.write_later(|out| ServerError::InsufficientMemory.write(out));
+        client.write_later(|out| ServerError::InsufficientMemory.write(out));
         client.outbox.flush();
         client.outbox.end(Ending::Now);
         leaving += bytes;

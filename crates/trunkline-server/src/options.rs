@@ -1,5 +1,6 @@
 //! What a server is started with.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub struct ServerOptions {
     pub trace_payloads: bool,
     /// Words by which an operator tells servers apart, shown by `/varz`. Default none.
     pub tags: Vec<String>,
+    /// What an operator has to say of the server, by names; shown by `/varz`. Default nothing.
+    pub metadata: BTreeMap<String, String>,
     /// Bounds.
     pub limits: Limits,
     /// Threads that serve connections and nothing else; with 0, the runtime that the server is started on serves them, and
@@ -161,6 +164,7 @@ impl ServerOptions {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             trace_payloads: false,
             tags: Vec::new(),
+            metadata: BTreeMap::new(),
             limits: Limits::default(),
             threads: 0,
             auth: AuthOptions::default(),

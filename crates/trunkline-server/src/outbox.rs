@@ -294,12 +294,6 @@ impl Outbox {
         self.wake.notify_one();
     }
 
-    /// Appends a last line and ends the connection once it was sent.
-    pub(crate) fn end_with(&self, encode: impl FnOnce(&mut Vec<u8>)) {
-        self.write_later(encode);
-        self.end(Ending::WhenFlushed);
-    }
-
     pub(crate) fn ending(&self) -> Ending {
         let state = self.state.lock();
         match state.ending {

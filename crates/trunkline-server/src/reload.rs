@@ -1,5 +1,6 @@
 //! Users, permissions and certificates, read again while the server runs.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use trunkline::backend::{BackendKind, LiveEvent, LiveSource, SubscribeOptions};
 use trunkline_core::Role;
 
 use crate::auth::{AuthError, AuthOptions, Reloaded};
-use crate::options::Limits;
+use crate::options::{Advertised, Limits};
 use crate::shared::Shared;
 use crate::tls::{Plan, TlsError, TlsOptions};
 
@@ -78,6 +79,10 @@ pub struct ReloadOptions {
     pub websocket_tls: Option<TlsOptions>,
     /// As [`ServerOptions::tags`](crate::ServerOptions::tags).
     pub tags: Vec<String>,
+    /// As [`ServerOptions::metadata`](crate::ServerOptions::metadata).
+    pub metadata: BTreeMap<String, String>,
+    /// As [`ServerOptions::advertise`](crate::ServerOptions::advertise); for clients that come from now on.
+    pub advertise: Option<Advertised>,
 }
 
 /// Replaces users and permissions, one after the other.
@@ -127,7 +132,7 @@ impl Reloader {
 
     pub(crate) async fn reload_all(&self, options: ReloadOptions) -> Result<Reloaded, ReloadError> {
         let _turn = self.turn.lock().await;
-        let ReloadOptions { auth, limits, tls, websocket_tls, tags } = options;
+        let ReloadOptions { auth, limits, tls, websocket_tls, tags, metadata, advertise } = options;
         let former = self.shared.tls.plan();
         // A listener does not change what it speaks, as clients know it by a URL.
         let web = former.web.and(websocket_tls.or_else(|| tls.clone()));
@@ -139,6 +144,8 @@ impl Reloader {
         }
         let reloaded = self.put_all_in_force(&auth, Some(limits), Plan { clients: tls, web, http }).await?;
         *self.shared.tags.write() = tags;
+        *self.shared.metadata.write() = metadata;
+        self.shared.advertise(advertise);
         Ok(reloaded)
     }
 

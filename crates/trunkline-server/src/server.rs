@@ -129,6 +129,7 @@ impl Server {
                 version: options.version,
                 trace_payloads: options.trace_payloads,
                 tags: options.tags,
+                metadata: options.metadata,
                 advertise: options.advertise,
             },
             address,

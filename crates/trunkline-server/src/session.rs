@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytestring::ByteString;
 use trunkline::Pattern;
@@ -17,7 +18,7 @@ use trunkline::observe::Observer;
 use trunkline_core::{MatchCache, Role};
 use trunkline_protocol::{ClientOp, ConnectOptions, Parsed, ProtocolError, ServerError, encode, parse};
 
-use access::Access;
+use access::{Access, Violation};
 
 use crate::batches::Others;
 use crate::bridge::front::Front;
@@ -26,7 +27,7 @@ use crate::closed::Closed;
 use crate::options::Limits;
 use crate::shared::Shared;
 use crate::staging::{self, Outgoing, Staging};
-use crate::trace;
+use crate::trace::{self, about};
 
 mod access;
 mod delivery;
@@ -134,7 +135,7 @@ impl Session {
                     turn.start = turn.consumed;
                     turn.consumed += taken;
                     if is_traced && self.others.is_none() {
-                        trace::received(&self.client, &op, self.server.trace_payloads);
+                        trace::received(&self.client, &op);
                     }
                     self.operate(op, &mut turn, staging)
                 }
@@ -143,7 +144,7 @@ impl Session {
                     break;
                 }
                 Err(error) => {
-                    tracing::debug!(client = self.client.id, %error, "broken protocol");
+                    self.note_broken(&error);
                     error.write(staging.line(&self.client));
                     Err(Stop::Close(ending_of(&error)))
                 }
@@ -195,6 +196,20 @@ impl Session {
         self.hub.charge_routes();
     }
 
+    /// Tells the log why the client's connection ends: it made a mistake that stock clients do not make.
+    #[cold]
+    fn note_broken(&self, error: &ProtocolError) {
+        let reason = error.wire();
+        let (size, limit) = match error {
+            ProtocolError::MaxPayload { size, limit } => (Some(*size), Some(*limit)),
+            _ => (None, None),
+        };
+        match self.server.refusals.may_tell(Instant::now()) {
+            true => about!(warn, self.client, %error, reason, size, limit, "broken protocol"),
+            false => about!(debug, self.client, %error, reason, size, limit, "broken protocol"),
+        }
+    }
+
     /// About how many bytes it takes from batch to batch.
     #[inline]
     pub(crate) fn held_bytes(&self) -> usize {
@@ -236,7 +251,11 @@ impl Session {
             }
             ClientOp::Connect(json) => self.connect(json, staging)?,
             ClientOp::Err(text) => {
-                tracing::debug!(client = self.client.id, text = %String::from_utf8_lossy(text), "client reports an error");
+                let text = String::from_utf8_lossy(text);
+                match self.server.refusals.may_tell(Instant::now()) {
+                    true => about!(warn, self.client, %text, "client reports an error"),
+                    false => about!(debug, self.client, %text, "client reports an error"),
+                }
                 return Err(Stop::Close(Closed::ClientError));
             }
             ClientOp::Ok | ClientOp::Info => return Ok(()),
@@ -295,7 +314,10 @@ impl Session {
         let options = match self.options.updated(json) {
             Ok(options) => options,
             Err(error) => {
-                tracing::debug!(client = self.client.id, %error, "CONNECT is not understood");
+                match self.server.refusals.may_tell(Instant::now()) {
+                    true => about!(warn, self.client, %error, "CONNECT is not understood"),
+                    false => about!(debug, self.client, %error, "CONNECT is not understood"),
+                }
                 staging.line(&self.client).extend_from_slice(b"-ERR 'Parser Error'\r\n");
                 return Err(Stop::Close(Closed::Protocol));
             }
@@ -353,7 +375,7 @@ impl Session {
         };
         if !may_subscribe {
             self.server.count_denied_subscription(&self.client);
-            self.note_violation("subscribe", subject);
+            self.note_violation(Violation::Subscribe { queue, sid }, subject);
             return self.refuse(ServerError::SubscribePermission { subject, queue }, staging);
         }
         let subscription = wanted.map(|(pattern, queue)| {
@@ -404,7 +426,7 @@ impl Session {
         // Whoever asks for a million too many is not to fill the log with them.
         let before = self.server.count_refused_subscription();
         if (before + 1).is_power_of_two() {
-            tracing::warn!(client = self.client.id, address = %self.client.address, error = %why, "a subscription is refused");
+            about!(warn, self.client, error = %why, "a subscription is refused");
         }
         self.refuse(ServerError::MaxSubscriptions, staging)
     }
@@ -428,6 +450,9 @@ impl Session {
             removed
         };
         if let Some(subscription) = removed {
+            if trace::is_wanted() {
+                trace::unsubscribed(&self.client, sid);
+            }
             if let Some(bridge) = &mut self.bridge {
                 // What was published by now still goes to it.
                 return bridge.unsubscribe(subscription);

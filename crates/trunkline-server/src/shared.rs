@@ -2,6 +2,7 @@
 
 mod table;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -30,6 +31,7 @@ use crate::outbox::{Ending, Slow, SlowBy};
 use crate::pages::Spares;
 use crate::refusals::Refusals;
 use crate::tls;
+use crate::trace::about;
 use crate::websocket::WebListener;
 
 pub(crate) use table::Entry;
@@ -45,6 +47,7 @@ pub(crate) struct Shown {
     pub(crate) version: String,
     pub(crate) trace_payloads: bool,
     pub(crate) tags: Vec<String>,
+    pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) advertise: Option<Advertised>,
 }
 
@@ -75,8 +78,10 @@ pub(crate) struct Shared {
     pub(crate) trace_payloads: bool,
     /// What an operator calls it, for monitoring. Held while it is copied.
     pub(crate) tags: RwLock<Vec<String>>,
-    /// What INFO says of the address.
-    advertise: Option<Advertised>,
+    /// What an operator says of it, for monitoring. Held while it is copied.
+    pub(crate) metadata: RwLock<BTreeMap<String, String>>,
+    /// What INFO says of the address. Held while it is copied.
+    advertise: RwLock<Option<Advertised>>,
     pub(crate) address: SocketAddr,
     pub(crate) started: SystemTime,
     started_instant: Instant,
@@ -156,7 +161,8 @@ impl Shared {
             version: shown.version,
             trace_payloads: shown.trace_payloads,
             tags: RwLock::new(shown.tags),
-            advertise: shown.advertise,
+            metadata: RwLock::new(shown.metadata),
+            advertise: RwLock::new(shown.advertise),
             address,
             started: SystemTime::now(),
             started_instant: Instant::now(),
@@ -302,6 +308,11 @@ impl Shared {
         Failure::ALL.into_iter().map(|why| self.auth.failures(why)).sum()
     }
 
+    /// Shows another address to clients that come from now on.
+    pub(crate) fn advertise(&self, advertised: Option<Advertised>) {
+        *self.advertise.write() = advertised;
+    }
+
     /// Puts other users and permissions in force, and other bounds where there are any.
     pub(crate) fn replace(&self, auth: &AuthOptions, limits: Option<Limits>) -> Result<Reloaded, AuthError> {
         // Before the users: sessions look at both when these are of another generation, and never in between.
@@ -329,7 +340,7 @@ impl Shared {
         fastrand::shuffle(&mut clients);
         for client in &clients[..excess] {
             client.set_ending_reason(Closed::TooMany);
-            client.outbox.end_with(|out| ServerError::MaxConnections.write(out));
+            client.end_with(|out| ServerError::MaxConnections.write(out));
         }
         excess
     }
@@ -338,7 +349,12 @@ impl Shared {
     pub(crate) fn count_slow(&self, client: &Client, slow: Slow, patterns: Vec<String>) {
         self.slow[slow.by as usize].fetch_add(1, Ordering::Relaxed);
         let (limit, pending_bytes) = (slow.by.as_str(), slow.pending);
-        tracing::warn!(client = client.id, address = %client.address, limit, pending_bytes, "slow consumer: cut off");
+        let bound = match slow.by {
+            SlowBy::Pending => Some(self.limits().max_pending.to_string()),
+            SlowBy::Deadline => Some(format!("{:?}", self.limits().write_deadline)),
+            SlowBy::Memory => None,
+        };
+        about!(warn, client, limit, bound, pending_bytes, "slow consumer: cut off");
         let observer = match client.identity() {
             // Each account has a record of its own, which nobody else may learn anything from.
             Some(identity) => self.observer(&identity.account.hub),
@@ -443,7 +459,8 @@ impl Shared {
         let web = self.web.as_ref().filter(|_| client.kind == Kind::WebSocket);
         let address = web.map_or(self.address, |web| web.address);
         // Of the listener for NATS alone, as on nats-server.
-        let advertised = self.advertise.as_ref().filter(|_| web.is_none());
+        let advertised = self.advertise.read().clone().filter(|_| web.is_none());
+        let advertised = advertised.as_ref();
         ServerInfo {
             tls_required: tls.is_some_and(|tls| !tls.allow_non_tls),
             tls_available: tls.is_some_and(|tls| tls.allow_non_tls),
@@ -486,9 +503,9 @@ impl Shared {
                 continue;
             }
             if !client.ping(limits.ping_max, now_ms) {
-                tracing::debug!(client = client.id, address = %client.address, "stale connection");
+                about!(debug, client, "stale connection");
                 client.set_ending_reason(Closed::Stale);
-                client.outbox.end_with(|out| ServerError::StaleConnection.write(out));
+                client.end_with(|out| ServerError::StaleConnection.write(out));
             }
         }
     }
@@ -502,7 +519,7 @@ impl Shared {
             // Others would take an INFO in the middle of a connection for a mistake.
             if client.connect().is_some_and(|options| options.protocol >= PROTOCOL) {
                 let info = self.info(client);
-                client.outbox.write_later(|out| info.write(out));
+                client.write_later(|out| info.write(out));
             }
         }
         tracing::info!(connections = clients.len(), "clients are asked to go elsewhere");

@@ -394,7 +394,7 @@ impl Staging {
                 from = *until;
             }
             slices.push(IoSlice::new(&slot.lines[from..]));
-            client.outbox.write(&slices, total)
+            client.write(&slices, total)
         };
         if total > INNOCENT_BYTES
             && let Written::Pending(pending @ 1..) = written

@@ -1,17 +1,31 @@
 //! The files by which others find the server: the one with its process id, and the one with its ports.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 /// What is in the ports file; what is not served has no list.
 #[derive(Debug, Serialize)]
-struct Ports {
-    nats: [String; 1],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    monitoring: Option<[String; 1]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    websocket: Option<[String; 1]>,
+pub(crate) struct Ports {
+    pub(crate) nats: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) monitoring: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) websocket: Vec<String>,
+}
+
+/// URLs by which programs on this machine reach a server at an address.
+pub(crate) fn urls(scheme: &str, address: SocketAddr) -> Vec<String> {
+    let port = address.port();
+    let at = |ip: IpAddr| format!("{scheme}://{}", SocketAddr::new(ip, port));
+    let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+    match address.ip() {
+        // Nobody connects to all of the machine's addresses.
+        IpAddr::V4(ip) if ip.is_unspecified() => vec![at(v4)],
+        IpAddr::V6(ip) if ip.is_unspecified() => vec![at(v4), at(v6)],
+        ip => vec![at(ip)],
+    }
 }
 
 /// A file that goes with the server.
@@ -35,24 +49,21 @@ pub(crate) fn write_pid(path: &Path) -> std::io::Result<()> {
     std::fs::write(path, std::process::id().to_string())
 }
 
+/// `DIRECTORY/PROGRAM_PID.ports`.
+pub(crate) fn ports_path(directory: &Path, program: &str) -> PathBuf {
+    directory.join(format!("{program}_{}.ports", std::process::id()))
+}
+
 /// Writes `DIRECTORY/PROGRAM_PID.ports`, beside its place first, so that nobody reads half of it.
 ///
 /// # Errors
 /// The directory does not exist or may not be written to.
-pub(crate) fn write_ports(
-    directory: &Path,
-    program: &str,
-    nats: String,
-    http: Option<String>,
-    websocket: Option<String>,
-) -> std::io::Result<OwnFile> {
-    let one = |url: Option<String>| url.map(|url| [url]);
-    let ports = Ports { nats: [nats], monitoring: one(http), websocket: one(websocket) };
-    let path = directory.join(format!("{program}_{}.ports", std::process::id()));
+pub(crate) fn write_ports(directory: &Path, program: &str, ports: &Ports) -> std::io::Result<OwnFile> {
+    let path = ports_path(directory, program);
     let mut file = tempfile::Builder::new()
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .tempfile_in(directory)?;
-    serde_json::to_writer(&mut file, &ports)?;
+    serde_json::to_writer(&mut file, ports)?;
     file.persist(&path).map_err(|error| error.error)?;
     Ok(OwnFile { path })
 }
@@ -64,13 +75,18 @@ mod tests {
     #[test]
     fn the_ports_file_is_that_of_nats_server_and_goes_with_its_owner() {
         let directory = tempfile::tempdir().unwrap();
-        let url = |url: &str| Some(url.to_owned());
-        let (nats, http, web) = ("nats://h:41".to_owned(), url("http://h:42"), url("ws://h:43"));
-        let file = write_ports(directory.path(), "nats-server", nats, http, web).unwrap();
+        let at = |scheme, address: &str| urls(scheme, address.parse().unwrap());
+        let ports = Ports {
+            nats: at("nats", "10.1.2.3:41"),
+            monitoring: at("http", "0.0.0.0:42"),
+            websocket: at("ws", "[::]:43"),
+        };
+        let file = write_ports(directory.path(), "nats-server", &ports).unwrap();
         let path = directory.path().join(format!("nats-server_{}.ports", std::process::id()));
         assert_eq!(
             std::fs::read_to_string(&path).unwrap(),
-            r#"{"nats":["nats://h:41"],"monitoring":["http://h:42"],"websocket":["ws://h:43"]}"#
+            "{\"nats\":[\"nats://10.1.2.3:41\"],\"monitoring\":[\"http://127.0.0.1:42\"],\
+             \"websocket\":[\"ws://127.0.0.1:43\",\"ws://[::1]:43\"]}"
         );
         drop(file);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);

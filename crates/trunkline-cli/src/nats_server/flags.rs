@@ -21,6 +21,10 @@ pub(crate) struct Flags {
     pub(crate) log_time_utc: Option<bool>,
     pub(crate) debug: Option<bool>,
     pub(crate) trace: Option<bool>,
+    /// Bytes of the log's file past which another is begun.
+    pub(crate) log_size_limit: Option<i64>,
+    /// Bytes of a message that traces show.
+    pub(crate) max_traced_msg_len: Option<i64>,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
     pub(crate) token: Option<String>,
@@ -58,12 +62,14 @@ pub(crate) enum Request {
 /// A command line that says nothing to be done.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FlagError {
+    #[error("bad flag syntax: {0}")]
+    Syntax(String),
     #[error("flag provided but not defined: -{0}")]
     Unknown(String),
     #[error("flag needs an argument: -{0}")]
     NoValue(String),
-    #[error("invalid value {value:?} for flag -{flag}: parse error")]
-    Number { flag: String, value: String },
+    #[error("invalid value {value:?} for flag -{flag}: {problem}")]
+    Number { flag: String, value: String, problem: &'static str },
     #[error("invalid boolean value {value:?} for -{flag}: parse error")]
     Bool { flag: String, value: String },
     #[error("unrecognized command: {0:?}")]
@@ -80,17 +86,25 @@ enum Meaning {
     File(fn(&mut Flags, PathBuf)),
     Number(fn(&mut Flags, i64)),
     Switch(fn(&mut Flags, bool)),
-    /// It has a value and changes nothing here.
-    Ignored,
-    /// With a value, or without; why not.
+    /// It changes nothing here.
+    Ignored(Form),
+    /// Unless it says no, or nothing; why not.
     Refused {
-        has_value: bool,
+        form: Form,
         reason: &'static str,
     },
     Signal,
     Help,
     HelpTls,
     Version,
+}
+
+/// What stands behind a flag that is not kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Text,
+    Number,
+    Switch,
 }
 
 const NO_CLUSTER: &str = "it does not cluster; use a NATS cluster, or backend redis on several hosts";
@@ -128,16 +142,29 @@ fn meaning(name: &str) -> Option<Meaning> {
         "h" | "help" => Meaning::Help,
         "help_tls" => Meaning::HelpTls,
         "v" | "version" => Meaning::Version,
-        // There is nothing to store or to profile; scripts give these all the same.
-        "sd" | "store_dir" | "log_size_limit" | "max_traced_msg_len" | "profile" => Ignored,
-        "js" | "jetstream" => Refused { has_value: false, reason: NO_JETSTREAM },
-        "s" | "syslog" => Refused { has_value: false, reason: NO_SYSLOG },
-        "r" | "remote_syslog" => Refused { has_value: true, reason: NO_SYSLOG },
-        "no_advertise" => Refused { has_value: false, reason: NO_CLUSTER },
-        "routes" | "cluster" | "cluster_name" | "cluster_advertise" | "connect_retries"
-        | "cluster_listen" => Refused { has_value: true, reason: NO_CLUSTER },
+        "log_size_limit" => Number(|flags, bytes| flags.log_size_limit = Some(bytes)),
+        "max_traced_msg_len" => Number(|flags, bytes| flags.max_traced_msg_len = Some(bytes)),
+        // There is nothing to store or to profile, and without others nobody to tell of; scripts give these all the same.
+        "sd" | "store_dir" | "cluster_name" | "cluster_advertise" => Ignored(Form::Text),
+        "profile" | "connect_retries" => Ignored(Form::Number),
+        "no_advertise" => Ignored(Form::Switch),
+        "js" | "jetstream" => Refused { form: Form::Switch, reason: NO_JETSTREAM },
+        "s" | "syslog" => Refused { form: Form::Switch, reason: NO_SYSLOG },
+        "r" | "remote_syslog" => Refused { form: Form::Text, reason: NO_SYSLOG },
+        "routes" | "cluster" | "cluster_listen" => Refused { form: Form::Text, reason: NO_CLUSTER },
         _ => return None,
     })
+}
+
+/// What a command line asks for beside a server. All of it is read first: a mistake behind `-v` is told.
+#[derive(Default)]
+struct Asked {
+    version: bool,
+    help: bool,
+    help_tls: bool,
+    signal: Option<String>,
+    /// What stands behind the flags.
+    command: Option<String>,
 }
 
 /// Reads the command line behind the program's name.
@@ -145,65 +172,109 @@ fn meaning(name: &str) -> Option<Meaning> {
 /// # Errors
 /// The first mistake.
 pub(crate) fn parse(arguments: &[String]) -> Result<Request, FlagError> {
-    let mut flags = Flags::default();
+    let (mut flags, mut asked) = (Flags::default(), Asked::default());
     let mut rest = arguments.iter();
-    let mut signal = None;
     while let Some(argument) = rest.next() {
         let Some(flag) = argument.strip_prefix('-').filter(|flag| !flag.is_empty()) else {
-            return command(argument);
+            asked.command = Some(argument.clone());
+            break;
         };
         let flag = flag.strip_prefix('-').unwrap_or(flag);
         if flag.is_empty() {
-            match rest.next() {
-                Some(argument) => return command(argument),
-                None => break,
-            }
+            asked.command = rest.next().cloned();
+            break;
+        }
+        if flag.starts_with(['-', '=']) {
+            return Err(FlagError::Syntax(argument.clone()));
         }
         let (name, given) = match flag.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (flag, None),
         };
-        let meaning = meaning(name).ok_or_else(|| FlagError::Unknown(name.to_owned()))?;
-        let is_on = |given: &Option<String>| switch(name, given.as_deref());
-        let mut value = || {
-            given.clone().or_else(|| rest.next().cloned()).ok_or_else(|| FlagError::NoValue(name.to_owned()))
-        };
-        match meaning {
-            Meaning::Text(set) => set(&mut flags, value()?),
-            Meaning::File(set) => set(&mut flags, value()?.into()),
-            Meaning::Number(set) => {
-                let value = value()?;
-                let number = value.parse();
-                set(&mut flags, number.map_err(|_| FlagError::Number { flag: name.to_owned(), value })?);
-            }
-            Meaning::Switch(set) => set(&mut flags, is_on(&given)?),
-            Meaning::Ignored => {
-                value()?;
-                flags.ignored.push(format!("-{name}"));
-            }
-            Meaning::Refused { has_value, reason } => {
-                if has_value {
-                    value()?;
-                } else if !is_on(&given)? {
-                    continue;
-                }
-                return Err(FlagError::NotServed { flag: name.to_owned(), reason });
-            }
-            Meaning::Signal => signal = Some(value()?),
-            Meaning::Help if is_on(&given)? => return Ok(Request::Help),
-            Meaning::HelpTls if is_on(&given)? => return Ok(Request::HelpTls),
-            Meaning::Version if is_on(&given)? => return Ok(Request::Version),
-            Meaning::Help | Meaning::HelpTls | Meaning::Version => {}
-        }
+        read(name, given, &mut rest, (&mut flags, &mut asked))?;
     }
-    Ok(signal.map_or_else(|| Request::Serve(Box::new(flags)), Request::Signal))
+    // As where a script's variable is not set.
+    flags.config = flags.config.filter(|path| !path.as_os_str().is_empty());
+    let command = asked.command.as_ref().map(|word| word.to_ascii_lowercase());
+    Ok(match command.as_deref() {
+        _ if asked.version => Request::Version,
+        _ if asked.help => Request::Help,
+        _ if asked.help_tls => Request::HelpTls,
+        Some("version") => Request::Version,
+        Some("help") => Request::Help,
+        Some(_) => return Err(FlagError::Command(asked.command.unwrap_or_default())),
+        None => asked.signal.map_or_else(|| Request::Serve(Box::new(flags)), Request::Signal),
+    })
 }
 
-fn command(word: &str) -> Result<Request, FlagError> {
-    match word.to_ascii_lowercase().as_str() {
-        "version" => Ok(Request::Version),
-        "help" => Ok(Request::Help),
-        _ => Err(FlagError::Command(word.to_owned())),
+/// Reads one flag, and its value from behind it where it is not `given` with it.
+fn read<'a>(
+    name: &str,
+    given: Option<String>,
+    rest: &mut impl Iterator<Item = &'a String>,
+    (flags, asked): (&mut Flags, &mut Asked),
+) -> Result<(), FlagError> {
+    let is_on = |given: &Option<String>| switch(name, given.as_deref());
+    let mut value =
+        || given.clone().or_else(|| rest.next().cloned()).ok_or_else(|| FlagError::NoValue(name.to_owned()));
+    match meaning(name).ok_or_else(|| FlagError::Unknown(name.to_owned()))? {
+        Meaning::Text(set) => set(flags, value()?),
+        Meaning::File(set) => set(flags, value()?.into()),
+        Meaning::Number(set) => set(flags, number(name, value()?)?),
+        Meaning::Switch(set) => set(flags, is_on(&given)?),
+        Meaning::Ignored(form) => {
+            if says_something(name, form, &given, value)? {
+                flags.ignored.push(format!("-{name}"));
+            }
+        }
+        Meaning::Refused { form, reason } => {
+            if says_something(name, form, &given, value)? {
+                return Err(FlagError::NotServed { flag: name.to_owned(), reason });
+            }
+        }
+        Meaning::Signal => asked.signal = Some(value()?),
+        Meaning::Help => asked.help = is_on(&given)?,
+        Meaning::HelpTls => asked.help_tls = is_on(&given)?,
+        Meaning::Version => asked.version = is_on(&given)?,
+    }
+    Ok(())
+}
+
+/// Whether a flag asks for anything: it is on, or has a value that is not empty.
+fn says_something(
+    name: &str,
+    form: Form,
+    given: &Option<String>,
+    mut value: impl FnMut() -> Result<String, FlagError>,
+) -> Result<bool, FlagError> {
+    match form {
+        Form::Switch => switch(name, given.as_deref()),
+        Form::Text => Ok(!value()?.is_empty()),
+        Form::Number => Ok(number(name, value()?)? != 0),
+    }
+}
+
+/// A number as Go reads it: with a sign, and with a prefix where it is not decimal.
+fn number(flag: &str, value: String) -> Result<i64, FlagError> {
+    let (is_negative, digits) = match value.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, value.strip_prefix('+').unwrap_or(&value)),
+    };
+    let lower = digits.to_ascii_lowercase();
+    let (radix, digits) = match lower.as_bytes() {
+        [b'0', b'x', ..] => (16, &lower[2..]),
+        [b'0', b'o', ..] => (8, &lower[2..]),
+        [b'0', b'b', ..] => (2, &lower[2..]),
+        [b'0', _, ..] => (8, &lower[1..]),
+        _ => (10, &lower[..]),
+    };
+    let is_number = !digits.is_empty() && digits.chars().all(|digit| digit.is_digit(radix));
+    let parsed = i128::from_str_radix(digits, radix).unwrap_or(i128::MAX);
+    let signed = if is_negative { -parsed } else { parsed };
+    let wrong = |problem| FlagError::Number { flag: flag.to_owned(), value: value.clone(), problem };
+    match is_number {
+        false => Err(wrong("parse error")),
+        true => i64::try_from(signed).map_err(|_| wrong("value out of range")),
     }
 }
 
@@ -255,6 +326,10 @@ mod tests {
         assert!(matches!(request("-js"), Err(FlagError::NotServed { .. })));
         assert_eq!(request("-js=false"), Ok(Request::Serve(Box::default())));
         assert!(matches!(request("--routes nats://a:1"), Err(FlagError::NotServed { .. })));
+        let without_others =
+            flags("--no_advertise --cluster_name=x --connect_retries 3 --cluster= --no_advertise=0");
+        assert_eq!(without_others.ignored, ["-no_advertise", "-cluster_name", "-connect_retries"]);
+        assert!(request("--profile x").is_err());
     }
 
     #[test]
@@ -264,6 +339,8 @@ mod tests {
         assert_eq!(text("--bogus"), "flag provided but not defined: -bogus");
         assert_eq!(text("-p"), "flag needs an argument: -p");
         assert_eq!(text("extra"), "unrecognized command: \"extra\"");
+        assert_eq!(text("---p"), "bad flag syntax: ---p");
+        assert_eq!(text("-=3"), "bad flag syntax: -=3");
         assert_eq!(text("-D=maybe"), "invalid boolean value \"maybe\" for -D: parse error");
     }
 
@@ -274,5 +351,26 @@ mod tests {
         }
         assert_eq!(request("help"), Ok(Request::Help));
         assert_eq!(request("-v"), Ok(Request::Version));
+    }
+
+    #[test]
+    fn all_of_a_line_is_read_before_anything_is_done() {
+        assert_eq!(request("-h -v -t -sl quit=1"), Ok(Request::Version));
+        assert_eq!(request("-sl quit=1 -t"), Ok(Request::Signal("quit=1".to_owned())));
+        assert_eq!(request("-D VERSION"), Ok(Request::Version));
+        assert!(matches!(request("-v -p abc"), Err(FlagError::Number { .. })));
+        assert!(matches!(request("-p 1 extra -v"), Err(FlagError::Command(_))));
+    }
+
+    #[test]
+    fn numbers_are_those_of_go() {
+        for (text, value) in [("0x10", 16), ("010", 8), ("0b11", 3), ("+5", 5), ("-1", -1), ("-0", 0)] {
+            assert_eq!(flags(&format!("-p {text}")).port, Some(value), "{text}");
+        }
+        for text in ["1e3", "4.5", "0x", "08", "5_", "--5"] {
+            assert!(request(&format!("-p={text}")).is_err(), "{text}");
+        }
+        let text = request("-p 99999999999999999999").unwrap_err().to_string();
+        assert_eq!(text, "invalid value \"99999999999999999999\" for flag -p: value out of range");
     }
 }

@@ -25,8 +25,10 @@ Server Options:
     -t                               Test configuration and exit
                                      nats-server -t -c nats-server.conf
     -sl,--signal <signal>[=<pid>]    Send signal to nats-server process (ldm, stop, quit, term, reopen, reload)
-                                     <pid> can be either a PID (e.g. 1) or the path to a PID file
+                                     <pid> can be a PID (e.g. 1), the path to a PID file, or the beginning of PIDs (1*, or *)
                                      nats-server --signal ldm=/run/nats-server.pid
+        --client_advertise <host>    Where clients are told that the server is (default: where it listens)
+                                     nats-server --client_advertise bus.example.org:4222
         --ports_file_dir <dir>       Creates a ports file in the specified directory (<executable_name>_<pid>.ports)
                                      nats-server -p -1 --ports_file_dir /tmp
 
@@ -43,6 +45,10 @@ Logging Options:
                                      nats-server -V
     -DV                              Debug and trace
                                      nats-server -DV
+        --log_size_limit <bytes>     Begin another log file past this size (default: none)
+                                     nats-server -l nats.log --log_size_limit 100000000
+        --max_traced_msg_len <len>   Bytes of a message that traces show (default: all)
+                                     nats-server -V --max_traced_msg_len 100
 
 Authorization Options:
         --user <user>                User required for connections
@@ -67,7 +73,7 @@ Common Options:
     -v, --version                    Show version
                                      nats-server -v
 
-Taken and without effect: -sd, --store_dir, --client_advertise, --log_size_limit, --max_traced_msg_len, --profile.
+Taken and without effect: -sd, --store_dir, --profile, --no_advertise, --cluster_name, --cluster_advertise, --connect_retries.
 Not served, and refused: JetStream, clusters, syslog.
 ";
 

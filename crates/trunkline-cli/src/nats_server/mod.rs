@@ -88,6 +88,9 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
         Err(error) => return refuse(&error.to_string()),
     };
     match &settings.file {
+        Some(file) if flags.test && settings.is_nothing_said => {
+            refuse(&format!("{}: config has no values or is empty\n", file.path.display()))
+        }
         Some(file) if flags.test => {
             refuse(&format!("configuration file {} is valid (sha256:{})", file.path.display(), file.sha256));
             ExitCode::SUCCESS

@@ -1,6 +1,7 @@
 //! The running server: from its settings to its end, and what signals make of it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use trunkline::backend::memory::{Hub, HubOptions};
 use trunkline::config::HandshakeFirst;
 use trunkline_server::{Server, ServerOptions, StartError, WebSocketOptions};
 
-use super::files::{self, OwnFile};
+use super::files::{self, OwnFile, Ports};
 use super::flags::Flags;
 use super::log::Log;
 use super::reload::reload;
@@ -21,6 +22,9 @@ use super::{COMPATIBLE_WITH, PROGRAM};
 /// How long a stop may take: what waits for clients is sent until then, and dropped after it.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
+/// nats-server advises against more.
+const PAYLOAD_BYTES_USUAL: usize = 8 << 20;
+
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ServeError {
@@ -28,8 +32,8 @@ pub(super) enum ServeError {
     Listen { address: String, cause: String },
     #[error("{0}; {hint}", hint = .0.hint())]
     Start(StartError),
-    #[error("could not write {what} {path}: {cause}")]
-    File { what: &'static str, path: String, cause: String },
+    #[error("Could not write pidfile: open {path}: {cause}")]
+    PidFile { path: String, cause: String },
     #[error("Can't start monitoring: {0}")]
     Monitoring(String),
     #[error("cannot listen to signals: {0}")]
@@ -41,12 +45,8 @@ pub(super) fn run(flags: &Flags, settings: Settings) -> ExitCode {
     let log = match Log::open(&settings.log) {
         Ok(log) => log,
         Err(error) => {
-            let path = settings.log.file.as_deref().unwrap_or(std::path::Path::new(""));
-            return super::refuse(&format!(
-                "error opening file: open {}: {}",
-                path.display(),
-                describe(&error)
-            ));
+            let path = settings.log.file.as_deref().unwrap_or(Path::new("")).display();
+            return super::refuse(&format!("error opening file: open {path}: {}", describe(&error)));
         }
     };
     log.listen();
@@ -78,6 +78,14 @@ async fn serve(flags: &Flags, settings: Settings, log: &Arc<Log>) -> Result<(), 
     if let Some(file) = &settings.file {
         log.info(&format!("Using configuration file: {} (sha256:{})", file.path.display(), file.sha256));
     }
+    if settings.is_nothing_said {
+        log.warn("config has no values or is empty");
+    }
+    if settings.limits.max_payload > PAYLOAD_BYTES_USUAL {
+        log.warn(
+            "Maximum payloads over 8.00 MB are generally discouraged and could lead to poor performance",
+        );
+    }
     for ignored in &settings.ignored {
         log.warn(&format!("{ignored} is taken and changes nothing on this server"));
     }
@@ -95,10 +103,12 @@ async fn serve(flags: &Flags, settings: Settings, log: &Arc<Log>) -> Result<(), 
     }
     log.info(&format!("  Name:     {}", server.name()));
     log.info(&format!("  ID:       {}", server.id()));
-    let mut ports = write_files(&settings, &server)?;
+    write_pid(&settings)?;
+    let mut ports = write_ports(&settings, &server, log);
     tell_addresses(&settings, &server, log);
     log.info("Server is ready");
-    attend(flags, settings, log, &server, &mut signals, &mut ports).await;
+    let attendance = Attendance { flags, settings, log, server: &server, ports: &mut ports };
+    attend(attendance, &mut signals).await;
     log.info("Initiating Shutdown...");
     // The file goes first: who reads it from now on shall not find a server that refuses connections.
     drop(ports);
@@ -135,6 +145,7 @@ fn options(settings: &Settings) -> Result<ServerOptions, ServeError> {
         http_tls: settings.https.is_some(),
         name: settings.name.clone(),
         tags: settings.tags.clone(),
+        metadata: settings.metadata.clone(),
         advertise: settings.advertise.clone(),
         version: COMPATIBLE_WITH.to_owned(),
         nats_probes: true,
@@ -233,66 +244,105 @@ fn shown(host: Option<&String>, bound: SocketAddr) -> String {
     }
 }
 
-fn write_files(settings: &Settings, server: &Server) -> Result<Option<OwnFile>, ServeError> {
-    if let Some(path) = &settings.pid_file {
-        files::write_pid(path).map_err(|error| ServeError::File {
-            what: "pidfile",
-            path: path.display().to_string(),
-            cause: describe(&error),
-        })?;
-    }
-    write_ports(settings, server)
+fn write_pid(settings: &Settings) -> Result<(), ServeError> {
+    let Some(path) = &settings.pid_file else { return Ok(()) };
+    files::write_pid(path)
+        .map_err(|error| ServeError::PidFile { path: path.display().to_string(), cause: describe(&error) })
 }
 
-/// Writes where the server listens to the directory for it, if there is one.
-pub(super) fn write_ports(settings: &Settings, server: &Server) -> Result<Option<OwnFile>, ServeError> {
-    let Some(directory) = &settings.ports_file_dir else { return Ok(None) };
+/// Writes where the server listens to the directory for it, if there is one. Without it the server runs all the same, as
+/// nats-server does.
+pub(super) fn write_ports(settings: &Settings, server: &Server, log: &Log) -> Option<OwnFile> {
+    let directory = settings.ports_file_dir.as_ref()?;
     // As on nats-server: clients may come without TLS where the scheme does not say so.
     let is_secure = settings.tls.as_ref().is_some_and(|tls| !tls.allow_non_tls);
-    let nats = format!("{}://{}", if is_secure { "tls" } else { "nats" }, server.nats_addr());
-    let written = files::write_ports(directory, PROGRAM, nats, server.http_url(), server.websocket_url());
-    written.map(Some).map_err(|error| ServeError::File {
-        what: "the ports file in",
-        path: directory.display().to_string(),
-        cause: describe(&error),
-    })
+    let is_wss = settings.websocket.as_ref().is_some_and(|web| web.tls.is_some());
+    let at = |is_secure: bool, [open, secure]: [&str; 2], address: Option<SocketAddr>| {
+        let scheme = if is_secure { secure } else { open };
+        address.map(|address| files::urls(scheme, address)).unwrap_or_default()
+    };
+    let ports = Ports {
+        nats: at(is_secure, ["nats", "tls"], Some(server.nats_addr())),
+        monitoring: at(settings.https.is_some(), ["http", "https"], server.http_addr()),
+        websocket: at(is_wss, ["ws", "wss"], server.websocket_addr()),
+    };
+    match files::write_ports(directory, PROGRAM, &ports) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            let path = files::ports_path(directory, PROGRAM);
+            let (path, cause) = (path.display(), describe(&error));
+            log.error(&format!("Error writing ports file ({path}): open {path}: {cause}"));
+            None
+        }
+    }
 }
 
-/// Does what signals ask for, until one asks to stop.
-async fn attend(
-    flags: &Flags,
-    mut settings: Settings,
-    log: &Arc<Log>,
-    server: &Server,
-    signals: &mut Signals,
-    ports: &mut Option<OwnFile>,
-) {
-    loop {
-        let what = signals.next().await;
-        log.info(&format!("Trapped {:?} signal", what.as_str()));
-        match what {
-            Asked::Interrupt | Asked::Terminate => return,
-            Asked::Reload => match reload(flags, &settings, log, server, ports).await {
-                Ok(new) => settings = new,
-                Err(error) => {
-                    // Lists of mistakes end with a line break.
-                    let text = format!("Failed to reload server configuration: {error}");
-                    log.error(text.trim_end());
-                }
-            },
-            Asked::Reopen => match log.reopen() {
-                Ok(()) => log.info("File log re-opened"),
-                Err(error) => log.error(&format!("Failed to re-open the log: {}", describe(&error))),
-            },
-            Asked::LameDuck => {
-                log.info("Entering lame duck mode, stop accepting new clients");
-                let lame_duck = settings.lame_duck;
-                tokio::select! {
-                    () = server.lame_duck(lame_duck.grace_period, lame_duck.duration) => {}
-                    () = signals.asked_to_end() => {}
-                }
-                return;
+/// What signals act on.
+struct Attendance<'a> {
+    flags: &'a Flags,
+    settings: Settings,
+    log: &'a Arc<Log>,
+    server: &'a Server,
+    ports: &'a mut Option<OwnFile>,
+}
+
+/// How the server is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    Now,
+    /// After its clients.
+    LameDuck,
+}
+
+/// Does what signals ask for, until one asks to stop, or lame duck mode is over.
+async fn attend(mut attendance: Attendance<'_>, signals: &mut Signals) {
+    if attendance.until_leaving(signals).await == Leave::Now {
+        return;
+    }
+    attendance.log.info("Entering lame duck mode, stop accepting new clients");
+    let (server, lame_duck) = (attendance.server, attendance.settings.lame_duck);
+    let seeing_off = server.lame_duck(lame_duck.grace_period, lame_duck.duration);
+    let stopping = async {
+        // Another signal for it changes nothing; whatever else is asked for still counts.
+        while attendance.until_leaving(signals).await != Leave::Now {}
+    };
+    tokio::select! {
+        () = seeing_off => {}
+        () = stopping => {}
+    }
+}
+
+impl Attendance<'_> {
+    /// Acts on signals until one asks to leave.
+    async fn until_leaving(&mut self, signals: &mut Signals) -> Leave {
+        loop {
+            let what = signals.next().await;
+            self.log.info(&format!("Trapped {:?} signal", what.as_str()));
+            match what {
+                Asked::Interrupt | Asked::Terminate => return Leave::Now,
+                Asked::LameDuck => return Leave::LameDuck,
+                Asked::Reload => self.reload().await,
+                Asked::Reopen => self.reopen(),
             }
+        }
+    }
+
+    async fn reload(&mut self) {
+        match reload(self.flags, &self.settings, self.log, self.server, self.ports).await {
+            Ok(new) => self.settings = new,
+            Err(error) => {
+                // Lists of mistakes end with a line break.
+                let text = format!("Failed to reload server configuration: {error}");
+                self.log.error(text.trim_end());
+            }
+        }
+    }
+
+    fn reopen(&self) {
+        match self.log.reopen() {
+            Ok(true) => self.log.info("File log re-opened"),
+            Ok(false) => self.log.info("File log re-open ignored, not a file logger"),
+            Err(error) => self.log.error(&format!("Failed to re-open the log: {}", describe(&error))),
         }
     }
 }

@@ -19,8 +19,23 @@ pub(crate) enum SignalError {
     Several(Vec<i32>),
     #[error("cannot list the processes of this machine")]
     Processes(#[source] procfs::ProcError),
-    #[error("\nsignal {command:?} {pid}: {}", describe(*errno))]
-    Send { command: String, pid: i32, errno: Errno },
+    #[error("{}", failures(.0))]
+    Send(Vec<NotSent>),
+}
+
+/// A process that could not be sent to.
+#[derive(Debug)]
+pub(crate) struct NotSent {
+    command: String,
+    pid: i32,
+    errno: Errno,
+}
+
+fn failures(failures: &[NotSent]) -> String {
+    let line = |NotSent { command, pid, errno }: &NotSent| {
+        format!("\nsignal {command:?} {pid}: {}", describe(*errno))
+    };
+    failures.iter().map(line).collect()
 }
 
 fn list(pids: &[i32]) -> String {
@@ -35,7 +50,8 @@ fn describe(errno: Errno) -> String {
     }
 }
 
-/// Sends what `COMMAND[=PID]` says; a process may be given by its number or by a file that has it.
+/// Sends what `COMMAND[=PID]` says; a process may be given by its number, by a file that has it, or, with `*` at the end, by
+/// the beginning of its number: then there may be several.
 ///
 /// # Errors
 /// An unknown command, no process to send it to, or one that cannot be sent to.
@@ -53,12 +69,39 @@ pub(crate) fn send(request: &str) -> Result<(), SignalError> {
         "ldm" => Signal::SIGUSR2,
         _ => return Err(SignalError::Unknown(command.to_owned())),
     };
-    let pid = match process.filter(|process| !process.is_empty()) {
-        Some(process) => read_pid(process)?,
-        None => find()?,
+    let pids = match process.filter(|process| !process.is_empty()) {
+        None => match running()?[..] {
+            [] => return Err(SignalError::Nobody),
+            [pid] => vec![pid],
+            ref pids => return Err(SignalError::Several(pids.to_vec())),
+        },
+        Some(process) => match process.strip_suffix('*') {
+            Some(beginning) => beginning_with(beginning)?,
+            None => vec![read_pid(process)?],
+        },
     };
-    let failed = |errno| SignalError::Send { command: command.to_owned(), pid, errno };
-    kill(Pid::from_raw(pid), signal).map_err(failed)
+    let sent = |pid: i32| kill(Pid::from_raw(pid), signal);
+    let failed = pids.into_iter().filter_map(|pid| {
+        let command = command.to_owned();
+        sent(pid).err().map(|errno| NotSent { command, pid, errno })
+    });
+    match failed.collect::<Vec<_>>() {
+        failed if failed.is_empty() => Ok(()),
+        failed => Err(SignalError::Send(failed)),
+    }
+}
+
+/// Servers that run, by the beginning of their numbers.
+fn beginning_with(beginning: &str) -> Result<Vec<i32>, SignalError> {
+    if !beginning.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(SignalError::Pid(beginning.to_owned()));
+    }
+    let mut pids = running()?;
+    pids.retain(|pid| pid.to_string().starts_with(beginning));
+    match pids.is_empty() {
+        true => Err(SignalError::Nobody),
+        false => Ok(pids),
+    }
 }
 
 /// Numbers that stand for groups of processes, or for all of them, are none.
@@ -68,8 +111,8 @@ fn read_pid(text: &str) -> Result<i32, SignalError> {
     number(text).or_else(from_file).ok_or_else(|| SignalError::Pid(text.to_owned()))
 }
 
-/// The one server that runs, under whichever of its names.
-fn find() -> Result<i32, SignalError> {
+/// The servers that run, under whichever of their names.
+fn running() -> Result<Vec<i32>, SignalError> {
     let own = std::process::id();
     let mut pids = Vec::new();
     for process in procfs::process::all_processes().map_err(SignalError::Processes)? {
@@ -84,9 +127,5 @@ fn find() -> Result<i32, SignalError> {
             pids.push(process);
         }
     }
-    match pids[..] {
-        [] => Err(SignalError::Nobody),
-        [pid] => Ok(pid),
-        _ => Err(SignalError::Several(pids)),
-    }
+    Ok(pids)
 }

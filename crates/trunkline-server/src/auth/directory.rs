@@ -19,7 +19,7 @@ use crate::client::Kind;
 use crate::tls::canonical_subject;
 
 /// What monitoring shows for a client that came with a token.
-const TOKEN_SHOWN: &str = "[REDACTED]";
+pub(crate) const TOKEN_SHOWN: &str = "[REDACTED]";
 
 /// Who a client is.
 #[derive(Debug)]

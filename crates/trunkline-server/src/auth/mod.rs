@@ -41,7 +41,7 @@ use crate::doorkeeper::network_of;
 use crate::tally::Tally;
 
 pub(crate) use attempts::TokenGuesses;
-pub(crate) use directory::Identity;
+pub(crate) use directory::{Identity, TOKEN_SHOWN};
 pub(crate) use hashing::Verification;
 pub use options::{AuthError, AuthOptions};
 pub use password::{HashError, HashScheme, hash_password};
@@ -140,6 +140,18 @@ pub(crate) struct Auth {
     failures: [AtomicU64; Failure::ALL.len()],
     /// When the directory was made.
     loaded: Mutex<SystemTime>,
+}
+
+impl AuthOptions {
+    /// Whether a server could be started with them.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with them.
+    pub fn check(&self) -> Result<(), AuthError> {
+        let name: Box<str> = GLOBAL_ACCOUNT.into();
+        let account = Arc::new(Account { name, hub: Arc::default(), gone: Mutex::default() });
+        Directory::new(self, &Key::random()?, None, &mut |_| account.clone()).map(drop)
+    }
 }
 
 impl Auth {

@@ -118,7 +118,7 @@ impl Lane {
             }
             self.client.set_ending_reason(Closed::Backend);
             // On this error stock clients connect again, and tell that they had to.
-            self.client.outbox.end_with(|out| ServerError::StaleConnection.write(out));
+            self.client.end_with(|out| ServerError::StaleConnection.write(out));
         } else if self.end == End::Drain {
             self.client.outbox.end(Ending::WhenFlushed);
         }
@@ -264,7 +264,7 @@ impl Lane {
             }
         }
         if !said.is_empty() {
-            self.client.outbox.write(&[IoSlice::new(&said)], said.len());
+            self.client.write(&[IoSlice::new(&said)], said.len());
         }
     }
 
@@ -395,7 +395,7 @@ fn say_error(client: &Client, orders: &Orders, next: Option<&mut Vec<u8>>, error
             next.splice(..OK.len(), line);
         }
         None => {
-            client.outbox.write(&[IoSlice::new(&line)], line.len());
+            client.write(&[IoSlice::new(&line)], line.len());
         }
     }
 }

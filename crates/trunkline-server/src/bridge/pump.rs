@@ -237,7 +237,7 @@ impl Batch {
             from = *until;
         }
         slices.push(IoSlice::new(&self.lines[from..]));
-        let written = client.outbox.write(&slices, total);
+        let written = client.write(&slices, total);
         client.keep_memory();
         if written != Written::Closed {
             client.sent.messages.fetch_add(self.messages, Ordering::Relaxed);

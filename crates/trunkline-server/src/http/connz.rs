@@ -14,9 +14,7 @@ use super::params::{LIMIT_MAX, List, Page, ParamError, Params};
 use super::subsz::{Detail, is_zero, subscriptions_of};
 use super::{Monitor, durations, json};
 use crate::client::Kind;
-use crate::closed::Closed;
 use crate::health::timestamp;
-use crate::outbox::SlowBy;
 use crate::shared::Shared;
 use crate::tls::Fingerprint;
 use crate::view::{ClientView, Departed};
@@ -244,7 +242,7 @@ struct Row {
 
 impl From<Departed> for Row {
     fn from(departed: Departed) -> Self {
-        Self { view: departed.view, ended: Some((departed.stopped, reason(departed.why, departed.slow))) }
+        Self { view: departed.view, ended: Some((departed.stopped, departed.why.shown(departed.slow))) }
     }
 }
 
@@ -364,30 +362,4 @@ fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Co
         }
     }
     connection
-}
-
-/// As nats-server says it, where it has the reason too.
-fn reason(why: Closed, slow: Option<SlowBy>) -> &'static str {
-    match why {
-        Closed::ByClient => "Client Closed",
-        Closed::ReadError => "Read Error",
-        Closed::PayloadTooLarge => "Maximum Message Payload Exceeded",
-        Closed::LineTooLong => "Maximum Control Line Exceeded",
-        Closed::Protocol => "Protocol Violation",
-        // That is what nats-server calls an error that the client reports.
-        Closed::ClientError => "Parse Error",
-        Closed::SlowConsumer => match slow {
-            Some(SlowBy::Deadline) => "Slow Consumer (Write Deadline)",
-            Some(SlowBy::Memory) => "Slow Consumer (Memory Limit)",
-            Some(SlowBy::Pending) | None => "Slow Consumer (Pending Bytes)",
-        },
-        Closed::Stale => "Stale Connection",
-        Closed::Shutdown => "Server Shutdown",
-        Closed::Backend => "Backend Unavailable",
-        Closed::Unauthorized => "Authentication Failure",
-        Closed::AuthTimeout => "Authentication Timeout",
-        Closed::Handshake => "TLS Handshake Failure",
-        Closed::TooMany | Closed::Silent => "Maximum Connections Exceeded",
-        Closed::Memory => "Memory Limit",
-    }
 }

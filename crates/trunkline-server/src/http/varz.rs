@@ -39,8 +39,8 @@ struct Varz<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     tls_cert_not_after: Option<Timestamp>,
     allow_non_tls: bool,
-    max_connections: usize,
-    max_subscriptions: usize,
+    max_connections: i64,
+    max_subscriptions: i64,
     /// Nanoseconds, as every duration of a setting here.
     ping_interval: u64,
     ping_max: u32,
@@ -106,8 +106,15 @@ struct Varz<'a> {
     config_load_time: Timestamp,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tags: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
     slow_consumer_stats: ByKind,
     stale_connection_stats: ByKind,
+}
+
+/// `None` for no limit.
+fn number(limit: usize) -> Option<i64> {
+    i64::try_from(limit).ok()
 }
 
 #[derive(Serialize)]
@@ -187,8 +194,9 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         tls_timeout: options.map_or(TLS_TIMEOUT_SECONDS, |tls| tls.timeout.as_secs_f64()),
         tls_cert_not_after: tls.as_ref().and_then(|tls| tls.not_after),
         allow_non_tls: options.is_some_and(|tls| tls.allow_non_tls),
-        max_connections: limits.max_connections,
-        max_subscriptions: limits.max_subscriptions,
+        // No limit is what nats-server's is then.
+        max_connections: number(limits.max_connections).unwrap_or(-1),
+        max_subscriptions: number(limits.max_subscriptions).unwrap_or(0),
         ping_interval: limits.ping_interval.as_nanos() as u64,
         ping_max: limits.ping_max,
         http_host: monitor.address.map(|address| address.ip().to_string()).unwrap_or_default(),
@@ -245,6 +253,7 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         http_req_stats: monitor.requests().collect(),
         config_load_time: timestamp(shared.auth.loaded()),
         tags: shared.tags.read().clone(),
+        metadata: shared.metadata.read().clone(),
         slow_consumer_stats: ByKind::clients(slow),
         stale_connection_stats: ByKind::clients(stale),
     })

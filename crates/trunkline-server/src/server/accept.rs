@@ -16,6 +16,7 @@ use crate::outbox::Outbox;
 use crate::shared::{Entry, Shared};
 use crate::socket::Socket;
 use crate::threads::{self, Place, Threads};
+use crate::trace::about;
 
 /// Pause after an accept that failed for want of a resource.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -73,11 +74,13 @@ impl Accepting {
         let orders = shared.bridge.as_ref().map(|_| Arc::new(Orders::new(&shared.memory)));
         let nonce = shared.auth.nonce();
         let memory = shared.memory.clone();
-        let client = Client::new(shared.next_client_id(), (address, kind), outbox, nonce, orders, memory);
+        let mut client = Client::new(shared.next_client_id(), (address, kind), outbox, nonce, orders, memory);
+        client.shows_payloads = shared.trace_payloads;
         let client = Arc::new(client);
         client.touch(shared.now_ms());
         match shared.enter(&client) {
             Entry::Served => {
+                about!(debug, client, "connection created");
                 let runtime = place.as_ref().map(Place::runtime).cloned();
                 let connection = Connection::new(shared.clone(), client, socket, place);
                 threads::spawn(runtime.as_ref(), &self.tasks, Box::new(connection).run());

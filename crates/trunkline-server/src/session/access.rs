@@ -11,6 +11,7 @@ use crate::auth::{Answer, Failure, Identity, Permissions, Replies, Verification}
 use crate::client::{Guard, Subscription};
 use crate::closed::Closed;
 use crate::staging::Staging;
+use crate::trace::about;
 
 /// So many bytes of a subject are logged.
 const SUBJECT_SHOWN_MAX: usize = 128;
@@ -29,6 +30,17 @@ pub(super) struct Access {
     pending: Option<Box<Pending>>,
     /// The log has been told of a violation: one line a connection is enough.
     told: bool,
+}
+
+/// What a client did that it may not do.
+pub(super) enum Violation<'a> {
+    Publish,
+    /// To name this reply subject.
+    Reply,
+    Subscribe {
+        queue: Option<&'a [u8]>,
+        sid: &'a [u8],
+    },
 }
 
 /// A CONNECT that is not answered yet.
@@ -218,9 +230,24 @@ impl Session {
             subscription.end();
             self.forget(&subscription.sid);
             self.server.count_denied_subscription(&self.client);
+            self.note_revoked(&subscription);
             let (subject, sid) = (subscription.pattern.as_bytes(), &subscription.sid[..]);
             let queue = subscription.queue.as_ref().map(|queue| &queue.as_bytes()[..]);
             ServerError::SubscriptionRevoked { subject, queue, sid }.write(self.line(staging));
+        }
+    }
+
+    #[cold]
+    fn note_revoked(&self, subscription: &Subscription) {
+        let (subject, sid) = (subscription.pattern.as_str(), String::from_utf8_lossy(&subscription.sid));
+        let user = self.client.shown_name();
+        match self.server.refusals.may_tell(Instant::now()) {
+            true => {
+                about!(info, self.client, user, subject, %sid, "a subscription is not permitted any more")
+            }
+            false => {
+                about!(debug, self.client, user, subject, %sid, "a subscription is not permitted any more")
+            }
         }
     }
 
@@ -270,16 +297,16 @@ impl Session {
         };
         self.client.set_claimed(name);
         self.server.auth.count_failure(why);
-        let (client, address, user) = (self.client.id, self.client.address, self.client.shown_name());
+        let user = self.client.shown_name();
         match why {
             // Told when it began; a flood would fill the log.
             Failure::TooMany => {
-                tracing::debug!(client, %address, user, "refused unchecked after too many failures")
+                about!(debug, self.client, user, "refused unchecked after too many failures");
             }
             _ if self.server.refusals.may_tell(Instant::now()) => {
-                tracing::warn!(client, %address, user, reason = why.as_str(), "not authorized");
+                about!(warn, self.client, user, reason = why.as_str(), "not authorized");
             }
-            _ => tracing::debug!(client, %address, user, reason = why.as_str(), "not authorized"),
+            _ => about!(debug, self.client, user, reason = why.as_str(), "not authorized"),
         }
         error.write(staging.line(&self.client));
         Err(Stop::Close(closed))
@@ -294,13 +321,19 @@ impl Session {
     }
 
     /// Tells the log of the first thing that the client may not do.
-    pub(super) fn note_violation(&mut self, what: &'static str, subject: &[u8]) {
-        let subject = String::from_utf8_lossy(&subject[..subject.len().min(SUBJECT_SHOWN_MAX)]);
-        let (client, address, user) = (self.client.id, self.client.address, self.client.shown_name());
+    pub(super) fn note_violation(&mut self, violation: Violation<'_>, subject: &[u8]) {
+        let shown =
+            |text: &'_ [u8]| String::from_utf8_lossy(&text[..text.len().min(SUBJECT_SHOWN_MAX)]).into_owned();
+        let (subject, user) = (shown(subject), self.client.shown_name());
+        let (what, queue, sid) = match violation {
+            Violation::Publish => ("publish", None, None),
+            Violation::Reply => ("reply", None, None),
+            Violation::Subscribe { queue, sid } => ("subscribe", queue.map(shown), Some(shown(sid))),
+        };
         let is_first = !std::mem::replace(&mut self.access.told, true);
         match is_first && self.server.refusals.may_tell(Instant::now()) {
-            true => tracing::warn!(client, %address, user, ?subject, what, "not permitted"),
-            false => tracing::debug!(client, %address, user, ?subject, what, "not permitted"),
+            true => about!(warn, self.client, user, ?subject, queue, sid, what, "not permitted"),
+            false => about!(debug, self.client, user, ?subject, queue, sid, what, "not permitted"),
         }
     }
 }

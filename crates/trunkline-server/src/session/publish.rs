@@ -8,7 +8,7 @@ use trunkline_protocol::{ServerError, encode};
 
 use super::delivery::{Delivery, Stored, subscription_of};
 use super::run::{self, Run};
-use super::{Session, Stop, Turn, user_info};
+use super::{Session, Stop, Turn, Violation, user_info};
 use crate::bridge::front::Unpublishable;
 use crate::client::Subscription;
 use crate::staging::{Outgoing, Staging};
@@ -132,7 +132,7 @@ impl Session {
     #[cold]
     fn deny(&mut self, m: &Outgoing<'_>, staging: &mut Staging) -> Result<(), Stop> {
         self.server.count_denied(&self.client);
-        self.note_violation("publish", m.subject);
+        self.note_violation(Violation::Publish, m.subject);
         self.refuse(ServerError::PublishPermission { subject: m.subject }, staging)
     }
 
@@ -140,7 +140,7 @@ impl Session {
     #[cold]
     fn deny_reply(&mut self, reply: &[u8], staging: &mut Staging) -> Result<(), Stop> {
         self.server.count_denied(&self.client);
-        self.note_violation("reply", reply);
+        self.note_violation(Violation::Reply, reply);
         self.refuse(ServerError::ReplyPermission { reply }, staging)
     }
 

@@ -15,6 +15,7 @@ use crate::client::{Client, Kind};
 use crate::closed::Closed;
 use crate::outbox::Ending;
 use crate::tally::{Tally, Totals};
+use crate::trace::about;
 use crate::view::{ClientView, Departed};
 
 /// Connections that ended and are still shown by monitoring; the oldest goes first.
@@ -122,8 +123,14 @@ impl Shared {
         if is_full && silent.is_none() {
             drop(table);
             let first = self.refused.fetch_add(1, Ordering::Relaxed).is_power_of_two();
-            if let (Err(error), true) = (checked, first) {
-                tracing::warn!(address = %client.address, %error, "a connection is refused");
+            match checked {
+                Err(error) if first => {
+                    tracing::warn!(address = %client.address, %error, "a connection is refused");
+                }
+                Ok(()) if self.refusals.may_tell(Instant::now()) => {
+                    about!(warn, client, limit, "a connection is refused: there are as many as there may be");
+                }
+                _ => {}
             }
             return Entry::Full;
         }
@@ -139,10 +146,10 @@ impl Shared {
     }
 
     fn send_away_silent(client: &Client) {
-        tracing::debug!(client = client.id, address = %client.address, "has not said CONNECT, and its place is needed");
+        about!(debug, client, "has not said CONNECT, and its place is needed");
         // Where its handshakes are not over, it would not understand.
         if client.is_settled() {
-            client.outbox.end_with(|out| ServerError::MaxConnections.write(out));
+            client.end_with(|out| ServerError::MaxConnections.write(out));
             client.outbox.flush();
         }
         client.outbox.end(Ending::Now);

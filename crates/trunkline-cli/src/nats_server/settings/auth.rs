@@ -4,13 +4,16 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use trunkline::config::{ConnectionType, Permissions, Responses, Secret, SubjectRule, SubjectRules, User};
-use trunkline_server::AuthOptions;
+use trunkline_server::{AuthError, AuthOptions};
 
 use super::super::conf::{Entry, Map, Node, Place, Value};
 use super::read::Mistakes;
+use super::top::says_nothing;
 
 /// What stands for no limit of the time to answer.
 const LONG: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+const NO_PROXY: &str = "it trusts no proxy to say who a client is";
 
 /// The account of everybody who is in no other.
 const GLOBAL_ACCOUNT: &str = "$G";
@@ -20,7 +23,7 @@ pub(super) fn read(key: &str, entry: &Entry, auth: &mut AuthOptions, mistakes: &
     match key {
         "authorization" => authorization(entry, auth, mistakes),
         "accounts" => accounts(entry, auth, mistakes),
-        "no_auth_user" => auth.no_auth_user = mistakes.text(entry),
+        "no_auth_user" => auth.no_auth_user = mistakes.word(entry),
         _ => return false,
     }
     true
@@ -46,9 +49,15 @@ pub(super) fn check(map: &Map, auth: &AuthOptions, mistakes: &mut Mistakes) {
                 entry.key.eq_ignore_ascii_case("accounts") || entry.key.eq_ignore_ascii_case("authorization")
             })
         {
-            mistakes.note(&entry.place, format!("Duplicate user {name:?} detected"));
+            let what = if auth_has_nkey(auth, name) { "nkey" } else { "user" };
+            mistakes.note(&entry.place, format!("Duplicate {what} {name:?} detected"));
         }
     }
+}
+
+fn auth_has_nkey(auth: &AuthOptions, name: &str) -> bool {
+    let mut users = auth.users.iter().chain(auth.accounts.values().flatten());
+    users.any(|user| user.nkey.as_deref() == Some(name))
 }
 
 /// One password or token for everybody and accounts exclude each other: in which account would its clients be?
@@ -79,7 +88,7 @@ fn authorization(entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes)
         match inner.key.to_ascii_lowercase().as_str() {
             "user" | "username" => user = mistakes.text(inner),
             "pass" | "password" => password = mistakes.text(inner),
-            "token" => auth.token = mistakes.text(inner).map(Secret::new),
+            "token" => auth.token = token(inner, mistakes),
             "timeout" => {
                 if let Some(timeout) = mistakes.duration(inner).filter(|timeout| !timeout.is_zero()) {
                     auth.timeout = timeout;
@@ -89,6 +98,8 @@ fn authorization(entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes)
             "default_permission" | "default_permissions" | "permissions" => {
                 auth.default_permissions = permissions(inner, mistakes);
             }
+            "proxy_required" if is_off(inner) => {}
+            "proxy_required" => not_supported(inner, NO_PROXY, mistakes),
             "auth_callout" => not_supported(inner, "it asks nobody else who a client is", mistakes),
             _ => mistakes.unknown(inner),
         }
@@ -106,6 +117,24 @@ fn authorization(entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes)
     if let Some(user) = user {
         auth.users.push(super::named_user(&user, password.as_deref().unwrap_or_default()));
     }
+}
+
+/// A token, or its hash.
+fn token(entry: &Entry, mistakes: &mut Mistakes) -> Option<Secret> {
+    let token = mistakes.text(entry)?;
+    if token.is_empty() {
+        // On nats-server everybody is let in then, which nobody means who writes it.
+        mistakes.note(&entry.place, "token is empty");
+        return None;
+    }
+    let token = Some(Secret::new(token));
+    let alone = AuthOptions { token: token.clone(), ..AuthOptions::default() };
+    alone.check().inspect_err(|error| mistakes.note(&entry.place, error.to_string())).ok()?;
+    token
+}
+
+fn is_off(entry: &Entry) -> bool {
+    entry.node.value == Value::Bool(false)
 }
 
 fn accounts(entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes) {
@@ -151,9 +180,11 @@ fn account_users(entry: &Entry, mistakes: &mut Mistakes) -> Vec<User> {
             "default_permission" | "default_permissions" | "permissions" => {
                 defaults = permissions(inner, mistakes);
             }
+            "exports" | "imports" | "mappings" | "maps" | "limits" if says_nothing(&inner.node) => {}
             "exports" | "imports" => not_supported(inner, "accounts share nothing", mistakes),
             "jetstream" => match inner.node.value {
                 Value::Bool(false) => {}
+                Value::Text(ref text) if text.eq_ignore_ascii_case("disabled") => {}
                 _ => not_supported(inner, "it has no JetStream", mistakes),
             },
             "limits" => not_supported(inner, "limits are those of the server", mistakes),
@@ -194,9 +225,11 @@ fn user(node: &Node, mistakes: &mut Mistakes) -> Option<User> {
     };
     for inner in &map.entries {
         match inner.key.to_ascii_lowercase().as_str() {
-            "user" | "username" => user.user = mistakes.text(inner),
+            "user" | "username" => user.user = mistakes.word(inner),
             "pass" | "password" => user.password = mistakes.text(inner).map(Secret::new),
-            "nkey" => user.nkey = mistakes.text(inner),
+            "nkey" => user.nkey = mistakes.word(inner),
+            "proxy_required" if is_off(inner) => {}
+            "proxy_required" => not_supported(inner, NO_PROXY, mistakes),
             "permission" | "permissions" | "authorization" => user.permissions = permissions(inner, mistakes),
             "allowed_connection_types" | "connection_types" | "clients" => {
                 user.connection_types = connection_types(inner, mistakes);
@@ -205,15 +238,29 @@ fn user(node: &Node, mistakes: &mut Mistakes) -> Option<User> {
         }
     }
     match (&user.user, &user.nkey) {
-        (Some(_), Some(_)) => mistakes.note(&node.place, "User entry with both a user and an nkey"),
-        (None, None) => mistakes.note(&node.place, "User entry requires a user"),
-        (Some(_), None) => return Some(user),
-        (None, Some(_)) if user.password.is_some() => {
-            mistakes.note(&node.place, "Nkey users do not use usernames or passwords");
+        (Some(_), Some(_)) => {
+            mistakes.note(&node.place, "Nkey users do not take usernames or passwords");
         }
-        (None, Some(_)) => return Some(user),
+        (None, None) => mistakes.note(&node.place, "User entry requires a user"),
+        (Some(_), None) => return Some(user).filter(|user| check_alone(user, &node.place, mistakes)),
+        (None, Some(_)) if user.password.is_some() => {
+            mistakes.note(&node.place, "Nkey users do not take usernames or passwords");
+        }
+        (None, Some(_)) => return Some(user).filter(|user| check_alone(user, &node.place, mistakes)),
     }
     None
+}
+
+/// What is wrong with a user whoever else there is.
+fn check_alone(user: &User, place: &Place, mistakes: &mut Mistakes) -> bool {
+    // Whether a user may do without a password is another question.
+    let alone = AuthOptions { users: vec![user.clone()], by_certificate: true, ..AuthOptions::default() };
+    match alone.check() {
+        Ok(()) => return true,
+        Err(AuthError::Nkey { .. }) => mistakes.note(place, "Not a valid public nkey for a user"),
+        Err(error) => mistakes.note(place, error.to_string()),
+    }
+    false
 }
 
 /// How a user may connect; `None` is any way. Types that nats-server has and this server has no listener for lead to none.

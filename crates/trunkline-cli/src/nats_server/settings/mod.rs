@@ -8,15 +8,17 @@ mod tls;
 mod top;
 mod websocket;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline::config::{HandshakeFirst, Secret, User};
-use trunkline_server::{Advertised, AuthOptions, ClientCertificates, Limits, TlsOptions};
+use trunkline_server::{Advertised, AuthError, AuthOptions, ClientCertificates, Limits, TlsOptions};
 
 use super::conf::{self, Place, Surroundings, SyntaxError};
 use super::flags::Flags;
+use super::log::Rotation;
 use read::Mistakes;
 pub(crate) use read::shown as shown_duration;
 pub(crate) use websocket::WebSocket;
@@ -48,6 +50,8 @@ pub(crate) struct Settings {
     pub(crate) name: Option<String>,
     /// For monitoring.
     pub(crate) tags: Vec<String>,
+    /// For monitoring.
+    pub(crate) metadata: BTreeMap<String, String>,
     /// Where clients are told that the server is.
     pub(crate) advertise: Option<Advertised>,
     pub(crate) limits: Limits,
@@ -60,6 +64,8 @@ pub(crate) struct Settings {
     pub(crate) lame_duck: LameDuck,
     /// The configuration file.
     pub(crate) file: Option<ConfigFile>,
+    /// There is a file, and it says nothing.
+    pub(crate) is_nothing_said: bool,
     /// Keys and flags that change nothing here.
     pub(crate) ignored: Vec<String>,
 }
@@ -73,6 +79,26 @@ pub(crate) struct LogSettings {
     pub(crate) utc: bool,
     pub(crate) debug: bool,
     pub(crate) trace: bool,
+    /// Of messages, traces show the headers alone.
+    pub(crate) trace_headers: bool,
+    /// So many bytes of a message are shown; 0 is all of them.
+    pub(crate) traced_bytes_max: usize,
+    pub(crate) rotation: Rotation,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            file: None,
+            time: true,
+            utc: false,
+            debug: false,
+            trace: false,
+            trace_headers: false,
+            traced_bytes_max: 0,
+            rotation: Rotation::default(),
+        }
+    }
 }
 
 /// How clients are asked to leave.
@@ -104,15 +130,17 @@ impl Default for Settings {
             websocket: None,
             name: None,
             tags: Vec::new(),
+            metadata: BTreeMap::new(),
             advertise: None,
             limits: Limits::default(),
             auth: AuthOptions::default(),
             says_auth_timeout: false,
             pid_file: None,
             ports_file_dir: None,
-            log: LogSettings { file: None, time: true, utc: false, debug: false, trace: false },
+            log: LogSettings::default(),
             lame_duck: LameDuck { duration: Duration::from_secs(120), grace_period: Duration::from_secs(10) },
             file: None,
+            is_nothing_said: false,
             ignored: Vec::new(),
         }
     }
@@ -121,7 +149,7 @@ impl Default for Settings {
 /// Settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {
-    #[error("open {}: {}", path.display(), describe(source))]
+    #[error("{} {}: {}", verb(source), path.display(), describe(source))]
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Syntax(#[from] SyntaxError),
@@ -135,6 +163,13 @@ pub(crate) enum SettingsError {
     Advertise(String),
     #[error("{0}")]
     Tls(String),
+    /// Nobody could say an empty name or an empty token, and so nobody would be let in.
+    #[error("{0} is empty")]
+    Nobody(&'static str),
+    #[error("server name cannot contain spaces")]
+    Name,
+    #[error("{0}")]
+    Users(AuthError),
     #[error("max_payload ({payload}) cannot be higher than max_pending ({pending})")]
     Payload { payload: usize, pending: usize },
 }
@@ -151,12 +186,27 @@ fn lines(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(|mistake| format!("{mistake}\n")).collect()
 }
 
+/// A path; an empty one is what is not given, as scripts have it whose variable is not set.
+fn given(path: &Path) -> Option<&Path> {
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
+/// What could not be done with a file; a directory can be opened and not be read.
+fn verb(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::IsADirectory => "read",
+        _ => "open",
+    }
+}
+
 /// The text of the system for an error, as nats-server shows it.
 pub(crate) fn describe(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
         std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         std::io::ErrorKind::AddrInUse => "address already in use".to_owned(),
+        std::io::ErrorKind::IsADirectory => "is a directory".to_owned(),
+        std::io::ErrorKind::NotADirectory => "not a directory".to_owned(),
         _ => error.to_string(),
     }
 }
@@ -193,6 +243,7 @@ impl Settings {
     ) -> Result<Self, SettingsError> {
         let map = conf::parse(name, text, surroundings)?;
         let (mut settings, mut mistakes) = (Self::default(), Mistakes::default());
+        settings.is_nothing_said = map.entries.is_empty();
         top::read(&map, &mut settings, &mut mistakes);
         match mistakes.finish() {
             mistakes if mistakes.is_empty() => Ok(settings),
@@ -205,7 +256,9 @@ impl Settings {
             -1 => Ok(0),
             _ => u16::try_from(given).map_err(|_| SettingsError::Port(given)),
         };
-        self.host = flags.address.clone().or(self.host.take());
+        let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let path = |path: &Option<PathBuf>| path.as_deref().and_then(given).map(Path::to_owned);
+        self.host = text(&flags.address).or(self.host.take());
         match flags.port {
             // As on nats-server, 0 is what is not set.
             None | Some(0) => {}
@@ -226,24 +279,34 @@ impl Settings {
             }
         }
         tls::apply(flags, &mut self.tls)?;
-        self.name = flags.name.clone().or(self.name.take());
-        if let Some(text) = &flags.advertise {
-            self.advertise = Some(read::advertised(text).map_err(SettingsError::Advertise)?);
+        self.name = text(&flags.name).or(self.name.take());
+        if let Some(text) = text(&flags.advertise) {
+            self.advertise = Some(read::advertised(&text).map_err(SettingsError::Advertise)?);
         }
-        self.pid_file = flags.pid_file.clone().or(self.pid_file.take());
-        self.ports_file_dir = flags.ports_file_dir.clone().or(self.ports_file_dir.take());
+        self.pid_file = path(&flags.pid_file).or(self.pid_file.take());
+        self.ports_file_dir = path(&flags.ports_file_dir).or(self.ports_file_dir.take());
         let log = &mut self.log;
-        log.file = flags.log_file.clone().or(log.file.take());
+        log.file = path(&flags.log_file).or(log.file.take());
         log.time = flags.log_time.unwrap_or(log.time);
         log.utc = flags.log_time_utc.unwrap_or(log.utc);
         log.debug = flags.debug.unwrap_or(log.debug);
         log.trace = flags.trace.unwrap_or(log.trace);
+        // As on nats-server, 0 is what is not set.
+        if let Some(bytes) = flags.log_size_limit.filter(|bytes| *bytes != 0) {
+            log.rotation.bytes_max = u64::try_from(bytes).unwrap_or_default();
+        }
+        if let Some(bytes) = flags.max_traced_msg_len.filter(|bytes| *bytes != 0) {
+            log.traced_bytes_max = usize::try_from(bytes).unwrap_or_default();
+        }
         self.ignored.extend(flags.ignored.iter().cloned());
         self.apply_user(flags)
     }
 
     /// What one setting means for another, as nats-server has it.
     fn finish(&mut self) -> Result<(), SettingsError> {
+        if self.name.as_ref().is_some_and(|name| name.contains(char::is_whitespace)) {
+            return Err(SettingsError::Name);
+        }
         let (payload, pending) = (self.limits.max_payload, self.limits.max_pending);
         if payload > pending {
             return Err(SettingsError::Payload { payload, pending });
@@ -265,12 +328,18 @@ impl Settings {
                 user.password.get_or_insert_with(|| Secret::new(""));
             }
         }
-        Ok(())
+        self.auth.check().map_err(SettingsError::Users)
     }
 
     fn apply_user(&mut self, flags: &Flags) -> Result<(), SettingsError> {
         if flags.user.is_some() && flags.token.is_some() {
             return Err(SettingsError::Together("Cannot have a user/pass and token"));
+        }
+        if flags.token.as_ref().is_some_and(String::is_empty) {
+            return Err(SettingsError::Nobody("token"));
+        }
+        if flags.user.as_ref().is_some_and(String::is_empty) {
+            return Err(SettingsError::Nobody("user"));
         }
         if let Some(token) = &flags.token {
             self.auth.token = Some(Secret::new(token.as_str()));

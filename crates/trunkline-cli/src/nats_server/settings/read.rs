@@ -1,5 +1,6 @@
 //! From a value of a file to a value of a type; what does not fit is noted as a mistake, and reading goes on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use trunkline_server::Advertised;
@@ -53,6 +54,17 @@ impl Mistakes {
                 None
             }
         }
+    }
+
+    /// As `text`; an empty one is what is not set.
+    pub(super) fn word(&mut self, entry: &Entry) -> Option<String> {
+        self.text(entry).filter(|text| !text.is_empty())
+    }
+
+    /// Texts by names.
+    pub(super) fn words(&mut self, entry: &Entry) -> Option<BTreeMap<String, String>> {
+        let map = self.map(entry)?;
+        Some(map.entries.iter().filter_map(|inner| Some((inner.key.clone(), self.text(inner)?))).collect())
     }
 
     pub(super) fn bool(&mut self, entry: &Entry) -> Option<bool> {

@@ -85,9 +85,9 @@ fn limits_and_times_are_read_with_their_units() {
 
 #[test]
 fn every_mistake_is_told_with_its_place() {
-    let text = read("port: abc\nmax_payload: 0\nnonsense: 1\ndebug: 1").unwrap_err();
+    let text = read("port: abc\nmax_payload: -1\nnonsense: 1\ndebug: 1").unwrap_err();
     let expected = "t.conf:1:0: port is a string, and must be an integer\n\
-                    t.conf:2:1: max_payload is 0, and must be from 1 to 67108864\n\
+                    t.conf:2:1: max_payload is -1, and must be from 1 to 67108864\n\
                     t.conf:3:1: unknown field \"nonsense\"\n\
                     t.conf:4:1: debug is a integer, and must be true or false\n";
     assert_eq!(text, expected.replace("a integer", "an integer"));

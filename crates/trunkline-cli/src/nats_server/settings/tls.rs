@@ -9,6 +9,7 @@ use trunkline_server::{ClientCertificates, TlsError, TlsFileError, TlsOptions};
 use super::super::conf::{Entry, Value};
 use super::super::flags::Flags;
 use super::read::Mistakes;
+use super::top::says_nothing;
 use super::{SettingsError, describe};
 
 /// What a section says, in any order.
@@ -118,6 +119,8 @@ fn read_key(
         "connection_rate_limit" => {
             refuse(mistakes, "it does not limit the handshakes of all clients together")
         }
+        "pinned_certs" | "certs" if says_nothing(&entry.node) => {}
+        "ocsp_peer" | "allow_insecure_cipher_suites" if entry.node.value == Value::Bool(false) => {}
         "pinned_certs" | "ocsp_peer" | "verify_cert_and_check_known_urls" => {
             refuse(mistakes, "certificates are good that an authority in ca_file has signed")
         }

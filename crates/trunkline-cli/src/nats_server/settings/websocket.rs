@@ -6,6 +6,7 @@ use trunkline_server::TlsOptions;
 
 use super::super::conf::{Entry, Map, Value};
 use super::read::Mistakes;
+use super::top::says_nothing;
 use super::{Listen, Settings, tls};
 
 /// The listener for clients over WebSocket.
@@ -102,5 +103,9 @@ fn read_absent(key: &str, entry: &Entry, map: &Map, mistakes: &mut Mistakes) {
         "headers" => "it adds no headers to its answer",
         _ => return mistakes.unknown(entry),
     };
+    // What is empty asks for nothing.
+    if entry.node.value == Value::Text(String::new()) || says_nothing(&entry.node) {
+        return;
+    }
     mistakes.note(&entry.place, format!("{:?} is not supported by this server: {reason}", entry.key));
 }

@@ -21,6 +21,7 @@ fn check_same(place: &Place, arguments: &[&str]) {
 #[test]
 fn command_lines_end_as_those_of_nats_server() {
     let place = Place::new();
+    place.write("empty.conf", "# nothing\n");
     for arguments in [
         &["extra"][..],
         &["-t"],
@@ -29,6 +30,15 @@ fn command_lines_end_as_those_of_nats_server() {
         &["--signal", "bogus=1"],
         &["-sl", "quit=missing.pid"],
         &["--signal=ldm=99999999"],
+        &["-sl", "quit=*x"],
+        &["-"],
+        &["--", "extra"],
+        &["-p", "1", "extra"],
+        &["-t", "-c", "empty.conf"],
+        &["-t", "-c", "."],
+        &["-n", "a b"],
+        &["--tls"],
+        &["-sl", "ldm=99999999", "-t", "-c", "missing.conf"],
     ] {
         check_same(&place, arguments);
     }
@@ -37,7 +47,17 @@ fn command_lines_end_as_those_of_nats_server() {
 #[test]
 fn a_wrong_flag_is_told_as_by_nats_server_and_is_a_failure() {
     let place = Place::new();
-    for arguments in [&["-p", "abc"][..], &["--bogus"], &["-p"], &["-D=maybe"]] {
+    for arguments in [
+        &["-p", "abc"][..],
+        &["--bogus"],
+        &["-p"],
+        &["-D=maybe"],
+        &["---p", "1"],
+        &["-=1"],
+        &["-p", "99999999999999999999"],
+        &["--profile", "x"],
+        &["-v", "-p", "abc"],
+    ] {
         let [(code, ours), (_, theirs)] = both(&place, arguments);
         assert_eq!(ours.lines().next(), theirs.lines().next(), "{arguments:?}");
         assert_eq!(code, 1, "{arguments:?}");
@@ -50,6 +70,10 @@ fn version_and_help_are_printed_on_stdout() {
     let version = |program| start(place.command(program, &["-v"]), b"").end().lines().join("\n");
     let (ours, theirs) = (version(&place.ours()), version(&theirs()));
     assert_eq!(ours, theirs, "for who takes everything behind the `v` for the version");
+    for arguments in [&["-h", "-v"][..], &["version"], &["-D", "VERSION"], &["-c", "missing.conf", "-v"]] {
+        let said = start(place.command(&place.ours(), arguments), b"").end();
+        assert_eq!((said.code(), said.lines().join("\n")), (0, theirs.clone()), "{arguments:?}");
+    }
     let help = start(place.command(&place.ours(), &["--help"]), b"").end().lines();
     assert!(help.iter().any(|line| line == "Usage: nats-server [options]"), "{help:?}");
     let by_command = crate::command::run(&["nats-server", "-h"]).lines();
@@ -77,6 +101,12 @@ fn files_with_mistakes_are_refused_in_the_words_of_nats_server() {
         "authorization: {user: a, password: b, users: [{user: c, password: d}]}\n",
         "authorization: {users: [{password: a}]}\n",
         "\n\nmax_payload: 1MB\n   nonsense: {}\n",
+        "authorization { users: [{nkey: foo}] }\n",
+        "authorization { users: [{nkey: \"\"}] }\n",
+        "authorization { users: [{user: \"\"}] }\n",
+        "accounts { A { users: [{nkey: AB5D6N7TTAJ7GQ2NRHQ2ZVRVDXTEHJO3LQBLRAUXGX2FJBSGCFJ3UZGH}] } }\n",
+        "server_name: \"a b\"\n",
+        "",
     ] {
         place.write("t.conf", content);
         let [(code, ours), (their_code, theirs)] = both(&place, &["-t", "-c", "t.conf"]);
@@ -125,6 +155,12 @@ fn files_that_nats_server_takes_are_taken() {
          allowed_origins: [\"http://a.b\"], handshake_timeout: \"2s\" }\n",
         "websocket { host: 127.0.0.1, port: 8080, no_tls: true, allowed_origins: \"http://a.b\", advertise: \"a:1\" }\n",
         "https: \"127.0.0.1:8443\"\ntls {}\n",
+        "logfile_size_limit: 1MB\nlogfile_max_num: 3\nmax_traced_msg_len: 100\ntrace_headers: true\n",
+        "max_payload: 0\nmax_control_line: 0\nmax_pending: 0\nping_max: 0\n",
+        "server_metadata { region: eu }\nwrite_timeout: close\nno_fast_producer_stall: true\n",
+        "syslog: false\nproxy_protocol: false\nocsp: false\njetstream { enabled: false }\nmappings {}\n",
+        "accounts { A { users: [{user: a, password: b}], exports: [], imports: [], jetstream: disabled } }\n",
+        "pid_file: \"\"\nlog_file: \"\"\nserver_name: \"\"\nhost: \"\"\n",
         "client_advertise: \"a:1\"\nsystem_account: SYS\naccounts: { SYS: { users: [{user: s, password: s}] } }\n",
     ] {
         place.write("t.conf", content);
@@ -150,6 +186,16 @@ fn what_this_server_is_not_is_refused_with_the_key_and_its_place() {
         assert_eq!(ended.code(), 1, "{content}");
         let expected = format!("nats-server: t.conf:2:1: {key:?} is not supported by this server: ");
         assert!(ended.stderr.starts_with(&expected), "{content}: {}", ended.stderr);
+    }
+    for content in [
+        "authorization { token: \"\" }",
+        "authorization { token: $2a$10$abc }",
+        "authorization { users: [{user: a, password: $2a$10$abc}] }",
+    ] {
+        place.write("t.conf", &format!("port: 4222\n{content}\n"));
+        let ended = start(place.command(&place.ours(), &["-t", "-c", "t.conf"]), b"").end();
+        assert_eq!(ended.code(), 1, "{content}: nobody would be let in by it");
+        assert!(ended.stderr.starts_with("nats-server: t.conf:2:"), "{}", ended.stderr);
     }
     for flag in ["-js", "--cluster=nats://a:1", "--routes=nats://a:1"] {
         let ended = start(place.command(&place.ours(), &[flag]), b"").end();

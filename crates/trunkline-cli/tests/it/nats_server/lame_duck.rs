@@ -54,6 +54,32 @@ fn a_signal_to_end_ends_it_at_once() {
     assert_eq!(running.end().code(), 0);
 }
 
+/// Those who are asked to leave may be many, and take their time: what is asked for meanwhile counts.
+#[test]
+fn other_signals_still_count() {
+    let place = Place::new();
+    let times = "lame_duck_duration: \"1h\"\nlame_duck_grace_period: \"30m\"\n";
+    place.write("server.conf", times);
+    let mut running = start(place.command(&place.ours(), &["-c", "server.conf", "-p", "-1"]), b"");
+    let address = address_in(&running.until_it_says("Listening for client connections on "));
+    running.until_it_says("Server is ready");
+    let client = TcpStream::connect(&address).expect("it listens");
+    let info = BufReader::new(&client).lines().next();
+    assert!(info.is_some_and(|line| line.is_ok_and(|line| line.starts_with("INFO "))));
+    running.signal(Signal::SIGUSR2);
+    running.until_it_says("clients are asked to go elsewhere");
+    place.write("server.conf", &format!("{times}max_payload: 1000\n"));
+    running.signal(Signal::SIGHUP);
+    running.until_it_says("[INF] Reloaded: max_payload = 1000");
+    running.until_it_says("[INF] Reloaded server configuration");
+    running.signal(Signal::SIGUSR1);
+    running.until_it_says("[INF] File log re-open ignored, not a file logger");
+    running.signal(Signal::SIGUSR2);
+    running.until_it_says("Trapped \"user defined signal 2\" signal");
+    running.signal(Signal::SIGINT);
+    assert_eq!(running.end().code(), 0);
+}
+
 /// Runs a script that connects, says `ready`, and ends well if its client is told and closed.
 fn check(command: std::process::Command, place: &Place, mut server: Running) {
     let mut client = start(command, b"");

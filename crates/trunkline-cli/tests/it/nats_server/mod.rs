@@ -5,9 +5,11 @@ mod certificates;
 mod clients;
 mod command_line;
 mod lame_duck;
+mod log;
 mod monitoring;
 mod reload;
 mod running;
+mod services;
 mod tls;
 
 use std::os::unix::fs::symlink;

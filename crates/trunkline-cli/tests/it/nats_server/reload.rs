@@ -69,6 +69,9 @@ fn limits_change_while_the_server_runs_as_on_nats_server() {
         ("ping_max: 4", "ping_max = 4"),
         ("write_deadline: \"1500ms\"", "write_deadline = 1.5s"),
         ("debug: true", "debug = true"),
+        ("max_traced_msg_len: 5", "max_traced_msg_len = 5"),
+        ("server_tags: [\"a:b\"]", "tags"),
+        ("server_metadata { a: b }", "metadata"),
         ("authorization { token: x, timeout: 5 }", "authorization timeout = 5"),
     ] {
         check_same(config, reloaded);
@@ -81,6 +84,8 @@ fn what_a_running_server_cannot_change_is_refused_in_the_words_of_nats_server() 
         "server_name: other",
         "max_pending: 10000000",
         "allow_non_tls: true",
+        "logfile_size_limit: 1000",
+        "logfile_max_num: 3",
         "max_payload: 2MB\nmax_pending: 1MB",
         "nonsense: 1",
     ] {
@@ -88,8 +93,9 @@ fn what_a_running_server_cannot_change_is_refused_in_the_words_of_nats_server() 
     }
     let place = Place::new();
     let mut server = Server::start(&place, &place.ours(), "");
+    let port = format!("Port: old={}, new=4555", server.address.rsplit(':').next().expect("a port"));
     for (config, field) in [
-        ("port: 4555", "Port: old=0, new=4555"),
+        ("port: 4555", port.as_str()),
         ("http: 8222", "HTTPPort: old=0, new=8222"),
         ("max_subscriptions: 7", "MaxSubs: old="),
         ("websocket { port: -1, no_tls: true }", "Websocket: old={}, new={"),
@@ -169,6 +175,65 @@ fn clients_that_are_there_go_by_the_new_limits() {
         })
         .collect();
     assert_eq!(closed.iter().filter(|closed| **closed).count(), 2, "{closed:?}");
+}
+
+#[test]
+fn an_empty_file_changes_nothing() {
+    let place = Place::new();
+    let mut server = Server::start(&place, &place.ours(), "authorization { token: s3cret }\n");
+    place.write("server.conf", "# it is being written\n");
+    server.running.signal(Signal::SIGHUP);
+    let line = server.running.until_it_says("server configuration");
+    assert!(
+        line.ends_with("Failed to reload server configuration: config has no values or is empty"),
+        "{line}"
+    );
+    let mut client = Client::connect(&server.address);
+    client.send("CONNECT {\"verbose\":false}\r\nPING\r\n");
+    assert_eq!(client.line().as_deref(), Some("-ERR 'Authorization Violation'"), "who asks is still asked");
+}
+
+#[test]
+fn clients_are_told_where_the_server_is_said_to_be_now() {
+    let place = Place::new();
+    for program in [place.ours(), theirs()] {
+        let mut server = Server::start(&place, &program, "");
+        let host = |address: &str| {
+            let line = BufReader::new(TcpStream::connect(address).expect("it listens")).lines().next();
+            let line = line.expect("INFO").expect("INFO");
+            let info: serde_json::Value =
+                serde_json::from_str(line.trim_start_matches("INFO ")).expect("JSON");
+            (info["host"].as_str().unwrap_or_default().to_owned(), info["port"].as_u64())
+        };
+        let bound = server.address.rsplit(':').next().and_then(|port| port.parse().ok());
+        server.reload(&place, "client_advertise: \"bus.example.org:4333\"");
+        assert_eq!(host(&server.address), ("bus.example.org".to_owned(), Some(4333)));
+        server.reload(&place, "");
+        assert_eq!(host(&server.address), ("127.0.0.1".to_owned(), bound));
+    }
+}
+
+#[test]
+fn a_subscription_that_a_reload_ends_is_told_as_by_nats_server() {
+    let place = Place::new();
+    let users = |deny: &str| {
+        format!(
+            "authorization {{ users: [{{user: a, password: b, permissions: {{subscribe: {{deny: {deny}}}}}}}] }}\n"
+        )
+    };
+    for program in [place.ours(), theirs()] {
+        let mut server = Server::start(&place, &program, &users("other"));
+        let mut client = Client::connect(&server.address);
+        client.send("CONNECT {\"verbose\":false,\"user\":\"a\",\"pass\":\"b\"}\r\nSUB foo 1\r\nPING\r\n");
+        assert_eq!(client.line().as_deref(), Some("PONG"));
+        server.reload(&place, &users("foo"));
+        let error = "-ERR 'Permissions Violation for Subscription to \"foo\" (sid \"1\")'";
+        assert_eq!(client.line().as_deref(), Some(error));
+        server.running.signal(Signal::SIGTERM);
+        let log = server.running.end().stderr;
+        let removed = "Removed sub \"foo\" (sid \"1\") for User \"a\" - not authorized";
+        assert!(log.lines().any(|line| line.contains("[INF] ") && line.ends_with(removed)), "{log}");
+    }
 }
 
 #[test]

@@ -109,6 +109,32 @@ fn log_files_and_exit_codes_are_those_of_nats_server() {
 }
 
 #[test]
+fn files_that_cannot_be_written_are_told_as_by_nats_server() {
+    let place = Place::new();
+    for program in [place.ours(), theirs()] {
+        let arguments = ["-p", "-1", "-a", "127.0.0.1", "-P", "missing/x.pid"];
+        let ended = start(place.command(&program, &arguments), b"").end();
+        let fatal = "[FTL] Could not write pidfile: open missing/x.pid: no such file or directory";
+        assert!(ended.code() == 1 && ended.stderr.contains(fatal), "{}", ended.stderr);
+        let arguments = ["-p", "-1", "-a", "127.0.0.1", "-l", "missing/x.log"];
+        let ended = start(place.command(&program, &arguments), b"").end();
+        let error = "error opening file: open missing/x.log: no such file or directory";
+        assert!(ended.code() == 1 && ended.stderr.contains(error), "{}", ended.stderr);
+        // Clients are served without it.
+        let arguments = ["-p", "-1", "-a", "127.0.0.1", "--ports_file_dir", "missing"];
+        let mut running = start(place.command(&program, &arguments), b"");
+        running.until_it_says("[ERR] Error writing ports file (missing/nats-server_");
+        running.signal(Signal::SIGTERM);
+        assert_eq!(running.end().code(), 0);
+        // What a script says whose variables are not set.
+        let arguments =
+            ["-c", "", "-p", "-1", "-a", "127.0.0.1", "-l", "", "-P", "", "--ports_file_dir", "", "-n", ""];
+        let mut running = start(place.command(&program, &arguments), b"");
+        running.until_it_says("Server is ready");
+    }
+}
+
+#[test]
 fn an_address_in_use_is_fatal_and_named() {
     let place = Place::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -151,6 +177,20 @@ fn the_log_is_opened_again_where_its_name_leads_now() {
     });
     assert!(place.read("old.log").contains("Server is ready"));
     drop(running);
+}
+
+#[test]
+fn several_servers_are_told_by_the_beginning_of_their_numbers() {
+    let place = Place::new();
+    let [first, second] = ["ours", "second"].map(|name| run_until_ready(&place, &place.ours(), name));
+    let pids = ["ours", "second"].map(|name| place.read(&format!("{name}.pid")));
+    for (pid, log) in pids.iter().zip(["ours.log", "second.log"]) {
+        // All of it: the beginnings of others' numbers are not for a test to use.
+        let sent = start(place.command(&place.ours(), &["--signal", &format!("reopen={pid}*")]), b"").end();
+        assert_eq!(sent.code(), 0, "{sent:?}");
+        wait_for(|| place.read(log).contains("re-opened").then_some(()));
+    }
+    drop((first, second));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,8 +238,9 @@ async fn the_trace_shows_operations_once_it_is_asked_for_and_no_secret() {
     running.until_it_says("Server is ready");
     let connect = || async_nats::ConnectOptions::with_token("s3cret".to_owned()).connect(&url);
     let client = connect().await.expect("the token is right");
-    client.subscribe("unseen").await.expect("it is taken");
-    client.flush().await.expect("it is taken");
+    let _unseen = client.subscribe("unseen").await.expect("it is taken");
+    // The answer says that the server has read all before it.
+    client.request("nobody", "".into()).await.expect_err("nobody is there");
 
     place.write("server.conf", &config(true));
     running.signal(Signal::SIGHUP);
