@@ -89,9 +89,9 @@ pub(crate) fn introduced(address: SocketAddr, hello: String) -> [String; 2] {
     let line = |web: &mut WebSocket<TcpStream>| text_until(web, "\r\n").trim_end().to_owned();
     let first = line(&mut web);
     web.send(Message::binary(hello.into_bytes())).expect("the connection stands");
-    let mut behind = text_until(&mut web, "}\r\n");
+    let mut behind = line(&mut web);
     while !behind.contains("INFO ") {
-        behind.push_str(&text_until(&mut web, "}\r\n"));
+        behind = line(&mut web);
     }
     let second = behind.lines().find(|line| line.starts_with("INFO ")).expect("an INFO");
     [first, second.to_owned()]
