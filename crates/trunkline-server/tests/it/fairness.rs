@@ -40,13 +40,13 @@ async fn a_client_that_sends_without_pause_leaves_room_for_others() {
     while let Ok(n) = socket.write(&message.as_bytes()[sent % message.len()..]) {
         sent += n;
     }
-    assert!(sent > 5 << 19, "the system took only {sent} bytes");
+    assert!(sent > 3 << 20, "the system took only {sent} bytes");
     assert_eq!(other.flush().await, "");
     let mut events = Vec::new();
     let _ = inbox.poll_batch(&mut Context::from_waker(Waker::noop()), usize::MAX, &mut events);
     let done = events.len() * message.len();
-    // A turn is over with the read that has it past a mebibyte, which may be one of a mebibyte.
-    assert!(done <= 2 << 20, "the other's turn came after {done} of {sent} bytes");
+    // A turn of a mebibyte before the other's, and one more before this test has its own: they share the thread.
+    assert!(done < 5 << 19, "the other's turn came after {done} of {sent} bytes");
 }
 
 /// Opens a WebSocket to this server; what is written to it must be frames.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use trunkline::Front;
 use trunkline::backend::memory::{Hub, MemoryBackend};
-use trunkline_server::{Server, ServerOptions};
+use trunkline_server::{ReloadError, Server, ServerOptions};
 
 use super::super::client::Raw;
 use super::super::fixture::options;
@@ -107,4 +107,25 @@ async fn a_message_has_the_policy_of_a_bridge_read_again() {
         said = ann.until_closed() => assert_eq!(said, VIOLATION),
     }
     assert_eq!(answer(server.nats_addr(), &user("amy", "a")).await, "PONG\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_but_the_bus_publishes_dead_letters_on_a_bridge() {
+    let server = bridge_with(|options| options.auth = auth("{users: [{user: bob, password: b}]}")).await;
+    let mut bob = client(server.nats_addr(), "bob", "b").await;
+    bob.send("SUB nachos.dead.> 1\r\n").await;
+    assert_eq!(bob.flush().await, "");
+    bob.send("PUB nachos.dead.a.b 1\r\nx\r\n").await;
+    let refused = "-ERR 'Permissions Violation for Publish to \"nachos.dead.a.b\"'\r\n";
+    assert_eq!(bob.flush().await, refused);
+    assert_eq!(bob.flush().await, "", "nobody has got it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_makes_no_accounts_on_a_bridge() {
+    let server = bridge().await;
+    let accounts = auth("{accounts: {east: {users: [{user: eve, password: e}]}}}");
+    let error = server.reload(&accounts).expect_err("its backend is one space of subjects");
+    assert!(matches!(error, ReloadError::Accounts { .. }), "{error:?}");
+    client(server.nats_addr(), "ann", "a").await;
 }

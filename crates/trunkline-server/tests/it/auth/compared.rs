@@ -108,6 +108,10 @@ const CONVERSATION: &[(&str, &str)] = &[
     ("one", "PUB _INBOX.never 1\r\nd"),
     ("full", "PUB one _INBOX.f 1\r\ne"),
     ("one", "PUB _INBOX.f 1\r\nf"),
+    // Several at once on one subject are judged one by one.
+    ("full", "PUB foo.no 1\r\ng\r\nPUB foo.no 1\r\nh\r\nPUB foo.a 1\r\ni\r\nPUB foo.a 1\r\nj"),
+    ("full", "PUB one _INBOX.f 1\r\np"),
+    ("one", "PUB _INBOX.f 1\r\nq\r\nPUB _INBOX.f 1\r\nr\r\nPUB _INBOX.f 1\r\ns"),
     // Who has no permissions of its own has the default ones.
     ("def", "PUB d 0\r\n"),
     ("def", "PUB e 0\r\n"),

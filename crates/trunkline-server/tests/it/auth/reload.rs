@@ -70,6 +70,33 @@ async fn who_may_stay_stays_and_the_others_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_denied_now_is_withheld_from_a_subscription_that_stays() {
+    let users = |rules: &str| {
+        format!(
+            "{{users: [{{user: ann, password: a, permissions: {{subscribe: {rules}}}}}, {{user: bob, password: b}}]}}"
+        )
+    };
+    let server = server(&users("{allow: ['foo.*'], deny: [foo.b]}")).await;
+    let address = server.nats_addr();
+    let (mut ann, mut bob) = (client(address, "ann", "a").await, client(address, "bob", "b").await);
+    ann.send("SUB foo.* 1\r\n").await;
+    assert_eq!(ann.flush().await, "");
+    for (rules, seen) in [
+        ("{allow: ['foo.*'], deny: [foo.a]}", "MSG foo.b 1 1\r\nx\r\n"),
+        ("{allow: ['foo.*']}", "MSG foo.a 1 1\r\nx\r\nMSG foo.b 1 1\r\nx\r\n"),
+        ("{allow: ['foo.*'], deny: ['foo.*']}", ""),
+    ] {
+        server.reload(&auth(&users(rules))).expect("valid");
+        // A client is considered anew before anything else that it asks for.
+        let told = ann.flush().await;
+        assert_eq!(told.is_empty(), !seen.is_empty(), "{rules}: {told}");
+        bob.send("PUB foo.a 1\r\nx\r\nPUB foo.b 1\r\nx\r\n").await;
+        assert_eq!(bob.flush().await, "");
+        assert_eq!(ann.flush().await, seen, "{rules}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_errors_are_those_of_nats_server() {
     let config = |rules: &str, password: &str| {
         format!(
