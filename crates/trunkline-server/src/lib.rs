@@ -40,6 +40,7 @@ mod session;
 mod shared;
 mod socket;
 mod staging;
+mod subscription;
 mod tally;
 mod threads;
 mod tls;

@@ -22,11 +22,12 @@ use access::{Access, Violation};
 
 use crate::batches::Others;
 use crate::bridge::front::Front;
-use crate::client::{Client, Subscription, Subscriptions};
+use crate::client::Client;
 use crate::closed::Closed;
 use crate::options::Limits;
 use crate::shared::Shared;
 use crate::staging::{self, Outgoing, Staging};
+use crate::subscription::{Subscription, Subscriptions};
 use crate::trace::{self, about};
 
 mod access;

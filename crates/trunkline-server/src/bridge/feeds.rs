@@ -11,7 +11,8 @@ use trunkline::backend::SubscribeError;
 
 use super::Bridge;
 use super::pump::{Pump, Report};
-use crate::client::{Client, Subscription};
+use crate::client::Client;
+use crate::subscription::Subscription;
 
 /// Most subscriptions of one connection that start or end at a time.
 const CHANGES_MAX: usize = 128;

@@ -9,8 +9,8 @@ use trunkline_core::HeaderError;
 
 use super::ORIGIN_HEADER;
 use super::orders::{Order, Orders, Outbound};
-use crate::client::Subscription;
 use crate::staging::Outgoing;
+use crate::subscription::Subscription;
 use crate::wire;
 
 /// Why a message cannot be published.

@@ -19,10 +19,11 @@ use trunkline_protocol::ServerError;
 use super::Bridge;
 use super::feeds::Feeds;
 use super::orders::{End, Order, Orders, Outbound};
-use crate::client::{Client, Subscription};
+use crate::client::Client;
 use crate::closed::Closed;
 use crate::outbox::Ending;
 use crate::shared::Shared;
+use crate::subscription::Subscription;
 
 /// Pause before messages that found no connection are tried again: the backend may not have noticed yet.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);

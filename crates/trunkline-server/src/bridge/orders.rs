@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use trunkline::Message;
 use trunkline::memory::{Charge, Holding, MemoryBudget};
 
-use crate::client::Subscription;
+use crate::subscription::Subscription;
 
 /// Most orders, and most of their bytes, of one connection: past either the client is not read any further. One batch of
 /// reading may go beyond it.

@@ -15,8 +15,9 @@ use trunkline::backend::{LiveEvent, LiveSource, SubscribeError, SubscribeOptions
 use trunkline_protocol::encode;
 
 use super::{Bridge, ORIGIN_HEADER, queue_token};
-use crate::client::{Client, Subscription};
+use crate::client::Client;
 use crate::outbox::Written;
+use crate::subscription::Subscription;
 use crate::wire::{self, Fit};
 
 /// Most events taken from the backend at a time.

@@ -355,7 +355,7 @@ fn shown(shared: &Shared, row: Row, question: &Question, room: &mut usize) -> Co
                         Some(listed.iter().map(|s| Detail::of(s)).collect());
                 }
                 _ => {
-                    let pattern = |s: &Arc<crate::client::Subscription>| s.pattern.as_str().to_owned();
+                    let pattern = |s: &Arc<crate::subscription::Subscription>| s.pattern.as_str().to_owned();
                     connection.subscriptions_list = Some(listed.iter().map(pattern).collect());
                 }
             }

@@ -15,8 +15,9 @@ use super::aside::LISTS;
 use super::params::{Page, ParamError, Params};
 use super::{Monitor, json};
 use crate::auth::Account;
-use crate::client::{Client, Subscription};
+use crate::client::Client;
 use crate::shared::Shared;
+use crate::subscription::Subscription;
 
 #[derive(Serialize)]
 struct Subsz<'a> {

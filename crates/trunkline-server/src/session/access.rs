@@ -8,9 +8,9 @@ use trunkline_protocol::{ConnectOptions, ServerError};
 
 use super::{Session, Stop};
 use crate::auth::{Answer, Failure, Identity, Permissions, Replies, Verification};
-use crate::client::{Guard, Subscription};
 use crate::closed::Closed;
 use crate::staging::Staging;
+use crate::subscription::{Guard, Subscription};
 use crate::trace::about;
 
 /// So many bytes of a subject are logged.

@@ -9,8 +9,8 @@ use trunkline::observe::{Observer, RawMessage, Receiver};
 use trunkline::{Headers, Message, Subject};
 use trunkline_core::{MatchSet, StreamOffset};
 
-use crate::client::Subscription;
 use crate::staging::{Outgoing, Staging};
+use crate::subscription::Subscription;
 
 pub(super) fn subscription_of(target: &Target) -> Option<&Subscription> {
     match target {

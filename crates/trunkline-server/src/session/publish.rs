@@ -10,8 +10,8 @@ use super::delivery::{Delivery, Stored, subscription_of};
 use super::run::{self, Run};
 use super::{Session, Stop, Turn, Violation, user_info};
 use crate::bridge::front::Unpublishable;
-use crate::client::Subscription;
 use crate::staging::{Outgoing, Staging};
+use crate::subscription::Subscription;
 
 impl Session {
     #[inline]

@@ -12,8 +12,8 @@ use trunkline_protocol::PlainPub;
 
 use super::Turn;
 use super::delivery::{Delivery, subscription_of};
-use crate::client::Subscription;
 use crate::staging::{self, Outgoing, Receiver, Staging, Template};
+use crate::subscription::Subscription;
 
 /// Most messages of a run.
 const MESSAGES_MAX: usize = 64;

@@ -12,9 +12,9 @@ use trunkline::backend::memory::Target;
 use super::Session;
 use super::delivery::subscription_of;
 use crate::auth::ShownPermissions;
-use crate::client::Subscription;
 use crate::health::timestamp;
 use crate::staging::Staging;
+use crate::subscription::Subscription;
 
 /// Where clients ask.
 const SUBJECT: &[u8] = b"$SYS.REQ.USER.INFO";
