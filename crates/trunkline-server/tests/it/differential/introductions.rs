@@ -15,7 +15,7 @@ use super::super::websocket::{blocking, introduced};
 use super::upgrades::web_address;
 
 /// Fields that say something else on each server.
-const OF_ITS_OWN: [&str; 5] = ["server_id", "server_name", "port", "client_id", "nonce"];
+const OF_ITS_OWN: [&str; 6] = ["server_id", "server_name", "version", "port", "client_id", "nonce"];
 
 /// Fields that are meant to differ, why, and in which setups; in all of them where none is named.
 const MEANT: &[(&str, &str, &str)] = &[
