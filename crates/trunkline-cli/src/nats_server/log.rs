@@ -1,7 +1,7 @@
 //! The log in nats-server's format, on stderr or in a file: `[PID] 2026/11/22 10:00:00.000000 [INF] Server is ready`.
 //!
 //! What the server itself has to tell comes through `tracing` ([`events`]) and is written in the same format and, where
-//! nats-server has something of the kind to say, in its words. [`file`] is the file, and the files before it.
+//! nats-server has something of the kind to say, in its words. [`mod@file`] is the file, and the files before it.
 
 mod events;
 mod file;

@@ -59,8 +59,6 @@ pub(super) struct Hashing {
     /// One permit for each thread that may hash. Who waits for one does so in order, and until its time to authenticate is
     /// over; there are never more than there are connections.
     permits: Arc<Semaphore>,
-    /// One for looks ahead.
-    ahead: Arc<Semaphore>,
     /// How many of one address may wait for a permit, or have one.
     turns_max: usize,
     /// Guards who of each line has its turn, where somebody has or waits for it. Held for a look or a change.
@@ -111,7 +109,7 @@ pub(super) struct Permit {
 }
 
 impl Hashing {
-    /// Leaves half of the processors to those who are served, but for looks ahead.
+    /// Leaves half of the processors to those who are served.
     pub(super) fn new() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self::with((processors / 2).max(1))
@@ -120,7 +118,6 @@ impl Hashing {
     fn with(permits: usize) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(permits)),
-            ahead: Arc::new(Semaphore::new(1)),
             turns_max: (permits / 2).max(1),
             turns: Mutex::default(),
             held: Mutex::default(),
@@ -159,7 +156,7 @@ impl Hashing {
                 *turn = Some(acquire(self.turns_of(line, 1)).await);
             }
         }
-        Permit { _turns: turns, _permit: acquire(self.ahead.clone()).await }
+        Permit { _turns: turns, _permit: acquire(self.permits.clone()).await }
     }
 
     fn turns_of(&self, line: Line, turns_max: usize) -> Arc<Semaphore> {
@@ -246,14 +243,13 @@ mod tests {
 
     type Permitting = std::pin::Pin<Box<dyn Future<Output = Permit> + Send>>;
 
-    /// The order in which those get permits who wait for them, behind one who has `busy`.
+    /// The order in which those get permits who wait for them, behind one who hashes.
     async fn order<T: Copy + Send + 'static>(
         waiting: &[T],
-        busy: Semaphored,
         permit: fn(Arc<Hashing>, T) -> Permitting,
     ) -> Vec<T> {
         let hashing = Arc::new(Hashing::with(1));
-        let busy = acquire(busy(&hashing)).await;
+        let busy = hashing.permit(None).await;
         let (told, mut order) = tokio::sync::mpsc::unbounded_channel();
         // Each waits before the next comes: tasks of this runtime run in the order in which they were started.
         for who in waiting.iter().copied() {
@@ -273,19 +269,15 @@ mod tests {
         seen
     }
 
-    type Semaphored = fn(&Hashing) -> Arc<Semaphore>;
-
     fn address(last: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, last])
     }
 
     #[tokio::test]
     async fn one_that_waits_alone_goes_before_the_rest_of_a_crowd() {
-        let seen = order(
-            &[1, 1, 1, 1, 2],
-            |hashing| hashing.permits.clone(),
-            |hashing, last| Box::pin(async move { hashing.permit(Some(address(last))).await }),
-        );
+        let seen = order(&[1, 1, 1, 1, 2], |hashing, last| {
+            Box::pin(async move { hashing.permit(Some(address(last))).await })
+        });
         assert_eq!(seen.await, [1, 2, 1, 1, 1]);
     }
 
@@ -294,14 +286,10 @@ mod tests {
         const STRANGER: u64 = 0;
         let waiting =
             [(1, STRANGER), (2, STRANGER), (1, 7), (1, 7), (3, STRANGER), (1, 7), (1, 8), (2, 9), (2, 7)];
-        let seen = order(
-            &waiting,
-            |hashing| hashing.ahead.clone(),
-            |hashing, (last, user)| {
-                let place = Place { address: address(last), user, held: None };
-                Box::pin(async move { hashing.permit_ahead(place, user != STRANGER).await })
-            },
-        );
+        let seen = order(&waiting, |hashing, (last, user)| {
+            let place = Place { address: address(last), user, held: None };
+            Box::pin(async move { hashing.permit_ahead(place, user != STRANGER).await })
+        });
         // One stranger, one as user 7, and user 9 wait for the permit at first; 8 for the turn of its address.
         let expected =
             [(1, STRANGER), (1, 7), (2, 9), (2, STRANGER), (1, 8), (2, 7), (3, STRANGER), (1, 7), (1, 7)];

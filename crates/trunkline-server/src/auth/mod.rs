@@ -333,11 +333,14 @@ impl Auth {
             return identity;
         }
         let may_look = |guess: Guess| self.attempts.may_look_ahead(&guess, is_user, Instant::now());
-        if !has_turn.load(Ordering::Relaxed)
-            && verification.guess.is_none_or(may_look)
-            && let Some(identity) = hashing::verify(verification, None, permit, self.key.clone()).await
-        {
-            return identity;
+        match !has_turn.load(Ordering::Relaxed) && verification.guess.is_none_or(may_look) {
+            true => {
+                if let Some(identity) = hashing::verify(verification, None, permit, self.key.clone()).await {
+                    return identity;
+                }
+            }
+            // Others want it.
+            false => drop(permit),
         }
         std::future::pending().await
     }
