@@ -383,7 +383,7 @@ fn connections_end_for_the_reasons_that_nats_server_names() {
     let place = Place::new();
     let user = "{user: ann, password: pw}";
     let config = format!(
-        "http: \"127.0.0.1:-1\"\nmax_pending: 4MB\nwrite_deadline: \"60s\"\nping_interval: \"500ms\"\nping_max: 1\n\
+        "http: \"127.0.0.1:-1\"\nmax_pending: 4MB\nwrite_deadline: \"60s\"\nping_interval: \"1500ms\"\nping_max: 1\n\
          authorization {{ timeout: 1, users: [{user}] }}\n"
     );
     place.write("server.conf", &config);
