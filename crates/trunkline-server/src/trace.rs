@@ -17,7 +17,11 @@ pub const PROTOCOL_TRACE: &str = "trunkline_server::protocol";
 /// An event about a client: with its number, its address, and who it says it is.
 macro_rules! about {
     ($level:ident, $client:expr, $($rest:tt)+) => {
+        $crate::trace::about!(target: module_path!(), $level, $client, $($rest)+)
+    };
+    (target: $target:expr, $level:ident, $client:expr, $($rest:tt)+) => {
         tracing::$level!(
+            target: $target,
             client = $client.id,
             address = %$client.address,
             via = $client.via(),
@@ -29,18 +33,10 @@ macro_rules! about {
 }
 pub(crate) use about;
 
-/// As `about`, for who watches the protocol.
+/// The same for who watches the protocol.
 macro_rules! show {
     ($client:expr, $($rest:tt)+) => {
-        tracing::trace!(
-            target: PROTOCOL_TRACE,
-            client = $client.id,
-            address = %$client.address,
-            via = $client.via(),
-            name = $client.label(),
-            login = $client.login(),
-            $($rest)+
-        )
+        about!(target: PROTOCOL_TRACE, trace, $client, $($rest)+)
     };
 }
 

@@ -36,10 +36,12 @@ fn a_server_without_clients_ends_at_once() {
     assert_eq!(running.end().code(), 0);
 }
 
-#[test]
-fn a_signal_to_end_ends_it_at_once() {
-    let place = Place::new();
-    place.write("server.conf", "lame_duck_duration: \"1h\"\nlame_duck_grace_period: \"30m\"\n");
+/// A lame duck that waits for longer than any test.
+const PATIENT: &str = "lame_duck_duration: \"1h\"\nlame_duck_grace_period: \"30m\"\n";
+
+/// A server that will be such a one, its address, and a client that it knows.
+fn patient(place: &Place) -> (Running, String, TcpStream) {
+    place.write("server.conf", PATIENT);
     let mut running = start(place.command(&place.ours(), &["-c", "server.conf", "-p", "-1"]), b"");
     let address = address_in(&running.until_it_says("Listening for client connections on "));
     running.until_it_says("Server is ready");
@@ -47,6 +49,13 @@ fn a_signal_to_end_ends_it_at_once() {
     // INFO says that the client is known to the server.
     let info = BufReader::new(&client).lines().next();
     assert!(info.is_some_and(|line| line.is_ok_and(|line| line.starts_with("INFO "))));
+    (running, address, client)
+}
+
+#[test]
+fn a_signal_to_end_ends_it_at_once() {
+    let place = Place::new();
+    let (mut running, address, _client) = patient(&place);
     running.signal(Signal::SIGUSR2);
     running.until_it_says("clients are asked to go elsewhere");
     assert!(TcpStream::connect(&address).is_err(), "nobody new is let in");
@@ -58,17 +67,10 @@ fn a_signal_to_end_ends_it_at_once() {
 #[test]
 fn other_signals_still_count() {
     let place = Place::new();
-    let times = "lame_duck_duration: \"1h\"\nlame_duck_grace_period: \"30m\"\n";
-    place.write("server.conf", times);
-    let mut running = start(place.command(&place.ours(), &["-c", "server.conf", "-p", "-1"]), b"");
-    let address = address_in(&running.until_it_says("Listening for client connections on "));
-    running.until_it_says("Server is ready");
-    let client = TcpStream::connect(&address).expect("it listens");
-    let info = BufReader::new(&client).lines().next();
-    assert!(info.is_some_and(|line| line.is_ok_and(|line| line.starts_with("INFO "))));
+    let (mut running, _, _client) = patient(&place);
     running.signal(Signal::SIGUSR2);
     running.until_it_says("clients are asked to go elsewhere");
-    place.write("server.conf", &format!("{times}max_payload: 1000\n"));
+    place.write("server.conf", &format!("{PATIENT}max_payload: 1000\n"));
     running.signal(Signal::SIGHUP);
     running.until_it_says("[INF] Reloaded: max_payload = 1000");
     running.until_it_says("[INF] Reloaded server configuration");
