@@ -45,8 +45,8 @@ const TURN_BYTES: usize = 1 << 20;
 /// Most that may wait for a client that sends for TLS or WebSocket alone, such as pings: their answers are counted when they are
 /// made, and not bounded by what its outbox may have.
 const ANSWERS_BYTES_MAX: usize = 256 << 10;
-/// Subscriptions that leave the routing table before others run again.
-const LEAVING_AT_ONCE: usize = 1024;
+/// Subscriptions that leave the routing table before others run again: some take microseconds.
+const LEAVING_AT_ONCE: usize = 64;
 
 pub(crate) struct Connection {
     server: Arc<Shared>,
@@ -75,8 +75,6 @@ pub(crate) struct Connection {
     held: u32,
     /// Bytes read, of which half is forgotten each time that the socket is found empty.
     lately_bytes: usize,
-    /// The short turns of others when it last had a long one.
-    shorts: u64,
     /// The client was sent away and may not have read why: see [`linger`].
     lingers: bool,
     /// Given back with everything else.
@@ -111,7 +109,6 @@ impl Connection {
             charge,
             held: 0,
             lately_bytes: 0,
-            shorts: 0,
             lingers: false,
             place,
         }
@@ -219,7 +216,7 @@ impl Connection {
                 some.iter().for_each(|subscription| trace::unsubscribed(&self.client, &subscription.sid));
             }
             if some.len() == LEAVING_AT_ONCE {
-                tokio::task::yield_now().await;
+                make_room().await;
             }
         }
         while !ended.is_empty() {
@@ -228,7 +225,7 @@ impl Connection {
             // What they held is given back step by step, too: a million at once would take a tenth of a second.
             ended.truncate(rest);
             if rest > 0 {
-                tokio::task::yield_now().await;
+                make_room().await;
             }
         }
     }
@@ -355,18 +352,17 @@ impl Connection {
             turns.short();
             return (None, SHORT_BYTES);
         }
-        if let Some(turn) = turns.another(self.client.id, self.shorts, self.long()) {
-            return (Some(turn), usize::MAX);
-        }
-        let turn = turns.long(self.client.id, self.long()).await;
-        self.turn_bytes = 0;
-        let shorts = turns.shorts();
-        let alone = std::mem::replace(&mut self.shorts, shorts) == shorts;
-        if !alone {
-            // Those who wait for its processor may be the clients of short turns: a system's turn is milliseconds.
-            std::thread::yield_now();
-        }
-        (Some(turn), if alone { usize::MAX } else { SHARED_BYTES })
+        let at_once = turns.another(self.client.id, self.long());
+        let turn = match at_once {
+            Some(turn) => turn,
+            None => {
+                let turn = turns.long(self.client.id, self.long()).await;
+                self.turn_bytes = 0;
+                turn
+            }
+        };
+        let most = if turn.is_alone { usize::MAX } else { SHARED_BYTES };
+        (Some(turn), most)
     }
 
     /// Has the session look at users and permissions that were replaced; says why the connection ends, if it does.
@@ -472,6 +468,12 @@ impl Connection {
         }
         self.write()
     }
+}
+
+/// Lets others run: those of this thread, and those who wait for its processor.
+async fn make_room() {
+    tokio::task::yield_now().await;
+    std::thread::yield_now();
 }
 
 async fn verified(verifying: &mut Option<Verifying>) -> Result<Arc<Identity>, Failure> {

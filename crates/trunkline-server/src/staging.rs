@@ -23,7 +23,7 @@ const LOOK_BYTES: usize = 64;
 const ANSWER_BYTES: usize = 32;
 /// Most subscriptions that are made or ended in one turn: each takes a microsecond or two, and those who publish meanwhile
 /// have to look again.
-const SUBSCRIPTIONS_MAX: u32 = 128;
+const SUBSCRIPTIONS_MAX: u32 = 64;
 /// Whoever sends no more than this to a reader in one turn is not why the reader is behind, and is not paused for it: one
 /// that listens to everything and reads nothing must not slow down everybody.
 const INNOCENT_BYTES: usize = 16 << 10;

@@ -10,9 +10,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 /// Parts of large operations have so much of a thread's time between two pauses: room for half a mebibyte and more.
 const PARTS_TIME: Duration = Duration::from_micros(250);
@@ -20,6 +21,9 @@ const PARTS_TIME: Duration = Duration::from_micros(250);
 const PAUSE: Duration = Duration::from_millis(1);
 /// Fewer short turns since the last pause are no reason for the next.
 const SHORTS_MIN: u64 = 8;
+/// Behind a short turn another is expected for so long. Who asks and waits for the answer sends nothing in between, and is not to
+/// find a mebibyte of somebody else's in front of the next question.
+const COMPANY: Duration = Duration::from_millis(10);
 
 /// The turns on one thread.
 #[derive(Debug)]
@@ -31,6 +35,7 @@ pub(crate) struct Turns {
     /// The short turns on each thread, and which thread this is.
     shorts: Arc<[Shorts]>,
     thread: usize,
+    company: Company,
     /// Whose part of a large operation is next. Taken before `long`.
     part: Semaphore,
     parts: Parts,
@@ -40,6 +45,16 @@ pub(crate) struct Turns {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shorts(AtomicU64);
+
+/// What long turns have seen of short ones. Written by one thread alone.
+#[derive(Debug)]
+struct Company {
+    began: Instant,
+    /// The short turns on all threads.
+    shorts: AtomicU64,
+    /// When that changed last, since `began`.
+    micros: AtomicU64,
+}
 
 /// Parts of large operations since they were paused last. Written by one thread alone.
 #[derive(Debug, Default)]
@@ -64,6 +79,8 @@ pub(crate) struct LongTurn<'a> {
     turns: &'a Turns,
     what: Long,
     began: Instant,
+    /// Nobody takes short turns beside it, and it may be as long as it likes.
+    pub(crate) is_alone: bool,
     _permits: (SemaphorePermit<'a>, Option<SemaphorePermit<'a>>),
 }
 
@@ -76,6 +93,11 @@ impl Turns {
             last: AtomicU64::new(0),
             shorts: shorts.clone(),
             thread,
+            company: Company {
+                began: Instant::now(),
+                shorts: AtomicU64::default(),
+                micros: AtomicU64::default(),
+            },
             part: Semaphore::new(1),
             parts: Parts::default(),
         })
@@ -88,22 +110,23 @@ impl Turns {
         count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    /// How many short turns there were on this thread.
-    pub(crate) fn shorts(&self) -> u64 {
-        self.shorts[self.thread].0.load(Ordering::Relaxed)
+    /// How many short turns there were, on all threads: who is served by another may wait for the processor of this one.
+    fn shorts(&self) -> u64 {
+        self.shorts.iter().map(|Shorts(count)| count.load(Ordering::Relaxed)).sum()
     }
 
-    /// A long turn at once, for a client that nobody waits for: nobody else has had any turn since its last one.
-    pub(crate) fn another(&self, client: u64, shorts: u64, what: Long) -> Option<LongTurn<'_>> {
-        let is_alone = self.last.load(Ordering::Relaxed) == client && self.shorts() == shorts;
-        if !is_alone || (what == Long::Part && self.parts.are_due()) {
+    /// A long turn at once, for a client that nobody waits for: nobody else has had any turn since its last one, and nobody is
+    /// expected to have a short one.
+    pub(crate) fn another(&self, client: u64, what: Long) -> Option<LongTurn<'_>> {
+        let is_next = self.last.load(Ordering::Relaxed) == client;
+        if !is_next || self.company.is_there(self.shorts()) || (what == Long::Part && self.parts.are_due()) {
             return None;
         }
         let part = match what {
             Long::Batch => None,
             Long::Part => Some(self.part.try_acquire().ok()?),
         };
-        Some(self.begin(what, self.long.try_acquire().ok()?, part))
+        Some(self.begin(what, true, self.long.try_acquire().ok()?, part))
     }
 
     /// Waits until a long turn may begin, which is over when what is returned is dropped. Cancel safe.
@@ -116,17 +139,19 @@ impl Turns {
         // Until the thread has looked at its sockets.
         tokio::task::yield_now().await;
         self.last.store(client, Ordering::Relaxed);
-        self.begin(what, turn, part)
+        let is_alone = !self.company.is_there(self.shorts());
+        if !is_alone {
+            // Those who wait for its processor may be the clients of short turns: a system's turn is milliseconds.
+            std::thread::yield_now();
+        }
+        self.begin(what, is_alone, turn, part)
     }
 
     /// Waits until a part of a large operation may have a turn.
     async fn part(&self) -> SemaphorePermit<'_> {
         let part = acquire(&self.part).await;
-        if self.parts.are_due() {
-            let shorts = self.shorts.iter().map(|Shorts(count)| count.load(Ordering::Relaxed)).sum();
-            if self.parts.begin_anew(shorts) >= SHORTS_MIN {
-                tokio::time::sleep(PAUSE).await;
-            }
+        if self.parts.are_due() && self.parts.begin_anew(self.shorts()) >= SHORTS_MIN {
+            tokio::time::sleep(PAUSE).await;
         }
         part
     }
@@ -134,15 +159,28 @@ impl Turns {
     fn begin<'a>(
         &'a self,
         what: Long,
+        is_alone: bool,
         long: SemaphorePermit<'a>,
         part: Option<SemaphorePermit<'a>>,
     ) -> LongTurn<'a> {
-        LongTurn { turns: self, what, began: Instant::now(), _permits: (long, part) }
+        LongTurn { turns: self, what, began: Instant::now(), is_alone, _permits: (long, part) }
     }
 }
 
 async fn acquire(one: &Semaphore) -> SemaphorePermit<'_> {
     one.acquire().await.expect("nobody closes it")
+}
+
+impl Company {
+    /// Whether somebody takes short turns, of which there were so many.
+    fn is_there(&self, shorts: u64) -> bool {
+        let micros = self.began.elapsed().as_micros() as u64;
+        if self.shorts.load(Ordering::Relaxed) != shorts {
+            self.shorts.store(shorts, Ordering::Relaxed);
+            self.micros.store(micros, Ordering::Relaxed);
+        }
+        shorts > 0 && micros - self.micros.load(Ordering::Relaxed) < COMPANY.as_micros() as u64
+    }
 }
 
 impl Parts {
@@ -216,17 +254,24 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn only_who_is_alone_takes_one_long_turn_after_another() {
-        let turns = turns();
-        drop(turns.long(1, Long::Batch).await);
-        let shorts = turns.shorts();
-        assert!(turns.another(1, shorts, Long::Batch).is_some());
-        assert!(turns.another(2, shorts, Long::Batch).is_none(), "it was somebody else's turn");
-        turns.short();
-        assert!(turns.another(1, shorts, Long::Batch).is_none(), "somebody had a short one");
-        drop(turns.long(2, Long::Batch).await);
-        assert!(turns.another(1, turns.shorts(), Long::Batch).is_none(), "somebody had a long one");
+        let threads: Vec<_> = Turns::of_threads(2).collect();
+        let [turns, elsewhere] = &threads[..] else { unreachable!() };
+        assert!(turns.long(1, Long::Batch).await.is_alone);
+        assert!(turns.another(1, Long::Batch).is_some());
+        assert!(turns.another(2, Long::Batch).is_none(), "it was somebody else's turn");
+        for thread in [turns, elsewhere] {
+            thread.short();
+            for _ in 0..2 {
+                assert!(turns.another(1, Long::Batch).is_none(), "somebody has short ones");
+                assert!(!turns.long(1, Long::Batch).await.is_alone);
+                tokio::time::advance(COMPANY / 2).await;
+            }
+            assert!(turns.another(1, Long::Batch).is_some(), "nobody has any more");
+        }
+        assert!(turns.long(2, Long::Batch).await.is_alone);
+        assert!(turns.another(1, Long::Batch).is_none(), "somebody had a long one");
     }
 
     #[tokio::test(start_paused = true)]
@@ -241,12 +286,10 @@ mod tests {
         ] {
             here.parts.add(PARTS_TIME);
             (0..shorts).for_each(|_| there.short());
-            let began = tokio::time::Instant::now();
-            assert_eq!(
-                here.another(0, here.shorts(), what).is_none(),
-                what == Long::Part,
-                "at once, {shorts} {what:?}"
-            );
+            here.company.is_there(here.shorts());
+            tokio::time::advance(COMPANY).await;
+            let began = Instant::now();
+            assert_eq!(here.another(0, what).is_none(), what == Long::Part, "at once, {shorts} {what:?}");
             drop(here.long(0, what).await);
             assert_eq!(began.elapsed() >= PAUSE, pauses, "{shorts} {what:?}");
         }
@@ -255,7 +298,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn parts_of_large_operations_do_not_pause_before_they_have_had_their_time() {
         let turns = turns();
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         for _ in 0..100 {
             (0..SHORTS_MIN).for_each(|_| turns.short());
             turns.parts.nanos.store(PARTS_TIME.as_nanos() as u64 - 1, Ordering::Relaxed);
