@@ -181,7 +181,7 @@ impl Connection {
     async fn leaving_turn<'a>(&self, turns: Option<&'a Turns>) -> Option<LongTurn<'a>> {
         let turns = turns.filter(|_| !self.server.memory.is_exceeded())?;
         let turn = turns.long(self.client.id, self.long()).await;
-        std::thread::yield_now();
+        turns.give_way();
         Some(turn)
     }
 
@@ -216,7 +216,7 @@ impl Connection {
                 some.iter().for_each(|subscription| trace::unsubscribed(&self.client, &subscription.sid));
             }
             if some.len() == LEAVING_AT_ONCE {
-                make_room().await;
+                self.let_others_run().await;
             }
         }
         while !ended.is_empty() {
@@ -225,8 +225,16 @@ impl Connection {
             // What they held is given back step by step, too: a million at once would take a tenth of a second.
             ended.truncate(rest);
             if rest > 0 {
-                make_room().await;
+                self.let_others_run().await;
             }
+        }
+    }
+
+    /// Those of this thread, and those who wait for its processor.
+    async fn let_others_run(&self) {
+        tokio::task::yield_now().await;
+        if let Some(place) = &self.place {
+            place.turns().give_way();
         }
     }
 
@@ -468,12 +476,6 @@ impl Connection {
         }
         self.write()
     }
-}
-
-/// Lets others run: those of this thread, and those who wait for its processor.
-async fn make_room() {
-    tokio::task::yield_now().await;
-    std::thread::yield_now();
 }
 
 async fn verified(verifying: &mut Option<Verifying>) -> Result<Arc<Identity>, Failure> {

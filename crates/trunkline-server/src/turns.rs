@@ -24,6 +24,9 @@ const SHORTS_MIN: u64 = 8;
 /// Behind a short turn another is expected for so long. Who asks and waits for the answer sends nothing in between, and is not to
 /// find a mebibyte of somebody else's in front of the next question.
 const COMPANY: Duration = Duration::from_millis(10);
+/// A thread that has much to do gives way to others that wait for its processor after so long: the clients of short turns may be
+/// among them, and a system's turn is milliseconds. No sooner, as whoever else keeps the processor busy has such a turn each time.
+const GIVE_WAY_AFTER: Duration = Duration::from_micros(250);
 
 /// The turns on one thread.
 #[derive(Debug)]
@@ -35,7 +38,10 @@ pub(crate) struct Turns {
     /// The short turns on each thread, and which thread this is.
     shorts: Arc<[Shorts]>,
     thread: usize,
+    began: Instant,
     company: Company,
+    /// When it gave way last, in microseconds since `began`.
+    gave_way: AtomicU64,
     /// Whose part of a large operation is next. Taken before `long`.
     part: Semaphore,
     parts: Parts,
@@ -47,12 +53,11 @@ pub(crate) struct Turns {
 struct Shorts(AtomicU64);
 
 /// What long turns have seen of short ones. Written by one thread alone.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Company {
-    began: Instant,
     /// The short turns on all threads.
     shorts: AtomicU64,
-    /// When that changed last, since `began`.
+    /// When that changed last, since the thread began.
     micros: AtomicU64,
 }
 
@@ -93,11 +98,9 @@ impl Turns {
             last: AtomicU64::new(0),
             shorts: shorts.clone(),
             thread,
-            company: Company {
-                began: Instant::now(),
-                shorts: AtomicU64::default(),
-                micros: AtomicU64::default(),
-            },
+            began: Instant::now(),
+            company: Company::default(),
+            gave_way: AtomicU64::default(),
             part: Semaphore::new(1),
             parts: Parts::default(),
         })
@@ -119,7 +122,7 @@ impl Turns {
     /// expected to have a short one.
     pub(crate) fn another(&self, client: u64, what: Long) -> Option<LongTurn<'_>> {
         let is_next = self.last.load(Ordering::Relaxed) == client;
-        if !is_next || self.company.is_there(self.shorts()) || (what == Long::Part && self.parts.are_due()) {
+        if !is_next || self.has_company() || (what == Long::Part && self.parts.are_due()) {
             return None;
         }
         let part = match what {
@@ -139,12 +142,28 @@ impl Turns {
         // Until the thread has looked at its sockets.
         tokio::task::yield_now().await;
         self.last.store(client, Ordering::Relaxed);
-        let is_alone = !self.company.is_there(self.shorts());
+        let is_alone = !self.has_company();
         if !is_alone {
-            // Those who wait for its processor may be the clients of short turns: a system's turn is milliseconds.
-            std::thread::yield_now();
+            self.give_way();
         }
         self.begin(what, is_alone, turn, part)
+    }
+
+    /// Lets those run who wait for the processor of this thread, if it has not done so for a while.
+    pub(crate) fn give_way(&self) {
+        if self.micros() - self.gave_way.load(Ordering::Relaxed) >= GIVE_WAY_AFTER.as_micros() as u64 {
+            std::thread::yield_now();
+            self.gave_way.store(self.micros(), Ordering::Relaxed);
+        }
+    }
+
+    /// Others take short turns.
+    fn has_company(&self) -> bool {
+        self.company.is_there(self.shorts(), self.micros())
+    }
+
+    fn micros(&self) -> u64 {
+        self.began.elapsed().as_micros() as u64
     }
 
     /// Waits until a part of a large operation may have a turn.
@@ -173,8 +192,7 @@ async fn acquire(one: &Semaphore) -> SemaphorePermit<'_> {
 
 impl Company {
     /// Whether somebody takes short turns, of which there were so many.
-    fn is_there(&self, shorts: u64) -> bool {
-        let micros = self.began.elapsed().as_micros() as u64;
+    fn is_there(&self, shorts: u64, micros: u64) -> bool {
         if self.shorts.load(Ordering::Relaxed) != shorts {
             self.shorts.store(shorts, Ordering::Relaxed);
             self.micros.store(micros, Ordering::Relaxed);
@@ -286,7 +304,7 @@ mod tests {
         ] {
             here.parts.add(PARTS_TIME);
             (0..shorts).for_each(|_| there.short());
-            here.company.is_there(here.shorts());
+            here.has_company();
             tokio::time::advance(COMPANY).await;
             let began = Instant::now();
             assert_eq!(here.another(0, what).is_none(), what == Long::Part, "at once, {shorts} {what:?}");
