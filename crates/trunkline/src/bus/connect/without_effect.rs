@@ -4,8 +4,8 @@ use crate::backend::BackendKind;
 use crate::config::{Config, RedisTopology};
 
 impl Config {
-    /// What is set and changes nothing with this backend, so that nobody relies on it: the keys, and why. [`Bus::connect`]
-    /// logs it.
+    /// What is set and changes nothing with this backend, so that nobody relies on it: the keys, and why.
+    /// [`Bus::connect`](crate::Bus::connect) logs it.
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
         let default = Config::default();
         let (messaging, backend) = (&self.messaging, self.messaging.backend);
