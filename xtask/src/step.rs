@@ -69,11 +69,12 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
             // The library alone: the tests of the others need the backends that this build leaves out.
             clippy(&["--package", "trunkline", "--lib", "--no-default-features"])?;
         }
-        // The library and the binary are both called `trunkline` and would write the same pages at
-        // the same time; one after the other, those of the library stay.
+        // A library and a binary are both called `trunkline` and would write the same pages at the same time; one after
+        // the other, those of the library stay. Of the whole workspace each time: by themselves packages have other features
+        // of what they depend on, which would be checked once more.
         Step::Doc => {
-            run_command(cargo_doc().args(["--package", "trunkline-cli"]))?;
-            run_command(cargo_doc().args(["--workspace", "--exclude", "trunkline-cli"]))?;
+            run_command(cargo_doc().args(["--workspace", "--bins"]))?;
+            run_command(cargo_doc().args(["--workspace", "--lib"]))?;
         }
         // By itself: in a build of the whole workspace the library has all its features.
         Step::WithoutRedis => {
