@@ -1,5 +1,6 @@
 //! The steps of `cargo xtask test`, each under a headline and timed.
 
+use std::num::NonZero;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,6 +11,12 @@ use crate::cargo_test::{self, Tries};
 use crate::environment::{cargo, root};
 use crate::error::Error;
 use crate::setup;
+
+/// Says to test binaries how many tests they run at once.
+const TEST_THREADS: &str = "RUST_TEST_THREADS";
+/// Most tests wait for servers, leases and clocks and leave two thirds of a processor idle. More than two at once would take
+/// turns where they have little time for what they do.
+const TESTS_PER_PROCESSOR: usize = 2;
 
 /// One step, in the order they run. The tests come last, so that the last lines of the output are
 /// theirs.
@@ -62,11 +69,12 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
             // The library alone: the tests of the others need the backends that this build leaves out.
             clippy(&["--package", "trunkline", "--lib", "--no-default-features"])?;
         }
-        // The library and the binary are both called `trunkline` and would write the same pages at
-        // the same time; one after the other, those of the library stay.
+        // A library and a binary are both called `trunkline` and would write the same pages at the same time; one after
+        // the other, those of the library stay. Of the whole workspace each time: by themselves packages have other features
+        // of what they depend on, which would be checked once more.
         Step::Doc => {
-            run_command(cargo_doc().args(["--package", "trunkline-cli"]))?;
-            run_command(cargo_doc().args(["--workspace", "--exclude", "trunkline-cli"]))?;
+            run_command(cargo_doc().args(["--workspace", "--bins"]))?;
+            run_command(cargo_doc().args(["--workspace", "--lib"]))?;
         }
         // By itself: in a build of the whole workspace the library has all its features.
         Step::WithoutRedis => {
@@ -82,6 +90,10 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
                 if std::env::var_os(name).is_none() {
                     command.env(name, "1");
                 }
+            }
+            if std::env::var_os(TEST_THREADS).is_none() {
+                let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+                command.env(TEST_THREADS, (processors * TESTS_PER_PROCESSOR).to_string());
             }
             return cargo_test::run(&mut command, Tries::Two);
         }

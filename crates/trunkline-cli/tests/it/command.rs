@@ -186,14 +186,20 @@ impl Running {
 
     /// Waits for the end.
     #[track_caller]
-    pub(crate) fn end(mut self) -> Ended {
-        let deadline = Instant::now() + PATIENCE;
+    pub(crate) fn end(self) -> Ended {
+        self.end_within(PATIENCE)
+    }
+
+    /// Waits for the end of what may take longer than other commands.
+    #[track_caller]
+    pub(crate) fn end_within(mut self, patience: Duration) -> Ended {
+        let deadline = Instant::now() + patience;
         loop {
             match self.stdout.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(chunk) => self.printed.extend(chunk),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("it did not end within {PATIENCE:?}: {:#?}", self.said)
+                    panic!("it did not end within {patience:?}: {:#?}", self.said)
                 }
             }
         }

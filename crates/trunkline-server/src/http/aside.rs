@@ -24,7 +24,8 @@ pub(crate) struct Aside {
     kept_bytes: AtomicUsize,
 }
 
-/// Lists of connections and subscriptions, which may be long. One at a time: of two processors the other serves clients.
+/// Lists of connections and subscriptions, which may be long, those of the admin API, too. One at a time: of two processors the
+/// other serves clients.
 pub(crate) static LISTS: Aside = Aside::new(1);
 /// Everything else, which is quick: a scrape does not wait for lists.
 pub(crate) static FACTS: Aside = Aside::new(2);
@@ -32,6 +33,12 @@ pub(crate) static FACTS: Aside = Aside::new(2);
 impl Aside {
     const fn new(at_a_time: usize) -> Self {
         Self { making: Semaphore::const_new(at_a_time), kept_bytes: AtomicUsize::new(0) }
+    }
+
+    /// Takes so many of its places, until what it returns is dropped.
+    #[cfg(test)]
+    pub(crate) async fn take(&'static self, places: u32) -> tokio::sync::SemaphorePermit<'static> {
+        self.making.acquire_many(places).await.expect("nobody closes it")
     }
 
     /// Has an answer made.

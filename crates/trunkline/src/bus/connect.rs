@@ -1,90 +1,23 @@
 //! Ways to a bus: in this process, or as a configuration says.
 
+mod error;
+mod options;
+mod without_effect;
+
 use std::sync::Arc;
 
-use trunkline_core::redelivery::RetryPolicy;
-use trunkline_core::{OffsetError, Pattern, StreamOffset, SubjectError, Token};
+use trunkline_core::{Pattern, StreamOffset, Token};
 
-use super::outbox::OutboxOptions;
 use super::{Bus, BusOptions};
 use crate::backend::memory::{Hub, HubOptions, MemoryBackend};
-use crate::backend::nats::{NatsAuth, NatsBackend, NatsConnectError, NatsOptions};
+use crate::backend::nats::{NatsBackend, NatsOptions};
 #[cfg(feature = "redis")]
-use crate::backend::redis::{RedisBackend, RedisConnectError, RedisOptions};
-use crate::backend::{Backend, BackendKind, Capabilities, Start, StreamConfig, StreamError, Unsupported};
-use crate::config::{self, Config, Fallback, InitialStreamId, Messaging, RedisTopology};
-use crate::memory::MemoryBudget;
+use crate::backend::redis::{RedisBackend, RedisOptions};
+use crate::backend::{Backend, BackendKind, Capabilities, Start, StreamConfig};
+use crate::config::{Config, Fallback, Messaging};
 use crate::observe::{ObserveOptions, Observer};
-use crate::topics::Topics;
 
-/// Why a bus could not be had as configured.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// NATS cannot be reached or used, and `messaging.fallback` is `fail`.
-    #[error("backend nats cannot be used (messaging.fallback is fail)")]
-    Nats(#[source] NatsConnectError),
-    /// Redis cannot be reached or used, and `messaging.fallback` is `fail`.
-    #[cfg(feature = "redis")]
-    #[error("backend redis cannot be used (messaging.fallback is fail)")]
-    Redis(#[source] RedisConnectError),
-    /// This build has no such backend, and `messaging.fallback` is `fail`.
-    #[error("backend {backend} is not in this build (messaging.fallback is fail)")]
-    NotInBuild {
-        /// The backend that was asked for.
-        backend: BackendKind,
-    },
-    /// A stream of `messaging.streams` cannot be made.
-    #[error("a configured stream cannot be made (messaging.streams)")]
-    Stream(#[source] StreamError),
-    /// Streams are configured, and the backend has none.
-    #[error("streams are configured (messaging.streams)")]
-    NoStreams(#[source] Unsupported),
-    /// The saved offset is one of another backend.
-    #[error("offset {offset} is not one of backend {backend} (messaging.initial_stream_id)")]
-    ForeignStart {
-        /// The backend.
-        backend: BackendKind,
-        /// The offset.
-        offset: StreamOffset,
-    },
-    /// `messaging.subject_root` is no token, or too long.
-    #[error("the root of the subjects cannot be used (messaging.subject_root)")]
-    Root(#[source] SubjectError),
-    /// `messaging.initial_stream_id` is no offset.
-    #[error("the start of new readers is no offset (messaging.initial_stream_id)")]
-    InitialStart(#[source] OffsetError),
-}
-
-impl ConnectError {
-    /// Whether the same call may succeed later.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Nats(error) => error.is_retryable(),
-            #[cfg(feature = "redis")]
-            Self::Redis(error) => error.is_retryable(),
-            Self::Stream(error) => error.is_retryable(),
-            _ => false,
-        }
-    }
-
-    /// What the operator can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Nats(error) => Some(error.hint()),
-            #[cfg(feature = "redis")]
-            Self::Redis(error) => Some(error.hint()),
-            Self::NotInBuild { .. } => {
-                Some("set messaging.backend to in_memory or nats, or messaging.fallback to in_memory")
-            }
-            Self::NoStreams(error) => Some(error.hint()),
-            Self::ForeignStart { .. } => Some(
-                "redis writes offsets as MS-SEQ, the others as N; use $ or 0-0 after a change of backend",
-            ),
-            _ => None,
-        }
-    }
-}
+pub use self::error::ConnectError;
 
 /// What an embedded server is put in front of.
 #[derive(Clone)]
@@ -245,51 +178,6 @@ impl Bus {
     }
 }
 
-impl Config {
-    /// What is set and changes nothing with this backend, so that nobody relies on it: the keys, and why. [`Bus::connect`]
-    /// logs it.
-    pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
-        let default = Config::default();
-        let (messaging, backend) = (&self.messaging, self.messaging.backend);
-        let copies = messaging.streams.iter().any(|stream| stream.replicas > 1);
-        let all = [
-            (
-                messaging.outbox && backend == BackendKind::InMemory,
-                "messaging.outbox",
-                "in this process there is no server that could be away",
-            ),
-            (
-                messaging.stream_prefix != default.messaging.stream_prefix
-                    && backend == BackendKind::InMemory,
-                "messaging.stream_prefix",
-                "only the names of Redis keys and of JetStream streams have it",
-            ),
-            (
-                messaging.redis_tls != default.messaging.redis_tls && !messaging.redis_url.tls,
-                "messaging.redis_tls",
-                "messaging.redis_url asks for no TLS: rediss:// does",
-            ),
-            (
-                messaging.redis_sentinel != default.messaging.redis_sentinel
-                    && !matches!(messaging.redis_url.topology, RedisTopology::Sentinel { .. }),
-                "messaging.redis_sentinel",
-                "messaging.redis_url names no sentinels: redis-sentinel:// does",
-            ),
-            (
-                messaging.nats_auth != default.messaging.nats_auth && messaging.nats_url.has_credentials(),
-                "messaging.nats_auth",
-                "messaging.nats_url has credentials, which go first",
-            ),
-            (
-                copies && backend != BackendKind::Nats,
-                "messaging.streams[].replicas",
-                "only JetStream keeps copies",
-            ),
-        ];
-        all.into_iter().filter(|(set, ..)| *set).map(|(_, key, reason)| (key, reason)).collect()
-    }
-}
-
 /// Where new readers start on the backend in use. An offset of another backend is refused and never turned into another
 /// start; the fallback begins empty, so that the offset of the backend that was asked for stands before everything there.
 fn start_on(backend: Capabilities, wanted: BackendKind, start: Start) -> Result<Start, ConnectError> {
@@ -360,124 +248,13 @@ async fn ensure_streams(backend: &dyn Backend, messaging: &Messaging) -> Result<
     Ok(())
 }
 
-impl TryFrom<&Messaging> for BusOptions {
-    type Error = ConnectError;
-
-    fn try_from(messaging: &Messaging) -> Result<Self, ConnectError> {
-        let initial_start = match &messaging.initial_stream_id {
-            InitialStreamId::New => Start::New,
-            InitialStreamId::Beginning => Start::Beginning,
-            InitialStreamId::At(offset) => Start::After(offset.parse().map_err(ConnectError::InitialStart)?),
-        };
-        let consumer = &messaging.consumer;
-        let root =
-            Token::new(messaging.subject_root.clone()).and_then(Topics::new).map_err(ConnectError::Root)?;
-        Ok(Self {
-            subject_root: root.root().clone(),
-            publish_timeout: messaging.publish_timeout,
-            retry: RetryPolicy { max_deliver: consumer.max_deliver, backoff: consumer.backoff.clone() },
-            ack_wait: consumer.ack_wait,
-            initial_start,
-            outbox: messaging.outbox.then(|| OutboxOptions {
-                messages_max: saturating(messaging.outbox_max_messages),
-                bytes_max: saturating(messaging.outbox_max_bytes),
-            }),
-            ..Self::default()
-        })
-    }
-}
-
-impl From<&Config> for HubOptions {
-    fn from(config: &Config) -> Self {
-        Self {
-            max_payload: saturating(config.server.limits.max_payload),
-            max_pending: saturating(config.messaging.max_pending),
-            dedupe_window: config.messaging.dedupe_window,
-            memory: Arc::new(MemoryBudget::from_setting(config.runtime.resources.memory)),
-            ..Self::default()
-        }
-    }
-}
-
-#[cfg(feature = "redis")]
-impl From<&Config> for RedisOptions {
-    fn from(config: &Config) -> Self {
-        let messaging = &config.messaging;
-        let mut options = Self::new(messaging.redis_url.clone());
-        let files = &messaging.redis_tls;
-        options.tls.ca_file = files.ca_file.clone();
-        options.tls.cert_file = files.cert_file.clone();
-        options.tls.key_file = files.key_file.clone();
-        options.sentinel_username = messaging.redis_sentinel.username.clone();
-        options.sentinel_password = messaging.redis_sentinel.password.clone();
-        options.prefix = messaging.stream_prefix.clone();
-        options.connect_timeout = messaging.connect_timeout;
-        options.publish_timeout = messaging.publish_timeout;
-        options.dedupe_window = messaging.dedupe_window;
-        options.wait_replicas = messaging.wait_replicas;
-        options.max_pending = saturating(messaging.max_pending);
-        options.max_payload = saturating(config.server.limits.max_payload);
-        options.memory = Arc::new(MemoryBudget::from_setting(config.runtime.resources.memory));
-        options
-    }
-}
-
-impl From<&Config> for NatsOptions {
-    fn from(config: &Config) -> Self {
-        let memory = Arc::new(MemoryBudget::from_setting(config.runtime.resources.memory));
-        Self { memory, ..Self::from(&config.messaging) }
-    }
-}
-
-impl From<&Messaging> for NatsOptions {
-    fn from(messaging: &Messaging) -> Self {
-        let mut options = Self::new(messaging.nats_url.servers().iter().map(ToString::to_string));
-        options.auth = match messaging.nats_url.has_credentials() {
-            // Whoever gives an address with credentials, as `TRUNKLINE_URL` may, means just these.
-            true => NatsAuth::FromUrl,
-            false => NatsAuth::from(&messaging.nats_auth),
-        };
-        let tls = &messaging.nats_tls;
-        options.tls.first = tls.handshake_first;
-        options.tls.root_certificates = tls.ca_file.clone().into_iter().collect();
-        options.tls.client_certificate = tls.cert_file.clone().zip(tls.key_file.clone());
-        options.connect_timeout = messaging.connect_timeout;
-        options.publish_timeout = messaging.publish_timeout;
-        options.max_pending = saturating(messaging.max_pending);
-        options.stream_prefix = messaging.stream_prefix.clone();
-        options.subject_root = messaging.subject_root.clone();
-        options.dedupe_window = messaging.dedupe_window;
-        options
-    }
-}
-
-/// What is given stands alone: the configuration takes only one way.
-impl From<&config::NatsAuth> for NatsAuth {
-    fn from(auth: &config::NatsAuth) -> Self {
-        let password = auth.password.as_ref().map(|password| password.expose().to_owned());
-        let token = auth.token.as_ref().map(|token| token.expose().to_owned());
-        match (auth.username.clone().zip(password), token, &auth.nkey_file, &auth.credentials_file) {
-            (Some((user, password)), ..) => Self::UserPassword { user, password },
-            (None, Some(token), ..) => Self::Token(token),
-            (None, None, Some(path), _) => Self::NkeyFile(path.clone()),
-            (None, None, None, Some(path)) => Self::CredentialsFile(path.clone()),
-            (None, None, None, None) => Self::FromUrl,
-        }
-    }
-}
-
-/// A limit as this machine counts; what does not fit is more than it could ever hold.
-fn saturating(limit: u64) -> usize {
-    usize::try_from(limit).unwrap_or(usize::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Loader;
     use crate::status::BackendState;
 
-    fn config(yaml: &str) -> Config {
+    pub(super) fn config(yaml: &str) -> Config {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config.yaml");
         std::fs::write(&file, yaml).unwrap();
@@ -567,39 +344,12 @@ mod tests {
         assert_eq!(streams[0].config.max_messages, Some(10));
     }
 
-    #[cfg(feature = "redis")]
-    #[test]
-    fn redis_is_given_certificates_and_credentials_of_sentinels() {
-        let options = RedisOptions::from(&config(
-            "messaging: {backend: redis, redis_url: 'rediss-sentinel://u:p@a/main', \
-             redis_tls: {ca_file: ca.pem, cert_file: cert.pem, key_file: key.pem}, \
-             redis_sentinel: {username: watcher, password: seen}}",
-        ));
-        let file = |path: &Option<std::path::PathBuf>| path.as_ref().unwrap().display().to_string();
-        assert_eq!(
-            [&options.tls.ca_file, &options.tls.cert_file, &options.tls.key_file].map(file),
-            ["ca.pem", "cert.pem", "key.pem"]
-        );
-        assert_eq!(options.sentinel_username.as_deref(), Some("watcher"));
-        assert_eq!(options.sentinel_password.as_ref().unwrap().expose(), "seen");
-    }
-
     #[tokio::test]
     async fn configured_streams_are_there_when_connect_returns() {
         let config = config("messaging: {streams: [{name: audit, subjects: ['a.>'], max_messages: 10}]}");
         let (_bus, hub) = Bus::open(&config).await.unwrap();
         let streams = crate::backend::Streams::list(&*hub.unwrap()).await.unwrap();
         assert_eq!(streams[0].config.max_messages, Some(10));
-    }
-
-    #[test]
-    fn the_outbox_keeps_as_much_as_is_configured() {
-        let on = "messaging: {backend: redis, outbox: on, outbox_max_messages: 7, outbox_max_bytes: 1MB}";
-        let options = BusOptions::try_from(&config(on).messaging).unwrap();
-        assert_eq!(options.outbox, Some(OutboxOptions { messages_max: 7, bytes_max: 1_000_000 }));
-        let default = BusOptions::try_from(&config("messaging: {outbox: on}").messaging).unwrap();
-        assert_eq!(default.outbox, Some(OutboxOptions::default()));
-        assert_eq!(BusOptions::try_from(&Messaging::default()).unwrap().outbox, None);
     }
 
     #[tokio::test]
@@ -618,32 +368,5 @@ mod tests {
         let redis = "messaging: {backend: redis, initial_stream_id: 1692632086370-0}";
         let bus = Bus::connect(config(redis)).await.unwrap();
         assert_eq!(bus.options().initial_start, Start::Beginning);
-    }
-
-    #[test]
-    fn what_has_no_effect_is_named() {
-        let named =
-            |yaml: &str| config(yaml).without_effect().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
-        assert!(named("messaging: {backend: nats}").is_empty());
-        assert!(
-            named("messaging: {backend: redis, stream_prefix: mine}").is_empty(),
-            "the fallback is loud by itself"
-        );
-        let files = "redis_tls: {ca_file: ca.pem}, redis_sentinel: {password: pw}";
-        assert_eq!(
-            named(&format!("messaging: {{backend: redis, {files}}}")),
-            ["messaging.redis_tls", "messaging.redis_sentinel"]
-        );
-        let url = "redis_url: 'rediss-sentinel://a/main'";
-        assert!(named(&format!("messaging: {{backend: redis, {url}, {files}}}")).is_empty());
-        let both = "nats_auth: {token: t}, nats_url: 'nats://u:p@h'";
-        assert_eq!(named(&format!("messaging: {{backend: nats, {both}}}")), ["messaging.nats_auth"]);
-        let streams = "streams: [{name: a, subjects: [a], replicas: 3}]";
-        assert_eq!(
-            named(&format!(
-                "{{messaging: {{outbox: on, stream_prefix: mine, {streams}}}, runtime: {{resources: {{memory: 1GB}}}}}}"
-            )),
-            ["messaging.outbox", "messaging.stream_prefix", "messaging.streams[].replicas"]
-        );
     }
 }

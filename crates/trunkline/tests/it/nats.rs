@@ -327,9 +327,10 @@ async fn what_the_server_would_refuse_as_too_large_is_refused_before() {
 async fn a_full_connection_fails_the_message_that_found_no_room_and_never_sends_it() {
     let server = server();
     let mut options = NatsOptions::new([server.url()]);
+    // Neither gives the server up while it stands still, however long it takes to fill the connection.
     options.ping_interval = Duration::from_secs(60);
-    let backend = NatsBackend::connect(options).await.unwrap();
-    let reader = connect(&server).await;
+    let backend = NatsBackend::connect(options.clone()).await.unwrap();
+    let reader = NatsBackend::connect(options).await.unwrap();
     let mut source = subscribe(&reader, "big", SubscribeOptions::default()).await;
     server.pause();
     let short = PublishOptions { timeout: Some(Duration::from_millis(50)), ..PublishOptions::default() };

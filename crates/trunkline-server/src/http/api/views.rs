@@ -140,3 +140,34 @@ async fn patiently<T>(asking: impl Future<Output = Result<T, StreamError>>) -> R
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::extract::State;
+    use axum::http::StatusCode;
+
+    use super::*;
+    use crate::http::aside::{FACTS, LISTS};
+    use crate::http::params::Params;
+
+    #[tokio::test]
+    async fn lists_and_quick_answers_do_not_wait_for_each_other() {
+        let bus = Bus::in_memory();
+        let status = bus.backend().status();
+        let views = Arc::new(Views::new(bus, status, None, (None, None)));
+        let state = || State(views.clone());
+        let soon = Duration::from_secs(30);
+        {
+            let _taken = FACTS.take(2).await;
+            let subjects = tokio::time::timeout(soon, subjects::subjects(state())).await;
+            assert_eq!(subjects.expect("a list has a place").status(), StatusCode::OK);
+            let connections =
+                tokio::time::timeout(soon, connections::connections(state(), Params::default())).await;
+            let connections = connections.expect("a list has a place").expect("it asks for nothing special");
+            assert_eq!(connections.status(), StatusCode::OK);
+        }
+        let _taken = LISTS.take(1).await;
+        let overview = tokio::time::timeout(soon, overview::overview(state())).await;
+        assert_eq!(overview.expect("it is no list").status(), StatusCode::OK);
+    }
+}

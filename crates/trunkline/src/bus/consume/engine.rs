@@ -3,6 +3,9 @@
 //! One task decides everything, so that there is nothing to lock. It never waits for one thing alone: fetch, settlement,
 //! lease of the key order, handlers and the clock are awaited together, each in its own way.
 
+mod fetch;
+mod leases;
+
 use std::future::{Future, pending};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -16,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 use trunkline_core::StreamOffset;
 
+use self::leases::lose;
 use super::Key;
 use super::backoff::Backoff;
 use super::delivered::Delivered;
@@ -29,17 +33,6 @@ use crate::bus::received::Received;
 use crate::bus::spans::{Hop, Operation};
 use crate::telemetry::Telemetry;
 
-/// Longest wait of one fetch; the next one follows at once.
-const FETCH_WAIT: Duration = Duration::from_secs(5);
-/// Most deliveries of one fetch.
-const FETCH_MAX: usize = 256;
-/// With so many handlers or more a fetch waits until there is room for half as many deliveries, while more of them are
-/// stored than are wanted: the cost of a fetch is shared by what it brings.
-const GATHER_FROM: usize = 32;
-/// Longest such wait.
-const GATHER: Duration = Duration::from_millis(1);
-/// Settlements that may wait for the backend beside one for each handler; past it nothing more is fetched.
-const UNSETTLED_SLACK: usize = 1024;
 /// Longest wait for the last settlements and for leaving, when the consumer was told to stop.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -245,134 +238,6 @@ where
         }
     }
 
-    fn may_fetch(&self) -> usize {
-        let unsettled = self.settlements.len();
-        if self.stopping
-            || self.fetch_backoff.until().is_some()
-            || unsettled > self.bounds.concurrency + UNSETTLED_SLACK
-        {
-            return 0;
-        }
-        if self.lease.as_ref().is_some_and(|lease| !lease.is_held()) {
-            return 0;
-        }
-        match self.room() {
-            0 => self.awaited_now(),
-            room => room.min(FETCH_MAX),
-        }
-    }
-
-    /// How many deliveries there is room for.
-    fn room(&self) -> usize {
-        let taken = self.running.len() + self.keyed.parked();
-        match &self.lease {
-            None => self.bounds.concurrency.saturating_sub(taken),
-            // More than can be worked on: messages of busy keys must not hide those of free ones, or of no key.
-            Some(_) => (self.bounds.concurrency + self.bounds.max_parked).saturating_sub(taken),
-        }
-    }
-
-    /// How many keys wait for a message that may come again by now. There is always room for those: what is parked
-    /// behind them would wait for ever.
-    fn awaited_now(&self) -> usize {
-        let now = Instant::now();
-        if self.crowded_until.is_some_and(|until| now < until) {
-            return 0;
-        }
-        self.keyed.waits().filter(|until| *until <= now + self.bounds.ack_wait).count().min(FETCH_MAX)
-    }
-
-    /// When a fetch will be due that brings back what a key waits for, although there is no room for anything else.
-    fn redelivery_due(&self) -> Option<Instant> {
-        let active = self.lease.as_ref().is_some_and(KeyLease::is_held) && !self.stopping;
-        let fetches = self.fetching.is_some() || self.fetch_backoff.until().is_some();
-        if !active || fetches || self.room() > 0 {
-            return None;
-        }
-        let due = self.keyed.waits().min()?.checked_sub(self.bounds.ack_wait)?;
-        Some(self.crowded_until.map_or(due, |until| until.max(due)))
-    }
-
-    fn start_fetch(&mut self) {
-        let max = if self.fetching.is_some() { 0 } else { self.may_fetch() };
-        if max > 0 && self.gathers(max) {
-            return;
-        }
-        self.gathers_until = None;
-        if max > 0 {
-            let (member, began) = (self.member.clone(), Instant::now());
-            // A key that waits for a message which does not come again is freed by a fetch that began after `ack_wait`
-            // and brought nothing, so with keys no fetch may take much longer than that.
-            let wait = if self.key.is_some() { FETCH_WAIT.min(self.bounds.ack_wait) } else { FETCH_WAIT };
-            self.fetching = Some(Box::pin(async move { (began, max, member.fetch(max, wait).await) }));
-        }
-    }
-
-    /// Whether a fetch of so many waits for more room, because some is about to be free.
-    fn gathers(&mut self, room: usize) -> bool {
-        let enough = self.bounds.concurrency.min(FETCH_MAX) / 2;
-        if self.key.is_some() || self.bounds.concurrency < GATHER_FROM || !self.backlog || room >= enough {
-            return false;
-        }
-        let now = Instant::now();
-        *self.gathers_until.get_or_insert(now + GATHER) > now
-    }
-
-    /// What a fetch that failed or was dropped had been given is out until its leases end. With keys nothing later may be
-    /// asked for before: it would overtake what is out.
-    fn let_lost_fetch_return(&mut self) {
-        if self.key.is_some() {
-            self.fetch_backoff.pause_until(Instant::now() + self.bounds.ack_wait);
-        }
-    }
-
-    fn fetched(
-        &mut self,
-        began: Instant,
-        asked: usize,
-        fetched: Result<Fetched, ConsumeError>,
-    ) -> Result<(), ConsumeError> {
-        let fetched = match fetched {
-            Ok(fetched) => fetched,
-            Err(error) => {
-                self.fetch_backoff.pause();
-                self.let_lost_fetch_return();
-                return self.retryable(error);
-            }
-        };
-        self.fetch_backoff.reset();
-        if fetched.missed > 0 {
-            self.telemetry.missed.inc_by(fetched.missed);
-            self.rules.show_removed(fetched.missed);
-            tracing::warn!(
-                stream = self.rules.stream,
-                consumer = self.rules.consumer,
-                missed = fetched.missed,
-                "limits of the stream removed messages before they were handled"
-            );
-        }
-        self.telemetry.delivered.inc_by(fetched.deliveries.len() as u64);
-        // Redeliveries come first: what was due when a fetch began and is not in it is not coming any more.
-        let first_ones = fetched.deliveries.iter().any(|delivery| delivery.attempt == 1);
-        self.backlog = fetched.deliveries.len() >= asked;
-        let exhausted = first_ones || !self.backlog;
-        let now = Instant::now();
-        for delivery in fetched.deliveries {
-            self.take(delivery, now);
-        }
-        let bound = self.bounds.concurrency + self.bounds.max_parked;
-        if first_ones && self.running.len() + self.keyed.parked() > bound {
-            self.crowded_until = Some(Instant::now() + self.bounds.ack_wait / 4);
-        }
-        if exhausted && self.keyed.give_up_waiting(began) > 0 {
-            tracing::warn!(
-                consumer = self.rules.consumer,
-                "a failed message was removed before its redelivery"
-            );
-        }
-        Ok(())
-    }
-
     /// Starts a delivery that has just come, or parks it until its key is free.
     fn take(&mut self, delivery: Delivery, now: Instant) {
         let received = Received::new(delivery.message.clone(), Some(delivery.offset));
@@ -503,62 +368,6 @@ where
         }
     }
 
-    /// Renews the leases of what is at work or parked, well before `ack_wait` is over, and gives up on those that could
-    /// not be renewed.
-    fn tick(&mut self) {
-        let now = Instant::now();
-        let ack_wait = self.bounds.ack_wait;
-        for running in self.running.values_mut().filter(|running| now - running.renewed >= ack_wait) {
-            lose(running, &self.telemetry);
-        }
-        if self.settlements.is_renewing() {
-            return;
-        }
-        let due = |renewed: Instant| now - renewed >= ack_wait / 4;
-        let running = self.running.values().filter(|running| !running.lost && due(running.renewed));
-        let running = running.map(|running| (running.token.clone(), running.key.clone()));
-        let parked = self.keyed.iter().filter(|(_, parked)| !parked.lost && due(parked.renewed));
-        let parked = parked.map(|(key, parked)| (parked.delivery.token.clone(), Some(key.to_owned())));
-        for (token, key) in running.chain(parked) {
-            self.settlements.push(Settling { token, settle: Settle::Progress, key, span: None });
-        }
-    }
-
-    /// What became of a renewal.
-    fn renewed(&mut self, token: &AckToken, key: Option<&str>, outcome: Settled) {
-        let now = Instant::now();
-        let parked = key.and_then(|key| self.keyed.get_mut(key, token.offset));
-        if let Some(running) = self.running.values_mut().find(|running| running.token == *token) {
-            match outcome {
-                Settled::Done => running.renewed = now,
-                Settled::LeaseLost => lose(running, &self.telemetry),
-            }
-        } else if let Some(parked) = parked.filter(|parked| parked.delivery.token == *token) {
-            match outcome {
-                Settled::Done => parked.renewed = now,
-                Settled::LeaseLost => {
-                    parked.lost = true;
-                    self.telemetry.leases_lost.inc();
-                }
-            }
-        }
-    }
-
-    /// Another member has the lease of the key order: all that this one holds is that one's now.
-    fn lose_everything(&mut self) {
-        tracing::info!(stream = self.rules.stream, consumer = self.rules.consumer, "standing by");
-        if self.fetching.take().is_some() {
-            self.let_lost_fetch_return();
-        }
-        // Should the lease come back to this very member, their keys must still wait for them.
-        for parked in self.keyed.values_mut() {
-            parked.lost = true;
-        }
-        for running in self.running.values_mut() {
-            lose(running, &self.telemetry);
-        }
-    }
-
     fn retryable(&self, error: ConsumeError) -> Result<(), ConsumeError> {
         self.telemetry.consume_errors.inc();
         if !error.is_retryable() {
@@ -566,15 +375,6 @@ where
         }
         tracing::warn!(stream = self.rules.stream, consumer = self.rules.consumer, %error, "trying again");
         Ok(())
-    }
-}
-
-/// Cancels a delivery at work whose lease is lost.
-fn lose(running: &mut Running, telemetry: &Telemetry) {
-    if !running.lost {
-        running.lost = true;
-        telemetry.leases_lost.inc();
-        running.cancel.abort();
     }
 }
 

@@ -11,7 +11,7 @@ use crate::admin::{ConnectionJson, ConnectionsJson, LIST_MAX};
 use crate::client::{Client, Kind};
 use crate::health::timestamp;
 use crate::http::api::answer::{ApiError, ok};
-use crate::http::aside::FACTS;
+use crate::http::aside::LISTS;
 use crate::http::params::Params;
 use crate::view::ClientView;
 
@@ -25,7 +25,7 @@ pub(super) async fn connections(
     let page = params.page()?;
     let order = params.read("sort", || Order::NAMES.to_owned(), Order::parse)?;
     let find = params.get("find").map(str::to_lowercase);
-    Ok(FACTS
+    Ok(LISTS
         .make(move || {
             let Some(server) = &views.server else { return ok(&ConnectionsJson::default()) };
             let mut clients = server.clients();

@@ -10,7 +10,7 @@ use super::Views;
 use super::census::Census;
 use crate::admin::{LIST_MAX, SubjectsJson, SubscriptionJson};
 use crate::http::api::answer::ok;
-use crate::http::aside::FACTS;
+use crate::http::aside::LISTS;
 use crate::http::subsz::subscriptions_of;
 use crate::shared::Shared;
 
@@ -18,7 +18,7 @@ use crate::shared::Shared;
 const LOOKED_AT_MAX: usize = 100_000;
 
 pub(super) async fn subjects(State(views): State<Arc<Views>>) -> Response {
-    FACTS
+    LISTS
         .make(move || {
             let (subscriptions, subscriptions_omitted) =
                 views.server.as_deref().map(subscriptions).unwrap_or_default();
