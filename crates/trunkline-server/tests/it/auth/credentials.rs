@@ -385,10 +385,16 @@ async fn many_clients_of_one_user_come_at_once_without_being_taken_for_guessers(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_admin_api_opens_to_users_that_are_allowed_to() {
     let yaml = format!(
-        "{{users: [{{user: ann, password: a}}, {{user: boss, password: '{}', admin: true}}]}}",
+        "{{users: [{{user: ann, password: a}}, {{user: boss, password: '{}', admin: true}}], \
+         accounts: {{east: {{users: [{{user: amy, password: a}}]}}}}}}",
         bcrypt("b:b")
     );
-    let server = server(&yaml).await;
+    let server = server_with(|options| {
+        options.auth = auth(&yaml);
+        // No configuration can say so, and an application can.
+        options.auth.accounts.values_mut().flatten().for_each(|user| user.admin = true);
+    })
+    .await;
     let address = server.http_addr().expect("served");
     for (given, status) in [
         (format!("Bearer {}", server.admin_token()), 200),
@@ -396,6 +402,8 @@ async fn the_admin_api_opens_to_users_that_are_allowed_to() {
         (format!("basic {}", STANDARD.encode("boss:b:b")), 200),
         (format!("Basic {}", STANDARD.encode("boss:b")), 401),
         (format!("Basic {}", STANDARD.encode("ann:a")), 403),
+        // The API is about the global account.
+        (format!("Basic {}", STANDARD.encode("amy:a")), 403),
         (format!("Basic {}", STANDARD.encode("nobody:a")), 401),
         (format!("Basic {}", STANDARD.encode(":")), 401),
         ("Basic %%%".to_owned(), 401),
