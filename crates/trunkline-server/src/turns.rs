@@ -247,8 +247,32 @@ mod tests {
                 what == Long::Part,
                 "at once, {shorts} {what:?}"
             );
-            drop(here.long(0, what).await);
+            let turn = here.long(0, what).await;
             assert_eq!(began.elapsed() >= PAUSE, pauses, "{shorts} {what:?}");
+            // Their time begins anew, which is theirs alone.
+            assert_eq!(here.parts.are_due(), what == Long::Batch, "{shorts} {what:?}");
+            drop(turn);
+        }
+    }
+
+    #[test]
+    fn short_turns_are_those_of_their_thread() {
+        let threads: Vec<_> = Turns::of_threads(2).collect();
+        threads[1].short();
+        assert_eq!([threads[0].shorts(), threads[1].shorts()], [0, 1]);
+    }
+
+    #[tokio::test]
+    async fn what_a_part_of_a_large_operation_takes_counts_and_what_a_batch_takes_does_not() {
+        let turns = turns();
+        for (what, counts) in [(Long::Batch, false), (Long::Part, true)] {
+            let turn = turns.long(0, what).await;
+            let began = Instant::now();
+            while began.elapsed() < PARTS_TIME {
+                std::hint::spin_loop();
+            }
+            drop(turn);
+            assert_eq!(turns.parts.are_due(), counts, "{what:?}");
         }
     }
 

@@ -305,6 +305,24 @@ async fn a_guess_counts_for_the_user_whose_password_was_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_is_right_for_somebody_else_is_a_failure_for_a_name_that_nobody_has() {
+    // Hers is looked at for those names, for the sake of time.
+    let yaml = format!("{{users: [{{user: ann, password: '{}'}}]}}", bcrypt("right"));
+    let server = server_with(|options| {
+        options.auth = auth(&yaml);
+        options.auth.failures_max = Some(3);
+    })
+    .await;
+    for _ in 0..4 {
+        assert_eq!(answer(server.nats_addr(), &user("nobody", "right")).await, VIOLATION);
+    }
+    let metrics = super::super::client::get(server.http_addr().expect("served"), "/metrics").await.body;
+    for line in ["reason=\"credentials\"} 3", "reason=\"too_many\"} 1"] {
+        assert!(metrics.contains(&format!("auth_failures_total{{{line}")), "{line} is not in {metrics}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_admin_token_that_somebody_has_made_up_cannot_be_guessed_at_leisure() {
     let start = async |configured: Option<&str>| {
         server_with(|options| {
