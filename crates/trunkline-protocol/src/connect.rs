@@ -207,9 +207,29 @@ mod tests {
 
     #[test]
     fn another_connect_changes_what_it_names() {
-        let first =
-            r#"{"verbose":false,"echo":false,"headers":true,"name":"n","user":"u","pass":"p","protocol":1}"#;
-        let first = ConnectOptions::parse(first.as_bytes()).expect("an object");
+        let some = |text: &str| Some(text.to_owned());
+        // Every field is another than where nothing is said.
+        let first = ConnectOptions {
+            verbose: false,
+            pedantic: false,
+            echo: false,
+            headers: true,
+            no_responders: true,
+            tls_required: true,
+            protocol: 1,
+            name: some("n"),
+            lang: some("l"),
+            version: some("v"),
+            user: some("u"),
+            pass: some("p"),
+            auth_token: some("t"),
+            jwt: some("j"),
+            nkey: some("k"),
+            sig: some("s"),
+            account: some("a"),
+        };
+        let said = serde_json::to_vec(&first).expect("it can be written");
+        assert_eq!(ConnectOptions::parse(&said).expect("an object"), first);
         assert_eq!(first.updated(b"{}").expect("an object"), first);
         let second =
             first.updated(br#"{"verbose":true,"name":"m","user":null,"protocol":0}"#).expect("an object");
@@ -226,6 +246,8 @@ mod tests {
         }
         check(br#"{"VERBOSE":false,"Name":"n"}"#, false, Some("n"));
         check("{\"verbo\u{17f}e\":false,\"\u{17f}\":1}".as_bytes(), false, None);
+        let key = ConnectOptions::parse("{\"N\u{212a}EY\":\"U\"}".as_bytes()).expect("an object");
+        assert_eq!(key.nkey.as_deref(), Some("U"));
         check(br#"{"verbose":true,"Verbose":false,"NAME":"m","name":"n"}"#, false, Some("n"));
         check(br#"{"verbose":false,"verbose":null,"name":"n","name":null}"#, false, Some("n"));
         check(b"{\"name\":\"a\xffb\xe2\x82\",\"\xff\":1}", true, Some("a\u{fffd}b\u{fffd}\u{fffd}"));

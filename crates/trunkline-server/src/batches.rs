@@ -116,8 +116,11 @@ mod tests {
             let report = || done.send(OWN.with(|own| own.0.clone())).unwrap();
             for _ in 0..2 {
                 let batch = Batch::begin();
-                // One inside of it changes nothing.
-                drop(Batch::begin());
+                // One inside of it changes nothing, neither when it begins nor when it ends.
+                let within = Batch::begin();
+                report();
+                to_do.recv().unwrap();
+                drop(within);
                 report();
                 to_do.recv().unwrap();
                 drop(batch);
@@ -129,16 +132,30 @@ mod tests {
         let mut others = Others::now();
         assert!(of(&first) && !others.are_over());
         orders.send(()).unwrap();
+        reports.recv().unwrap();
+        assert!(of(&first) && !others.are_over());
+        orders.send(()).unwrap();
         let second = reports.recv().unwrap();
         assert!(of(&second), "there is another one");
         others.0.retain(|(count, _)| Arc::ptr_eq(count, &first));
         assert!(others.are_over(), "which nobody has to wait for");
+        orders.send(()).unwrap();
+        reports.recv().unwrap();
         orders.send(()).unwrap();
         let none = reports.recv().unwrap();
         assert!(!of(&none));
         orders.send(()).unwrap();
         thread.join().unwrap();
         assert!(!COUNTS.read().iter().any(|count| Arc::ptr_eq(count, &first)), "the thread has ended");
+    }
+
+    #[test]
+    fn all_of_them_are_waited_for() {
+        let [over, goes_on] = [2, 1].map(|count| Arc::new(AtomicU64::new(count)));
+        let others = Others([(over, 1), (goes_on.clone(), 1)].into_iter().collect());
+        assert!(!others.are_over());
+        goes_on.fetch_add(1, Ordering::Release);
+        assert!(others.are_over());
     }
 
     #[test]

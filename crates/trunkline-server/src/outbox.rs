@@ -19,8 +19,6 @@ use waiting::Waiting;
 
 /// Past it a publisher is paused, so that a fast one does not fill memory before a slow reader could say a word.
 pub(crate) const HIGH_WATER_BYTES: usize = 1 << 20;
-/// Most slices the kernel takes in one call (`IOV_MAX`).
-const SLICES_MAX: usize = 1024;
 /// Most writes at a time, of 256 KiB each: what waits for a reader that is as fast as its publishers never ends.
 const WRITES_MAX: usize = 16;
 
@@ -159,7 +157,8 @@ impl Outbox {
         self.drained.notify_waiters();
     }
 
-    /// Sends the slices in order: to the socket when nothing waits, behind what waits otherwise.
+    /// Sends the slices in order: to the socket when nothing waits, behind what waits otherwise. Of more slices than the kernel
+    /// takes in one call, the standard library offers it the first.
     pub(crate) fn write(&self, slices: &[IoSlice<'_>], total: usize) -> Written {
         let mut state = self.state.lock();
         if state.ending != Ending::No {
@@ -169,7 +168,7 @@ impl Outbox {
         let idle = state.pending() == 0;
         if idle {
             let Some(socket) = &state.socket else { return Written::Closed };
-            match socket.try_write_vectored(&slices[..slices.len().min(SLICES_MAX)]) {
+            match socket.try_write_vectored(slices) {
                 Ok(n) => {
                     written = n;
                     state.unsent = socket.unsent();

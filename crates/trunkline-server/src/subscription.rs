@@ -263,21 +263,47 @@ mod tests {
     use crate::client::Kind;
     use crate::outbox::Outbox;
 
+    /// A client in front of this hub.
+    fn client(hub: &Arc<Hub>) -> Arc<Client> {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let outbox = Outbox::without_socket();
+        let client = Arc::new(Client::new(1, (address, Kind::Nats), outbox, None, None, Arc::default()));
+        assert!(client.hub.set(Arc::downgrade(hub)).is_ok());
+        client
+    }
+
+    #[test]
+    fn what_has_ended_takes_no_delivery_whoever_still_remembers_it() {
+        let client = client(&Arc::default());
+        let one = Subscription::new(client, b"1", "a".parse().unwrap(), None);
+        assert!(one.take_delivery());
+        one.end();
+        assert!(!one.take_delivery());
+        assert_eq!((one.take_deliveries(5), one.delivered()), (0, 1));
+    }
+
+    /// Between the last delivery and what it ends, the client may have unsubscribed, and have given the name to another.
+    #[test]
+    fn a_last_delivery_ends_no_other_subscription_of_the_same_name() {
+        let client = client(&Arc::default());
+        let of_name =
+            |pattern: &str| Arc::new(Subscription::new(client.clone(), b"1", pattern.parse().unwrap(), None));
+        let (former, later) = (of_name("a"), of_name("b"));
+        former.limit(1);
+        client.table.lock().insert(later.clone());
+        assert!(former.take_delivery());
+        assert!(client.table.lock().get(b"1").is_some_and(|known| Arc::ptr_eq(known, &later)));
+        later.limit(1);
+        assert!(later.take_delivery());
+        assert_eq!(client.table.lock().len(), 0);
+    }
+
     /// A limit of one and the first delivery come at the same time, from two threads: one of them must end it.
     #[test]
     fn a_limit_that_meets_the_last_delivery_ends_the_subscription() {
         const ROUNDS: usize = 20_000;
         let hub = Arc::new(Hub::default());
-        let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let client = Arc::new(Client::new(
-            1,
-            (address, Kind::Nats),
-            Outbox::without_socket(),
-            None,
-            None,
-            Arc::default(),
-        ));
-        assert!(client.hub.set(Arc::downgrade(&hub)).is_ok());
+        let client = client(&hub);
         let pattern: Pattern = "inbox".parse().unwrap();
         let subscriptions: Vec<_> = (0..ROUNDS)
             .map(|n| {

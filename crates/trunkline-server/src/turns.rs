@@ -308,8 +308,25 @@ mod tests {
             tokio::time::advance(COMPANY).await;
             let began = Instant::now();
             assert_eq!(here.another(0, what).is_none(), what == Long::Part, "at once, {shorts} {what:?}");
-            drop(here.long(0, what).await);
+            let turn = here.long(0, what).await;
             assert_eq!(began.elapsed() >= PAUSE, pauses, "{shorts} {what:?}");
+            // Their time begins anew, which is theirs alone.
+            assert_eq!(here.parts.are_due(), what == Long::Batch, "{shorts} {what:?}");
+            drop(turn);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_part_of_a_large_operation_takes_counts_and_what_a_batch_takes_does_not() {
+        let turns = turns();
+        for (what, counts) in [(Long::Batch, false), (Long::Part, true)] {
+            let turn = turns.long(0, what).await;
+            let began = Instant::now();
+            while began.elapsed() < PARTS_TIME {
+                std::hint::spin_loop();
+            }
+            drop(turn);
+            assert_eq!(turns.parts.are_due(), counts, "{what:?}");
         }
     }
 

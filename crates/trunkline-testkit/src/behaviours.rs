@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::{env, fs, process};
 
-use crate::clients::{ScenarioRun, script};
+use crate::clients::{ScenarioRun, WITH_WEBSOCKET, script};
 use crate::environment;
 
 /// An official client with a program of its own.
@@ -20,6 +20,8 @@ pub enum BehaviourProgram {
     NatsJs,
     /// `@nats-io/transport-node` 3.x, its successor.
     TransportNode,
+    /// `@nats-io/nats-core` 3.x on the platform's WebSocket, as browsers use it.
+    WebSocket,
     /// `libnats`, the C client, as Debian packages it.
     C,
 }
@@ -62,9 +64,10 @@ impl BehaviourProgram {
     }
 
     fn command(self) -> Command {
-        let node = |client| {
+        let node = |flag: Option<&str>, client| {
             let mut command = Command::new("node");
             command
+                .args(flag)
                 .env("NODE_PATH", environment::node_path().join("node_modules"))
                 .arg(script("node/behaviours.mjs"))
                 .args(["--client", client]);
@@ -77,8 +80,9 @@ impl BehaviourProgram {
                 command.env("PYTHONDONTWRITEBYTECODE", "1").arg(script("python/behaviours.py"));
                 command
             }
-            BehaviourProgram::NatsJs => node("nats"),
-            BehaviourProgram::TransportNode => node("transport-node"),
+            BehaviourProgram::NatsJs => node(None, "nats"),
+            BehaviourProgram::TransportNode => node(None, "transport-node"),
+            BehaviourProgram::WebSocket => node(Some(WITH_WEBSOCKET), "websocket"),
             BehaviourProgram::C => Command::new(c_program()),
         }
     }

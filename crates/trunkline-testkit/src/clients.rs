@@ -75,7 +75,7 @@ impl ClientLibrary {
             }
             ClientLibrary::NatsJs => node("nats"),
             ClientLibrary::TransportNode => node("transport-node"),
-            ClientLibrary::WebSocket => node_with(Some("--experimental-websocket"), "websocket"),
+            ClientLibrary::WebSocket => node_with(Some(WITH_WEBSOCKET), "websocket"),
         }
     }
 }
@@ -84,7 +84,9 @@ fn node(client: &str) -> Command {
     node_with(None, client)
 }
 
-/// Node has a WebSocket of its own from 22 on, and behind a flag since 20.
+/// Node has a WebSocket of its own from 22 on, and behind this flag since 20.
+pub(crate) const WITH_WEBSOCKET: &str = "--experimental-websocket";
+
 fn node_with(flag: Option<&str>, client: &str) -> Command {
     let mut command = Command::new("node");
     command

@@ -385,25 +385,94 @@ mod tests {
     use trunkline::backend::memory::Hub;
 
     use super::*;
+    use crate::tls::Owner;
 
-    fn directory(passwords: &[&str]) -> Directory {
-        let user = |(n, password): (usize, &&str)| UserConfig {
-            user: Some(format!("user {n}")),
-            password: Some(Secret::new(*password)),
+    /// A user of this name and password.
+    fn user(name: &str, password: &str) -> UserConfig {
+        UserConfig {
+            user: Some(name.to_owned()),
+            password: Some(Secret::new(password)),
             nkey: None,
             admin: false,
             permissions: None,
             connection_types: None,
-        };
-        let users = passwords.iter().enumerate().map(user).collect();
-        let options = AuthOptions { users, ..AuthOptions::default() };
+        }
+    }
+
+    fn directory(passwords: &[&str]) -> Directory {
+        let named = |(n, password): (usize, &&str)| user(&format!("user {n}"), password);
+        let users = passwords.iter().enumerate().map(named).collect();
+        compiled(&AuthOptions { users, ..AuthOptions::default() })
+    }
+
+    fn compiled(options: &AuthOptions) -> Directory {
         let global = Arc::new(Account {
             name: GLOBAL_ACCOUNT.into(),
             hub: Arc::new(Hub::default()),
             gone: Default::default(),
         });
         let key = Key::random().expect("the system has random bytes");
-        Directory::new(&options, &key, None, &mut |_| global.clone()).expect("users that can be")
+        Directory::new(options, &key, None, &mut |_| global.clone()).expect("users that can be")
+    }
+
+    /// Whoever is found by a password, a key, a certificate, or without a word.
+    #[test]
+    fn a_user_is_found_by_the_connections_that_it_may_come_by_and_by_no_other() {
+        const NONCE: &str = "nonce";
+        let pair = KeyPair::new_user();
+        let secured = Secured {
+            version: "1.3",
+            cipher: String::new(),
+            first: false,
+            owner: Some(Owner { names: vec!["ann.tools".to_owned()], subject: None }),
+            peers: Arc::default(),
+            is_mapped: true,
+        };
+        let said = |name: &str, password: &str| ConnectOptions {
+            user: Some(name.to_owned()),
+            pass: Some(password.to_owned()),
+            ..ConnectOptions::default()
+        };
+        let signature = pair.sign(NONCE.as_bytes()).expect("it has a seed");
+        let signed = ConnectOptions {
+            nkey: Some(pair.public_key()),
+            sig: Some(URL_SAFE_NO_PAD.encode(signature)),
+            ..ConnectOptions::default()
+        };
+        let ways = [
+            ("a password", said("ann", "a"), None),
+            ("a key", signed, None),
+            ("a certificate", ConnectOptions::default(), Some(&secured)),
+            ("not a word", ConnectOptions::default(), None),
+        ];
+        for (types, expected) in [
+            (None, [true, true, true]),
+            (Some(vec![]), [false, false, true]),
+            (Some(vec![ConnectionType::Standard]), [true, false, true]),
+            (Some(vec![ConnectionType::WebSocket]), [false, true, true]),
+            (Some(vec![ConnectionType::WebSocket, ConnectionType::Standard]), [true, true, true]),
+        ] {
+            let limited = |user: UserConfig| UserConfig { connection_types: types.clone(), ..user };
+            let by_key =
+                UserConfig { user: None, password: None, nkey: Some(pair.public_key()), ..user("", "") };
+            let by_certificate = UserConfig { password: None, ..user("ann.tools", "") };
+            let users = [user("ann", "a"), by_key, by_certificate].map(limited).into();
+            let directory = compiled(&AuthOptions {
+                users,
+                by_certificate: true,
+                no_auth_user: Some("ann".to_owned()),
+                ..AuthOptions::default()
+            });
+            for (what, said, secured) in &ways {
+                // Over HTTP everybody may come.
+                let kinds = [Some(Kind::Nats), Some(Kind::WebSocket), None];
+                let found = kinds.map(|kind| {
+                    let connection = Connection { nonce: Some(NONCE), secured: *secured, kind };
+                    matches!(directory.find(said, connection), Found::Identity(_))
+                });
+                assert_eq!(found, expected, "{what}, {types:?}");
+            }
+        }
     }
 
     /// Whether it takes a hash to say that a user of this name has not this password.

@@ -296,6 +296,38 @@ mod tests {
         assert_eq!(seen.await, expected);
     }
 
+    #[tokio::test]
+    async fn ahead_one_name_has_one_turn_wherever_it_is_tried_from() {
+        let seen = order(&[(1, 7), (2, 7), (3, 7), (4, 9)], |hashing, (last, user)| {
+            let place = Place { address: address(last), user, held: None };
+            Box::pin(async move { hashing.permit_ahead(place, true).await })
+        });
+        assert_eq!(seen.await, [(1, 7), (4, 9), (2, 7), (3, 7)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_no_longer_waits_holds_no_place_of_those_who_do() {
+        let hashing = Arc::new(Hashing::with(1));
+        let hold = |time| {
+            let hashing = hashing.clone();
+            tokio::spawn(async move {
+                let began = tokio::time::Instant::now();
+                hashing.hold(time).await;
+                began.elapsed() >= time
+            })
+        };
+        let long = Duration::from_secs(60);
+        let first = hold(long);
+        tokio::task::yield_now().await;
+        for _ in 0..HELD_MAX {
+            let other = hold(long);
+            tokio::task::yield_now().await;
+            other.abort();
+            assert!(other.await.is_err(), "it has hung up");
+        }
+        assert!(hold(long).await.unwrap() && first.await.unwrap(), "nobody had to leave for them");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_is_held_for_longest_leaves_when_there_are_too_many() {
         let hashing = Arc::new(Hashing::with(1));
@@ -322,9 +354,12 @@ mod tests {
     #[test]
     fn lines_in_which_nobody_waits_are_forgotten() {
         let hashing = Hashing::new();
-        for n in 0..100_000_u32 {
-            drop(hashing.turns_of(Line::Address(std::net::Ipv4Addr::from_bits(n).into()), 1));
+        let turns_of = |n| hashing.turns_of(Line::Address(std::net::Ipv4Addr::from_bits(n).into()), 1);
+        let waited_for = turns_of(0);
+        for n in 1..100_000_u32 {
+            drop(turns_of(n));
         }
         assert!(hashing.turns.lock().by_line.len() <= 2 * TRIM_MIN);
+        assert!(Arc::ptr_eq(&waited_for, &turns_of(0)), "somebody waits in this one");
     }
 }

@@ -10,34 +10,22 @@ use crate::socket::{Goodbye, Socket};
 /// reset. Clients close as soon as they have it.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What a close frame says of it.
+/// What a close frame says of it, as on nats-server: the reason in words is the one that monitoring shows.
 pub(super) fn goodbye(why: Closed) -> Goodbye {
     match why {
-        Closed::ByClient | Closed::ReadError | Closed::ClientError => Goodbye::Normal,
-        Closed::Shutdown => Goodbye::GoingAway,
-        Closed::Protocol | Closed::Handshake => Goodbye::ProtocolError,
+        Closed::ByClient | Closed::ReadError => Goodbye::Normal,
+        Closed::Shutdown | Closed::Stale => Goodbye::GoingAway(why.shown(None)),
+        Closed::Protocol | Closed::ClientError => Goodbye::ProtocolError(why.shown(None)),
+        // Of TLS nobody is told by a close frame.
+        Closed::Handshake => Goodbye::ProtocolError("Protocol Violation"),
         Closed::PayloadTooLarge => Goodbye::TooLarge,
         Closed::SlowConsumer
         | Closed::LineTooLong
-        | Closed::Stale
         | Closed::Unauthorized
         | Closed::AuthTimeout
         | Closed::TooMany
-        | Closed::Silent => Goodbye::NotAllowed(not_allowed(why)),
-        Closed::Backend => Goodbye::ServerError("Backend Unavailable"),
-        Closed::Memory => Goodbye::ServerError("Memory Limit"),
-    }
-}
-
-/// What a close frame says that was not allowed, in nats-server's words.
-fn not_allowed(why: Closed) -> &'static str {
-    match why {
-        Closed::SlowConsumer => "Slow Consumer",
-        Closed::LineTooLong => "Maximum Control Line Exceeded",
-        Closed::Stale => "Stale Connection",
-        Closed::AuthTimeout => "Authentication Timeout",
-        Closed::TooMany | Closed::Silent => "Maximum Connections Exceeded",
-        _ => "Authentication Failure",
+        | Closed::Silent => Goodbye::NotAllowed(why.shown(None)),
+        Closed::Backend | Closed::Memory => Goodbye::ServerError(why.shown(None)),
     }
 }
 

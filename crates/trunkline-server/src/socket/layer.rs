@@ -28,8 +28,8 @@ pub(crate) enum Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Goodbye {
     Normal,
-    GoingAway,
-    ProtocolError,
+    GoingAway(&'static str),
+    ProtocolError(&'static str),
     TooLarge,
     NotAllowed(&'static str),
     ServerError(&'static str),

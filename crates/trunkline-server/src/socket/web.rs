@@ -149,8 +149,8 @@ impl Web {
         let Self::Open { web, .. } = self else { return };
         let (code, reason) = match why {
             Goodbye::Normal => (CloseCode::Normal, "Client Closed"),
-            Goodbye::GoingAway => (CloseCode::Away, "Server Shutdown"),
-            Goodbye::ProtocolError => (CloseCode::Protocol, "Protocol Violation"),
+            Goodbye::GoingAway(reason) => (CloseCode::Away, reason),
+            Goodbye::ProtocolError(reason) => (CloseCode::Protocol, reason),
             Goodbye::TooLarge => (CloseCode::Size, "Maximum Message Payload Exceeded"),
             Goodbye::NotAllowed(reason) => (CloseCode::Policy, reason),
             Goodbye::ServerError(reason) => (CloseCode::Error, reason),

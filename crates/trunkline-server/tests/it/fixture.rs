@@ -15,6 +15,10 @@ use super::client::{PATIENCE, Raw, json, within};
 /// How often the bystander does its round, so that it leaves the machine to the test.
 const PACE: Duration = Duration::from_millis(5);
 
+/// How often a server says by itself how it is, which everybody is told who listens to everything: once, as it starts, on
+/// however slow a machine.
+const RARELY: Duration = Duration::from_secs(60 * 60);
+
 pub(crate) struct Fixture {
     pub(crate) server: Server,
     pub(crate) hub: Arc<Hub>,
@@ -82,6 +86,7 @@ pub(crate) fn options(hub: Arc<Hub>, change: impl FnOnce(&mut ServerOptions)) ->
     options.listen.set_port(0);
     options.threads = 2;
     options.http = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    options.health_interval = RARELY;
     change(&mut options);
     options
 }

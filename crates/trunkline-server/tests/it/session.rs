@@ -48,6 +48,10 @@ async fn unsub_with_max_counts_what_was_delivered_before() {
     // A limit that was reached before it was set ends the subscription at once.
     raw.send(format!("SUB a 2\r\n{publish}{publish}UNSUB 2 1\r\n{publish}")).await;
     assert_eq!(raw.flush().await, "MSG a 2 1\r\nx\r\n".repeat(2));
+    // Also where it is reached exactly: nothing more has to come for its name to be free.
+    raw.send(format!("SUB a 3\r\n{publish}{publish}UNSUB 3 2\r\nSUB b 3\r\nPUB b 1\r\ny\r\nUNSUB 3\r\n"))
+        .await;
+    assert_eq!(raw.flush().await, "MSG a 3 1\r\nx\r\n".repeat(2) + "MSG b 3 1\r\ny\r\n");
     // Another client's messages count too, and a name is free again once its subscription ended.
     raw.send("SUB a 1\r\nUNSUB 1 1\r\nPING\r\n").await;
     raw.expect("PONG\r\n").await;
@@ -77,6 +81,26 @@ async fn a_member_that_does_not_want_a_message_leaves_it_to_the_others() {
         own.send(publish.repeat(MESSAGES)).await;
         assert_eq!(own.flush().await, "");
         assert_eq!(other.flush().await, message.repeat(MESSAGES), "whoever was drawn");
+    }
+    fixture.bystander_is_fine().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_come_together_reach_subscriptions_with_names_of_any_length() {
+    let mut fixture = Fixture::start().await;
+    let mut publisher = fixture.client().await;
+    let mut clients = Vec::new();
+    for sid in ["1", "22", "2", "longer-than-most", "33"] {
+        let mut raw = fixture.client().await;
+        raw.send(format!("SUB a {sid}\r\n")).await;
+        assert_eq!(raw.flush().await, "");
+        clients.push((sid, raw));
+    }
+    publisher.send("PUB a 1\r\nx\r\nPUB a 2\r\nyy\r\nPUB a 0\r\n\r\n").await;
+    assert_eq!(publisher.flush().await, "");
+    for (sid, raw) in &mut clients {
+        let expected = format!("MSG a {sid} 1\r\nx\r\nMSG a {sid} 2\r\nyy\r\nMSG a {sid} 0\r\n\r\n");
+        assert_eq!(raw.flush().await, expected);
     }
     fixture.bystander_is_fine().await;
 }

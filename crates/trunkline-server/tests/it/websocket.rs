@@ -2,9 +2,12 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use trunkline::backend::memory::Hub;
 use trunkline_server::{Server, ServerOptions, WebSocketOptions};
+use trunkline_testkit::NatsServer;
 use trunkline_testkit::clients::ClientLibrary;
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
@@ -13,6 +16,7 @@ use tungstenite::{Message, WebSocket};
 
 use super::auth::auth;
 use super::client::{self, PATIENCE};
+use super::differential::web_address;
 use super::fixture::options;
 use super::tls::{self, Trust};
 
@@ -330,4 +334,62 @@ async fn monitoring_shows_the_listener_and_its_clients() {
     let connz = client::json(http, "/connz").await;
     assert_eq!(connz["connections"][0]["type"], "websocket", "{connz}");
     drop(web);
+}
+
+/// A client that has read INFO and said `hello`; up to its PONG, if it has sent PING.
+fn entered(address: SocketAddr, hello: &str) -> WebSocket<TcpStream> {
+    let mut web = open(address, None).expect("a WebSocket");
+    assert!(text_until(&mut web, "\r\n").starts_with("INFO {"));
+    if !hello.is_empty() {
+        web.send(Message::binary(hello.as_bytes().to_vec())).expect("the connection stands");
+    }
+    if hello.ends_with("PING\r\n") {
+        text_until(&mut web, "PONG\r\n");
+    }
+    web
+}
+
+/// What it is told of its end: errors of the protocol, and the close frame.
+fn told(mut web: WebSocket<TcpStream>) -> (String, CloseCode, String) {
+    let (said, code, reason) = closing_for(&mut web);
+    (said.lines().filter(|line| line.starts_with("-ERR")).collect(), code, reason)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_a_connection_ends_is_said_as_nats_server_says_it() {
+    const LISTEN: &str = "websocket { listen: \"127.0.0.1:-1\", no_tls: true }\n";
+    const SOON: Duration = Duration::from_millis(300);
+    let known: fn(&mut ServerOptions) = |options| {
+        options.auth = auth("{users: [{user: ann, password: pw}]}");
+        options.auth.timeout = SOON;
+    };
+    let pinged: fn(&mut ServerOptions) =
+        |options| (options.limits.ping_interval, options.limits.ping_max) = (SOON, 1);
+    let plain: fn(&mut ServerOptions) = |_| {};
+    for (config, change, hello, code, reason) in [
+        (
+            "authorization {users: [{user: ann, password: pw}], timeout: 0.3}",
+            known,
+            "",
+            CloseCode::Policy,
+            "Authentication Timeout",
+        ),
+        ("ping_interval: 300ms, ping_max: 1", pinged, "CONNECT {}\r\n", CloseCode::Away, "Stale Connection"),
+        ("", plain, "CONNECT {}\r\n-ERR 'x'\r\n", CloseCode::Protocol, "Parse Error"),
+    ] {
+        let theirs = NatsServer::start_with_config(&format!("{LISTEN}{config}"));
+        let ours = server(change).await;
+        let (there, here) = (web_address(&theirs), address(&ours));
+        let (there, here) = blocking(move || (told(entered(there, hello)), told(entered(here, hello)))).await;
+        assert_eq!((here.1, here.2.as_str()), (code, reason));
+        assert_eq!(here, there);
+    }
+    let (theirs, ours) = (NatsServer::start_with_config(LISTEN), server(plain).await);
+    let (there, here) = (web_address(&theirs), address(&ours));
+    let hello = "CONNECT {}\r\nPING\r\n";
+    let (there, here) = blocking(move || (entered(there, hello), entered(here, hello))).await;
+    theirs.signal(Signal::SIGTERM);
+    let (told, _) = tokio::join!(blocking(move || (told(there), told(here))), ours.shutdown(PATIENCE));
+    assert_eq!(told.1, (String::new(), CloseCode::Away, "Server Shutdown".to_owned()));
+    assert_eq!(told.1, told.0);
 }

@@ -1,8 +1,9 @@
 // How the official clients for Node behave where a server shows itself: at the door, under TLS, when it goes away or cuts somebody off.
 //
-//     node behaviours.mjs --client nats|transport-node URL BEHAVIOUR    shows one behaviour; prints `ok BEHAVIOUR` and exits with 0
-//     node behaviours.mjs --client nats|transport-node --list           prints the names of all behaviours
+//     node behaviours.mjs --client CLIENT URL BEHAVIOUR    shows one behaviour; prints `ok BEHAVIOUR` and exits with 0
+//     node behaviours.mjs --client CLIENT --list           prints the names of all behaviours
 //
+// CLIENT is nats, transport-node or websocket. The last has no say in how TLS is done: the platform does it.
 // Lines that start with `{` are what the client saw, one JSON object each; other lines ask the test to do something to the server, or to
 // this process. Nothing here is particular to one server. The names are the ones of every other client.
 
@@ -14,11 +15,20 @@ import * as services from "./behaviour/services.mjs";
 import { Bus } from "./harness.mjs";
 import { loadLibrary } from "./library.mjs";
 
-const behaviours = Object.assign({}, ...[access, encryption, life, limits, services].map((module) => module.behaviours));
+/** The behaviours of a client, by name. */
+const behavioursOf = (client) => {
+  const isOfPages = client === "websocket";
+  const secure = isOfPages ? encryption.ofPages : encryption.behaviours;
+  const known = Object.assign({}, secure, ...[access, life, limits, services].map((module) => module.behaviours));
+  // A WebSocket is closed when the other side has said so, too: one that says nothing is waited for.
+  if (isOfPages) delete known.a_silent_server_is_left;
+  return known;
+};
 
 async function main() {
   const [flag, client, ...rest] = process.argv.slice(2);
   if (flag !== "--client") throw new Error("--client comes first");
+  const behaviours = behavioursOf(client);
   if (rest[0] === "--list") {
     console.log(Object.keys(behaviours).join("\n"));
     return;

@@ -53,7 +53,7 @@ const successor = (module) => ({
 });
 
 // What browsers use: the successor's core on the WebSocket that the platform has.
-const browser = (module) => ({ ...successor(module), name: "@nats-io/nats-core", connect: module.wsconnect });
+const browser = (module) => ({ ...successor(module), name: "@nats-io/nats-core", isOfPages: true, connect: module.wsconnect });
 
 const libraries = { "nats": classic, "transport-node": successor, "websocket": browser };
 const packages = { "nats": "nats", "transport-node": "@nats-io/transport-node", "websocket": "@nats-io/nats-core" };

@@ -20,6 +20,9 @@ use super::tampering::TamperingProxy;
 /// Longest wait for a server to notice something.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The file's name.
+const CONFIGURATION: &str = "server.conf";
+
 /// How often the server is asked whether it has.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -75,18 +78,40 @@ pub(super) struct Scene {
     site: Site,
     /// Where clients connect that are told of a larger `max_payload` than the server has.
     proxy: TamperingProxy,
+    /// Where clients come by WebSocket.
+    web: Option<String>,
 }
 
 impl Scene {
     pub(super) fn start(which: Which, behaviour: &str, site: Site) -> Self {
+        let configuration = site.configuration(behaviour);
+        Self::start_with(which, behaviour, configuration, site)
+    }
+
+    /// As [`Scene::start`], for clients that come by WebSocket.
+    pub(super) fn start_web(which: Which, behaviour: &str, site: Site) -> Self {
+        let configuration = site.web_configuration(behaviour);
+        let mut scene = Self::start_with(which, behaviour, configuration, site);
+        let url = web_url(&scene.server);
+        // So that it comes back at the same place.
+        let port = url.rsplit(':').next().expect("a port");
+        let path = scene.site.path().join(CONFIGURATION);
+        let text = std::fs::read_to_string(&path).expect("it was written");
+        std::fs::write(&path, text.replace("127.0.0.1:-1", &format!("127.0.0.1:{port}"))).expect("a file");
+        // By name, since that is what certificates are made for.
+        scene.web = Some(url.replace("127.0.0.1", "localhost"));
+        scene
+    }
+
+    fn start_with(which: Which, behaviour: &str, configuration: String, site: Site) -> Self {
         let write = |name: &str, content: String| {
             let path = site.path().join(name);
             std::fs::write(&path, content).expect("a temporary directory takes a file");
             path.into_os_string()
         };
         let under_the_name = |program: &Path| {
-            let configuration = write("server.conf", site.configuration(behaviour));
-            Server::Nats(NatsServer::start_program(program, ["-c".into(), configuration]))
+            let path = write(CONFIGURATION, configuration.clone());
+            Server::Nats(NatsServer::start_program(program, ["-c".into(), path]))
         };
         let binary = Path::new(env!("CARGO_BIN_EXE_trunkline"));
         let server = match which {
@@ -103,12 +128,12 @@ impl Scene {
             }
         };
         let proxy = TamperingProxy::start(server.port());
-        Self { server, site, proxy }
+        Self { server, site, proxy, web: None }
     }
 
     /// By name, since that is what certificates are made for.
     pub(super) fn url(&self) -> String {
-        format!("nats://localhost:{}", self.server.port())
+        self.web.clone().unwrap_or_else(|| format!("nats://localhost:{}", self.server.port()))
     }
 
     pub(super) fn variables(&self) -> Vec<(&'static str, OsString)> {
@@ -137,6 +162,14 @@ impl Scene {
             _ => panic!("nobody knows what to do at {cue:?}"),
         }
     }
+}
+
+/// Where a server takes WebSockets, as its ports file says.
+fn web_url(server: &ServerProcess) -> String {
+    let path = server.directory().join(format!("nats-server_{}.ports", server.pid()));
+    let ports = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let ports: Value = serde_json::from_slice(&ports).expect("it was read before");
+    ports["websocket"][0].as_str().unwrap_or_else(|| panic!("no WebSockets: {ports}")).to_owned()
 }
 
 /// Stops a process (SIGSTOP) while something is done.

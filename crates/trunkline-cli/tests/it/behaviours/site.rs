@@ -62,6 +62,8 @@ impl Site {
     pub(super) fn variables(&self) -> Vec<(&'static str, OsString)> {
         vec![
             ("BEHAVIOUR_CA", self.authority.ca_file().into()),
+            // Whom pages trust is not for them to say.
+            ("NODE_EXTRA_CA_CERTS", self.authority.ca_file().into()),
             ("BEHAVIOUR_STRANGE_CA", self.stranger.ca_file().into()),
             ("BEHAVIOUR_CERT", (&self.ann.cert_file).into()),
             ("BEHAVIOUR_KEY", (&self.ann.key_file).into()),
@@ -123,6 +125,18 @@ impl Site {
             "one_subscription_too_many_is_refused" => "max_subscriptions: 2\n".to_owned(),
             _ => String::new(),
         }
+    }
+
+    /// The same for clients that come by WebSocket; what is said of TLS is then about that.
+    pub(super) fn web_configuration(&self, behaviour: &str) -> String {
+        let (tls, rest) = match behaviour {
+            "tls_is_required" => (format!("tls {}", self.tls("")), String::new()),
+            "a_secure_connection_comes_back" => {
+                (format!("tls {}", self.tls("")), format!("authorization {{users: [{ANN}]}}\n"))
+            }
+            _ => ("no_tls: true".to_owned(), self.configuration(behaviour)),
+        };
+        format!("{rest}websocket {{listen: \"127.0.0.1:-1\", {tls}}}\n")
     }
 
     /// The same for `trunkline up`, if it [is seen there](is_seen_on_up).

@@ -120,6 +120,31 @@ async fn components_of_the_process_are_in_the_global_account() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn permissions_hold_for_what_components_of_the_process_publish() {
+    let users = "{users: [{user: ann, password: a, permissions: {publish: [x], \
+        subscribe: {allow: ['foo.>'], deny: [foo.no]}, allow_responses: true}}]}";
+    let hub = Arc::new(Hub::default());
+    let server =
+        Server::start(options(hub.clone(), |options| options.auth = auth(users))).await.expect("valid");
+    let bus = MemoryBackend::connect_to(&hub);
+    let mut ann = client(server.nats_addr(), "ann", "a").await;
+    ann.send("SUB foo.> 1\r\n").await;
+    assert_eq!(ann.flush().await, "");
+    for (subject, reply) in [("foo.no", None), ("foo.yes", Some("answer.here"))] {
+        let reply = reply.map(|reply| reply.parse().expect("valid"));
+        let message = Message { reply, ..Message::new(subject.parse().expect("valid"), "!") };
+        bus.publish(message, PublishOptions::default()).outcome().await.expect("published");
+    }
+    ann.expect("MSG foo.yes 1 answer.here 1\r\n!\r\n").await;
+    ann.send("PUB answer.here 0\r\n\r\nPUB answer.here 0\r\n\r\n").await;
+    let refused = "-ERR 'Permissions Violation for Publish to \"answer.here\"'\r\n";
+    assert_eq!(ann.flush().await, refused, "one answer is allowed, a second is not");
+    // What was withheld was not sent.
+    let varz = json(server.http_addr().expect("served"), "/varz").await;
+    assert_eq!(varz["out_msgs"], 1, "{varz}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_that_moves_to_another_account_has_to_connect_again() {
     let server = server(USERS).await;
     let (mut ann, mut amy) =

@@ -305,6 +305,24 @@ async fn a_guess_counts_for_the_user_whose_password_was_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_is_right_for_somebody_else_is_a_failure_for_a_name_that_nobody_has() {
+    // Hers is looked at for those names, for the sake of time.
+    let yaml = format!("{{users: [{{user: ann, password: '{}'}}]}}", bcrypt("right"));
+    let server = server_with(|options| {
+        options.auth = auth(&yaml);
+        options.auth.failures_max = Some(3);
+    })
+    .await;
+    for _ in 0..4 {
+        assert_eq!(answer(server.nats_addr(), &user("nobody", "right")).await, VIOLATION);
+    }
+    let metrics = super::super::client::get(server.http_addr().expect("served"), "/metrics").await.body;
+    for line in ["reason=\"credentials\"} 3", "reason=\"too_many\"} 1"] {
+        assert!(metrics.contains(&format!("auth_failures_total{{{line}")), "{line} is not in {metrics}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_admin_token_that_somebody_has_made_up_cannot_be_guessed_at_leisure() {
     let start = async |configured: Option<&str>| {
         server_with(|options| {
@@ -385,10 +403,16 @@ async fn many_clients_of_one_user_come_at_once_without_being_taken_for_guessers(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_admin_api_opens_to_users_that_are_allowed_to() {
     let yaml = format!(
-        "{{users: [{{user: ann, password: a}}, {{user: boss, password: '{}', admin: true}}]}}",
+        "{{users: [{{user: ann, password: a}}, {{user: boss, password: '{}', admin: true}}], \
+         accounts: {{east: {{users: [{{user: amy, password: a}}]}}}}}}",
         bcrypt("b:b")
     );
-    let server = server(&yaml).await;
+    let server = server_with(|options| {
+        options.auth = auth(&yaml);
+        // No configuration can say so, and an application can.
+        options.auth.accounts.values_mut().flatten().for_each(|user| user.admin = true);
+    })
+    .await;
     let address = server.http_addr().expect("served");
     for (given, status) in [
         (format!("Bearer {}", server.admin_token()), 200),
@@ -396,6 +420,8 @@ async fn the_admin_api_opens_to_users_that_are_allowed_to() {
         (format!("basic {}", STANDARD.encode("boss:b:b")), 200),
         (format!("Basic {}", STANDARD.encode("boss:b")), 401),
         (format!("Basic {}", STANDARD.encode("ann:a")), 403),
+        // The API is about the global account.
+        (format!("Basic {}", STANDARD.encode("amy:a")), 403),
         (format!("Basic {}", STANDARD.encode("nobody:a")), 401),
         (format!("Basic {}", STANDARD.encode(":")), 401),
         ("Basic %%%".to_owned(), 401),

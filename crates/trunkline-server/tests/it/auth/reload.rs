@@ -97,6 +97,48 @@ async fn what_is_denied_now_is_withheld_from_a_subscription_that_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_often_a_request_may_be_answered_changes_with_a_reload() {
+    let users = |rule: &str| {
+        format!(
+            "{{users: [{{user: svc, password: s, permissions: {{publish: [x], subscribe: [ask]{rule}}}}}, \
+             {{user: bob, password: b}}]}}"
+        )
+    };
+    let often = |max: u32| users(&format!(", allow_responses: {{max: {max}, expires: 1h}}"));
+    let server = server(&often(2)).await;
+    let address = server.nats_addr();
+    let (mut svc, mut bob) = (client(address, "svc", "s").await, client(address, "bob", "b").await);
+    svc.send("SUB ask 1\r\n").await;
+    assert_eq!(svc.flush().await, "");
+    let refused = |reply: &str| format!("-ERR 'Permissions Violation for Publish to \"{reply}\"'\r\n");
+    let answers = |reply: &str, n: usize| format!("PUB {reply} 0\r\n\r\n").repeat(n);
+    let mut ask = async |svc: &mut Raw, reply: &str| {
+        bob.send(format!("PUB ask {reply} 0\r\n\r\n")).await;
+        assert_eq!(bob.flush().await, "");
+        assert_eq!(svc.flush().await, format!("MSG ask 1 {reply} 0\r\n\r\n"));
+    };
+    ask(&mut svc, "r.1").await;
+    // What it was asked stays its to answer where the rule stays, and other users are replaced.
+    server
+        .reload(&auth(&often(2).replace("password: b", "password: b, permissions: {publish: ['>']}")))
+        .expect("valid");
+    svc.send(answers("r.1", 3)).await;
+    assert_eq!(svc.flush().await, refused("r.1"));
+    for max in [1, 3] {
+        server.reload(&auth(&often(max))).expect("valid");
+        let reply = format!("s.{max}");
+        assert_eq!(svc.flush().await, "");
+        ask(&mut svc, &reply).await;
+        svc.send(answers(&reply, max as usize + 1)).await;
+        assert_eq!(svc.flush().await, refused(&reply), "{max}");
+    }
+    ask(&mut svc, "t").await;
+    server.reload(&auth(&users(""))).expect("valid");
+    svc.send(answers("t", 1)).await;
+    assert_eq!(svc.flush().await, refused("t"), "it may not answer any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_errors_are_those_of_nats_server() {
     let config = |rules: &str, password: &str| {
         format!(
@@ -298,15 +340,21 @@ async fn many_connections_of_a_user_whose_password_is_replaced_take_one_hash() {
     for _ in 0..CONNECTIONS {
         all.push(client(server.nats_addr(), "ann", "a").await);
     }
-    let (after, hash) = yaml("b");
-    let began = Instant::now();
-    assert!(!bcrypt::verify("a", &hash).expect("a hash"));
-    let one = began.elapsed();
-    let began = Instant::now();
-    assert_eq!(server.reload(&auth(&after)).expect("valid").connections, CONNECTIONS);
-    for raw in &mut all {
-        assert_eq!(raw.until_closed().await, VIOLATION);
+    // A new hash of the same password first, then another password.
+    for (password, stay) in [("a", true), ("b", false)] {
+        let (after, hash) = yaml(password);
+        let began = Instant::now();
+        assert_eq!(bcrypt::verify("a", &hash).expect("a hash"), stay);
+        let one = began.elapsed();
+        let began = Instant::now();
+        assert_eq!(server.reload(&auth(&after)).expect("valid").connections, CONNECTIONS);
+        for raw in &mut all {
+            match stay {
+                true => assert_eq!(raw.flush().await, ""),
+                false => assert_eq!(raw.until_closed().await, VIOLATION),
+            }
+        }
+        let took = began.elapsed();
+        assert!(took < one * CONNECTIONS as u32 / 3, "{took:?}, and one hash takes {one:?}");
     }
-    let took = began.elapsed();
-    assert!(took < one * CONNECTIONS as u32 / 3, "{took:?}, and one hash takes {one:?}");
 }

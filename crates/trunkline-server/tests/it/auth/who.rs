@@ -115,6 +115,21 @@ async fn who_somebody_is_is_told_to_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn answers_to_who_asks_are_numbered_and_go_where_the_client_may_listen() {
+    let server =
+        server("{users: [{user: a, password: a, permissions: {subscribe: {deny: ['r.no']}}}]}").await;
+    let mut raw = Raw::ready(server.nats_addr(), &user("a", "a")).await;
+    raw.send("SUB r.* 1\r\nPUB $SYS.REQ.USER.INFO r.no 0\r\n\r\n").await;
+    assert_eq!(raw.flush().await, "");
+    let mut numbers = Vec::new();
+    for _ in 0..2 {
+        let (_, answer) = ask(server.nats_addr(), &user("a", "a")).await.expect("an answer");
+        numbers.push(answer["server"]["seq"].as_u64().expect("a number"));
+    }
+    assert_eq!(numbers[1], numbers[0] + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_to_who_asks_counts_as_a_delivery() {
     let server = server("{}").await;
     let mut raw = Raw::ready(server.nats_addr(), "\"headers\":true,\"no_responders\":true").await;

@@ -1,6 +1,8 @@
 //! Where this server is meant to differ from nats-server: each difference with its reason, and shown on both servers, so that
 //! the list stays true. Conversations that are drawn stay away from them, or what they lead to is made alike here. What is
-//! not in the list: this server publishes its own health on `{root}.system.health`, which these servers are told not to.
+//! not in the list, as it comes when it comes: this server publishes its own health on `{root}.system.health`, which these
+//! servers are told not to; and nats-server tells whoever listens to everything of clients that it has refused
+//! (`$SYS.ACCOUNT.CLIENT.AUTH.ERR`), while `$SYS` is silent here.
 
 use std::net::SocketAddr;
 
@@ -23,6 +25,7 @@ pub(crate) enum Version {
 /// What was seen, less the differences that are meant.
 pub(crate) fn known(mut seen: Seen, version: Version) -> Seen {
     for items in &mut seen.clients {
+        items.retain(|item| !item.is_of_the_system());
         if version == Version::Debian {
             items.retain(|item| *item != Item::Info);
             items.iter_mut().for_each(Item::forget_subject_of_nobody);

@@ -21,6 +21,7 @@ use trunkline_testkit::seeds::seeds;
 use self::differences::Version;
 use self::play::play;
 use self::script::{Author, Script};
+pub(crate) use self::upgrades::web_address;
 use self::world::{ACCOUNTS, OPEN, PERMISSIONS, Pair, World};
 
 /// Plays a conversation on both servers.

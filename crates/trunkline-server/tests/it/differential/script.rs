@@ -124,7 +124,7 @@ const UNUSUAL: [&str; 31] = [
     "UNSUB\t99\t\r\n",
     "unsub 99 1\r\n",
     "SUB  c.never.said\tx:y/1\t \r\n",
-    "sub c.never.said q x:y/2\r\n",
+    "sub c.never.said q Qq-x:y/2\r\n",
     "UNSUB x:y/1 999999999\r\n",
     "HPUB c.never.said 0 1\r\nx\r\n",
     "hpub c.never.said 12 12\r\nNATS/1.0\r\n\r\n\r\n",

@@ -80,6 +80,11 @@ impl Item {
         Some([subject, reply.as_deref().unwrap_or_default(), header.as_deref().unwrap_or_default(), payload])
     }
 
+    /// Whether it is what a server publishes by itself.
+    pub(crate) fn is_of_the_system(&self) -> bool {
+        matches!(self, Self::Message { subject, .. } if subject.starts_with(b"$SYS."))
+    }
+
     /// Leaves out which subject it is that nobody listens to.
     pub(crate) fn forget_subject_of_nobody(&mut self) {
         if let Self::Message { header: Some(header), .. } = self

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { bytes, raises, report, say } from "../harness.mjs";
 import { describe, works } from "./access.mjs";
-import { isBack, PATIENT, Story } from "./life.mjs";
+import { isBack, ofRestart, PATIENT, Story } from "./life.mjs";
 
 const { BEHAVIOUR_CA, BEHAVIOUR_STRANGE_CA, BEHAVIOUR_CERT, BEHAVIOUR_KEY, BEHAVIOUR_NOBODY_CERT, BEHAVIOUR_NOBODY_KEY } = process.env;
 const strange = { tls: { caFile: BEHAVIOUR_STRANGE_CA } };
@@ -15,6 +15,17 @@ const trusting = (more = {}) => ({ tls: { caFile: BEHAVIOUR_CA, ...more } });
 async function fails(bus, what, options) {
   await raises(() => true, () => bus.connect({ timeout: 3000, ...options }), what);
   report({ fails: what });
+}
+
+async function comesBack(bus, options) {
+  const connection = await bus.connect({ ...PATIENT, ...options, user: "ann", pass: "plain" });
+  const story = new Story(connection);
+  const received = await bus.collect(connection, "still");
+  say("restart-server");
+  await isBack(bus, connection, story, received);
+  assert(connection.protocol.transport.isEncrypted());
+  report({ events: ofRestart(bus, story) });
+  bus.errors.length = 0;
 }
 
 export const behaviours = {
@@ -76,13 +87,20 @@ export const behaviours = {
   },
 
   async a_secure_connection_comes_back(bus) {
-    const connection = await bus.connect({ ...PATIENT, ...trusting(), user: "ann", pass: "plain" });
-    const story = new Story(connection);
-    const received = await bus.collect(connection, "still");
-    say("restart-server");
-    await isBack(bus, connection, story, received);
+    await comesBack(bus, trusting());
+  },
+};
+
+/** The same of pages, for which the platform does TLS: whom it trusts is not theirs to say. */
+export const ofPages = {
+  async tls_is_required(bus) {
+    const connection = await bus.connect();
+    await works(bus, connection);
     assert(connection.protocol.transport.isEncrypted());
-    report({ events: story.events });
-    bus.errors.length = 0;
+    await fails(bus, "a page that asks for no TLS", { servers: bus.url.replace("wss:", "ws:") });
+  },
+
+  async a_secure_connection_comes_back(bus) {
+    await comesBack(bus);
   },
 };

@@ -50,14 +50,18 @@ export const behaviours = {
   },
 
   async too_large_a_payload_ends_the_connection(bus) {
-    bus.url = process.env.BEHAVIOUR_PROXY;
+    // The proxy looks into no frames; of the client in them, what it was told can be changed.
+    if (!bus.library.isOfPages) bus.url = process.env.BEHAVIOUR_PROXY;
     const connection = await bus.connect();
+    if (bus.library.isOfPages) connection.protocol.info.max_payload = 4096;
     const story = new Story(connection);
     assert(connection.info.max_payload > 1024);
     connection.publish("size", new Uint8Array(1025));
     await bus.until(() => story.has("closed"), "the server to end the connection");
-    // Whether the status or the promise of the end comes first is not for the server to say.
-    report({ events: story.events.sort(), errors: story.errors });
+    // Whether the status or the promise of the end comes first is not for the server to say; nor, where there are frames, whether
+    // the promise has the error of the protocol or that of the close frame.
+    const events = story.events.map((event) => (bus.library.isOfPages ? event.split(":")[0] : event));
+    report({ events: events.sort(), errors: story.errors });
     bus.errors.length = 0;
   },
 
