@@ -184,7 +184,7 @@ impl Connection {
     async fn leaving_turn<'a>(&self, turns: Option<&'a Turns>) -> Option<LongTurn<'a>> {
         let turns = turns.filter(|_| !self.server.memory.is_exceeded())?;
         let turn = turns.long(self.client.id, self.long()).await;
-        std::thread::yield_now();
+        turns.room.make();
         Some(turn)
     }
 

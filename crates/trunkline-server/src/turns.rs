@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::room::Room;
+
 /// Parts of large operations have so much of a thread's time between two pauses: room for half a mebibyte and more.
 const PARTS_TIME: Duration = Duration::from_micros(250);
 /// For how long they are paused at least; timers are as exact as a millisecond.
@@ -34,6 +36,8 @@ pub(crate) struct Turns {
     /// Whose part of a large operation is next. Taken before `long`.
     part: Semaphore,
     parts: Parts,
+    /// For others on its processor.
+    pub(crate) room: Room,
 }
 
 /// Counted by one thread alone, in a cache line of its own.
@@ -78,6 +82,7 @@ impl Turns {
             thread,
             part: Semaphore::new(1),
             parts: Parts::default(),
+            room: Room::new(),
         })
     }
 
