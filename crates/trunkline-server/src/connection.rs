@@ -181,7 +181,7 @@ impl Connection {
     async fn leaving_turn<'a>(&self, turns: Option<&'a Turns>) -> Option<LongTurn<'a>> {
         let turns = turns.filter(|_| !self.server.memory.is_exceeded())?;
         let turn = turns.long(self.client.id, self.long()).await;
-        turns.give_way();
+        turns.room.make();
         Some(turn)
     }
 
@@ -234,7 +234,7 @@ impl Connection {
     async fn let_others_run(&self) {
         tokio::task::yield_now().await;
         if let Some(place) = &self.place {
-            place.turns().give_way();
+            place.turns().room.make();
         }
     }
 

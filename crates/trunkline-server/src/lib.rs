@@ -35,6 +35,7 @@ mod process;
 mod promises;
 mod refusals;
 mod reload;
+mod room;
 mod server;
 mod session;
 mod shared;

@@ -15,6 +15,8 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
+use crate::room::Room;
+
 /// Parts of large operations have so much of a thread's time between two pauses: room for half a mebibyte and more.
 const PARTS_TIME: Duration = Duration::from_micros(250);
 /// For how long they are paused at least; timers are as exact as a millisecond.
@@ -24,9 +26,6 @@ const SHORTS_MIN: u64 = 8;
 /// Behind a short turn another is expected for so long. Who asks and waits for the answer sends nothing in between, and is not to
 /// find a mebibyte of somebody else's in front of the next question.
 const COMPANY: Duration = Duration::from_millis(10);
-/// A thread that has much to do gives way to others that wait for its processor after so long: the clients of short turns may be
-/// among them, and a system's turn is milliseconds. No sooner, as whoever else keeps the processor busy has such a turn each time.
-const GIVE_WAY_AFTER: Duration = Duration::from_micros(250);
 
 /// The turns on one thread.
 #[derive(Debug)]
@@ -40,11 +39,11 @@ pub(crate) struct Turns {
     thread: usize,
     began: Instant,
     company: Company,
-    /// When it gave way last, in microseconds since `began`.
-    gave_way: AtomicU64,
     /// Whose part of a large operation is next. Taken before `long`.
     part: Semaphore,
     parts: Parts,
+    /// For others on its processor.
+    pub(crate) room: Room,
 }
 
 /// Counted by one thread alone, in a cache line of its own.
@@ -100,9 +99,9 @@ impl Turns {
             thread,
             began: Instant::now(),
             company: Company::default(),
-            gave_way: AtomicU64::default(),
             part: Semaphore::new(1),
             parts: Parts::default(),
+            room: Room::new(),
         })
     }
 
@@ -144,17 +143,10 @@ impl Turns {
         self.last.store(client, Ordering::Relaxed);
         let is_alone = !self.has_company();
         if !is_alone {
-            self.give_way();
+            // The clients of short turns may wait for this processor: a system's turn is milliseconds.
+            self.room.make();
         }
         self.begin(what, is_alone, turn, part)
-    }
-
-    /// Lets those run who wait for the processor of this thread, if it has not done so for a while.
-    pub(crate) fn give_way(&self) {
-        if self.micros() - self.gave_way.load(Ordering::Relaxed) >= GIVE_WAY_AFTER.as_micros() as u64 {
-            std::thread::yield_now();
-            self.gave_way.store(self.micros(), Ordering::Relaxed);
-        }
     }
 
     /// Others take short turns.

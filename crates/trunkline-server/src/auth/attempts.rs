@@ -8,9 +8,9 @@ use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+use super::counts::Counts;
 use crate::doorkeeper::network_of;
 
 /// How long a failure counts.
@@ -58,7 +58,7 @@ pub(super) fn digest_of(user: &str) -> u64 {
 /// What of an address is counted.
 type Entry = (IpAddr, Counted);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Counted {
     /// Failures of all.
     Address,
@@ -68,17 +68,17 @@ enum Counted {
     Ahead(u64),
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Failures {
-    count: u32,
-    since: Instant,
-}
-
 /// See the module's text.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Attempts {
     /// Held for a look or a change; nothing is called meanwhile.
-    table: Mutex<Table>,
+    counts: Mutex<Counts<Entry>>,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self { counts: Mutex::new(Counts::new(WINDOW, ENTRIES_MAX)) }
+    }
 }
 
 impl Attempts {
@@ -101,12 +101,11 @@ impl Attempts {
             false => (STRANGERS, guess.limit.saturating_mul(HASHING_PER_ADDRESS)),
         };
         self.may_guess(guess, now)
-            && count_one(&mut self.table.lock(), (guess.address, Counted::Ahead(who)), now) <= limit
+            && self.counts.lock().add((guess.address, Counted::Ahead(who)), now) <= limit
     }
 
     fn count(&self, entry: Entry, now: Instant) -> u32 {
-        let failures = self.table.lock().get(&entry).copied();
-        failures.filter(|failures| is_fresh(failures, now)).map_or(0, |failures| failures.count)
+        self.counts.lock().of(&entry, now)
     }
 
     /// Counts a failure. The log is told once a minute when there are too many.
@@ -131,25 +130,10 @@ impl Attempts {
 
     /// Returns how many there are of this user.
     fn count_failure(&self, guess: &Guess, now: Instant) -> u32 {
-        let mut table = self.table.lock();
-        count_one(&mut table, guess.of_address(), now);
-        count_one(&mut table, guess.of_user(), now)
+        let mut counts = self.counts.lock();
+        counts.add(guess.of_address(), now);
+        counts.add(guess.of_user(), now)
     }
-}
-
-type Table = HashMap<Entry, Failures, foldhash::quality::RandomState>;
-
-/// Returns how many there are by now.
-fn count_one(table: &mut Table, entry: Entry, now: Instant) -> u32 {
-    if !table.contains_key(&entry) && table.len() >= ENTRIES_MAX {
-        make_room(table, now);
-    }
-    let failures = table.entry(entry).or_insert(Failures { count: 0, since: now });
-    if !is_fresh(failures, now) {
-        *failures = Failures { count: 0, since: now };
-    }
-    failures.count = failures.count.saturating_add(1);
-    failures.count
 }
 
 /// Tokens for the admin API that were wrong, where a server has no users to count such things with.
@@ -173,24 +157,6 @@ impl TokenGuesses {
     /// As [`Attempts::token_failed`].
     pub(crate) fn failed(&self, address: IpAddr) {
         self.attempts.token_failed(address, self.limit);
-    }
-}
-
-fn is_fresh(failures: &Failures, now: Instant) -> bool {
-    now.saturating_duration_since(failures.since) < WINDOW
-}
-
-fn make_room(table: &mut Table, now: Instant) {
-    table.retain(|_, failures| is_fresh(failures, now));
-    while table.len() >= ENTRIES_MAX {
-        let Some(oldest) = table
-            .iter()
-            .min_by_key(|(_, failures)| (failures.count, failures.since))
-            .map(|(entry, _)| *entry)
-        else {
-            return;
-        };
-        table.remove(&oldest);
     }
 }
 
@@ -263,7 +229,7 @@ mod tests {
             attempts.failed(&of(n), start + Duration::from_micros(u64::from(n)));
         }
         let now = start + Duration::from_secs(1);
-        assert_eq!(attempts.table.lock().len(), ENTRIES_MAX);
+        assert_eq!(attempts.counts.lock().len(), ENTRIES_MAX);
         assert!(attempts.may_guess(&of(0), now));
         assert!(!attempts.may_guess(&of(ENTRIES_MAX as u32 - 1), now));
     }

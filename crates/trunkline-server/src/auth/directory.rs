@@ -185,7 +185,10 @@ impl Directory {
                 }
             }
             (None, None, Some(nkey)) => {
-                let bad = || AuthError::Nkey { nkey: nkey.clone() };
+                // The other half of the key, in the place of this one, is a secret.
+                let is_seed = nkey.starts_with('S');
+                let shown = || if is_seed { "a seed".to_owned() } else { nkey.clone() };
+                let bad = || AuthError::Nkey { nkey: shown() };
                 let pair = KeyPair::from_public_key(nkey).map_err(|_| bad())?;
                 if !matches!(pair.key_pair_type(), KeyPairType::User) {
                     return Err(bad());

@@ -3,7 +3,7 @@
 //! - [`options`]: what a server is told; a configuration of any syntax ends here.
 //! - [`directory`]: those options compiled: from what CONNECT says to an [`Identity`].
 //! - [`password`]: secrets, compared in constant time, and hashes of them; [`hashing`] bounds the work of checking those.
-//! - [`attempts`]: how often an address has failed.
+//! - [`attempts`]: how often an address has failed; [`counts`], how that is kept and forgotten.
 //! - [`permissions`]: what an identity may publish and subscribe to; [`replies`], what it may answer;
 //!   [`shown`], what its user is told of it.
 //!
@@ -11,6 +11,7 @@
 //! considers anew whether its client is still allowed what it does; nobody else changes a session.
 
 mod attempts;
+mod counts;
 mod directory;
 mod hashing;
 mod options;

@@ -65,16 +65,14 @@ impl Asset {
     }
 
     fn answer(&self, asked: &HeaderMap) -> Response {
-        let headers: [(HeaderName, &str); 8] = [
+        let headers: [(HeaderName, &str); 6] = [
             (header::CONTENT_TYPE, self.kind),
             (header::ETAG, &self.tag),
             // Kept, and asked about each time: after an upgrade the page is that of the new server.
             (header::CACHE_CONTROL, "no-cache"),
             (header::CONTENT_SECURITY_POLICY, POLICY),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
             (header::REFERRER_POLICY, "no-referrer"),
             (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-            (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
         ];
         let known = asked.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
         match known.flat_map(|tags| tags.split(',')).any(|tag| tag.trim() == self.tag) {

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -158,7 +159,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         async move {
             let answer = answer.await;
             served.rest();
-            answer
+            answer.map(|mut answer| {
+                keep_to_this_origin(answer.headers_mut());
+                answer
+            })
         }
     });
     let serving = http1::Builder::new()
@@ -181,6 +185,14 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     if let Err(error) = ended {
         tracing::debug!(%error, "HTTP connection ended early");
     }
+}
+
+/// Tells browsers of every answer that it is what it says it is, whatever somebody has got into it, and for no page of another
+/// origin to embed.
+fn keep_to_this_origin(headers: &mut HeaderMap) {
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let resources = HeaderName::from_static("cross-origin-resource-policy");
+    headers.insert(resources, HeaderValue::from_static("same-origin"));
 }
 
 /// A socket whose writes fail when the other side takes nothing for so long.

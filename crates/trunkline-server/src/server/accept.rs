@@ -13,6 +13,7 @@ use crate::bridge::orders::Orders;
 use crate::client::{Client, Kind};
 use crate::connection::Connection;
 use crate::outbox::Outbox;
+use crate::room::Room;
 use crate::shared::{Entry, Shared};
 use crate::socket::Socket;
 use crate::threads::{self, Place, Threads};
@@ -32,6 +33,7 @@ pub(super) struct Accepting {
 impl Accepting {
     /// Owned by the server's tracker; ends by `stop`.
     pub(super) async fn run(self, listener: TcpListener, stop: CancellationToken) {
+        let room = Room::new();
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
@@ -41,7 +43,7 @@ impl Accepting {
                 Ok((socket, address)) => {
                     self.welcome(socket, address);
                     // Those who serve clients may wait for this processor.
-                    std::thread::yield_now();
+                    room.make();
                 }
                 Err(error) => {
                     // Out of file descriptors, mostly: those who wait are served when others have left.

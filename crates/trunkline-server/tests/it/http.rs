@@ -37,6 +37,36 @@ async fn probes_answer_in_the_shapes_that_tools_expect() {
     fixture.bystander_is_fine().await;
 }
 
+/// Errors repeat what was asked for, and pages show what strangers have said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_answer_is_taken_for_another_kind_or_embedded_by_other_origins() {
+    let fixture = Fixture::start().await;
+    for (path, status) in [
+        ("/", 200),
+        ("/healthz", 200),
+        ("/metrics", 200),
+        ("/varz", 200),
+        ("/connz?sort=%3Cscript%3E", 400),
+        ("/accountz?acc=%3Cscript%3E", 400),
+        ("/nonesuch", 404),
+        ("/dashboard", 200),
+        ("/dashboard/app.js", 200),
+        ("/api/v1/overview", 401),
+    ] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = http(fixture.http(), &request).await;
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+        for (name, value) in
+            [("x-content-type-options", "nosniff"), ("cross-origin-resource-policy", "same-origin")]
+        {
+            assert_eq!(answer.header(name), Some(value), "{path}: {answer:?}");
+        }
+    }
+    let foreign = "GET /varz HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+    let answer = http(fixture.http(), foreign).await;
+    assert_eq!((answer.status, answer.header("x-content-type-options")), (421, Some("nosniff")));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn probes_and_metrics_are_served_apart_and_nothing_else_is() {
     let anywhere = "0.0.0.0:0".parse().unwrap();

@@ -60,7 +60,7 @@ pub use server::{
 };
 pub use subjects::SubjectRule;
 pub use tree::Origin;
-pub use urls::{NatsUrl, RedisTopology, RedisUrl};
+pub use urls::{NatsUrl, RedisTopology, RedisUrl, redact as redact_url};
 pub use values::Secret;
 
 use declare::settings;

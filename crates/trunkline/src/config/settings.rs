@@ -24,6 +24,23 @@ pub(crate) enum Shape {
     Section(Section),
 }
 
+impl Shape {
+    /// Whether what is written in the place of such a value may be a secret: where there is a password in it, or a list of
+    /// what has one, a text that stands there by mistake may be that password.
+    fn may_be_secret(&self) -> bool {
+        match self {
+            Shape::Leaf { secret } => *secret,
+            Shape::List(of) | Shape::Map(of) => of.may_be_secret(),
+            Shape::Section(section) => may_be_secret(section.fields),
+        }
+    }
+}
+
+/// As [`Shape::may_be_secret`], of a section; what its sections have is told to stand there.
+fn may_be_secret(fields: &[Field]) -> bool {
+    fields.iter().any(|field| !matches!(field.shape, Shape::Section(_)) && field.shape.may_be_secret())
+}
+
 /// A fixed set of keys.
 #[derive(Debug)]
 pub(crate) struct Section {
@@ -186,6 +203,11 @@ pub(crate) fn describe(node: &Node, secret: bool) -> String {
     }
 }
 
+/// Whether it is, or was meant to be, the secret half of an nkey, which is easily taken for the other one.
+fn is_seed(text: &str) -> bool {
+    text.trim_start().starts_with(['S', 's'])
+}
+
 /// A type that a key can have: a leaf, an optional value, a list, a map or a section.
 pub(crate) trait Setting: Sized {
     const SHAPE: Shape;
@@ -243,6 +265,7 @@ impl<T: Leaf> Setting for T {
             Ok(value) => return Some(value),
             Err(fault) => fault,
         };
+        let secret = secret || (rule.format == Format::Nkey && is_seed(text));
         let (origin, key) = (node.origin.clone(), place.key.clone());
         let value = describe(node, secret);
         errors.push(match (fault, rule.range) {
@@ -310,7 +333,8 @@ impl<T: Setting> Setting for Vec<T> {
             return Some(Vec::new());
         };
         let Value::List(items) = &node.value else {
-            errors.push(place.unexpected(node, rule.secret, "a list such as [a, b]"));
+            let secret = rule.secret || T::SHAPE.may_be_secret();
+            errors.push(place.unexpected(node, secret, "a list such as [a, b]"));
             return None;
         };
         // Every item is read before the first bad one counts, so that all of them are reported.
@@ -351,7 +375,8 @@ impl<T: Setting> Setting for BTreeMap<String, T> {
             return Some(BTreeMap::new());
         };
         let Value::Map(pairs) = &node.value else {
-            errors.push(place.unexpected(node, rule.secret, "a map such as {name: value}"));
+            let secret = rule.secret || T::SHAPE.may_be_secret();
+            errors.push(place.unexpected(node, secret, "a map such as {name: value}"));
             return None;
         };
         let read: Vec<Option<(String, T)>> = pairs
@@ -395,7 +420,8 @@ pub(crate) fn check_section(
     };
     let Value::Map(pairs) = &node.value else {
         let known: Vec<&str> = fields.iter().map(|field| field.name).collect();
-        errors.push(place.unexpected(node, false, format!("a section with the keys {}", known.join(", "))));
+        let expected = format!("a section with the keys {}", known.join(", "));
+        errors.push(place.unexpected(node, may_be_secret(fields), expected));
         return false;
     };
     for (name, _) in pairs {

@@ -214,7 +214,7 @@ fn percent_decode(text: &str) -> Result<String, String> {
 ///
 /// It works on any text, because a URL that does not parse must not show its password either. For the same reason it
 /// cuts up to the last `@`, and so loses the first hosts of a list: a password may contain an unescaped comma.
-pub(crate) fn redact(text: &str) -> Cow<'_, str> {
+pub fn redact(text: &str) -> Cow<'_, str> {
     let Some((before, after)) = text.rsplit_once('@') else {
         return text.into();
     };

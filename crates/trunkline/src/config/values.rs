@@ -96,7 +96,10 @@ impl Leaf for String {
                 format!("letters, digits, _, - or : and at most {NAME_CHARS_MAX} of them").into()
             }
             Format::Token => "one token of a subject, without . * > or white space".into(),
-            Format::Nkey => "a public user nkey: U and 55 more of A-Z and 2-7".into(),
+            Format::Nkey => {
+                "a public user nkey: U and 55 more of A-Z and 2-7; S begins a seed, which its owner keeps"
+                    .into()
+            }
         }
     }
 

@@ -1,16 +1,18 @@
 //! On NATS, too, what waits in this process is charged to `runtime.resources.memory`, and bounded by it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline::backend::nats::{NatsBackend, NatsOptions};
 use trunkline::backend::{
-    Backend, LiveEvent, LiveSource, PublishOptions, Start, StreamConfig, SubscribeOptions,
+    Backend, LiveEvent, LiveSource, PublishError, PublishOptions, Publishing, Receipt, Start, StreamConfig,
+    SubscribeOptions,
 };
 use trunkline::config::Loader;
 use trunkline::memory::Holding;
 use trunkline::{Bus, MemoryBudget, Message};
-use trunkline_testkit::NatsServer;
+use trunkline_testkit::{NatsServer, TcpProxy};
 
 /// Longer than anything here may take; it only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -133,6 +135,59 @@ async fn what_is_stored_waits_in_its_stream_while_memory_is_short() {
         read.some(&mut *source).await;
     }
     assert_eq!((read.received, read.missed), (MESSAGES, 0));
+}
+
+/// What waits for a JetStream that does not answer is charged, too. Past the bound a publish is refused and was not sent; what
+/// was taken is stored when there is an answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_there_is_no_memory_for_is_refused_before_it_is_sent() {
+    const MESSAGES: usize = 60;
+    let server = NatsServer::start(["-js"]);
+    let direct = soon("the server", NatsBackend::connect(NatsOptions::new([server.url()]))).await;
+    let direct = direct.expect("it is up");
+    let streams = direct.streams().expect("JetStream");
+    let config = StreamConfig::new("all".to_owned(), vec!["all.>".parse().expect("a pattern")]);
+    soon("a stream", streams.ensure(config)).await.expect("it is made");
+
+    let proxy =
+        TcpProxy::start(SocketAddr::from(([127, 0, 0, 1], server.port()))).await.expect("a free port");
+    let memory = Arc::new(MemoryBudget::new(MEMORY));
+    let url = format!("nats://{}", proxy.address());
+    let options =
+        NatsOptions { memory: memory.clone(), publish_timeout: PATIENCE, ..NatsOptions::new([url]) };
+    let backend = soon("the server", NatsBackend::connect(options)).await.expect("it is up");
+    // Nobody knows yet what is stored, and nobody answers who is asked.
+    proxy.half_open();
+    let (mut taken, mut refused) = (Vec::new(), 0);
+    for n in 0..MESSAGES {
+        let message = message(&format!("all.{n}"), &n.to_string(), LARGE);
+        match backend.publish(message, PublishOptions::default()) {
+            Publishing::Ready(Err(error)) => {
+                let text = error.to_string();
+                assert!(matches!(error, PublishError::NotConnected { .. }), "{error:?}");
+                assert!(text.contains("runtime.resources.memory"), "{text}");
+                refused += 1;
+            }
+            publishing => taken.push(publishing),
+        }
+        let held = memory.held(Holding::Bridge) as u64;
+        assert!(held <= MEMORY / 2 + 2 * LARGE as u64, "{held} bytes are held");
+    }
+    assert!(taken.len() >= 20 && refused >= MESSAGES / 4, "{} taken, {refused} refused", taken.len());
+    assert!(memory.held(Holding::Bridge) >= 20 * LARGE, "{}", memory.held(Holding::Bridge));
+    // A little is always taken.
+    taken.push(backend.publish(message("all.small", "small", 0), PublishOptions::default()));
+
+    proxy.heal();
+    let stored = taken.len() as u64;
+    for publishing in taken {
+        let receipt = soon("an outcome", publishing.outcome()).await.expect("it was taken");
+        assert!(matches!(receipt, Receipt::Stored { .. }), "{receipt:?}");
+    }
+    let all = soon("the streams", streams.list()).await.expect("there is one");
+    assert_eq!(all[0].messages, stored, "what was refused was not sent");
+    assert!(memory.held(Holding::Bridge) <= 128 << 10, "{}", memory.held(Holding::Bridge));
+    drop(backend);
 }
 
 /// The key reaches the backend, and whoever is in front of it finds the account.

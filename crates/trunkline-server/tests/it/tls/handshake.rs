@@ -1,11 +1,13 @@
 //! When the handshake comes, and what becomes of those who do not do it.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::net::TcpStream;
 use trunkline::config::{HandshakeFirst, TlsVersion};
 use trunkline_server::ClientCertificates;
+use trunkline_testkit::NatsServer;
 
 use super::super::client::{self, Raw};
 use super::{Sealed, Trust, info, server};
@@ -136,6 +138,35 @@ async fn with_a_delay_the_first_byte_decides_what_is_first() {
         connz["connections"].as_array().expect("a list").iter().map(|c| c["tls_first"] == true).collect();
     assert_eq!(firsts, [true, false], "{connz}");
     assert_eq!(connz["connections"][0]["tls_version"], "1.3", "{connz}");
+}
+
+/// `auto` waits for 50 ms, as nats-server does: long enough for who begins with the handshake, and who waits for INFO is not
+/// kept waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn auto_is_the_time_that_nats_server_waits_for() {
+    const WAIT: Duration = Duration::from_millis(50);
+    let trust = Trust::make();
+    let mut tls = trust.options();
+    tls.handshake_first = HandshakeFirst::AUTO;
+    let ours = server(tls, |_| {}).await;
+    let (cert, key) = (trust.options().cert_file, trust.options().key_file);
+    let section = format!("tls {{ cert_file: {cert:?}, key_file: {key:?}, handshake_first: auto }}\n");
+    let theirs = NatsServer::start_with_config(&section);
+    for address in [ours.nats_addr(), SocketAddr::from(([127, 0, 0, 1], theirs.port()))] {
+        let started = Instant::now();
+        let silent = Raw::connect(address).await;
+        assert!(started.elapsed() >= WAIT, "{:?}", started.elapsed());
+        drop(silent);
+        // On a machine that is busy a client may be late.
+        let mut first = None;
+        while first.is_none() {
+            let socket = TcpStream::connect(address).await.expect("the server listens");
+            first = Sealed::first(socket, trust.client(None)).await.ok();
+        }
+        let mut first = first.expect("a handshake");
+        assert!(first.line().await.expect("INFO").starts_with("INFO {"));
+        assert_eq!(first.hello("").await.as_deref(), Some("PONG"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -168,7 +168,7 @@ fn yaml_mistakes_name_place_value_and_what_is_allowed() {
         ),
         (
             "server: {users: [{nkey: UABC}]}",
-            "config.yaml:1:25: server.users[0].nkey is \"UABC\", expected a public user nkey: U and 55 more of A-Z and 2-7",
+            "config.yaml:1:25: server.users[0].nkey is \"UABC\", expected a public user nkey: U and 55 more of A-Z and 2-7; S begins a seed, which its owner keeps",
         ),
         (
             "server: {auth: {no_auth_user: bob}}",
@@ -333,6 +333,18 @@ fn errors_never_show_secrets() {
         "messaging: {backend: 'redis://u:t0p@h'}",
         "server: {tokn: t0p}",
         "components: {a: {command: x, env: {A: [t0p]}}}",
+        // Where a section or a list is expected that has a secret in it, the text may be that secret.
+        "server: {auth: t0p}",
+        "server: {users: t0p}",
+        "server: {users: ['ann:t0p']}",
+        "server: {accounts: t0p}",
+        "server: {accounts: {east: t0p}}",
+        "server: {accounts: {east: {users: 'ann:t0p'}}}",
+        "messaging: {nats_auth: t0p}",
+        "messaging: {redis_sentinel: t0p}",
+        // The secret half of an nkey, whole or not.
+        "server: {users: [{nkey: SUAt0p}]}",
+        "server: {accounts: {east: {users: [{nkey: ' SUAt0p'}]}}}",
     ] {
         let error = load_file("config.yaml", text).expect_err("must be refused").to_string();
         let shown = error.replace("server.auth.token", "").replace("is \"t0p\", which is no user", "");
