@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Work that nobody waits for makes room for the others of its processor after so much time.
-const ROOM_EVERY: Duration = Duration::from_micros(250);
+const ROOM_EVERY: Duration = Duration::from_micros(100);
 
 /// Makes room on a processor for those who serve clients. That may take milliseconds where programs beside this one want the
 /// processors, too: were it made for each of a thousand clients that come or leave, they would keep others waiting for seconds.
@@ -51,6 +51,6 @@ mod tests {
             };
             room.make_by(|| Duration::from_micros(clock.get()), give_way);
         }
-        assert_eq!(times, 10, "in 2500 microseconds of work");
+        assert_eq!(times, 25, "in 2500 microseconds of work");
     }
 }
