@@ -3,21 +3,26 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Work that nobody waits for makes room for the others of its processor after so much time.
-const ROOM_EVERY: Duration = Duration::from_micros(100);
+/// Behind a wait for the processor that was given up, so much of the time that it took is worked before the next.
+const WORK_PER_WAIT: u32 = 4;
+/// However long that wait was.
+const WORK_MAX: Duration = Duration::from_millis(1);
 
-/// Makes room on a processor for those who serve clients. That may take milliseconds where programs beside this one want the
-/// processors, too: were it made for each of a thousand clients that come or leave, they would keep others waiting for seconds.
+/// Makes room on a processor for those who serve clients.
+///
+/// Where nobody else wants the processors that takes no time, or as long as somebody's turn. Where programs beside this one keep them
+/// busy it takes milliseconds: were it made for each of a thousand clients that come or leave, they would keep others waiting
+/// for seconds. So the longer it took, the longer nothing is given away.
 #[derive(Debug)]
 pub(crate) struct Room {
     start: Instant,
-    /// When room was last made, in microseconds. Written by one thread alone.
-    made: AtomicU64,
+    /// From when on it may be made again, in nanoseconds since `start`. Written by one thread alone.
+    from: AtomicU64,
 }
 
 impl Room {
     pub(crate) fn new() -> Self {
-        Self { start: Instant::now(), made: AtomicU64::new(0) }
+        Self { start: Instant::now(), from: AtomicU64::new(0) }
     }
 
     /// Makes room if it is time to.
@@ -25,13 +30,15 @@ impl Room {
         self.make_by(|| self.start.elapsed(), std::thread::yield_now);
     }
 
-    /// How long `give_way` takes is no time of the next turn.
     fn make_by(&self, now: impl Fn() -> Duration, give_way: impl FnOnce()) {
-        let micros = || now().as_micros() as u64;
-        if micros().saturating_sub(self.made.load(Ordering::Relaxed)) >= ROOM_EVERY.as_micros() as u64 {
-            give_way();
-            self.made.store(micros(), Ordering::Relaxed);
+        let before = now();
+        if before < Duration::from_nanos(self.from.load(Ordering::Relaxed)) {
+            return;
         }
+        give_way();
+        let after = now();
+        let from = after + ((after - before) / WORK_PER_WAIT).min(WORK_MAX);
+        self.from.store(from.as_nanos() as u64, Ordering::Relaxed);
     }
 }
 
@@ -40,17 +47,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_made_once_in_a_while_however_long_that_takes() {
-        let clock = std::cell::Cell::new(0);
-        let (room, mut times) = (Room::new(), 0);
-        for _ in 0..100 {
-            clock.set(clock.get() + 25);
-            let give_way = || {
-                times += 1;
-                clock.set(clock.get() + 2000);
-            };
-            room.make_by(|| Duration::from_micros(clock.get()), give_way);
+    fn the_longer_room_takes_to_make_the_less_often_it_is_made() {
+        // Of a hundred steps of 25 microseconds each.
+        for (wait_micros, expected) in [(0, 100), (100, 100), (200, 50), (2_000, 5), (1_000_000, 3)] {
+            let clock = std::cell::Cell::new(0);
+            let (room, mut times) = (Room::new(), 0);
+            for _ in 0..100 {
+                let give_way = || {
+                    times += 1;
+                    clock.set(clock.get() + wait_micros);
+                };
+                room.make_by(|| Duration::from_micros(clock.get()), give_way);
+                clock.set(clock.get() + 25);
+            }
+            assert_eq!(times, expected, "{wait_micros}");
         }
-        assert_eq!(times, 25, "in 2500 microseconds of work");
     }
 }
