@@ -61,6 +61,12 @@ pub enum ServerError<'a> {
     /// The server has as many connections as it may.
     #[error("maximum connections exceeded")]
     MaxConnections,
+    /// The subject of a subscription has more tokens than one may have.
+    #[error("Permissions Violation for Subscription to {}, too many tokens", Quoted(subject))]
+    TooManyTokens {
+        /// The subject as the client wrote it.
+        subject: &'a [u8],
+    },
     /// The connection has as many subscriptions as it may.
     #[error("maximum subscriptions exceeded")]
     MaxSubscriptions,
@@ -74,6 +80,9 @@ pub enum ServerError<'a> {
     /// The server has no memory for the rest of what the client is sending.
     #[error("Insufficient Memory")]
     InsufficientMemory,
+    /// More clients have begun with TLS of late than may.
+    #[error("Connection throttling is active. Please try again later.")]
+    Throttled,
     /// The server wants TLS and the client did not start it.
     #[error("Secure Connection - TLS Required")]
     TlsRequired,
@@ -98,6 +107,7 @@ impl ServerError<'_> {
             | Self::SubscriptionRevoked { .. }
             | Self::InvalidSubject
             | Self::InvalidPublishSubject
+            | Self::TooManyTokens { .. }
             | Self::MaxSubscriptions => false,
             Self::AuthorizationViolation
             | Self::AuthenticationTimeout
@@ -106,6 +116,7 @@ impl ServerError<'_> {
             | Self::StaleConnection
             | Self::SlowConsumer
             | Self::InsufficientMemory
+            | Self::Throttled
             | Self::TlsRequired
             | Self::NoRespondersRequiresHeaders
             | Self::HeadersNotSupported
@@ -211,6 +222,12 @@ mod tests {
         check(InvalidSubject, "Invalid Subject", false);
         check(InvalidPublishSubject, "Invalid Publish Subject", false);
         check(MaxConnections, "maximum connections exceeded", true);
+        check(
+            TooManyTokens { subject: b"a.b.c" },
+            r#"Permissions Violation for Subscription to "a.b.c", too many tokens"#,
+            false,
+        );
+        check(Throttled, "Connection throttling is active. Please try again later.", true);
         check(MaxSubscriptions, "maximum subscriptions exceeded", false);
         check(StaleConnection, "Stale Connection", true);
         check(SlowConsumer, "Slow Consumer", true);

@@ -7,7 +7,7 @@
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
 use tokio::time::Instant;
 use trunkline::config::HandshakeFirst;
@@ -48,6 +48,10 @@ pub(crate) struct Secured {
 enum ArrivalError {
     #[error("the client speaks no TLS, and the server asks for it")]
     NotTls,
+    #[error("more handshakes begin within a second than may")]
+    Throttled,
+    #[error("certificate not pinned")]
+    NotPinned,
     #[error("the handshake did not end in time")]
     Timeout,
     #[error("the server has ended the connection")]
@@ -90,8 +94,11 @@ impl Arrival {
         };
         let Err(error) = outcome else { return Ok(()) };
         match &error {
-            ArrivalError::Left | ArrivalError::Ended => about!(debug, self.client, %error, "no session"),
-            _ if self.server.refusals.may_tell(std::time::Instant::now()) => {
+            // Of those who are throttled there are many, and their number is told.
+            ArrivalError::Left | ArrivalError::Ended | ArrivalError::Throttled => {
+                about!(debug, self.client, %error, "no session")
+            }
+            _ if self.server.refusals.may_tell(StdInstant::now()) => {
                 about!(warn, self.client, %error, "no session");
             }
             _ => about!(debug, self.client, %error, "no session"),
@@ -105,7 +112,14 @@ impl Arrival {
                 let _ = tokio::time::timeout(REFUSAL_WITHIN, refuse).await;
                 Err(Closed::Handshake)
             }
-            ArrivalError::Timeout | ArrivalError::Failed(_) => Err(Closed::Handshake),
+            ArrivalError::Throttled => {
+                let refuse = self.say(|out| ServerError::Throttled.write(out));
+                let _ = tokio::time::timeout(REFUSAL_WITHIN, refuse).await;
+                Err(Closed::TooMany)
+            }
+            ArrivalError::NotPinned | ArrivalError::Timeout | ArrivalError::Failed(_) => {
+                Err(Closed::Handshake)
+            }
         }
     }
 
@@ -138,6 +152,7 @@ impl Arrival {
         self.cover(Layer::new(tls.as_ref().map(|tls| tls.config.clone()), Some(gate)))?;
         self.shake_hands(Instant::now() + within).await?;
         self.keep_secured(tls.as_deref(), true);
+        self.check_pinned(tls.as_deref())?;
         self.introduce();
         Ok(())
     }
@@ -155,6 +170,11 @@ impl Arrival {
         if !first {
             self.say(|out| self.server.info(&self.client).write(out)).await?;
         }
+        // Where there need be no handshake, as on nats-server, nobody waits for one.
+        let rate = options.handshake_rate.filter(|_| !options.allow_non_tls);
+        if rate.is_some_and(|limit| !self.server.handshake_pace.admits(limit, StdInstant::now())) {
+            return Err(ArrivalError::Throttled);
+        }
         let deadline = Instant::now() + options.timeout;
         match tokio::time::timeout_at(deadline, self.first_byte()).await {
             Ok(Ok(TLS_HANDSHAKE)) => {}
@@ -168,6 +188,7 @@ impl Arrival {
         self.cover(Layer::new(Some(tls.config.clone()), None))?;
         self.shake_hands(deadline).await?;
         self.keep_secured(Some(tls), first);
+        self.check_pinned(Some(tls))?;
         if let Some(Secured { version, cipher, .. }) = self.client.secured() {
             about!(debug, self.client, version, cipher, "TLS handshake is over");
         }
@@ -175,6 +196,18 @@ impl Arrival {
             self.introduce();
         }
         Ok(())
+    }
+
+    /// Whether the client's certificate is one of those that count, where it is not enough that an authority has signed it.
+    fn check_pinned(&self, tls: Option<&Tls>) -> Result<(), ArrivalError> {
+        let Some(pinned) = tls.map(|tls| &tls.options.pinned).filter(|pinned| !pinned.is_empty()) else {
+            return Ok(());
+        };
+        let shown = self.client.secured().and_then(|secured| secured.peers.first());
+        match shown.is_some_and(|shown| pinned.contains(&shown.key)) {
+            true => Ok(()),
+            false => Err(ArrivalError::NotPinned),
+        }
     }
 
     /// INFO for the session's task to send, with all that comes behind it.

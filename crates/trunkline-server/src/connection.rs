@@ -119,7 +119,7 @@ impl Connection {
         if let Err(why) = self.arrive().await {
             let view = self.server.view(&self.client);
             self.socket.say_goodbye(goodbye(why));
-            if why == Closed::Handshake {
+            if matches!(why, Closed::Handshake | Closed::TooMany) {
                 linger(&self.socket).await;
             }
             self.server.leave(&self.client, view, why);

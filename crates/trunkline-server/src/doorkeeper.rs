@@ -1,8 +1,9 @@
-//! How many connections each address has opened of late (`server.limits.connection_rate`).
+//! How many connections each address has opened of late (`server.limits.connection_rate`), and how many handshakes began.
 //!
 //! The count is of a whole second, and begins anew with the next: what it is to bound is storms, and not the pace of anybody.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
@@ -55,6 +56,34 @@ impl Doorkeeper {
     }
 }
 
+/// How many handshakes have begun of late, whoever began them.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// Held for a look and a change, and only where there is a limit.
+    window: Mutex<Option<Arrivals>>,
+    /// Since this was last told.
+    refused: AtomicU64,
+}
+
+impl Pace {
+    /// Counts a handshake, and says whether it may begin.
+    pub(crate) fn admits(&self, limit: u32, now: Instant) -> bool {
+        let mut window = self.window.lock();
+        let arrivals = window.filter(|arrivals| is_fresh(arrivals, now));
+        let mut arrivals = arrivals.unwrap_or(Arrivals { count: 0, since: now });
+        arrivals.count = arrivals.count.saturating_add(1);
+        *window = Some(arrivals);
+        let admits = arrivals.count <= limit;
+        self.refused.fetch_add(u64::from(!admits), Ordering::Relaxed);
+        admits
+    }
+
+    /// Those that were refused since the last call.
+    pub(crate) fn take_refused(&self) -> u64 {
+        self.refused.swap(0, Ordering::Relaxed)
+    }
+}
+
 fn is_fresh(arrivals: &Arrivals, now: Instant) -> bool {
     now.saturating_duration_since(arrivals.since) < WINDOW
 }
@@ -76,6 +105,15 @@ mod tests {
             [count("2001:db8::1", 0), count("2001:db8::ffff:2", 0), count("2001:db8:0:1::1", 0)],
             [1, 2, 1]
         );
+    }
+
+    #[test]
+    fn a_pace_is_kept_for_a_second_by_all_together() {
+        let (pace, start) = (Pace::default(), Instant::now());
+        let admits = |after: u64| pace.admits(2, start + Duration::from_millis(after));
+        assert_eq!([admits(0), admits(500), admits(999)], [true, true, false]);
+        assert_eq!((pace.take_refused(), pace.take_refused()), (1, 0));
+        assert_eq!([admits(1000), admits(1001), admits(1002)], [true, true, false]);
     }
 
     #[test]

@@ -56,6 +56,7 @@ impl Sessions {
         let auth = Auth::new(auth, hub.clone(), reserved.clone())?;
         let address = SocketAddr::from(([127, 0, 0, 1], 4222));
         let shown = Shown {
+            headers: true,
             name: None,
             version: "0.0.0".to_owned(),
             trace_payloads: false,

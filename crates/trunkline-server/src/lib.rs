@@ -57,6 +57,6 @@ pub use memory::room_for_buffers;
 pub use options::{AdminDefaults, Advertised, Limits, ServerOptions};
 pub use reload::{AuthSource, ReloadError, ReloadOptions, SourceError};
 pub use server::{Server, StartError};
-pub use tls::{ClientCertificates, TlsError, TlsFileError, TlsOptions};
+pub use tls::{CertificateFiles, ClientCertificates, TlsError, TlsFileError, TlsOptions};
 pub use trace::PROTOCOL_TRACE;
 pub use websocket::{OriginError, WebSocketOptions};

@@ -45,6 +45,11 @@ pub struct ServerOptions {
     /// Whether traces of the protocol ([`PROTOCOL_TRACE`](crate::PROTOCOL_TRACE)) show headers and payloads of messages, as
     /// nats-server's do. Default no.
     pub trace_payloads: bool,
+    /// Whether clients may use headers. Without, the server says so in INFO, `HPUB` ends the connection, and clients get
+    /// messages without theirs. Default yes.
+    pub headers: bool,
+    /// Path under which everything but the admin API and the dashboard is served over HTTP, such as `/nats`. Default none.
+    pub http_base_path: String,
     /// Words by which an operator tells servers apart, shown by `/varz`. Default none.
     pub tags: Vec<String>,
     /// What an operator has to say of the server, by names; shown by `/varz`. Default nothing.
@@ -163,6 +168,8 @@ impl ServerOptions {
             advertise: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             trace_payloads: false,
+            headers: true,
+            http_base_path: String::new(),
             tags: Vec::new(),
             metadata: BTreeMap::new(),
             limits: Limits::default(),
@@ -254,14 +261,20 @@ pub struct Limits {
     pub connection_rate: Option<u32>,
     /// Most subscriptions of one connection. Default 1,000,000.
     pub max_subscriptions: usize,
+    /// Most tokens of a subscription's subject. Without a limit by default.
+    pub max_subscription_tokens: Option<usize>,
     /// Most bytes that wait for one client; past it the client is cut off as a slow consumer. Default 64 MiB.
     pub max_pending: usize,
     /// A client that is quiet for so long is sent a PING. Default 2 min.
     pub ping_interval: Duration,
+    /// The same for a client over WebSocket, where it is another.
+    pub websocket_ping_interval: Option<Duration>,
     /// So many unanswered PINGs make a connection stale. Default 2.
     pub ping_max: u32,
     /// A client that takes nothing of what waits for so long is cut off as a slow consumer. Default 10 s.
     pub write_deadline: Duration,
+    /// Connections that ended and are still shown by monitoring; the oldest goes first. Default 1024.
+    pub closed_connections: usize,
     /// Most HTTP connections at a time; others wait to be accepted. Default 256.
     pub http_connections: usize,
     /// Longest wait for an HTTP client: for the head of its next request, or for it to take some of its answer.
@@ -277,10 +290,13 @@ impl Default for Limits {
             max_connections: 65_536,
             connection_rate: None,
             max_subscriptions: 1_000_000,
+            max_subscription_tokens: None,
             max_pending: 64 << 20,
             ping_interval: Duration::from_secs(120),
+            websocket_ping_interval: None,
             ping_max: 2,
             write_deadline: Duration::from_secs(10),
+            closed_connections: 1024,
             http_connections: 256,
             http_timeout: Duration::from_secs(10),
         }

@@ -128,6 +128,7 @@ impl Server {
                 name: options.name,
                 version: options.version,
                 trace_payloads: options.trace_payloads,
+                headers: options.headers,
                 tags: options.tags,
                 metadata: options.metadata,
                 advertise: options.advertise,
@@ -187,6 +188,7 @@ impl Server {
             health.clone(),
             options.telemetry.clone(),
             (http.as_ref().map(|(_, address)| *address), options.nats_probes),
+            options.http_base_path,
         ));
         let secure = |shared: &Arc<Shared>| {
             let shared = shared.clone();
@@ -397,7 +399,8 @@ async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         // Often enough for the shortest of the times it watches, which a reload may change.
         let limits = shared.limits();
-        let shortest = limits.ping_interval.min(limits.write_deadline);
+        let pings = limits.websocket_ping_interval.unwrap_or(limits.ping_interval).min(limits.ping_interval);
+        let shortest = pings.min(limits.write_deadline);
         let period = (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
         tokio::select! {
             () = stop.cancelled() => return,

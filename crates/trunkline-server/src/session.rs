@@ -327,10 +327,11 @@ impl Session {
     }
 
     /// Keeps what the CONNECT of a client says that may be here.
-    fn accept(&mut self, options: ConnectOptions, staging: &mut Staging) -> Result<(), Stop> {
+    fn accept(&mut self, mut options: ConnectOptions, staging: &mut Staging) -> Result<(), Stop> {
         if !(0..=PROTOCOL_INFO).contains(&options.protocol) {
             return self.refuse(ServerError::InvalidClientProtocol, staging);
         }
+        options.headers &= self.server.headers;
         if options.no_responders && !options.headers {
             return self.refuse(ServerError::NoRespondersRequiresHeaders, staging);
         }
@@ -378,6 +379,11 @@ impl Session {
             self.server.count_denied_subscription(&self.client);
             self.note_violation(Violation::Subscribe { queue, sid }, subject);
             return self.refuse(ServerError::SubscribePermission { subject, queue }, staging);
+        }
+        if self.limits.max_subscription_tokens.is_some_and(|max| tokens(subject) > max) {
+            self.server.count_refused_subscription();
+            self.note_violation(Violation::Tokens { sid }, subject);
+            return self.refuse(ServerError::TooManyTokens { subject }, staging);
         }
         let subscription = wanted.map(|(pattern, queue)| {
             let subscription = Arc::new(Subscription::new(self.client.clone(), sid, pattern, queue));
@@ -513,6 +519,11 @@ fn ending_of(error: &ProtocolError) -> Closed {
         ProtocolError::ControlLine { .. } => Closed::LineTooLong,
         _ => Closed::Protocol,
     }
+}
+
+/// Counted as nats-server counts them, in what may be no subject, too.
+fn tokens(subject: &[u8]) -> usize {
+    subject.split(|byte| *byte == b'.').count()
 }
 
 /// The pattern and the queue group of a subscription; `None` where one of them is none.

@@ -24,7 +24,7 @@ use crate::bridge::Bridge;
 use crate::bridge::orders::End;
 use crate::client::{Client, Kind};
 use crate::closed::Closed;
-use crate::doorkeeper::Doorkeeper;
+use crate::doorkeeper::{Doorkeeper, Pace};
 use crate::memory::StagingBounds;
 use crate::options::{Advertised, Limits};
 use crate::outbox::{Ending, Slow, SlowBy};
@@ -47,6 +47,7 @@ pub(crate) struct Shown {
     pub(crate) name: Option<String>,
     pub(crate) version: String,
     pub(crate) trace_payloads: bool,
+    pub(crate) headers: bool,
     pub(crate) tags: Vec<String>,
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) advertise: Option<Advertised>,
@@ -77,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) version: String,
     /// Whether traces show what is in messages.
     pub(crate) trace_payloads: bool,
+    /// Whether clients may use headers.
+    pub(crate) headers: bool,
     /// What an operator calls it, for monitoring. Held while it is copied.
     pub(crate) tags: RwLock<Vec<String>>,
     /// What an operator says of it, for monitoring. Held while it is copied.
@@ -95,6 +98,8 @@ pub(crate) struct Shared {
     refused_by_rate: AtomicU64,
     /// Asked before a client is made, where there is such a limit.
     doorkeeper: Doorkeeper,
+    /// Asked before a handshake, where there is a limit to them.
+    pub(crate) handshake_pace: Pace,
     /// Those who are refused, as the log is told of them, and as they are counted where nothing else counts them.
     pub(crate) refusals: Refusals,
     denied: AtomicU64,
@@ -161,6 +166,7 @@ impl Shared {
             id,
             version: shown.version,
             trace_payloads: shown.trace_payloads,
+            headers: shown.headers,
             tags: RwLock::new(shown.tags),
             metadata: RwLock::new(shown.metadata),
             advertise: RwLock::new(shown.advertise),
@@ -173,6 +179,7 @@ impl Shared {
             refused: AtomicU64::new(0),
             refused_by_rate: AtomicU64::new(0),
             doorkeeper: Doorkeeper::default(),
+            handshake_pace: Pace::default(),
             refusals: Refusals::default(),
             denied: AtomicU64::new(0),
             denied_subscriptions: AtomicU64::new(0),
@@ -472,7 +479,7 @@ impl Shared {
             proto: PROTOCOL,
             host: advertised.map_or_else(|| address.ip().to_string(), |advertised| advertised.host.clone()),
             port: advertised.and_then(|advertised| advertised.port).unwrap_or_else(|| address.port()),
-            headers: true,
+            headers: self.headers,
             max_payload: self.limits().max_payload,
             client_id: Some(client.id),
             client_ip: Some(client.address.ip().to_string()),
@@ -488,8 +495,11 @@ impl Shared {
     pub(crate) fn look_after(&self) {
         let (now, now_ms) = (Instant::now(), self.now_ms());
         self.refusals.tell_the_rest();
+        let refused = self.handshake_pace.take_refused();
+        if refused > 0 {
+            tracing::warn!(connections = refused, "refused: more handshakes begin within a second than may");
+        }
         let limits = self.limits();
-        let interval_ms = limits.ping_interval.as_millis() as u64;
         for client in self.clients() {
             // Its handshakes have deadlines of their own.
             if !client.is_settled() {
@@ -500,6 +510,11 @@ impl Shared {
                 client.outbox.cut_off_slow(SlowBy::Deadline);
                 continue;
             }
+            let interval = match client.kind {
+                Kind::Nats => limits.ping_interval,
+                Kind::WebSocket => limits.websocket_ping_interval.unwrap_or(limits.ping_interval),
+            };
+            let interval_ms = interval.as_millis() as u64;
             if now_ms.saturating_sub(client.last_active_ms().max(client.pinged_ms())) < interval_ms {
                 continue;
             }

@@ -91,11 +91,16 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
         Some(file) if flags.test && settings.is_nothing_said => {
             refuse(&format!("{}: config has no values or is empty\n", file.path.display()))
         }
+        Some(_) if flags.test && !settings.doubts.is_empty() => refuse(&settings::lines(&settings.doubts)),
         Some(file) if flags.test => {
             refuse(&format!("configuration file {} is valid (sha256:{})", file.path.display(), file.sha256));
             ExitCode::SUCCESS
         }
-        _ => serve::run(&flags, settings),
+        _ => {
+            // Where nats-server says so, too, and before there is a log.
+            let _ = write!(std::io::stderr(), "{}", settings::lines(&settings.doubts));
+            serve::run(&flags, settings)
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use trunkline_server::{ReloadOptions, Server};
+use trunkline_server::{Limits, ReloadOptions, Server};
 
 use super::files::OwnFile;
 use super::flags::Flags;
@@ -163,6 +163,9 @@ fn fixed(old: &Settings, new: &Settings, server: &Server) -> Option<String> {
     let bound = server.nats_addr().port();
     let nats = |settings: &Settings| if settings.port == 0 { bound } else { settings.port };
     let most = |count: usize| if count == usize::MAX { 0 } else { count };
+    let tokens = |limits: &Limits| limits.max_subscription_tokens.unwrap_or_default();
+    let rate =
+        |settings: &Settings| settings.tls.as_ref().and_then(|tls| tls.handshake_rate).unwrap_or_default();
     let (was, is) = (&old.limits, &new.limits);
     differs("Host", text(&old.host), text(&new.host))
         .or_else(|| differs("Port", nats(old), nats(new)))
@@ -172,6 +175,11 @@ fn fixed(old: &Settings, new: &Settings, server: &Server) -> Option<String> {
         .or_else(|| differs("HTTPSPort", port(&old.https), port(&new.https)))
         .or_else(|| differs("ServerName", text(&old.name), text(&new.name)))
         .or_else(|| differs("MaxSubs", most(was.max_subscriptions), most(is.max_subscriptions)))
+        .or_else(|| differs("MaxSubTokens", tokens(was), tokens(is)))
+        .or_else(|| differs("MaxClosedClients", was.closed_connections, is.closed_connections))
+        .or_else(|| differs("HTTPBasePath", &old.http_base_path, &new.http_base_path))
+        .or_else(|| differs("NoHeaderSupport", !old.headers, !new.headers))
+        .or_else(|| differs("TLSRateLimit", rate(old), rate(new)))
         .or_else(|| differs("MaxPending", was.max_pending, is.max_pending))
         .or_else(|| differs("LogSizeLimit", old.log.rotation.bytes_max, new.log.rotation.bytes_max))
         .or_else(|| differs("LogMaxFiles", old.log.rotation.files_max, new.log.rotation.files_max))
@@ -191,12 +199,13 @@ fn advertised(settings: &Settings) -> String {
 fn websocket(settings: &Settings) -> String {
     let Some(web) = &settings.websocket else { return String::new() };
     format!(
-        "listen {}:{} no_tls {} same_origin {} allowed_origins {:?} handshake_timeout {}",
+        "listen {}:{} no_tls {} same_origin {} allowed_origins {:?} handshake_timeout {} ping_interval {}",
         web.listen.host.as_deref().unwrap_or_default(),
         web.listen.port,
         web.tls.is_none(),
         web.same_origin,
         web.allowed_origins,
-        shown_duration(web.handshake_timeout)
+        shown_duration(web.handshake_timeout),
+        settings.limits.websocket_ping_interval.map(shown_duration).unwrap_or_default()
     )
 }

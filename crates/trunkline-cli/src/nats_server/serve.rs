@@ -150,6 +150,8 @@ fn options(settings: &Settings) -> Result<ServerOptions, ServeError> {
         version: COMPATIBLE_WITH.to_owned(),
         nats_probes: true,
         trace_payloads: true,
+        http_base_path: settings.http_base_path.clone(),
+        headers: settings.headers,
         tls: settings.tls.clone(),
         websocket,
         limits: settings.limits.clone(),

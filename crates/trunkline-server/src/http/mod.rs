@@ -29,7 +29,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::get;
 use serde::Serialize;
 use trunkline::Telemetry;
@@ -45,10 +45,12 @@ pub(crate) use api::{Api, Members, Token, Views};
 pub use beside::{BesideOptions, BesideServer};
 pub(crate) use serve::{Bounds, serve};
 
+const DASHBOARD: &str = "/dashboard";
+
 /// What there is to ask for: path, and what it answers.
 const ENDPOINTS: [(&str, &str); 14] = [
     ("/", "this list"),
-    ("/dashboard", "all of this to look at; needs the admin token"),
+    (DASHBOARD, "all of this to look at; needs the admin token"),
     ("/healthz", "whether the server is alive"),
     ("/readyz", "whether it can do what the configuration promises"),
     ("/metrics", "metrics, for Prometheus"),
@@ -78,6 +80,8 @@ pub(crate) struct Monitor {
     address: Option<SocketAddr>,
     /// `/healthz` answers as nats-server's does, and no more.
     nats_probes: bool,
+    /// Under which all of it but the admin API and the dashboard is served; empty, or with a slash before it.
+    base: String,
     /// Requests for each of [`ENDPOINTS`].
     requests: [AtomicU64; ENDPOINTS.len()],
     cpu: CpuShare,
@@ -89,6 +93,7 @@ impl Monitor {
         health: Arc<Health>,
         telemetry: Option<Telemetry>,
         (address, nats_probes): (Option<SocketAddr>, bool),
+        base: String,
     ) -> Self {
         Self {
             shared,
@@ -96,38 +101,53 @@ impl Monitor {
             telemetry,
             address,
             nats_probes,
+            base,
             requests: Default::default(),
             cpu: CpuShare::new(),
         }
     }
 
     fn count_request(&self, path: &str) {
+        let Some(path) = path.strip_prefix(&self.base) else { return };
+        let path = if path.is_empty() { "/" } else { path };
         if let Some(at) = ENDPOINTS.iter().position(|(known, _)| *known == path) {
             self.requests[at].fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Paths that were asked for, and how often.
+    /// Paths that were asked for, without the base as on nats-server, and how often.
     fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = self.requests.iter().map(|count| count.load(Ordering::Relaxed));
         ENDPOINTS.iter().map(|(path, _)| *path).zip(counts).filter(|(_, count)| *count > 0)
+    }
+
+    /// Where one of [`ENDPOINTS`] is served.
+    fn path_of(&self, endpoint: &str) -> String {
+        match (self.base.as_str(), endpoint) {
+            (_, DASHBOARD) | ("", _) => endpoint.to_owned(),
+            (base, "/") => base.to_owned(),
+            (base, _) => format!("{base}{endpoint}"),
+        }
     }
 }
 
 /// Everything that is served, at `address`.
 pub(crate) fn router(monitor: Arc<Monitor>, address: SocketAddr, api: Arc<Api>, views: Arc<Views>) -> Router {
-    let router = probe_routes()
-        .route("/", get(index))
-        .route("/varz", get(varz::varz))
-        .route("/connz", get(connz::connz))
-        .route("/subsz", get(subsz::subsz))
-        .route("/subscriptionsz", get(subsz::subsz))
-        .route("/accountz", get(accountz::accountz))
-        .route("/accstatz", get(accstatz::accstatz))
-        .route("/routez", get(alone::routez))
-        .route("/gatewayz", get(alone::gatewayz))
-        .route("/leafz", get(alone::leafz))
-        .route("/jsz", get(alone::jsz))
+    let base = monitor.base.clone();
+    let at = |path: &str| format!("{base}{path}");
+    let list = if base.is_empty() { "/" } else { base.as_str() };
+    let router = probe_routes(&base)
+        .route(list, get(index))
+        .route(&at("/varz"), get(varz::varz))
+        .route(&at("/connz"), get(connz::connz))
+        .route(&at("/subsz"), get(subsz::subsz))
+        .route(&at("/subscriptionsz"), get(subsz::subsz))
+        .route(&at("/accountz"), get(accountz::accountz))
+        .route(&at("/accstatz"), get(accstatz::accstatz))
+        .route(&at("/routez"), get(alone::routez))
+        .route(&at("/gatewayz"), get(alone::gatewayz))
+        .route(&at("/leafz"), get(alone::leafz))
+        .route(&at("/jsz"), get(alone::jsz))
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .with_state(monitor.clone())
@@ -138,14 +158,14 @@ pub(crate) fn router(monitor: Arc<Monitor>, address: SocketAddr, api: Arc<Api>, 
 
 /// Probes and metrics alone, at `address`.
 pub(crate) fn probes(monitor: Arc<Monitor>, address: SocketAddr) -> Router {
-    guarded(probe_routes().with_state(monitor.clone()), monitor, address)
+    guarded(probe_routes(&monitor.base).with_state(monitor.clone()), monitor, address)
 }
 
-fn probe_routes() -> Router<Arc<Monitor>> {
+fn probe_routes(base: &str) -> Router<Arc<Monitor>> {
     Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics::metrics))
+        .route(&format!("{base}/healthz"), get(healthz))
+        .route(&format!("{base}/readyz"), get(readyz))
+        .route(&format!("{base}/metrics"), get(metrics::metrics))
 }
 
 fn guarded(router: Router, monitor: Arc<Monitor>, address: SocketAddr) -> Router {
@@ -171,8 +191,13 @@ async fn guard(
     next.run(request).await
 }
 
-async fn index() -> Html<String> {
-    let line = |(path, what): &(&str, &str)| format!("<li><a href=\".{path}\">{path}</a> {what}</li>\n");
+async fn index(State(monitor): State<Arc<Monitor>>) -> Html<String> {
+    // Relative, as there may be a proxy in front that has them somewhere else: up from where this page is.
+    let up = "../".repeat(monitor.base.matches('/').count().saturating_sub(1));
+    let line = |(endpoint, what): &(&str, &str)| {
+        let path = monitor.path_of(endpoint);
+        format!("<li><a href=\"./{up}{}\">{path}</a> {what}</li>\n", path.trim_start_matches('/'))
+    };
     let list: String = ENDPOINTS.iter().map(line).collect();
     let version = env!("CARGO_PKG_VERSION");
     Html(format!(
@@ -211,9 +236,25 @@ fn readiness(health: &SystemHealth) -> Response {
     (status, json(health)).into_response()
 }
 
-async fn not_found(request: Request) -> (StatusCode, String) {
-    let paths = ENDPOINTS.map(|(path, _)| path).join(", ");
-    (StatusCode::NOT_FOUND, format!("there is no {}; there are {paths}\n", request.uri().path()))
+async fn not_found(State(monitor): State<Arc<Monitor>>, request: Request) -> Response {
+    let path = request.uri().path();
+    if let Some(clean) = without_empty_parts(path) {
+        // As on nats-server: who is given its address with a slash behind it asks for `//varz`.
+        let query = request.uri().query().map_or_else(String::new, |query| format!("?{query}"));
+        return Redirect::temporary(&format!("{clean}{query}")).into_response();
+    }
+    let paths = ENDPOINTS.map(|(endpoint, _)| monitor.path_of(endpoint)).join(", ");
+    (StatusCode::NOT_FOUND, format!("there is no {path}; there are {paths}\n")).into_response()
+}
+
+/// The path with one slash wherever it has several; `None` where it has not.
+fn without_empty_parts(path: &str) -> Option<String> {
+    if !path.contains("//") {
+        return None;
+    }
+    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let end = if path.ends_with('/') && !parts.is_empty() { "/" } else { "" };
+    Some(format!("/{}{end}", parts.join("/")))
 }
 
 async fn not_allowed(request: Request) -> (StatusCode, String) {

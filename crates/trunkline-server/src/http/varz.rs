@@ -187,7 +187,7 @@ fn answer(monitor: &Monitor, workers: usize) -> Response {
         proto: PROTOCOL,
         host: shared.address.ip().to_string(),
         port: shared.address.port(),
-        auth_required: shared.auth.timeout().is_some(),
+        auth_required: shared.auth.is_configured(),
         auth_timeout: shared.auth.configured_timeout().as_secs_f64(),
         tls_required: options.is_some_and(|tls| !tls.allow_non_tls),
         tls_verify: options.is_some_and(|tls| tls.verifies()),

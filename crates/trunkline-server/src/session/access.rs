@@ -41,6 +41,10 @@ pub(super) enum Violation<'a> {
         queue: Option<&'a [u8]>,
         sid: &'a [u8],
     },
+    /// A subject with so many tokens.
+    Tokens {
+        sid: &'a [u8],
+    },
 }
 
 /// A CONNECT that is not answered yet.
@@ -328,6 +332,7 @@ impl Session {
         let (what, queue, sid) = match violation {
             Violation::Publish => ("publish", None, None),
             Violation::Reply => ("reply", None, None),
+            Violation::Tokens { sid } => ("tokens", None, Some(shown(sid))),
             Violation::Subscribe { queue, sid } => ("subscribe", queue.map(shown), Some(shown(sid))),
         };
         let is_first = !std::mem::replace(&mut self.access.told, true);

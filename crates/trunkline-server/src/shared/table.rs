@@ -18,8 +18,6 @@ use crate::tally::{Tally, Totals};
 use crate::trace::about;
 use crate::view::{ClientView, Departed};
 
-/// Connections that ended and are still shown by monitoring; the oldest goes first.
-const DEPARTED_KEPT: usize = 1024;
 /// What an idle connection takes, as measured; its tables, tasks and timers, and a small buffer.
 const CONNECTION_BYTES: usize = 6 << 10;
 /// What WebSocket and TLS add to that.
@@ -167,20 +165,20 @@ impl Shared {
 
     /// A client leaves; `view` is what it was before its session closed.
     pub(crate) fn leave(&self, client: &Client, view: ClientView, why: Closed) {
+        let kept = self.limits().closed_connections;
         let mut table = self.table.lock();
         if table.clients.remove(&client.id).is_some() {
             table.gone.add(client);
             if client.ending_reason() == Some(Closed::Silent) {
                 table.leaving -= 1;
             }
-            if table.departed.len() == DEPARTED_KEPT {
-                table.departed.pop_front();
-            }
             let slow = client.outbox.slow().map(|slow| slow.by).filter(|_| why == Closed::SlowConsumer);
             if let Some(identity) = client.identity() {
                 identity.account.gone.lock().add(client, slow.is_some());
             }
             table.departed.push_back(Departed { view, stopped: SystemTime::now(), why, slow });
+            let surplus = table.departed.len().saturating_sub(kept);
+            table.departed.drain(..surplus);
             self.closed[why as usize].fetch_add(1, Ordering::Relaxed);
             if table.clients.is_empty() {
                 self.emptied.notify_waiters();

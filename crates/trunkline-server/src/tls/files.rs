@@ -3,22 +3,26 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use trunkline::config::TlsVersion;
 
-use super::{CA, CERT, KEY, TlsError, TlsFileError, TlsOptions, VERIFY, certificate};
+use super::choice::Certificates;
+use super::{CA, CERT, KEY, TlsError, TlsFileError, TlsOptions, VERIFY, certificate, choice};
 
 const CERTIFICATES: &str = "at least one certificate";
 
 /// Reads everything and puts it together; also until when the certificate is good. Warns of certificates that clients will not accept for their time.
 pub(super) fn load(options: &TlsOptions) -> Result<(Arc<ServerConfig>, Option<jiff::Timestamp>), TlsError> {
-    let chain = certificates(&options.cert_file, CERT)?;
-    let key = PrivateKeyDer::from_pem_file(&options.key_file)
-        .map_err(|error| unusable(&options.key_file, KEY, "a private key", error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(choice::provider(options)?);
+    let mut shown = vec![certified(&options.cert_file, &options.key_file, &provider)?];
+    for other in &options.others {
+        shown.push(certified(&other.cert_file, &other.key_file, &provider)?);
+    }
     let versions: &[_] = match options.min_version {
         TlsVersion::V12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
         TlsVersion::V13 => &[&rustls::version::TLS13],
@@ -32,7 +36,12 @@ pub(super) fn load(options: &TlsOptions) -> Result<(Arc<ServerConfig>, Option<ji
         .with_protocol_versions(versions)
         .map_err(together)?;
     let builder = match (options.verifies(), options.ca_file.as_deref()) {
-        (false, _) => builder.with_no_client_auth(),
+        (false, None) => builder.with_no_client_auth(),
+        (false, Some(path)) => {
+            // Of no use yet, and wrong all the same: it is told now and not when certificates are asked for.
+            authorities(path)?;
+            builder.with_no_client_auth()
+        }
         // Without authorities to go by, anybody could be anybody.
         (true, None) => return Err(TlsError::Incomplete { given: VERIFY, missing: CA }),
         (true, Some(path)) => {
@@ -46,12 +55,25 @@ pub(super) fn load(options: &TlsOptions) -> Result<(Arc<ServerConfig>, Option<ji
             builder.with_client_cert_verifier(verifier.map_err(not_authority)?)
         }
     };
-    for (n, certificate) in chain.iter().enumerate() {
-        certificate::warn_of_time(certificate, &options.cert_file, n);
-    }
-    let not_after = chain.first().and_then(certificate::not_after);
-    let config = builder.with_single_cert(chain, key).map_err(together)?;
+    let not_after = shown.first().and_then(|first| first.cert.first()).and_then(certificate::not_after);
+    let config = builder.with_cert_resolver(Arc::new(Certificates::new(shown)));
     Ok((Arc::new(config), not_after))
+}
+
+/// A certificate with its key, which has to be its own.
+fn certified(
+    cert_file: &Path,
+    key_file: &Path,
+    provider: &CryptoProvider,
+) -> Result<Arc<CertifiedKey>, TlsError> {
+    let chain = certificates(cert_file, CERT)?;
+    let key = PrivateKeyDer::from_pem_file(key_file)
+        .map_err(|error| unusable(key_file, KEY, "a private key", error))?;
+    for (n, certificate) in chain.iter().enumerate() {
+        certificate::warn_of_time(certificate, cert_file, n);
+    }
+    let together = |source| TlsError::Unusable { cert: cert_file.into(), key: key_file.into(), source };
+    CertifiedKey::from_der(chain, key, provider).map(Arc::new).map_err(together)
 }
 
 fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {

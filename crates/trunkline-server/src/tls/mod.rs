@@ -3,8 +3,10 @@
 //! The handshake itself, as every byte of TLS, goes through [`crate::socket`]; when it comes is [`crate::arrival`]'s matter.
 
 mod certificate;
+mod choice;
 mod files;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +29,25 @@ pub struct TlsOptions {
     pub cert_file: PathBuf,
     /// Its private key. Key `server.tls.key_file`.
     pub key_file: PathBuf,
+    /// Other certificates with their keys. Each client is shown the first that is good for the name that it asks for, of
+    /// the one above and these, and the one above where none is. Default none.
+    pub others: Vec<CertificateFiles>,
     /// Authorities that client certificates must come from. Key `server.tls.ca_file`.
     pub ca_file: Option<PathBuf>,
     /// What clients have to show of themselves.
     pub clients: ClientCertificates,
+    /// Of the certificates that authorities have signed, those of these keys alone are good: SHA-256 of the public key
+    /// with its algorithm, in small hexadecimal digits. Default all, which is what none stands for.
+    pub pinned: BTreeSet<String>,
+    /// Ciphers for TLS 1.2 by their names in the standard, such as `TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384`; those of TLS 1.3
+    /// are there in any case. Default all that are good, which is what none stands for.
+    pub cipher_suites: Vec<String>,
+    /// Groups for the exchange of keys, the preferred ones first: `x25519`, `secp256r1`, `secp384r1`. Default these, which
+    /// is what none stands for.
+    pub groups: Vec<String>,
+    /// Most handshakes of NATS clients that may begin within a second, of all addresses together. Without a limit by
+    /// default.
+    pub handshake_rate: Option<u32>,
     /// Whether clients that speak no TLS are served, too. Default no, key `server.tls.allow_non_tls`.
     pub allow_non_tls: bool,
     /// Whether the handshake comes before the server's first line. Default [`HandshakeFirst::Off`], as NATS clients expect;
@@ -40,6 +57,15 @@ pub struct TlsOptions {
     pub min_version: TlsVersion,
     /// Longest handshake. Default 2 s, key `server.tls.timeout`.
     pub timeout: Duration,
+}
+
+/// A certificate, with those between it and its authority, and its private key; files in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The certificate.
+    pub cert_file: PathBuf,
+    /// Its key.
+    pub key_file: PathBuf,
 }
 
 /// What clients have to show of themselves.
@@ -76,6 +102,12 @@ pub enum TlsError {
         given: &'static str,
         /// What is not.
         missing: &'static str,
+    },
+    /// None of the groups that are named is one that the server has.
+    #[error("none of the groups {named} is there to exchange keys by")]
+    Groups {
+        /// What is named.
+        named: String,
     },
     /// Certificate and key do not belong together, or are of a kind that TLS does not know.
     #[error("the certificate in {} and the key in {} cannot be used together (server.tls)", cert.display(), key.display())]
@@ -119,6 +151,7 @@ impl TlsError {
                 "{setting} names a PEM file that this user may read; paths are relative to the working directory"
             ),
             Self::Incomplete { missing, .. } => format!("set {missing}"),
+            Self::Groups { .. } => "x25519, secp256r1 and secp384r1 are there".to_owned(),
             Self::Unusable { .. } => format!(
                 "{CERT} holds the server's certificate first, then those between it and the authority; {KEY} the key of the first"
             ),
@@ -132,8 +165,13 @@ impl TlsOptions {
         Self {
             cert_file: cert_file.into(),
             key_file: key_file.into(),
+            others: Vec::new(),
             ca_file: None,
             clients: ClientCertificates::Ignored,
+            pinned: BTreeSet::new(),
+            cipher_suites: Vec::new(),
+            groups: Vec::new(),
+            handshake_rate: None,
             allow_non_tls: false,
             handshake_first: HandshakeFirst::Off,
             min_version: TlsVersion::V12,
@@ -165,14 +203,13 @@ impl TlsOptions {
             return Err(TlsError::Incomplete { given, missing: CA });
         }
         Ok(Some(Self {
-            cert_file: cert_file.clone(),
-            key_file: key_file.clone(),
             ca_file: config.ca_file.clone(),
             clients,
             allow_non_tls: config.allow_non_tls,
             handshake_first: config.handshake_first,
             min_version: config.min_version,
             timeout: config.timeout,
+            ..Self::new(cert_file, key_file)
         }))
     }
 
@@ -184,6 +221,11 @@ impl TlsOptions {
         files::load(self).map(drop)
     }
 
+    /// Names of the ciphers for [`TlsOptions::cipher_suites`] that there are.
+    pub fn known_cipher_suites() -> Vec<String> {
+        rustls::crypto::ring::default_provider().cipher_suites.iter().map(choice::suite_name).collect()
+    }
+
     /// Whether every client has to show a certificate.
     pub(crate) fn verifies(&self) -> bool {
         self.clients != ClientCertificates::Ignored
@@ -191,7 +233,7 @@ impl TlsOptions {
 
     /// The same certificate for HTTP, whose clients prove who they are by other means.
     pub(crate) fn for_http(&self) -> Self {
-        Self { clients: ClientCertificates::Ignored, ..self.clone() }
+        Self { clients: ClientCertificates::Ignored, pinned: BTreeSet::new(), ..self.clone() }
     }
 }
 

@@ -187,6 +187,9 @@ impl Text {
                 let which = format!("TLS version {}, cipher suite {}", of("version"), of("cipher"));
                 return Some((level, vec!["TLS handshake complete".to_owned(), which]));
             }
+            "refused: more handshakes begin within a second than may" => {
+                (level, format!("Rejected {} connections due to TLS rate limiting", of("connections")))
+            }
             "clients are closed one by one" => (level, "Closing existing clients".to_owned()),
             text if text.starts_with("passwords are configured in plain text") => {
                 (level, "Plaintext passwords detected, use nkeys or bcrypt".to_owned())
@@ -232,6 +235,10 @@ impl Text {
         Some(match self.field("what")? {
             "publish" => format!("Publish Violation - Subject {subject}"),
             "reply" => format!("Publish Violation - Reply {subject}"),
+            "tokens" => {
+                let sid = self.field("sid").unwrap_or_default();
+                format!("Subscription Violation Too Many Tokens - Subject {subject}, SID {sid}")
+            }
             _ => {
                 let queue =
                     self.field("queue").map_or_else(String::new, |queue| format!(", Queue: {queue:?}"));
@@ -319,6 +326,10 @@ mod tests {
         denied(
             &[secret, ("queue", "q"), ("sid", "3"), what],
             "Subscription Violation - Subject \"secret.>\", Queue: \"q\", SID 3",
+        );
+        denied(
+            &[secret, ("sid", "3"), ("what", "tokens")],
+            "Subscription Violation Too Many Tokens - Subject \"secret.>\", SID 3",
         );
         let broken = |fields: &[_], words| check("broken protocol", fields, Some(("ERR", words)));
         broken(&[("size", "9"), ("limit", "4")], "maximum payload exceeded: 9 vs 4");

@@ -13,6 +13,9 @@ use super::top::says_nothing;
 /// What stands for no limit of the time to answer.
 const LONG: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// More time to say who one is than anybody needs.
+const TIMEOUT_USUAL: Duration = Duration::from_secs(60);
+
 const NO_PROXY: &str = "it trusts no proxy to say who a client is";
 
 /// The account of everybody who is in no other.
@@ -92,6 +95,11 @@ fn authorization(entry: &Entry, auth: &mut AuthOptions, mistakes: &mut Mistakes)
             "timeout" => {
                 if let Some(timeout) = mistakes.duration(inner).filter(|timeout| !timeout.is_zero()) {
                     auth.timeout = timeout;
+                    if timeout > TIMEOUT_USUAL {
+                        let text = "timeout is high, consider keeping it under 60 seconds";
+                        let text = format!("invalid use of field {:?}: {text}", inner.key);
+                        mistakes.doubt(&inner.place, text);
+                    }
                 }
             }
             "users" => users = Some(read_users(inner, mistakes)),
@@ -349,8 +357,10 @@ fn subject(node: &Node, with_queue: bool, mistakes: &mut Mistakes) -> Option<Sub
     let mut words = text.split_whitespace();
     let (pattern, queue) = (words.next().unwrap_or_default(), words.next());
     let too_many = words.next().is_some() || (queue.is_some() && !with_queue);
+    // Blanks are left around the words where there are two of them; alone, they belong to what is no subject then.
+    let is_padded = queue.is_none() && text.trim() != text;
     let parsed = pattern.parse().ok().zip(queue.map(str::parse).transpose().ok());
-    match parsed.filter(|_| !too_many) {
+    match parsed.filter(|_| !too_many && !is_padded) {
         Some((pattern, queue)) => Some(SubjectRule { pattern, queue }),
         None => {
             mistakes.note(&node.place, format!("subject {text:?} is not a valid subject"));
@@ -377,7 +387,9 @@ fn responses(entry: &Entry, mistakes: &mut Mistakes) -> Option<Responses> {
                 Value::Integer(seconds) if *seconds < 0 => responses.expires = LONG,
                 Value::Text(text) if text.starts_with('-') => responses.expires = LONG,
                 _ => {
-                    if let Some(expires) = mistakes.duration(inner).filter(|expires| !expires.is_zero()) {
+                    if let Some(expires) =
+                        mistakes.duration_with_unit(inner).filter(|expires| !expires.is_zero())
+                    {
                         responses.expires = expires;
                     }
                 }

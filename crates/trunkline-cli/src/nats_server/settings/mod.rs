@@ -2,6 +2,7 @@
 //! which win. `top` knows the keys of a file's top level, `auth` those about users, `tls` and `websocket` those of their sections,
 //! `read` the types of values.
 
+mod absent;
 mod auth;
 mod read;
 mod tls;
@@ -47,6 +48,10 @@ pub(crate) struct Settings {
     /// Whether clients without TLS are served where there is TLS.
     pub(crate) allow_non_tls: bool,
     pub(crate) websocket: Option<WebSocket>,
+    /// Under which monitoring is served, such as `/nats`.
+    pub(crate) http_base_path: String,
+    /// Whether clients may use headers.
+    pub(crate) headers: bool,
     pub(crate) name: Option<String>,
     /// For monitoring.
     pub(crate) tags: Vec<String>,
@@ -68,6 +73,8 @@ pub(crate) struct Settings {
     pub(crate) is_nothing_said: bool,
     /// Keys and flags that change nothing here.
     pub(crate) ignored: Vec<String>,
+    /// What the file says that may not be what is meant.
+    pub(crate) doubts: Vec<Mistake>,
 }
 
 /// Where and what is logged.
@@ -128,6 +135,8 @@ impl Default for Settings {
             tls: None,
             allow_non_tls: false,
             websocket: None,
+            http_base_path: String::new(),
+            headers: true,
             name: None,
             tags: Vec::new(),
             metadata: BTreeMap::new(),
@@ -142,6 +151,7 @@ impl Default for Settings {
             file: None,
             is_nothing_said: false,
             ignored: Vec::new(),
+            doubts: Vec::new(),
         }
     }
 }
@@ -182,7 +192,8 @@ pub(crate) struct Mistake {
     pub(crate) text: String,
 }
 
-fn lines(mistakes: &[Mistake]) -> String {
+/// A line for each of them.
+pub(crate) fn lines(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(|mistake| format!("{mistake}\n")).collect()
 }
 
@@ -245,10 +256,12 @@ impl Settings {
         let (mut settings, mut mistakes) = (Self::default(), Mistakes::default());
         settings.is_nothing_said = map.entries.is_empty();
         top::read(&map, &mut settings, &mut mistakes);
-        match mistakes.finish() {
-            mistakes if mistakes.is_empty() => Ok(settings),
-            mistakes => Err(SettingsError::Mistakes(mistakes)),
+        let (mistakes, doubts) = mistakes.finish();
+        if !mistakes.is_empty() {
+            return Err(SettingsError::Mistakes(mistakes));
         }
+        settings.doubts = doubts;
+        Ok(settings)
     }
 
     fn apply(&mut self, flags: &Flags) -> Result<(), SettingsError> {

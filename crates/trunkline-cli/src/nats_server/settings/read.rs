@@ -15,6 +15,8 @@ const MISTAKES_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Mistakes {
     noted: Vec<Mistake>,
+    /// What is taken all the same.
+    doubts: Vec<Mistake>,
 }
 
 impl Mistakes {
@@ -24,8 +26,16 @@ impl Mistakes {
         }
     }
 
-    pub(super) fn finish(self) -> Vec<Mistake> {
-        self.noted
+    /// What is taken and may not be what is meant.
+    pub(super) fn doubt(&mut self, place: &Place, text: impl Into<String>) {
+        if self.doubts.len() < MISTAKES_MAX {
+            self.doubts.push(Mistake { place: place.clone(), text: text.into() });
+        }
+    }
+
+    /// What is wrong, and what is doubtful.
+    pub(super) fn finish(self) -> (Vec<Mistake>, Vec<Mistake>) {
+        (self.noted, self.doubts)
     }
 
     /// A key that nobody knows; one that a variable refers to may have any name.
@@ -47,8 +57,11 @@ impl Mistakes {
     pub(super) fn text(&mut self, entry: &Entry) -> Option<String> {
         match &entry.node.value {
             Value::Text(text) => Some(text.clone()),
-            // A name or a password may be a number without quotes.
-            Value::Integer(number) => Some(number.to_string()),
+            // `007` as a password would be `7`, and `10k` ten thousand.
+            Value::Integer(_) | Value::Float(_) => {
+                self.wrong_type(entry, "a string: put it in quotes");
+                None
+            }
             _ => {
                 self.wrong_type(entry, "a string");
                 None
@@ -136,6 +149,16 @@ impl Mistakes {
             self.note(&entry.place, format!("{} has something in it that is no string", entry.key));
         }
         texts
+    }
+
+    /// As `duration`; a number without a unit may have been meant otherwise.
+    pub(super) fn duration_with_unit(&mut self, entry: &Entry) -> Option<Duration> {
+        if matches!(entry.node.value, Value::Integer(_) | Value::Float(_)) {
+            let key = &entry.key;
+            let text = format!("invalid use of field {key:?}: {key} should be converted to a duration");
+            self.doubt(&entry.place, text);
+        }
+        self.duration(entry)
     }
 
     /// Text such as `2m` or `100ms`, or seconds as a number.

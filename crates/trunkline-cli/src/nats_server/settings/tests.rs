@@ -84,6 +84,29 @@ fn limits_and_times_are_read_with_their_units() {
 }
 
 #[test]
+fn numbers_are_no_text_and_numbers_without_a_unit_are_doubtful() {
+    let wrong = read("authorization { user: a, password: 007 }").unwrap_err();
+    assert_eq!(wrong, "t.conf:1:25: password is an integer, and must be a string: put it in quotes\n");
+    let settings = settings("ping_interval: 5\nwebsocket { port: 1, no_tls: true, ping_interval: 2 }");
+    let doubts: Vec<_> = settings.doubts.iter().map(ToString::to_string).collect();
+    let expected = "invalid use of field \"ping_interval\": ping_interval should be converted to a duration";
+    assert_eq!(doubts, [format!("t.conf:1:0: {expected}"), format!("t.conf:2:36: {expected}")]);
+    assert_eq!(settings.limits.ping_interval, Duration::from_secs(5));
+    assert_eq!(settings.limits.websocket_ping_interval, Some(Duration::from_secs(2)));
+}
+
+#[test]
+fn a_base_path_has_one_slash_before_each_part() {
+    for (written, path) in [("/nats", "/nats"), ("nats/", "/nats"), ("/a//b/", "/a/b"), ("", ""), ("/", "")] {
+        assert_eq!(settings(&format!("http_base_path: \"{written}\"")).http_base_path, path, "{written}");
+    }
+    for written in ["/a b", "/{x}", "/a/../b", "/a?b"] {
+        let wrong = read(&format!("http_base_path: \"{written}\"")).unwrap_err();
+        assert!(wrong.contains("http_base_path is no path for URLs"), "{wrong}");
+    }
+}
+
+#[test]
 fn every_mistake_is_told_with_its_place() {
     let text = read("port: abc\nmax_payload: -1\nnonsense: 1\ndebug: 1").unwrap_err();
     let expected = "t.conf:1:0: port is a string, and must be an integer\n\

@@ -4,66 +4,15 @@ use std::time::Duration;
 
 use super::super::conf::{Entry, Map, Node, Value};
 use super::read::Mistakes;
-use super::{Settings, auth, shown_duration, tls, websocket};
+use super::{Settings, absent, auth, shown_duration, tls, websocket};
 
-/// Keys of what this server does not have and does without: they say nothing that a client could rely on.
-const IGNORED: [&str; 18] = [
-    "connect_error_reports",
-    "disable_sublist_cache",
-    "feature_flags",
-    "max_closed_clients",
-    "no_auth_warning",
-    "no_fast_producer_stall",
-    "no_sublist_cache",
-    "no_sys_acc",
-    "no_system",
-    "no_system_account",
-    "prof_block_rate",
-    "prof_port",
-    "reconnect_error_reports",
-    "store_dir",
-    "system",
-    "system_account",
-    "write_timeout",
-    // Of a staple that is made for who asks for one.
-    "ocsp_cache",
-];
-
-/// Keys that would make it another server than it is, and why it cannot be that.
-const REFUSED: [(&str, &str); 17] = [
-    ("cluster", NO_CLUSTER),
-    ("gateway", NO_CLUSTER),
-    ("mqtt", "it does not speak MQTT"),
-    ("operator", NO_JWT),
-    ("operators", NO_JWT),
-    ("roots", NO_JWT),
-    ("root", NO_JWT),
-    ("root_operators", NO_JWT),
-    ("root_operator", NO_JWT),
-    ("trusted", NO_JWT),
-    ("trusted_keys", NO_JWT),
-    ("resolver", NO_JWT),
-    ("resolver_preload", NO_JWT),
-    ("resolver_tls", NO_JWT),
-    ("default_js_domain", "it has no JetStream"),
-    ("default_sentinel", NO_JWT),
-    ("proxies", "it trusts no proxy to say who a client is"),
-];
-
-/// What is only asked for where it is on, and why it is not here.
-const SWITCHES: [(&str, &str); 5] = [
-    ("no_header_support", "headers are always understood"),
-    ("ocsp", "it staples nothing to its certificate"),
-    ("proxy_protocol", "it takes the address of a connection for that of its client"),
-    ("strict_jetstream", "it has no JetStream"),
-    ("syslog", NO_SYSLOG),
-];
-const NO_SYSLOG: &str = "it logs to stderr or to log_file";
-
-const NO_CLUSTER: &str = "it does not cluster";
-const NO_JWT: &str = "it has no operators and JWTs, only users in this file";
 /// Largest `max_payload`.
 const PAYLOAD_MAX: i64 = 64 << 20;
+
+/// Most tokens that a limit to them can name, as on nats-server.
+const SUBSCRIPTION_TOKENS_MAX: i64 = 255;
+/// Most clients that left and are remembered; each takes half a kilobyte.
+const CLOSED_MAX: i64 = 1_000_000;
 
 /// Reads the keys of the top level.
 pub(super) fn read(map: &Map, settings: &mut Settings, mistakes: &mut Mistakes) {
@@ -73,7 +22,7 @@ pub(super) fn read(map: &Map, settings: &mut Settings, mistakes: &mut Mistakes) 
             || read_log(&key, entry, settings, mistakes)
             || read_limits(&key, entry, settings, mistakes)
             || auth::read(&key, entry, &mut settings.auth, mistakes)
-            || read_absent(&key, entry, settings, mistakes);
+            || absent::read(&key, entry, settings, mistakes);
         if !known {
             mistakes.unknown(entry);
         }
@@ -123,6 +72,8 @@ fn read_listening(
         "host" | "net" => settings.host = mistakes.word(entry),
         "http" | "http_port" | "monitor_port" => settings.http = mistakes.listen(entry),
         "https" | "https_port" => settings.https = mistakes.listen(entry),
+        "http_base_path" => settings.http_base_path = base_path(entry, mistakes).unwrap_or_default(),
+        "no_header_support" => settings.headers = !mistakes.bool(entry).unwrap_or(!settings.headers),
         "tls" => settings.tls = tls::read(entry, &mut settings.ignored, mistakes),
         "allow_non_tls" => settings.allow_non_tls = mistakes.bool(entry).unwrap_or(settings.allow_non_tls),
         "websocket" | "ws" => websocket::read(entry, map, settings, mistakes),
@@ -139,12 +90,12 @@ fn read_listening(
         "pid_file" | "pidfile" => settings.pid_file = mistakes.word(entry).map(Into::into),
         "ports_file_dir" => settings.ports_file_dir = mistakes.word(entry).map(Into::into),
         "lame_duck_duration" => {
-            if let Some(duration) = mistakes.duration(entry) {
+            if let Some(duration) = mistakes.duration_with_unit(entry) {
                 settings.lame_duck.duration = duration;
             }
         }
         "lame_duck_grace_period" => {
-            if let Some(period) = mistakes.duration(entry) {
+            if let Some(period) = mistakes.duration_with_unit(entry) {
                 settings.lame_duck.grace_period = period;
             }
         }
@@ -207,8 +158,24 @@ fn read_limits(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut
             Some(0) | None => limits.max_subscriptions = usize::MAX,
             Some(count) => limits.max_subscriptions = count,
         },
+        "max_sub_tokens" | "max_subscription_tokens" => match mistakes.integer(entry) {
+            Some(none) if none < 1 => {
+                mistakes.note(&entry.place, format!("{key} value can not be negative"));
+            }
+            Some(count) if count > SUBSCRIPTION_TOKENS_MAX => {
+                mistakes.note(&entry.place, format!("{key} value is too big"));
+            }
+            count => limits.max_subscription_tokens = count.and_then(|count| usize::try_from(count).ok()),
+        },
+        // 0 is what is not set.
+        "max_closed_clients" => {
+            if let Some(count) = mistakes.within(entry, 0, CLOSED_MAX).filter(|count| *count > 0) {
+                limits.closed_connections = count;
+            }
+        }
         "ping_interval" => {
-            if let Some(interval) = mistakes.duration(entry).filter(|interval| !interval.is_zero()) {
+            if let Some(interval) = mistakes.duration_with_unit(entry).filter(|interval| !interval.is_zero())
+            {
                 limits.ping_interval = interval;
             }
         }
@@ -218,7 +185,8 @@ fn read_limits(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut
             }
         }
         "write_deadline" => {
-            if let Some(deadline) = mistakes.duration(entry).filter(|deadline| !deadline.is_zero()) {
+            if let Some(deadline) = mistakes.duration_with_unit(entry).filter(|deadline| !deadline.is_zero())
+            {
                 limits.write_deadline = deadline.max(Duration::from_millis(1));
             }
         }
@@ -227,54 +195,16 @@ fn read_limits(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut
     true
 }
 
-/// Keys of what is not here.
-fn read_absent(key: &str, entry: &Entry, settings: &mut Settings, mistakes: &mut Mistakes) -> bool {
-    let refuse = |mistakes: &mut Mistakes, reason: &str| {
-        mistakes.note(&entry.place, format!("{:?} is not supported by this server: {reason}", entry.key));
-    };
-    if IGNORED.contains(&key) {
-        settings.ignored.push(entry.key.clone());
-        return true;
+/// A path with a slash in front and none behind; empty where it says nothing.
+fn base_path(entry: &Entry, mistakes: &mut Mistakes) -> Option<String> {
+    let text = mistakes.text(entry)?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    let parts: Vec<_> = text.split('/').filter(|part| !part.is_empty()).collect();
+    if !text.bytes().all(is_plain) || parts.iter().any(|part| [".", ".."].contains(part)) {
+        mistakes.note(&entry.place, format!("{} is no path for URLs: {text:?}", entry.key));
+        return None;
     }
-    match key {
-        "jetstream" => match &entry.node.value {
-            Value::Bool(false) => {}
-            Value::Text(text)
-                if ["disabled", "disable"].iter().any(|word| text.eq_ignore_ascii_case(word)) => {}
-            Value::Map(map) if is_off(map) => {}
-            _ => refuse(mistakes, "it has no JetStream"),
-        },
-        "leaf" | "leafnodes" => match &entry.node.value {
-            // A listener that nobody comes to is missed by nobody; connections that are asked for would be.
-            Value::Map(map) if map.get("remotes").is_none_or(says_nothing) => {
-                settings.ignored.push(entry.key.clone());
-            }
-            _ => refuse(mistakes, "it does not connect to others as a leaf node"),
-        },
-        "http_base_path" => {
-            if mistakes.text(entry).is_some_and(|path| !path.trim_matches('/').is_empty()) {
-                refuse(mistakes, "monitoring is served at the root");
-            }
-        }
-        "mappings" | "maps" if says_nothing(&entry.node) => {}
-        "mappings" | "maps" => refuse(mistakes, "it does not map subjects"),
-        "remote_syslog" => refuse(mistakes, NO_SYSLOG),
-        "max_sub_tokens" | "max_subscription_tokens" => {
-            refuse(mistakes, "it does not limit the tokens of a subject")
-        }
-        _ => {
-            if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| *refused == key) {
-                refuse(mistakes, reason);
-            } else if let Some((_, reason)) = SWITCHES.iter().find(|(switch, _)| *switch == key) {
-                if entry.node.value != Value::Bool(false) {
-                    refuse(mistakes, reason);
-                }
-            } else {
-                return false;
-            }
-        }
-    }
-    true
+    Some(parts.iter().map(|part| format!("/{part}")).collect())
 }
 
 /// A list or a map without anything in it asks for nothing.
@@ -284,9 +214,4 @@ pub(super) fn says_nothing(node: &Node) -> bool {
         Value::Map(map) => map.entries.is_empty(),
         _ => false,
     }
-}
-
-/// Whether a section says of itself that it is off.
-fn is_off(map: &Map) -> bool {
-    ["enabled", "enable"].iter().any(|key| map.get(key).is_some_and(|node| node.value == Value::Bool(false)))
 }

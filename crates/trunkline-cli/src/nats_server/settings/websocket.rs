@@ -69,11 +69,19 @@ pub(super) fn read(entry: &Entry, map: &Map, settings: &mut Settings, mistakes: 
                     settings.ignored.push(format!("{}.{}", entry.key, inner.key));
                 }
             }
-            "advertise" | "ping_interval" => {
+            "ping_interval" => {
+                let interval = mistakes.duration_with_unit(inner).filter(|interval| !interval.is_zero());
+                settings.limits.websocket_ping_interval = interval;
+            }
+            "advertise" => {
+                mistakes.text(inner);
                 settings.ignored.push(format!("{}.{}", entry.key, inner.key));
             }
             key => read_absent(key, inner, map, mistakes),
         }
+    }
+    if web.tls.as_ref().is_some_and(|tls| tls.handshake_rate.is_some()) {
+        settings.ignored.push(format!("{}.tls.connection_rate_limit", entry.key));
     }
     if no_tls {
         web.tls = None;

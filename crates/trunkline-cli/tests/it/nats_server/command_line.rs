@@ -123,6 +123,104 @@ fn files_with_mistakes_are_refused_in_the_words_of_nats_server() {
 }
 
 #[test]
+fn typical_mistakes_are_refused_as_by_nats_server() {
+    let place = Place::new();
+    let authority = trunkline_testkit::Authority::make();
+    let (one, other) = (authority.sign(&["localhost"]), authority.sign(&["other"]));
+    for (from, to) in [(&one.cert_file, "a.pem"), (&one.key_file, "a.key"), (&other.key_file, "b.key")] {
+        std::fs::copy(from, place.path().join(to)).expect("a copy");
+    }
+    let tls = "cert_file: a.pem, key_file: a.key";
+    for content in [
+        // Numbers where text belongs: `007` would be another password than the one that is meant.
+        "authorization { user: a, password: 007 }",
+        "authorization { user: a, password: 10k }",
+        "authorization { token: 5 }",
+        "authorization { users: [{user: 5, password: b}] }",
+        "server_name: 5",
+        "server_metadata { a: 5 }",
+        "pid_file: 5",
+        // Numbers where a unit belongs.
+        "ping_interval: 5",
+        "write_deadline: 2",
+        "lame_duck_duration: 60",
+        "websocket { port: 1, no_tls: true, ping_interval: 5 }",
+        "websocket { port: 1, no_tls: true, ping_interval: x }",
+        "authorization { user: a, password: b, timeout: 100 }",
+        "authorization { users: [{user: a, password: b, permissions: {allow_responses: {expires: 60}}}] }",
+        "authorization { users: [{user: a, password: b, permissions: {publish: \" a\"}}] }",
+        // Keys that change nothing here have the values that they have there.
+        "no_sys_acc: 1",
+        "no_fast_producer_stall: x",
+        "disable_sublist_cache: 1",
+        "connect_error_reports: x",
+        "prof_port: x",
+        "store_dir: 5",
+        "system_account: 5",
+        "feature_flags: x",
+        "feature_flags { a: x }",
+        "ocsp_cache: 5",
+        "write_timeout: bogus",
+        "no_auth_warning: true",
+        "websocket { port: 1, no_tls: true, advertise: 5 }",
+        "leafnodes { bogus: 5 }",
+        "leafnodes { listen: x }",
+        "leafnodes { tls: 5 }",
+        // Limits.
+        "max_sub_tokens: -1",
+        "max_sub_tokens: 0",
+        "max_sub_tokens: 256",
+        "max_sub_tokens: x",
+        "max_closed_clients: x",
+        "no_header_support: 1",
+        "http_base_path: true",
+        // Certificates.
+        "tls { cert_file: a.pem, key_file: b.key }",
+        "tls { TLS, ca_file: missing.pem }",
+        "tls { TLS, ca_file: a.key }",
+        "tls { TLS, insecure: x }",
+        "tls { TLS, cipher_suites: [] }",
+        "tls { TLS, cipher_suites: [BOGUS] }",
+        "tls { TLS, cipher_suites: TLS_AES_128_GCM_SHA256 }",
+        "tls { TLS, cipher_suites: [TLS_RSA_WITH_AES_128_CBC_SHA] }",
+        "tls { TLS, curve_preferences: [] }",
+        "tls { TLS, curve_preferences: [P256] }",
+        "tls { TLS, pinned_certs: [a] }",
+        "tls { TLS, pinned_certs: a }",
+        "tls { TLS, connection_rate_limit: \"5\" }",
+        "tls { TLS, certs: [{TLS}] }",
+        "tls { certs: [{cert_file: a.pem}] }",
+        "tls { certs: [{}] }",
+        "tls { certs: [a] }",
+        "tls { certs: {} }",
+        "tls { certs: [{cert_file: a.pem, key_file: b.key}] }",
+        "tls { certs: [{TLS, ca_file: a.pem}] }",
+    ] {
+        place.write(
+            "t.conf",
+            &format!(
+                "{}\n",
+                content.replace("TLS,", &format!("{tls},")).replace("{TLS}", &format!("{{{tls}}}"))
+            ),
+        );
+        let [(code, ours), (their_code, theirs)] = both(&place, &["-t", "-c", "t.conf"]);
+        assert_eq!((code, their_code), (1, 1), "{content}: {ours} / {theirs}");
+    }
+}
+
+#[test]
+fn what_may_be_meant_otherwise_is_told_and_taken_unless_the_file_is_only_tested() {
+    let place = Place::new();
+    let running = place.start("write_deadline: 3\n");
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    let said = running.end().stderr;
+    let line = "server.conf:1:0: invalid use of field \"write_deadline\": write_deadline should be converted to a duration";
+    assert_eq!(said.lines().next(), Some(line), "{said}");
+    let [ours, theirs] = both(&place, &["-t", "-c", "server.conf"]);
+    assert_eq!(ours, theirs);
+}
+
+#[test]
 fn files_that_nats_server_takes_are_taken() {
     let place = Place::new();
     place.write("users.conf", "users = [{user: included, password: b}]\n");
@@ -161,6 +259,10 @@ fn files_that_nats_server_takes_are_taken() {
         "syslog: false\nproxy_protocol: false\nocsp: false\njetstream { enabled: false }\nmappings {}\n",
         "accounts { A { users: [{user: a, password: b}], exports: [], imports: [], jetstream: disabled } }\n",
         "pid_file: \"\"\nlog_file: \"\"\nserver_name: \"\"\nhost: \"\"\n",
+        "max_sub_tokens: 16\nmax_closed_clients: 10\nno_header_support: true\nhttp_base_path: \"/nats/a\"\n",
+        "store_dir: \"x\"\nsystem_account: \"$SYS\"\nprof_port: 0\nfeature_flags { a: true }\nocsp_cache: false\n",
+        "leafnodes { port: 7422, reconnect: \"2s\", authorization { user: a, password: b }, isolate_leafnode_interest: true }\n",
+        "websocket { port: 8080, no_tls: true, ping_interval: \"30s\" }\n",
         "client_advertise: \"a:1\"\nsystem_account: SYS\naccounts: { SYS: { users: [{user: s, password: s}] } }\n",
     ] {
         place.write("t.conf", content);

@@ -4,6 +4,7 @@
 mod certificates;
 mod clients;
 mod command_line;
+mod keys;
 mod lame_duck;
 mod log;
 mod monitoring;

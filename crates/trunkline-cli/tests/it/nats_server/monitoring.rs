@@ -28,7 +28,8 @@ const NOT_HERE: [&str; 9] = [
 ];
 
 /// Fields whose values do not depend on when and where: they are the same, too.
-const SAME: [&str; 30] = [
+const SAME: [&str; 31] = [
+    "/varz/auth_required",
     "/varz/tags",
     "/varz/max_connections",
     "/varz/max_payload",

@@ -86,6 +86,9 @@ fn what_a_running_server_cannot_change_is_refused_in_the_words_of_nats_server() 
         "allow_non_tls: true",
         "logfile_size_limit: 1000",
         "logfile_max_num: 3",
+        "max_sub_tokens: 4",
+        "http_base_path: \"/nats\"",
+        "no_header_support: true",
         "max_payload: 2MB\nmax_pending: 1MB",
         "nonsense: 1",
     ] {
@@ -98,6 +101,7 @@ fn what_a_running_server_cannot_change_is_refused_in_the_words_of_nats_server() 
         ("port: 4555", port.as_str()),
         ("http: 8222", "HTTPPort: old=0, new=8222"),
         ("max_subscriptions: 7", "MaxSubs: old="),
+        ("max_closed_clients: 7", "MaxClosedClients: old="),
         ("websocket { port: -1, no_tls: true }", "Websocket: old={}, new={"),
     ] {
         let line = server.reload(&place, config);

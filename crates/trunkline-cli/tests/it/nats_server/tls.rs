@@ -17,7 +17,7 @@ use super::{Place, theirs};
 const SCENARIO: &str = "request_gets_its_own_reply";
 
 /// Certificates in the directory of the servers, by short names.
-fn certified(place: &Place) -> (Authority, Certificate) {
+pub(super) fn certified(place: &Place) -> (Authority, Certificate) {
     let authority = Authority::make();
     let server = authority.sign(&["localhost", "127.0.0.1"]);
     for (from, to) in
@@ -29,7 +29,7 @@ fn certified(place: &Place) -> (Authority, Certificate) {
 }
 
 /// Starts a server with a log in a file, and waits until it is ready. Also what its ports file says.
-fn run(place: &Place, program: &Path, name: &str, arguments: &[&str]) -> (Running, Value) {
+pub(super) fn run(place: &Place, program: &Path, name: &str, arguments: &[&str]) -> (Running, Value) {
     let (log, pid) = (format!("{name}.log"), format!("{name}.pid"));
     let mut command: Command = place.command(program, arguments);
     command.args(["-a", "127.0.0.1", "-p", "-1", "-l", &log, "-P", &pid, "--ports_file_dir", "."]);
@@ -150,7 +150,7 @@ fn mistakes_are_told_in_the_words_of_nats_server() {
         ("websocket { port: 1, no_tls: true, no_auth_user: a }", "no_auth_user"),
         ("websocket { port: 1, no_tls: true, jwt_cookie: a }", "jwt_cookie"),
         ("websocket { port: 1, no_tls: true, authorization { token: a } }", "authorization"),
-        ("tls { cert_file: server.pem, key_file: key.pem, pinned_certs: [a] }", "pinned_certs"),
+        ("tls { cert_file: server.pem, key_file: key.pem, ocsp_peer: true }", "ocsp_peer"),
         (
             "authorization { users: [{user: a, password: b, allowed_connection_types: [MQTT, LEAFNODE]}] }",
             "allowed_connection_types",
