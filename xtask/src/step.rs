@@ -14,9 +14,9 @@ use crate::setup;
 
 /// Says to test binaries how many tests they run at once.
 const TEST_THREADS: &str = "RUST_TEST_THREADS";
-/// Most tests wait for servers, leases and clocks and leave two thirds of a processor idle. More than two at once would take
-/// turns where they have little time for what they do.
-const TESTS_PER_PROCESSOR: usize = 2;
+/// Tests for each two processors that run at once: most of them wait for servers, leases and clocks and leave two thirds of a
+/// processor idle. With four some would take turns that have little time for what they do.
+const TESTS_PER_TWO_PROCESSORS: usize = 3;
 
 /// One step, in the order they run. The tests come last, so that the last lines of the output are
 /// theirs.
@@ -93,7 +93,7 @@ pub(crate) fn run(step: Step, missing: setup::Missing) -> Result<(), Error> {
             }
             if std::env::var_os(TEST_THREADS).is_none() {
                 let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-                command.env(TEST_THREADS, (processors * TESTS_PER_PROCESSOR).to_string());
+                command.env(TEST_THREADS, (processors * TESTS_PER_TWO_PROCESSORS).div_ceil(2).to_string());
             }
             return cargo_test::run(&mut command, Tries::Two);
         }

@@ -107,7 +107,7 @@ fn a_component_with_a_certificate_is_the_user_that_the_certificate_says() {
     let platform = Platform::new(&format!(
         "server:\n  listen: 127.0.0.1:0\n  http: 127.0.0.1:0\n  \
          tls: {{cert_file: {}, key_file: {}, ca_file: {}, verify_and_map: true}}\n  users:\n  \
-         - {{user: echo.internal, permissions: {{subscribe: [test.echo], allow_responses: true}}}}\n  \
+         - {{user: echo.internal, permissions: {{subscribe: [test.echo, _INBOX.>], allow_responses: true}}}}\n  \
          - {{user: asker.internal}}\n\
          components:\n  \
          echo: {{command: [sh, -c, \"{at_name} reply test.echo --echo\"], env: {{{}}}, ready: 'responder:test.echo'}}\n  \

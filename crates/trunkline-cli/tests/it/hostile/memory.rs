@@ -112,6 +112,7 @@ fn patterns_of_many_tokens_are_charged_with_what_they_take() {
 fn giant_messages_that_never_end_are_cut_off_and_whole_ones_are_delivered() {
     let target = Target::start("");
     let mut bystander = Bystander::new(&target);
+    let connections = target.metric("trunkline_connections");
     let mut hostile: Vec<Wire> = (0..200).map(|_| target.client()).collect();
     // All but the last bytes of a message that is header for the most part: 190 MB together.
     let head = "HPUB giant 1000000 1000100\r\nNATS/1.0\r\nX: ";
@@ -136,7 +137,8 @@ fn giant_messages_that_never_end_are_cut_off_and_whole_ones_are_delivered() {
     assert!(told > 0, "nobody was told why");
     bystander.is_fine();
     drop(hostile);
-    // There is room again for those who send all of it.
+    // When they are gone, there is room again for those who send all of it.
+    target.metric_falls_to("trunkline_connections", connections);
     let mut whole = target.client();
     whole.send(b"SUB giant 1\r\n");
     let header = format!("NATS/1.0\r\nX: {}\r\n\r\n", "h".repeat(999_000));

@@ -75,13 +75,22 @@ impl Target {
 
     /// Waits until a series has at least this value.
     fn metric_reaches(&self, series: &str, least: f64) {
+        self.metric_becomes(series, |value| value >= least, &format!("{least} at least"));
+    }
+
+    /// Waits until a series has at most this value.
+    fn metric_falls_to(&self, series: &str, most: f64) {
+        self.metric_becomes(series, |value| value <= most, &format!("{most} at most"));
+    }
+
+    fn metric_becomes(&self, series: &str, is_right: impl Fn(f64) -> bool, expected: &str) {
         let since = Instant::now();
         loop {
             let value = self.metric(series);
-            if value >= least {
+            if is_right(value) {
                 return;
             }
-            assert!(since.elapsed() < PATIENCE, "{series} is {value}, expected {least} at least");
+            assert!(since.elapsed() < PATIENCE, "{series} is {value}, expected {expected}");
         }
     }
 
