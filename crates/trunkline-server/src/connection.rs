@@ -29,7 +29,7 @@ mod reading;
 
 use input::Input;
 use parting::{goodbye, linger};
-use reading::{Read, SHARED_BYTES, SHORT_BYTES, STAGING};
+use reading::{Read, SHORT_BYTES, STAGING};
 
 /// A connection is read in pieces of so many bytes, until it fills one; from then on in larger ones, up to
 /// [`StagingBounds::read_bytes`](crate::memory::StagingBounds). Large ones are a fifth faster; but what is left
@@ -369,7 +369,7 @@ impl Connection {
                 turn
             }
         };
-        let most = if turn.is_alone { usize::MAX } else { SHARED_BYTES };
+        let most = turn.most;
         (Some(turn), most)
     }
 

@@ -26,6 +26,11 @@ const SHORTS_MIN: u64 = 8;
 /// Behind a short turn another is expected for so long. Who asks and waits for the answer sends nothing in between, and is not to
 /// find a mebibyte of somebody else's in front of the next question.
 const COMPANY: Duration = Duration::from_millis(10);
+/// Most that is read in a long turn while a short one is expected, or more where the last is so long ago that reading it takes no
+/// longer: nobody's next question waits for longer than it took to come.
+const SHARED_BYTES: usize = 64 << 10;
+/// About what is dealt with in a microsecond.
+const BYTES_A_MICRO: usize = 2 << 10;
 
 /// The turns on one thread.
 #[derive(Debug)]
@@ -83,8 +88,8 @@ pub(crate) struct LongTurn<'a> {
     turns: &'a Turns,
     what: Long,
     began: Instant,
-    /// Nobody takes short turns beside it, and it may be as long as it likes.
-    pub(crate) is_alone: bool,
+    /// Most that is to be read in it, in bytes.
+    pub(crate) most: usize,
     _permits: (SemaphorePermit<'a>, Option<SemaphorePermit<'a>>),
 }
 
@@ -121,14 +126,14 @@ impl Turns {
     /// expected to have a short one.
     pub(crate) fn another(&self, client: u64, what: Long) -> Option<LongTurn<'_>> {
         let is_next = self.last.load(Ordering::Relaxed) == client;
-        if !is_next || self.has_company() || (what == Long::Part && self.parts.are_due()) {
+        if !is_next || self.company().is_some() || (what == Long::Part && self.parts.are_due()) {
             return None;
         }
         let part = match what {
             Long::Batch => None,
             Long::Part => Some(self.part.try_acquire().ok()?),
         };
-        Some(self.begin(what, true, self.long.try_acquire().ok()?, part))
+        Some(self.begin(what, usize::MAX, self.long.try_acquire().ok()?, part))
     }
 
     /// Waits until a long turn may begin, which is over when what is returned is dropped. Cancel safe.
@@ -141,21 +146,24 @@ impl Turns {
         // Until the thread has looked at its sockets.
         tokio::task::yield_now().await;
         self.last.store(client, Ordering::Relaxed);
-        let is_alone = !self.has_company();
-        if !is_alone {
+        let company = self.company();
+        if company.is_some() {
             // The clients of short turns may wait for this processor: a system's turn is milliseconds.
             self.room.make();
         }
-        self.begin(what, is_alone, turn, part)
+        let most = match (company, what) {
+            (None, _) => usize::MAX,
+            (Some(_), Long::Part) => SHARED_BYTES,
+            (Some(since), Long::Batch) => SHARED_BYTES.max(since.as_micros() as usize * BYTES_A_MICRO),
+        };
+        self.begin(what, most, turn, part)
     }
 
-    /// Others take short turns.
-    fn has_company(&self) -> bool {
-        self.company.is_there(self.shorts(), self.micros())
-    }
-
-    fn micros(&self) -> u64 {
-        self.began.elapsed().as_micros() as u64
+    /// How long ago somebody took a short turn, where another is expected.
+    fn company(&self) -> Option<Duration> {
+        let shorts = self.shorts();
+        let since = self.company.since(shorts, self.began.elapsed());
+        (shorts > 0 && since < COMPANY).then_some(since)
     }
 
     /// Waits until a part of a large operation may have a turn.
@@ -170,11 +178,11 @@ impl Turns {
     fn begin<'a>(
         &'a self,
         what: Long,
-        is_alone: bool,
+        most: usize,
         long: SemaphorePermit<'a>,
         part: Option<SemaphorePermit<'a>>,
     ) -> LongTurn<'a> {
-        LongTurn { turns: self, what, began: Instant::now(), is_alone, _permits: (long, part) }
+        LongTurn { turns: self, what, began: Instant::now(), most, _permits: (long, part) }
     }
 }
 
@@ -183,13 +191,14 @@ async fn acquire(one: &Semaphore) -> SemaphorePermit<'_> {
 }
 
 impl Company {
-    /// Whether somebody takes short turns, of which there were so many.
-    fn is_there(&self, shorts: u64, micros: u64) -> bool {
+    /// How long ago the number of short turns changed, which is this by now.
+    fn since(&self, shorts: u64, now: Duration) -> Duration {
+        let micros = now.as_micros() as u64;
         if self.shorts.load(Ordering::Relaxed) != shorts {
             self.shorts.store(shorts, Ordering::Relaxed);
             self.micros.store(micros, Ordering::Relaxed);
         }
-        shorts > 0 && micros - self.micros.load(Ordering::Relaxed) < COMPANY.as_micros() as u64
+        Duration::from_micros(micros - self.micros.load(Ordering::Relaxed))
     }
 }
 
@@ -268,19 +277,24 @@ mod tests {
     async fn only_who_is_alone_takes_one_long_turn_after_another() {
         let threads: Vec<_> = Turns::of_threads(2).collect();
         let [turns, elsewhere] = &threads[..] else { unreachable!() };
-        assert!(turns.long(1, Long::Batch).await.is_alone);
+        assert_eq!(turns.long(1, Long::Batch).await.most, usize::MAX);
         assert!(turns.another(1, Long::Batch).is_some());
         assert!(turns.another(2, Long::Batch).is_none(), "it was somebody else's turn");
         for thread in [turns, elsewhere] {
             thread.short();
-            for _ in 0..2 {
+            for (what, most) in [
+                (Long::Batch, SHARED_BYTES),
+                (Long::Batch, 4_999 * BYTES_A_MICRO),
+                (Long::Part, SHARED_BYTES),
+            ] {
                 assert!(turns.another(1, Long::Batch).is_none(), "somebody has short ones");
-                assert!(!turns.long(1, Long::Batch).await.is_alone);
-                tokio::time::advance(COMPANY / 2).await;
+                assert_eq!(turns.long(1, what).await.most, most);
+                tokio::time::advance(COMPANY / 2 - Duration::from_micros(1)).await;
             }
+            tokio::time::advance(Duration::from_millis(1)).await;
             assert!(turns.another(1, Long::Batch).is_some(), "nobody has any more");
         }
-        assert!(turns.long(2, Long::Batch).await.is_alone);
+        assert_eq!(turns.long(2, Long::Batch).await.most, usize::MAX);
         assert!(turns.another(1, Long::Batch).is_none(), "somebody had a long one");
     }
 
@@ -296,7 +310,7 @@ mod tests {
         ] {
             here.parts.add(PARTS_TIME);
             (0..shorts).for_each(|_| there.short());
-            here.has_company();
+            here.company();
             tokio::time::advance(COMPANY).await;
             let began = Instant::now();
             assert_eq!(here.another(0, what).is_none(), what == Long::Part, "at once, {shorts} {what:?}");

@@ -18,8 +18,6 @@ use crate::turns::Long;
 const READ_BYTES: usize = 1 << 20;
 /// Most that is read in a short turn. Clients that send half as much or more each time that they send take long ones.
 pub(super) const SHORT_BYTES: usize = 32 << 10;
-/// Most that is read in a long turn where others take short ones.
-pub(super) const SHARED_BYTES: usize = 64 << 10;
 /// How often in a row a client is not read when the process has no memory.
 const HELD_MAX: u32 = 10;
 
