@@ -2,7 +2,8 @@
 //!
 //! Tasks run in the order in which they can: were a hundred clients to send a mebibyte each, whoever sends a line would wait for
 //! all of them. So long turns are taken one at a time, and between two of them the thread looks at its sockets and serves
-//! everybody whose turn is short.
+//! everybody whose turn is short. While somebody takes short turns, on any thread, a long one is about as long as the last of them
+//! is ago, and the thread makes room for others on its processor: they may be the clients.
 //!
 //! Parts of large operations wait for more than that. Copying them keeps a processor busy as fast as somebody can send
 //! them, and whoever sends a line waits for that processor, however short the turns are. Where others take short turns on any
@@ -47,7 +48,7 @@ pub(crate) struct Turns {
     /// Whose part of a large operation is next. Taken before `long`.
     part: Semaphore,
     parts: Parts,
-    /// For others on its processor.
+    /// Made for others on its processor.
     pub(crate) room: Room,
 }
 
